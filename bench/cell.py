@@ -1,0 +1,356 @@
+"""A cell of the grid (row x task x seed) and how it finds its settings.
+
+Recipes see a grid only through their cell: it resolves settings layer by layer, remembers which binding supplied which
+value, and makes stages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from bench.data import TASKS, Manifest, Task, read_manifest
+from bench.errors import InputError, SpecError, nearest
+from bench.objectives import MaskedAutoEncoding
+from bench.registry import BACKBONES, RECIPES, SETTINGS, DataSettings, Grid, Row
+from bench.specs import (
+    PRETRAINED,
+    RANDOM,
+    Backbone,
+    Constraint,
+    Data,
+    Execution,
+    Objective,
+    Optimizer,
+    Schedule,
+    Spec,
+    Stage,
+    coerce,
+)
+
+S = TypeVar("S", bound=Spec)
+B = TypeVar("B", bound=Backbone)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One line of a gin file (or one `--set`): `scope/configurable.setting = value`, and where it stands."""
+
+    scope: str
+    configurable: str
+    setting: str
+    value: Any
+    location: str
+    override: bool = False
+
+    @property
+    def target(self) -> str:
+        """The left-hand side as written."""
+        scope = f"{self.scope}/" if self.scope else ""
+        return f"{scope}{self.configurable}.{self.setting}"
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.target} = {self.value!r}"
+
+
+Layer = dict[tuple[str, str], tuple[int, Binding]]
+
+
+class Bindings:
+    """All bindings of a grid, looked up in layers, and the record of which of them were used."""
+
+    def __init__(self, bindings: Iterable[Binding]) -> None:
+        self.all = tuple(bindings)
+        self.used: set[Binding] = set()
+        self.overridden: set[Binding] = set()
+        """Bindings of files whose place a `--set` took."""
+        self._by_scope: dict[tuple[bool, str], list[Binding]] = {}
+        for binding in self.all:
+            self._by_scope.setdefault((binding.override, binding.scope), []).append(binding)
+        self._layers: dict[tuple[str, ...], Layer] = {}
+
+    def layers(self, scopes: tuple[str, ...]) -> Layer:
+        """The strongest binding of every setting with its rank; `scopes` go from weak to strong, then `--set` again."""
+        if scopes not in self._layers:
+            merged: Layer = {}
+            for rank, (override, scope) in enumerate((o, s) for o in (False, True) for s in scopes):
+                for binding in self._by_scope.get((override, scope), []):
+                    place = (binding.configurable, binding.setting)
+                    if place in merged:
+                        self.covers(binding, merged[place][1])
+                    merged[place] = (rank, binding)
+            self._layers[scopes] = merged
+        return self._layers[scopes]
+
+    def covers(self, strong: Binding, weak: Binding) -> None:
+        """Note that one binding took another's place; from the command line that is meant, not a mistake."""
+        if strong.override and not weak.override:
+            self.overridden.add(weak)
+
+    def without_scopes(self, scopes: set[str]) -> Bindings:
+        """The same bindings less those of some scopes, to see what they changed."""
+        return Bindings(binding for binding in self.all if binding.scope not in scopes)
+
+
+@dataclass
+class Expansion:
+    """The grid while its cells are built: bindings, prepared data, and every stage that a cell has made."""
+
+    grid: Grid
+    bindings: Bindings
+    data_root: Path
+    rows: dict[str, Row] = field(init=False)
+    sources: dict[str, frozenset[Binding]] = field(default_factory=dict)
+    """Stage key -> the bindings that supplied its values."""
+    _manifests: dict[str, Manifest | None] = field(default_factory=dict)
+    _built: dict[tuple[str, str, int], Stage | None] = field(default_factory=dict)
+    _shared: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rows = {row.name: row for row in map(Row.parse, self.grid.rows)}
+
+    def manifest(self, task: str) -> Manifest | None:
+        """What is prepared of a task, read once."""
+        if task not in self._manifests:
+            self._manifests[task] = read_manifest(task, self.data_root)
+        return self._manifests[task]
+
+    def shared(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """A value that many cells have in common, made once (a backbone with its pre-training stage)."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+    def cell(self, row: str, task: str, seed: int) -> Cell:
+        """The cell with these coordinates."""
+        return Cell(self, self.rows[row], task, seed)
+
+    def stage(self, row: str, task: str, seed: int) -> Stage:
+        """The last stage of a cell, built once; refuses rows that wait for each other."""
+        place = (row, task, seed)
+        if place in self._built:
+            stage = self._built[place]
+            if stage is None:
+                raise InputError(f"row '{row}' depends on itself through cell.row(…).")
+            return stage
+        self._built[place] = None
+        cell = self.cell(row, task, seed)
+        try:
+            stage = self._built[place] = RECIPES[cell.row_name.recipe](cell)
+        except SpecError as error:
+            raise cell.blame(error.field, str(error)) from error
+        return stage
+
+
+class Cell:
+    """One row, task and seed of a grid: what a recipe is given."""
+
+    def __init__(self, expansion: Expansion, row: Row, task: str, seed: int) -> None:
+        self._expansion = expansion
+        self._used: list[Binding] = []
+        self.row_name = row
+        self.seed = seed
+        self._task_name = task
+
+    # ---------------------------------------------------------------------------------------- coordinates
+
+    @cached_property
+    def task(self) -> Task:
+        """The task with this cell's settings (backbone, metric)."""
+        scopes = self._scopes(with_backbone=False)
+        task = self._shared(("task", scopes), lambda: self._overlay(TASKS[self._task_name], ("task",), scopes))
+        if task.backbone not in BACKBONES:
+            legal = nearest(task.backbone, BACKBONES)
+            raise self.blame("backbone", f"task {task.name}: there is no backbone '{task.backbone}'.{legal}")
+        return task
+
+    @property
+    def name(self) -> str:
+        """`row/task/backbone/seed`."""
+        return f"{self.row_name.name}/{self.task.name}/{self.task.backbone}/{self.seed}"
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The task's backbone with its pre-training stage."""
+        return self._shared(("backbone", self._scopes()), lambda: BACKBONES[self.task.backbone](self))
+
+    @property
+    def pretraining_seed(self) -> int:
+        """The seed of unlabelled stages: the grid's base seed, or this cell's if pre-training is per seed."""
+        grid = self._expansion.grid
+        return grid.base_seed if grid.pretraining_seeds == "shared" else self.seed
+
+    def row(self, name: str) -> Stage:
+        """The last stage of another row of this grid, same task and seed; refuses a row that the grid lacks."""
+        rows = self._expansion.rows
+        if name not in rows:
+            raise InputError(
+                f"row '{self.row_name.label}' needs a row '{name}': add it to grid.rows, which has {', '.join(rows)}."
+            )
+        return self._expansion.stage(name, self._task_name, self.seed)
+
+    # ---------------------------------------------------------------------------------------- settings
+
+    def _scopes(self, with_backbone: bool = True) -> tuple[str, ...]:
+        task, row = self._task_name, self.row_name.name
+        backbone = (self.task.backbone,) if with_backbone else ()
+        return ("", *backbone, task, row, f"{task}/{row}")
+
+    def _shared(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """What `make` makes, once for all cells with this key; this cell counts as a user of the bindings it took."""
+
+        def record() -> tuple[T, list[Binding]]:
+            start = len(self._used)
+            return make(), self._used[start:]
+
+        shared: tuple[T, list[Binding]] = self._expansion.shared(key, record)
+        made, used = shared
+        self._used.extend(used)
+        return made
+
+    def _use(self, binding: Binding) -> Any:
+        self._expansion.bindings.used.add(binding)
+        self._used.append(binding)
+        return binding.value
+
+    def setting(self, configurable: str, setting: str, default: Any) -> Any:
+        """One scalar setting, or its default; refuses a value of the wrong type, naming the line."""
+        found = self._expansion.bindings.layers(self._scopes()).get((configurable, setting))
+        if found is None:
+            return default
+        return checked(found[1], self._use(found[1]))
+
+    def configure(self, default: S, *names: str) -> S:
+        """`default` with the settings bound under `names` (strongest first; none for the spec's own name) put in."""
+        return self._overlay(default, names or (type(default).__name__,), self._scopes())
+
+    def _overlay(self, default: S, names: tuple[str, ...], scopes: tuple[str, ...]) -> S:
+        layers = self._expansion.bindings.layers(scopes)
+        found: dict[str, tuple[tuple[int, int], Binding]] = {}
+        for preference, name in enumerate(reversed(names)):
+            for spec_field in dataclasses.fields(default):
+                bound = layers.get((name, spec_field.name))
+                if bound is not None:
+                    # A stronger name wins over a stronger scope: self_distill.lr over task/further_pretrain.lr.
+                    found[spec_field.name] = ((preference, bound[0]), bound[1])
+        values: dict[str, Any] = {}
+        for group in default.EXCLUSIVE:
+            bound_here = {name: found[name][0] for name in group if name in found}
+            if bound_here:
+                strongest = max(bound_here, key=lambda name: bound_here[name])
+                for name, rank in bound_here.items():
+                    if rank < bound_here[strongest]:
+                        self._expansion.bindings.covers(found[strongest][1], found.pop(name)[1])
+                values.update(dict.fromkeys(group, None))
+        values |= {name: checked(binding, self._use(binding)) for name, (_, binding) in found.items()}
+        if not values:
+            return default
+        try:
+            return dataclasses.replace(default, **values)
+        except SpecError as error:
+            raise self.blame(error.field, str(error)) from error
+
+    def blame(self, setting: str, message: str) -> InputError:
+        """The error about a setting, with the line that bound it in front."""
+        lines = [binding.location for binding in reversed(self._used) if binding.setting == setting]
+        where = lines[0] if lines else f"row '{self.row_name.label}', task '{self._task_name}'"
+        return InputError(f"{where}: {message}")
+
+    # ---------------------------------------------------------------------------------------- stages
+
+    def data(self, split: Literal["train", "test"], labelled: bool) -> Data:
+        """A split of this cell's task with its checksum; the training split shrinks with `data.subset`."""
+        return self._shared(("data", self._scopes(), split, labelled), lambda: self._data(split, labelled))
+
+    def _data(self, split: str, labelled: bool) -> Data:
+        settings = self.configure(DataSettings(), "data") if split == "train" else DataSettings()
+        return data_of(self._expansion.manifest(self._task_name), self._task_name, split, labelled, settings)
+
+    def corpus(self, name: str) -> Manifest | None:
+        """What is prepared of an embedded corpus."""
+        return self._expansion.manifest(name)
+
+    def pretrained(self, architecture: B, corpus: str, schedule: Schedule, optimizer: Optimizer) -> B:
+        """The architecture with the weights of a masked auto-encoding stage on an embedded corpus.
+
+        The stage stands for a public checkpoint: its seed is 0 whatever the grid's seeds are.
+        """
+        stage = Stage(
+            name="source_pretrain",
+            objective=MaskedAutoEncoding(),
+            data=data_of(self.corpus(corpus), corpus, "train", False, DataSettings()),
+            evaluation=None,
+            backbone=architecture,
+            schedule=schedule,
+            optimizer=optimizer,
+            constraint=None,
+            init=RANDOM,
+            teacher=None,
+            execution=self.configure(Execution(), "execution"),
+            seed=0,
+        )
+        self._expansion.sources.setdefault(stage.key, frozenset(self._used))
+        return dataclasses.replace(architecture, weights=stage)
+
+    def stage(
+        self,
+        name: str,
+        *,
+        objective: Objective,
+        schedule: Schedule,
+        optimizer: Optimizer,
+        constraint: Constraint | None = None,
+        init: Stage | Literal["pretrained", "random"] = PRETRAINED,
+        teacher: Stage | None = None,
+    ) -> Stage:
+        """A stage on this cell's task: labelled ones take the cell's seed, unlabelled ones the pre-training seed."""
+        labelled = "labels" in objective.needs
+        execution = self.configure(Execution(), "execution")
+        try:
+            stage = Stage(
+                name=name,
+                objective=objective,
+                data=self.data("train", labelled),
+                evaluation=self.data("test", True) if "head" in objective.needs else None,
+                backbone=self.backbone.random if init == RANDOM else self.backbone,
+                schedule=schedule,
+                optimizer=optimizer,
+                constraint=constraint,
+                init=init,
+                teacher=teacher,
+                execution=execution,
+                seed=self.seed if labelled else self.pretraining_seed,
+            )
+        except SpecError as error:
+            raise self.blame(error.field, str(error)) from error
+        self._expansion.sources.setdefault(stage.key, frozenset(self._used))
+        return stage
+
+
+def data_of(manifest: Manifest | None, task: str, split: str, labelled: bool, settings: DataSettings) -> Data:
+    """The spec of a split; without checksum and counts where the task is not prepared."""
+    facts = manifest.splits[split] if manifest else None
+    names = manifest.class_names if manifest else None
+    return Data(
+        task=task,
+        split=split,
+        labelled=labelled,
+        checksum=facts.checksum if facts else None,
+        examples=facts.examples if facts else None,
+        classes=len(names) if names and labelled else None,
+        subset=settings.subset,
+        subset_seed=settings.subset_seed,
+    )
+
+
+def checked(binding: Binding, value: Any) -> Any:
+    """A bound value with the type its setting declares, or an `InputError` that names the line."""
+    try:
+        return coerce(value, SETTINGS[binding.configurable][binding.setting], binding.target)
+    except SpecError as error:
+        raise InputError(f"{binding.location}: {error}") from error

@@ -1,0 +1,276 @@
+"""gin files -> checked bindings -> a grid's cells. The only module that imports gin.
+
+gin parses; everything else is done here, because gin accepts silently what a benchmark must refuse: misspelt scopes,
+unused macros and bindings, second bindings of a name, wrong types. No gin state outlives a call.
+"""
+
+from __future__ import annotations
+
+import tokenize
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from gin import config_parser
+
+from bench.cell import Binding, Bindings, Expansion, checked
+from bench.data import TASKS
+from bench.errors import InputError, SpecError, nearest
+from bench.registry import BACKBONES, Grid, configurable_names, settings_of
+
+
+@dataclass(frozen=True)
+class Macro:
+    """A reference `%NAME`, resolved after all files are read."""
+
+    name: str
+
+
+class _Delegate(config_parser.ParserDelegate):  # type: ignore[misc]
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Any:
+        raise SyntaxError(f"references such as @{scoped_configurable_name} are not used here: bind plain values")
+
+    def macro(self, macro_name: str) -> Macro:
+        return Macro(macro_name)
+
+
+@dataclass
+class _Reader:
+    """What has been read so far: bindings by target and macros by name, each with its place."""
+
+    bindings: dict[str, Binding] = field(default_factory=dict)
+    macros: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    open_files: list[Path] = field(default_factory=list)
+
+
+def shipped_gin() -> Path:
+    """The folder of the suite's own gin files: inside the installed wheel, or beside bench/ in a checkout."""
+    packaged = Path(str(resources.files("bench"))) / "gin"
+    return packaged if packaged.is_dir() else Path(str(resources.files("bench"))).parent / "gin"
+
+
+def find_gin(name: str) -> Path:
+    """The file that a --gin argument means: in the working directory, else among the shipped ones."""
+    shipped = shipped_gin()
+    given = Path(name)
+    candidates = [given]
+    if not given.is_absolute():
+        inside = Path(*given.parts[1:]) if given.parts[:1] == ("gin",) else given
+        candidates += [shipped / inside, shipped / f"{inside}.gin"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    names = sorted(str(path.relative_to(shipped)) for path in shipped.rglob("*.gin"))
+    raise InputError(f"--gin {name}: no such file here or among the shipped ones.{nearest(name, names)}")
+
+
+def read_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
+    """Parse gin files and `--set` lines; refuses syntax errors, duplicates and macros that are undefined or unused."""
+    reader = _Reader()
+    for name in files:
+        path = find_gin(name)
+        _read_file(path, reader)
+    before = dict(reader.bindings)
+    reader.bindings = {}
+    for text in overrides:
+        _read_statements(_statements(text, f"--set {text!r}"), reader, f"--set {text!r}", Path())
+    bindings = [*before.values()]
+    bindings += [
+        Binding(b.scope, b.configurable, b.setting, b.value, b.location, True) for b in reader.bindings.values()
+    ]
+    return Bindings(_resolve_macros(bindings, reader.macros))
+
+
+def _read_file(path: Path, reader: _Reader, included_at: str = "--gin") -> None:
+    if path.resolve() in reader.open_files:
+        raise InputError(f"{included_at}: {_shown(path)} includes itself.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{_shown(path)} cannot be read: {error}") from error
+    reader.open_files.append(path.resolve())
+    own: _Reader = _Reader(macros=reader.macros, open_files=reader.open_files)
+    _read_statements(_statements(text, _shown(path)), own, None, path)
+    for target, binding in own.bindings.items():
+        if target in reader.bindings:
+            _refuse_duplicate(reader.bindings[target], binding)
+        reader.bindings[target] = binding
+    reader.open_files.pop()
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd())) if path.is_absolute() else str(path)
+    except ValueError:
+        return str(path)
+
+
+def _statements(text: str, name: str) -> Iterator[Any]:
+    parser = config_parser.ConfigParser(text, _Delegate())
+    try:
+        yield from parser
+    except SyntaxError as error:
+        line = getattr(error, "lineno", None) or parser._current_location().line_num
+        what = str(error.msg).splitlines()[-1].strip()
+        raise InputError(f"{name}:{line}: not valid gin: {what} A binding reads scope/name.setting = value.") from error
+    except tokenize.TokenError as error:
+        raise InputError(
+            f"{name}:{error.args[1][0]}: not valid gin: {error.args[0]} (an unclosed bracket?)."
+        ) from error
+
+
+def _read_statements(statements: Iterator[Any], reader: _Reader, shown: str | None, path: Path) -> None:
+    """Add one text's statements; a file's own lines may override what it includes, nothing else may be bound twice."""
+    included: set[str] = set()
+    for statement in statements:
+        location = shown or f"{_shown(path)}:{statement.location.line_num}"
+        if isinstance(statement, config_parser.IncludeStatement):
+            if shown:
+                raise InputError(f"{location}: include belongs in a gin file.")
+            target = path.parent / statement.filename
+            if not target.is_file():
+                target = shipped_gin() / statement.filename
+            if not target.is_file():
+                raise InputError(f"{location}: include '{statement.filename}': no such file beside {_shown(path)}.")
+            before = set(reader.bindings)
+            _read_file(target, reader, location)
+            included |= set(reader.bindings) - before
+        elif isinstance(statement, config_parser.ImportStatement):
+            raise InputError(f"{location}: import is not needed: every file under baselines/ is loaded.")
+        elif isinstance(statement, config_parser.BindingStatement):
+            _add(statement, location, reader, included)
+
+
+def _add(statement: Any, location: str, reader: _Reader, included: set[str]) -> None:
+    if not statement.arg_name:
+        name = f"{statement.scope}/{statement.selector}" if statement.scope else statement.selector
+        if name in reader.macros:
+            raise InputError(
+                f"{location}: the macro {name} is defined a second time; first at {reader.macros[name][1]}."
+            )
+        reader.macros[name] = (statement.value, location)
+        return
+    value = _frozen(statement.value)
+    binding = Binding(statement.scope, statement.selector, statement.arg_name, value, location)
+    earlier = reader.bindings.get(binding.target)
+    if earlier is not None and binding.target not in included:
+        _refuse_duplicate(earlier, binding)
+    reader.bindings[binding.target] = binding
+    included.discard(binding.target)
+
+
+def _refuse_duplicate(first: Binding, second: Binding) -> None:
+    raise InputError(
+        f"{second.location}: {second.target} is bound a second time; first at {first.location}. Keep one, or give the "
+        "other as --set, or include the first file and override it in the including one."
+    )
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, so that a binding can be hashed."""
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((_frozen(key), _frozen(item)) for key, item in value.items())
+    return value
+
+
+def _resolve_macros(bindings: list[Binding], macros: dict[str, tuple[Any, str]]) -> Iterator[Binding]:
+    used: set[str] = set()
+
+    def resolve(value: Any, location: str, seen: tuple[str, ...]) -> Any:
+        if isinstance(value, Macro):
+            if value.name not in macros:
+                raise InputError(f"{location}: the macro %{value.name} is not defined.{nearest(value.name, macros)}")
+            if value.name in seen:
+                raise InputError(f"{location}: the macro %{value.name} refers to itself.")
+            used.add(value.name)
+            return resolve(_frozen(macros[value.name][0]), macros[value.name][1], (*seen, value.name))
+        if isinstance(value, tuple):
+            return tuple(resolve(item, location, seen) for item in value)
+        return value
+
+    for binding in bindings:
+        value = resolve(binding.value, binding.location, ())
+        yield Binding(binding.scope, binding.configurable, binding.setting, value, binding.location, binding.override)
+    for name in sorted(macros.keys() - used):
+        raise InputError(
+            f"{macros[name][1]}: the macro {name} is used nowhere. Remove it, or write %{name} where it was meant."
+        )
+
+
+def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bindings]:
+    """The grid that gin files describe and its bindings, with every name and type checked.
+
+    Raises InputError listing every binding of an unknown name, setting or scope, or of a wrong type.
+    """
+    import baselines  # noqa: F401  (registers every method)
+    import bench.backbones  # noqa: F401  (registers the embedded backbones)
+
+    bindings = read_bindings(files, overrides)
+    problems = [problem for binding in bindings.all for problem in _unknown_names(binding)]
+    if problems:
+        raise InputError("\n".join(problems))
+    values: dict[str, Any] = {"name": Path(files[0]).stem if files else None}
+    lines = {}
+    for setting, (_, binding) in ((k[1], v) for k, v in bindings.layers(("",)).items() if k[0] == "grid"):
+        values[setting] = checked(binding, binding.value)
+        lines[setting] = binding.location
+        bindings.used.add(binding)
+    try:
+        grid = Grid(**values)
+        _check_scopes(bindings, grid)
+    except SpecError as error:
+        raise InputError(f"{lines.get(error.field, ', '.join(files))}: {error}") from error
+    return grid, bindings
+
+
+def _unknown_names(binding: Binding) -> Iterator[str]:
+    settings = settings_of(binding.configurable)
+    if settings is None:
+        legal = nearest(binding.configurable, configurable_names())
+        yield f"{binding.location}: there is no '{binding.configurable}' to bind.{legal}"
+    elif binding.setting not in settings:
+        legal = nearest(binding.setting, settings)
+        yield f"{binding.location}: {binding.configurable} has no setting '{binding.setting}'.{legal}"
+    else:
+        try:
+            checked(binding, binding.value)
+        except InputError as error:
+            yield str(error)
+
+
+def _check_scopes(bindings: Bindings, grid: Grid) -> None:
+    rows = [label.split("/")[0] for label in grid.rows]
+    legal = {"", *rows, *TASKS, *BACKBONES, *(f"{task}/{row}" for task in grid.tasks for row in rows)}
+    for binding in bindings.all:
+        if binding.configurable == "grid" and binding.scope:
+            raise InputError(f"{binding.location}: grid.{binding.setting} takes no scope: it describes the whole grid.")
+        if binding.scope not in legal:
+            names = legal - {""} if "/" in binding.scope else {*rows, *TASKS, *BACKBONES}
+            swapped = "/".join(reversed(binding.scope.split("/")))
+            hint = f" Did you mean '{swapped}'?" if swapped in legal else nearest(binding.scope, names)
+            raise InputError(
+                f"{binding.location}: the scope '{binding.scope}' is no row, task or backbone of this grid, nor "
+                f"task/row.{hint}"
+            )
+
+
+def refuse_unused(expansion: Expansion) -> None:
+    """Raise InputError for every binding that supplied no value to any cell, saying what hides it."""
+    fine = expansion.bindings.used | expansion.bindings.overridden
+    unused = [binding for binding in expansion.bindings.all if binding not in fine]
+    if unused:
+        raise InputError("\n".join(_why_unused(binding, expansion.bindings) for binding in unused))
+
+
+def _why_unused(binding: Binding, bindings: Bindings) -> str:
+    same = (binding.configurable, binding.setting)
+    hiding = [other for other in bindings.used if (other.configurable, other.setting) == same]
+    where = ", ".join(sorted({other.location for other in hiding}))
+    because = (
+        f"it is overridden everywhere ({where})" if where else "no cell reads it, or the recipe passes its own value"
+    )
+    return f"{binding.location}: {binding.target} changes nothing: {because}. Remove it or correct its scope or name."

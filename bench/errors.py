@@ -1,0 +1,32 @@
+"""The errors a person is meant to read: one message each, no traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """What the user gave cannot be used: says what, where, what is legal and how to fix it (exit status 2)."""
+
+
+class SpecError(InputError):
+    """A field of a spec has an impossible value; `field` lets the configuration name the gin line that set it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class NotPrepared(InputError):
+    """The data of a task are not on disk yet."""
+
+
+class DamagedStore(InputError):
+    """A file of the store cannot be trusted: names the file and how to go on."""
+
+
+def nearest(name: str, legal: Iterable[str]) -> str:
+    """The end of an error message: the closest legal name, then all of them."""
+    names = sorted(set(legal))
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    return f"{hint} Legal: {', '.join(names) or '(none)'}."

@@ -1,0 +1,116 @@
+"""The objectives and the optimiser that every method builds on; a method's own live in its file under baselines/."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.specs import Need, Objective, Optimizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.hooks import Batch, Context, Loss, ParameterGroup, State
+    from bench.models import Model
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Objective):
+    """The mean cross-entropy of the labels."""
+
+    NEEDS = frozenset({"labels", "head"})
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        from torch.nn.functional import cross_entropy
+
+        from bench.hooks import Loss
+
+        assert batch.labels is not None
+        total = cross_entropy(model.logits(batch.inputs), batch.labels)
+        return Loss(total, {"cross_entropy": total})
+
+
+@dataclass(frozen=True)
+class MaskedAutoEncoding(Objective):
+    """L_MAE: reconstruct what was masked (Lee et al. 2023, Eq. 2; the normalisation of the released code).
+
+    Images: mean squared error over the pixels of removed patches. Text: cross-entropy averaged over all selected tokens
+    of the batch. `weight` is the λ of Table 6.
+    """
+
+    NEEDS = frozenset({"mask", "decoder"})
+
+    weight: float = 1.0
+
+    def check(self) -> None:
+        self.require("weight", self.weight > 0, "above 0; to train without this loss, leave it out")
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        from bench.hooks import Loss
+
+        masked = model.masked_loss(batch.inputs, batch.mask)
+        return Loss(self.weight * masked, {"masked": masked})
+
+
+@dataclass(frozen=True)
+class Sum(Objective):
+    """The sum of several objectives, written `a + b`; one backward pass of the sum."""
+
+    terms: tuple[Objective, ...]
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset().union(*(term.needs for term in self.terms))
+
+    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
+        import torch
+
+        from bench.hooks import State
+
+        states = [term.begin(model, teacher, context) for term in self.terms]
+        modules = {str(i): state.module for i, state in enumerate(states) if state.module is not None}
+        tensors = {f"{i}.{name}": value for i, state in enumerate(states) for name, value in state.tensors.items()}
+        return State(torch.nn.ModuleDict(modules) if modules else None, tensors, {"states": states})
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        from bench.hooks import Loss
+
+        losses = []
+        for i, (term, own) in enumerate(zip(self.terms, state.constants["states"], strict=True)):
+            # After resuming, the checkpointed tensors are the truth.
+            own.tensors = {name: state.tensors[f"{i}.{name}"] for name in own.tensors}
+            losses.append(term.loss(model, batch, own, context))
+            state.tensors.update({f"{i}.{name}": value for name, value in own.tensors.items()})
+        total = losses[0].total
+        for loss in losses[1:]:
+            total = total + loss.total
+        return Loss(total, {name: part for loss in losses for name, part in loss.parts.items()})
+
+
+@dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (torch.optim.AdamW); the decay applies to the parameter roles in `decayed`."""
+
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    fused: bool = False
+
+    def check(self) -> None:
+        self.require("weight_decay", self.weight_decay >= 0, "0 or more")
+        self.require("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
+        self.require("eps", self.eps > 0, "above 0")
+
+    def build(self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor]) -> torch.optim.Optimizer:
+        import torch
+
+        # The loop sets the learning rate of every step itself; decay per group was decided by parameter role.
+        return torch.optim.AdamW(
+            [dict(group) for group in groups],
+            lr=0.0,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+            fused=self.fused,
+        )

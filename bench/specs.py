@@ -1,0 +1,463 @@
+"""What is computed, as plain data: specs, their canonical JSON and their keys.
+
+A `Stage` is one training job. Its key is the sha256 of its canonical JSON, in which every object carries its type and
+version and every stage it depends on stands as that stage's key; equal jobs therefore have equal keys, and nothing else
+implements sharing. This module imports neither torch nor gin.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from bench.errors import SpecError
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.hooks import Batch, Context, Loss, ParameterGroup, State
+    from bench.models import Model
+
+Json = dict[str, Any]
+Need = Literal["labels", "head", "mask", "decoder", "teacher"]
+
+SPECS: dict[str, type[Spec]] = {}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Base of everything that is hashed: checks its field types, then `check()`; equal fields mean equal results.
+
+    `VERSION` is bumped when the same fields begin to compute something else. `EXCLUSIVE` lists groups of fields of
+    which a stronger binding replaces a weaker one (steps or epochs); `UNBOUND` the fields that no gin file may bind.
+    """
+
+    VERSION: ClassVar[int] = 1
+    UNBOUND: ClassVar[tuple[str, ...]] = ()
+    EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        if cls.__name__ in SPECS:
+            raise TypeError(f"two specs are named {cls.__name__}: their canonical JSON would collide")
+        SPECS[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        for name, annotation in field_types(type(self)).items():
+            object.__setattr__(self, name, coerce(getattr(self, name), annotation, name))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse impossible values with `SpecError`."""
+
+    @cached_property
+    def _canonical(self) -> Json:
+        fields = {field.name: canonical(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {"type": type(self).__name__, "version": self.VERSION, **fields}
+
+    def require(self, field: str, legal: bool, what: str) -> None:
+        """Raise `SpecError` unless `legal`; `what` says which values are."""
+        if not legal:
+            raise SpecError(field, f"{type(self).__name__}.{field} = {getattr(self, field)!r}: must be {what}.")
+
+
+_FIELD_TYPES: dict[type[Spec], dict[str, Any]] = {}
+
+
+def field_types(cls: type[Spec]) -> dict[str, Any]:
+    """The annotations of a spec's fields, resolved."""
+    if cls not in _FIELD_TYPES:
+        hints = typing.get_type_hints(cls, localns=dict(SPECS))  # a subclass elsewhere inherits fields that name Stage
+        _FIELD_TYPES[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return _FIELD_TYPES[cls]
+
+
+def coerce(value: Any, annotation: Any, field: str) -> Any:
+    """`value` as its annotation wants it (1 becomes 1.0, a list a tuple); raises `SpecError` for any other type."""
+    if _matches(value, annotation):
+        return _convert(value, annotation)
+    raise SpecError(field, f"{field} = {value!r}: expected {_describe(annotation)}, got {type(value).__name__}.")
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _matches(value: Any, annotation: Any) -> bool:
+    for alternative in _alternatives(annotation):
+        origin = typing.get_origin(alternative)
+        if origin is Literal:
+            if any(value == choice and type(value) is type(choice) for choice in typing.get_args(alternative)):
+                return True
+        elif origin is tuple:
+            inner = typing.get_args(alternative)
+            if isinstance(value, list | tuple):
+                variadic = len(inner) == 2 and inner[1] is Ellipsis
+                expected = [inner[0]] * len(value) if variadic else list(inner)
+                if len(expected) == len(value) and all(map(_matches, value, expected)):
+                    return True
+        elif alternative is float:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return True
+        elif alternative is int:
+            if isinstance(value, int) and not isinstance(value, bool):
+                return True
+        elif isinstance(value, alternative):
+            return True
+    return False
+
+
+def _convert(value: Any, annotation: Any) -> Any:
+    alternatives = _alternatives(annotation)
+    if isinstance(value, int) and not isinstance(value, bool) and float in alternatives and int not in alternatives:
+        return float(value)
+    if isinstance(value, list | tuple):
+        for alternative in alternatives:
+            if typing.get_origin(alternative) is tuple and _matches(value, alternative):
+                inner = typing.get_args(alternative)
+                variadic = len(inner) == 2 and inner[1] is Ellipsis
+                expected = [inner[0]] * len(value) if variadic else list(inner)
+                return tuple(map(_convert, value, expected))
+    return value
+
+
+def _describe(annotation: Any) -> str:
+    names = []
+    for alternative in _alternatives(annotation):
+        origin = typing.get_origin(alternative)
+        if origin is Literal:
+            names.append("one of " + ", ".join(repr(choice) for choice in typing.get_args(alternative)))
+        elif origin is tuple:
+            names.append("a list of " + _describe(typing.get_args(alternative)[0]))
+        elif alternative is types.NoneType:
+            names.append("None")
+        else:
+            names.append(
+                {int: "a whole number", float: "a number", str: "a string"}.get(alternative, alternative.__name__)
+            )
+    return " or ".join(names)
+
+
+def canonical(value: Any) -> Any:
+    """`value` as JSON data; a stage stands as its key, so that the JSON of a deep plan stays small."""
+    if isinstance(value, Stage):
+        return {"stage": value.key}
+    if isinstance(value, Spec):
+        return value._canonical
+    if isinstance(value, tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    return value
+
+
+def canonical_json(spec: Spec) -> str:
+    """The text that is hashed: sorted keys, no spaces, shortest exact floats."""
+    return json.dumps(spec._canonical, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def expanded(value: Any) -> Any:
+    """Like `canonical`, with every stage written out in full beside its key: what records show to readers."""
+    if isinstance(value, Spec):
+        fields = {field.name: expanded(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        key = {"key": value.key} if isinstance(value, Stage) else {}
+        return {"type": type(value).__name__, "version": value.VERSION, **key, **fields}
+    if isinstance(value, tuple):
+        return [expanded(item) for item in value]
+    return canonical(value)
+
+
+def from_canonical(data: Any, load_stage: Callable[[str], Stage]) -> Any:
+    """The inverse of `canonical`; `load_stage` finds a stage by its key.
+
+    Raises ValueError where the JSON was written by another version of the spec's code.
+    """
+    if isinstance(data, list):
+        return tuple(from_canonical(item, load_stage) for item in data)
+    if not isinstance(data, dict):
+        return data
+    if "stage" in data:
+        return load_stage(data["stage"])
+    if "float" in data:
+        return float(data["float"])
+    cls = SPECS.get(data["type"])
+    if cls is None:
+        raise ValueError(f"the spec type {data['type']!r} is unknown to this version")
+    names = {field.name for field in dataclasses.fields(cls)}
+    found = data.keys() - {"type", "version"}
+    if data["version"] != cls.VERSION or found != names:
+        raise ValueError(f"{data['type']} version {data['version']} is an older or newer spec than this code's")
+    return cls(**{name: from_canonical(data[name], load_stage) for name in names})
+
+
+# ------------------------------------------------------------------------------------------------ parts of a stage
+
+
+@dataclass(frozen=True)
+class Data(Spec):
+    """Which examples of a task a stage reads.
+
+    `checksum` is the sha256 of the split's content and `examples`, `classes` its counts; all three are None where the
+    task is not prepared, and such a stage is never run or matched. `subset` keeps that many training examples, drawn
+    stratified and nested from the stream of `subset_seed`.
+    """
+
+    task: str
+    split: str
+    labelled: bool
+    checksum: str | None
+    examples: int | None
+    classes: int | None
+    subset: int | None = None
+    subset_seed: int = 0
+
+    def check(self) -> None:
+        self.require("subset", self.subset is None or self.subset >= 1, "at least 1 example, or None for all")
+        if self.subset is not None and self.examples is not None:
+            self.require("subset", self.subset <= self.examples, f"at most the {self.examples} examples there are")
+
+    @property
+    def size(self) -> int | None:
+        """How many examples are read."""
+        return self.examples if self.subset is None else self.subset
+
+
+@dataclass(frozen=True)
+class Backbone(Spec):
+    """A pre-trained encoder with its decoder; `bench.backbones` holds one subclass per modality.
+
+    `weights` is the stage that pre-trained it, or None for an architecture that only starts from random weights.
+    """
+
+    MODALITY: ClassVar[Literal["image", "text"]]
+    UNBOUND: ClassVar[tuple[str, ...]] = ("name", "weights")
+
+    name: str
+    weights: Stage | None
+
+    @property
+    def random(self) -> Self:
+        """The same architecture without its pre-trained weights."""
+        return dataclasses.replace(self, weights=None)
+
+    def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
+        """The parameter roles under weight decay in fine-tuning (`labelled`) or pre-training."""
+        raise TypeError(f"{type(self).__name__} names no decayed roles")
+
+
+@dataclass(frozen=True)
+class Schedule(Spec):
+    """How long and how fast a stage trains: optimiser steps or epochs, batch, learning rate, clipping, dropout.
+
+    `lr` is the peak; it rises linearly over the warm-up (`warmup_steps`, or `warmup_fraction` of all steps), then falls
+    linearly to 0 or stays. `clip_norm` is the global gradient norm, None for no clipping. `dropout` None keeps the
+    backbone's own rate. `micro_batches` splits a batch for gradient accumulation without changing its meaning.
+    """
+
+    EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs"), ("warmup_steps", "warmup_fraction"))
+
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 32
+    lr: float = 1e-4
+    warmup_steps: int | None = None
+    warmup_fraction: float | None = None
+    decay: Literal["linear", "constant"] = "linear"
+    clip_norm: float | None = None
+    dropout: float | None = None
+    augmentation: Literal["none", "flip"] = "none"
+    micro_batches: int = 1
+
+    def check(self) -> None:
+        given = [name for name in ("steps", "epochs") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise SpecError("steps", f"Schedule: give steps or epochs, exactly one of them; got {given or 'neither'}.")
+        self.require("steps", self.steps is None or self.steps >= 1, "at least 1")
+        self.require("epochs", self.epochs is None or (math.isfinite(self.epochs) and self.epochs > 0), "above 0")
+        self.require("batch_size", self.batch_size >= 1, "at least 1")
+        self.require("lr", math.isfinite(self.lr) and self.lr > 0, "above 0 and finite")
+        if self.warmup_steps is not None and self.warmup_fraction is not None:
+            raise SpecError("warmup_steps", "Schedule: give warmup_steps or warmup_fraction, not both.")
+        self.require("warmup_steps", self.warmup_steps is None or self.warmup_steps >= 0, "0 or more")
+        fraction = self.warmup_fraction
+        self.require("warmup_fraction", fraction is None or 0 <= fraction < 1, "in [0, 1)")
+        if self.steps is not None and self.warmup_steps is not None:
+            self.require("warmup_steps", self.warmup_steps < self.steps, f"below the {self.steps} steps there are")
+        self.require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0, or None for no clipping")
+        self.require("dropout", self.dropout is None or 0 <= self.dropout < 1, "in [0, 1), or None")
+        self.require("micro_batches", 1 <= self.micro_batches <= self.batch_size, "between 1 and batch_size")
+
+    def total_steps(self, examples: int) -> int:
+        """The number of optimiser steps on a training set of that size; the last partial batch of an epoch counts."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None  # held by check()
+        return max(1, round(self.epochs * math.ceil(examples / self.batch_size)))
+
+    def warmup(self, total_steps: int) -> int:
+        """The number of warm-up steps of so many."""
+        if self.warmup_fraction is not None:
+            return int(self.warmup_fraction * total_steps)
+        return self.warmup_steps or 0
+
+
+@dataclass(frozen=True)
+class Execution(Spec):
+    """Numerical choices that can change the result of the same training: all of them are part of a stage's key."""
+
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    deterministic: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Objective(Spec):
+    """What a stage minimises. Immutable: whatever changes during training lives in the `State` it returns.
+
+    `needs` tells the harness what to provide: `labels`, a classifier `head` (such a stage is evaluated after training),
+    a `mask` for each batch, the backbone's `decoder` (in the model and in the optimiser), a frozen `teacher`.
+    """
+
+    NEEDS: ClassVar[frozenset[Need]] = frozenset()
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the harness must provide."""
+        return self.NEEDS
+
+    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
+        """Called once before the first step, and again on resuming, before the saved state is put back."""
+        from bench.hooks import State
+
+        return State()
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        """The loss of one micro-batch; never calls backward, never seeds a generator."""
+        raise TypeError(f"{type(self).__name__} defines no loss")
+
+    def __add__(self, other: Objective) -> Objective:
+        from bench.objectives import Sum
+
+        return Sum(terms=(self, other))
+
+
+@dataclass(frozen=True)
+class Optimizer(Spec):
+    """How gradients become updates; `decayed` names the parameter roles under weight decay, None for the backbone's."""
+
+    def build(self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor]) -> torch.optim.Optimizer:
+        """The optimiser of these groups; `reference` holds the weights at the stage's start, by parameter name."""
+        raise TypeError(f"{type(self).__name__} builds no optimiser")
+
+
+@dataclass(frozen=True)
+class Constraint(Spec):
+    """Where weights may go: applied after every optimiser step that was taken, under no_grad."""
+
+    def apply(self, model: Model, reference: Mapping[str, torch.Tensor], state: State) -> None:
+        """Move the weights back; `reference` holds the weights at the stage's start, by parameter name."""
+        raise TypeError(f"{type(self).__name__} applies nothing")
+
+
+PRETRAINED: Literal["pretrained"] = "pretrained"
+RANDOM: Literal["random"] = "random"
+
+
+@dataclass(frozen=True)
+class Stage(Spec):
+    """One training job.
+
+    `name` is its part in the method (`finetune`, `further_pretrain`) and names its random streams, so that two methods'
+    stages of one name and seed see the same batches and dropout. `init` says whose weights it starts from: the
+    backbone's, random ones, or another stage's. `teacher` is frozen and handed to the objective. A stage that
+    trains a classifier is evaluated once, after training, on `evaluation`.
+    """
+
+    name: str
+    objective: Objective
+    data: Data
+    evaluation: Data | None
+    backbone: Backbone
+    schedule: Schedule
+    optimizer: Optimizer
+    constraint: Constraint | None
+    init: Stage | Literal["pretrained", "random"]
+    teacher: Stage | None
+    execution: Execution
+    seed: int
+
+    def check(self) -> None:
+        self.require("seed", self.seed >= 0, "0 or more")
+        if self.init == PRETRAINED and self.backbone.weights is None:
+            raise SpecError("init", f"the backbone {self.backbone.name} has no pre-trained weights to start from.")
+        if ("teacher" in self.objective.needs) != (self.teacher is not None):
+            need = "needs a teacher" if self.teacher is None else "takes no teacher"
+            raise SpecError("teacher", f"the objective of stage {self.name} {need}.")
+        if ("labels" in self.objective.needs) != self.data.labelled:
+            raise SpecError("data", f"stage {self.name}: objective and data disagree on whether labels are used.")
+        if ("head" in self.objective.needs) != (self.evaluation is not None):
+            raise SpecError("evaluation", f"stage {self.name}: a classifier, and nothing else, is evaluated.")
+        if isinstance(self.init, Stage) and "decoder" in self.objective.needs - self.init.objective.needs:
+            raise SpecError("init", f"stage {self.name} needs a decoder, and stage {self.init.name} trained none.")
+        steps, size = self.schedule.steps, self.data.size
+        if steps is None and size is not None:
+            steps = self.schedule.total_steps(size)
+        if steps is not None and self.schedule.warmup(steps) >= steps:
+            raise SpecError("warmup_steps", f"stage {self.name}: the warm-up takes all {steps} steps.")
+
+    @cached_property
+    def key(self) -> str:
+        """The sha256 of the canonical JSON, in hex: the identity of the result."""
+        return hashlib.sha256(canonical_json(self).encode()).hexdigest()
+
+    @cached_property
+    def parents(self) -> tuple[Stage, ...]:
+        """The stages whose weights this one reads, each once."""
+        candidates = (self.backbone.weights, self.init, self.teacher)
+        return tuple({stage.key: stage for stage in candidates if isinstance(stage, Stage)}.values())
+
+    @cached_property
+    def unprepared(self) -> frozenset[str]:
+        """The tasks whose data this stage or one of its parents still lacks."""
+        own = {data.task for data in (self.data, self.evaluation) if data is not None and data.checksum is None}
+        return frozenset(own.union(*(parent.unprepared for parent in self.parents)))
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in the store: readable, short, safe on any file system."""
+        return f"{self.name}-{self.data.task}-{self.key[:16]}"
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of a prepared stage."""
+        assert self.data.size is not None, "an unprepared stage has no step count"
+        return self.schedule.total_steps(self.data.size)
+
+
+def walk(*stages: Stage) -> Iterator[Stage]:
+    """Every stage these depend on and they themselves, parents first, each once."""
+    seen: set[str] = set()
+
+    def visit(stage: Stage) -> Iterator[Stage]:
+        if stage.key not in seen:
+            seen.add(stage.key)
+            for parent in stage.parents:
+                yield from visit(parent)
+            yield stage
+
+    for stage in stages:
+        yield from visit(stage)
+
+
+def stream(seed: int, *names: str | int) -> int:
+    """The seed of the random stream with this name: 63 bits of a sha256, so streams never overlap by arithmetic."""
+    text = json.dumps([seed, *names], separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,184 @@
+"""What holds for every test: no network, empty caches, one thread, deterministic torch; and groups of tests.
+
+A test that needs more than the package and this computer's memory is marked with a group, `@pytest.mark.group("data")`.
+Where what the group needs is missing, its tests are skipped; where the environment variable BENCH_REQUIRED_GROUPS
+(names with commas between them) names the group, they fail instead, so that a misconfigured machine cannot pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+REQUIRED_GROUPS = "BENCH_REQUIRED_GROUPS"
+
+
+class Group(NamedTuple):
+    """When the tests of a group can run, and what to say where they cannot."""
+
+    available: Callable[[], bool]
+    needs: str
+
+
+def _real_data() -> bool:
+    folder = os.environ.get("BENCH_REAL_DATA", "")
+    return folder != "" and Path(folder).is_dir()
+
+
+def _cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+GROUPS = {
+    "cuda": Group(_cuda, "a GPU that torch can use"),
+    "data": Group(_real_data, "the environment variable BENCH_REAL_DATA naming the folder of real data sets"),
+    "slurm": Group(lambda: shutil.which("sbatch") is not None, "Slurm's sbatch on the PATH"),
+}
+
+
+@functools.cache
+def _available(group: str) -> bool:
+    return GROUPS[group].available()
+
+
+def _required() -> set[str]:
+    return {name.strip() for name in os.environ.get(REQUIRED_GROUPS, "").split(",") if name.strip()}
+
+
+def _refuse_unknown(groups: Iterable[str], where: str) -> None:
+    if unknown := sorted(set(groups) - GROUPS.keys()):
+        raise pytest.UsageError(f"{where} names unknown groups {unknown}; legal are {sorted(GROUPS)}.")
+
+
+def _groups(item: pytest.Item) -> list[str]:
+    markers = list(item.iter_markers("group"))
+    if any(not marker.args or marker.kwargs for marker in markers):
+        raise pytest.UsageError(f"{item.nodeid}: the group marker takes the names of groups, as in group('data').")
+    return [name for marker in markers for name in marker.args]
+
+
+# The environment has to be in place before a test module imports a library that reads it at import.
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "group(name, ...): what the test needs; the names are in tests/conftest.py")
+    _refuse_unknown(_required(), f"The environment variable {REQUIRED_GROUPS}")
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    _isolate_environment(config, patch)
+    _block_network(patch)
+
+
+def _isolate_environment(config: pytest.Config, patch: pytest.MonkeyPatch) -> None:
+    caches = tempfile.TemporaryDirectory(prefix="bench-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(caches.cleanup)
+    # Each of these would override the folder that HF_HOME names.
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ASSETS_CACHE", "HF_XET_CACHE"):
+        patch.delenv(name, raising=False)
+    for name in ("HF_HOME", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME"):
+        folder = Path(caches.name) / name.lower()
+        folder.mkdir()
+        patch.setenv(name, str(folder))
+    fixed = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        # cuBLAS is deterministic only with a workspace of a fixed size.
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    }
+    for name, value in fixed.items():
+        patch.setenv(name, value)
+
+
+def _local(host: object) -> bool:
+    if host in (None, "", b"", "localhost", b"localhost"):
+        return True
+    name = host.decode() if isinstance(host, bytes) else str(host)
+    try:
+        return ipaddress.ip_address(name.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_remote(host: object) -> None:
+    # Not an OSError: libraries catch those and fall back to whatever they have cached.
+    if not _local(host):
+        raise RuntimeError(f"A test tried to reach {host!r}; tests run without the network.")
+
+
+def _block_network(patch: pytest.MonkeyPatch) -> None:
+    """Connecting, sending and looking up names raise RuntimeError unless they stay on this computer."""
+    connect, connect_ex, sendto = socket.socket.connect, socket.socket.connect_ex, socket.socket.sendto
+    lookup = socket.getaddrinfo
+
+    def check(sock: socket.socket, address: Any) -> None:
+        if sock.family != socket.AF_UNIX:
+            _refuse_remote(address[0])
+
+    def guarded_connect(sock: socket.socket, address: Any) -> None:
+        check(sock, address)
+        connect(sock, address)
+
+    def guarded_connect_ex(sock: socket.socket, address: Any) -> int:
+        check(sock, address)
+        return connect_ex(sock, address)
+
+    def guarded_sendto(sock: socket.socket, data: Any, *rest: Any) -> int:
+        check(sock, rest[-1])
+        return sendto(sock, data, *rest)
+
+    def guarded_lookup(host: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_remote(host)
+        return lookup(host, *args, **kwargs)
+
+    patch.setattr(socket.socket, "connect", guarded_connect)
+    patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+    patch.setattr(socket.socket, "sendto", guarded_sendto)
+    patch.setattr(socket, "getaddrinfo", guarded_lookup)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        _refuse_unknown(_groups(item), item.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name in _groups(item):
+        if _available(name):
+            continue
+        reason = f"group {name} needs {GROUPS[name].needs}"
+        if name in _required():
+            pytest.fail(f"{reason}, and {REQUIRED_GROUPS} requires it", pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _strict_torch() -> None:
+    """One thread and deterministic algorithms, whatever the test before left behind; imports no torch by itself."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+        torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root in which every embedded task and corpus is prepared; tests only read it (array caches aside)."""
+    from bench import data
+
+    root = tmp_path_factory.mktemp("prepared")
+    for name in [*data.TASKS, *data.CORPORA]:
+        data.prepare(name, root)
+    return root

@@ -1,0 +1,44 @@
+"""Small stages that several tests build on."""
+
+from typing import Any
+
+from bench.backbones import MaskedAutoEncoder
+from bench.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
+from bench.specs import RANDOM, Data, Execution, Schedule, Stage
+
+
+def tiny_backbone(**changes: Any) -> MaskedAutoEncoder:
+    sizes = {"image_size": 8, "patch_size": 2, "width": 16, "depth": 1, "heads": 2, "mlp_width": 32}
+    decoder = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "decoder_mlp_width": 32}
+    return MaskedAutoEncoder(**{"name": "tiny", "weights": None, **sizes, **decoder, **changes})
+
+
+def pretraining(**changes: Any) -> Stage:
+    fields = {
+        "name": "source_pretrain",
+        "objective": MaskedAutoEncoding(),
+        "data": Data("photographs", "train", False, "0" * 64, 100, None),
+        "evaluation": None,
+        "backbone": tiny_backbone(),
+        "schedule": Schedule(steps=10),
+        "optimizer": AdamW(),
+        "constraint": None,
+        "init": RANDOM,
+        "teacher": None,
+        "execution": Execution(),
+        "seed": 0,
+    }
+    return Stage(**{**fields, **changes})
+
+
+def finetuning(**changes: Any) -> Stage:
+    fields = {
+        "name": "finetune",
+        "objective": CrossEntropy(),
+        "data": Data("digits", "train", True, "1" * 64, 50, 10),
+        "evaluation": Data("digits", "test", True, "2" * 64, 20, 10),
+        "backbone": tiny_backbone(weights=pretraining()),
+        "init": "pretrained",
+        "seed": 3,
+    }
+    return pretraining(**{**fields, **changes})

@@ -1,0 +1,234 @@
+"""gin files: what they mean, and what is refused with file and line."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.config import find_gin, load_grid
+from bench.errors import InputError
+from bench.plan import Plan, make_plan
+from bench.store import Store
+
+GRID = """grid.rows = ['finetune', 'tapt', 'self_distillation']
+grid.tasks = ['digits', 'pydocs']
+grid.seeds = [0, 1]
+"""
+
+
+def plan_of(folder: Path, text: str, *overrides: str, name: str = "g.gin") -> Plan:
+    (folder / name).write_text(text)
+    return make_plan([str(folder / name)], overrides, (), folder / "data", Store(folder / "runs"))
+
+
+def final(plan: Plan, cell: str):
+    return next(planned.stage for planned in plan.cells if planned.name == cell)
+
+
+def refusal(folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        plan_of(folder, text, *overrides)
+    assert not (folder / "runs").exists()
+    assert not (folder / "data").exists()
+    return str(caught.value)
+
+
+def test_layers_from_weak_to_strong(tmp_path: Path) -> None:
+    lines = [
+        "finetune.lr = 1e-1",
+        "photos_mae/finetune.lr = 1e-2",
+        "digits/finetune.lr = 1e-3",
+        "tapt/finetune.lr = 1e-4",
+        "digits/self_distillation/finetune.lr = 1e-5",
+    ]
+    plan = plan_of(tmp_path, GRID + "\n".join(lines[:1] + lines[2:]))
+    assert final(plan, "finetune/pydocs/docs_mlm/0").schedule.lr == 1e-1
+    assert final(plan, "finetune/digits/photos_mae/0").schedule.lr == 1e-3
+    assert final(plan, "tapt/pydocs/docs_mlm/1").schedule.lr == 1e-4
+    assert final(plan, "tapt/digits/photos_mae/1").schedule.lr == 1e-4
+    assert final(plan, "self_distillation/digits/photos_mae/1").schedule.lr == 1e-5
+    assert final(plan, "self_distillation/pydocs/docs_mlm/1").schedule.lr == 1e-1
+    plan = plan_of(tmp_path, GRID + "\n".join(lines[:2]))
+    assert final(plan, "finetune/digits/photos_mae/0").schedule.lr == 1e-2
+    assert final(plan, "finetune/pydocs/docs_mlm/0").schedule.lr == 1e-1
+
+
+def test_the_command_line_is_stronger_than_every_file(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, GRID + "digits/tapt/finetune.lr = 1e-4", "finetune.lr = 3", "pydocs/finetune.lr = 4")
+    assert final(plan, "tapt/digits/photos_mae/0").schedule.lr == 3
+    assert final(plan, "tapt/pydocs/docs_mlm/0").schedule.lr == 4
+
+
+def test_steps_and_epochs_replace_each_other_by_strength(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, GRID + "finetune.steps = 5\nfinetune.warmup_steps = 0\npydocs/finetune.epochs = 2")
+    assert final(plan, "finetune/digits/photos_mae/0").schedule.steps == 5
+    assert final(plan, "finetune/pydocs/docs_mlm/0").schedule.epochs == 2
+    assert final(plan, "finetune/pydocs/docs_mlm/0").schedule.steps is None
+    plan = plan_of(tmp_path, GRID + "pydocs/finetune.epochs = 2", "finetune.steps = 9", "finetune.warmup_steps = 0")
+    assert final(plan, "finetune/pydocs/docs_mlm/0").schedule.steps == 9
+    message = refusal(tmp_path, GRID + "finetune.steps = 5\nfinetune.epochs = 2")
+    assert "g.gin:4" in message or "g.gin:5" in message
+
+
+def test_a_row_is_a_recipe_under_a_name_with_its_own_bindings(tmp_path: Path) -> None:
+    text = GRID.replace("'tapt'", "'tapt', 'r2/self_distillation'") + "r2/self_distillation.rounds = 2\n"
+    plan = plan_of(tmp_path, text)
+    names = [stage.name for stage in plan.stages if stage.data.task == "digits"]
+    assert names.count("self_distill_1") == 1
+    assert names.count("self_distill_2") == 1
+    teacher = final(plan, "r2/digits/photos_mae/0").init
+    assert teacher.name == "self_distill_2"
+    assert teacher.teacher.name == "self_distill_1"
+    assert teacher.init == teacher.teacher.init == "pretrained"
+
+
+def test_a_distillation_round_trains_like_further_pretraining_unless_told(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, GRID + "further_pretrain.lr = 0.5\nself_distill.batch_size = 7")
+    student = final(plan, "self_distillation/digits/photos_mae/0").init
+    assert (student.schedule.lr, student.schedule.batch_size) == (0.5, 7)
+    assert student.teacher.schedule.batch_size == 64
+
+
+def test_scratch_is_a_row_with_its_own_binding(tmp_path: Path) -> None:
+    text = GRID.replace("'tapt'", "'scratch/finetune'") + "scratch/finetune.init = 'random'"
+    stage = final(plan_of(tmp_path, text), "scratch/digits/photos_mae/0")
+    assert stage.init == "random"
+    assert stage.parents == ()
+
+
+def test_macros_and_includes(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "base.gin").write_text(GRID + "RATE = 0.25\nfinetune.lr = %RATE\n")
+    plan = plan_of(tmp_path, "include 'sub/base.gin'\ngrid.seeds = [7]\n")
+    assert plan.grid.seeds == (7,)
+    assert plan.grid.name == "g"
+    assert {cell.stage.schedule.lr for cell in plan.cells} == {0.25}
+
+
+def test_include_is_relative_to_the_including_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "base.gin").write_text(GRID)
+    (tmp_path / "top.gin").write_text("include 'base.gin'\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    grid, _ = load_grid(["../top.gin"], [])
+    assert grid.tasks == ("digits", "pydocs")
+
+
+def test_shipped_files_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = find_gin("quickstart.gin")
+    assert find_gin("gin/quickstart.gin") == find_gin("quickstart") == shipped
+    (tmp_path / "quickstart.gin").write_text(GRID)
+    assert find_gin("quickstart.gin") == Path("quickstart.gin")
+
+
+MISTAKES = [
+    ("finetnue.lr = 1", "'finetune'"),
+    ("finetune.lrr = 1", "'lr'"),
+    ("finetnue/finetune.lr = 1", "'finetune'"),
+    ("digits/finetnue/finetune.lr = 1", "'digits/finetune'"),
+    ("finetune/digits/finetune.lr = 1", "'digits/finetune'"),
+    ("finetune.lr = '1e-4'", "number"),
+    ("finetune.lr = None", "number"),
+    ("finetune.steps = 10.5", "whole number"),
+    ("finetune.steps = -5", "at least 1"),
+    ("finetune.batch_size = True", "whole number"),
+    ("finetune.decay = 'cosine'", "'linear'"),
+    ("finetune.betas = [0.9]", "betas"),
+    ("finetune.lr = 1\nfinetune.lr = 2", "g.gin:4"),
+    ("finetune.lr = 1\nfinetune.lr = 1", "g.gin:4"),
+    ("BATCHSIZ = 3", "BATCHSIZ"),
+    ("finetune.lr = %RATE", "RATE"),
+    ("A = 1\nA = 2\nfinetune.lr = %A", "g.gin:4"),
+    ("A = %A\nfinetune.lr = %A", "itself"),
+    ("finetune.lr = @foo()", "@foo"),
+    ("finetune.lr = = 3", "not valid gin"),
+    ("finetune.lr = [1,", "not valid gin"),
+    ("finetune.lr = ture", "not valid gin"),
+    ("import baselines.tapt", "import"),
+    ("include 'nowhere.gin'", "nowhere.gin"),
+    ("include 'g.gin'", "includes itself"),
+    ("finetune.lr = 1\ndigits/finetune.lr = 2\npydocs/finetune.lr = 3", "overridden everywhere"),
+    ("tapt/self_distill.lr = 1", "changes nothing"),
+    ("finetune/further_pretrain.lr = 1", "changes nothing"),
+    ("docs_mlm/backbone.patch_size = 4", "changes nothing"),
+    ("RecAdam.gamma = 1", "RecAdam"),
+    ("digits/grid.seeds = [1]", "no scope"),
+    ("self_distillation.rounds = 0", "at least 1"),
+    ("self_distillation.rounds = 1.5", "whole number"),
+    ("self_distillation.mae_weight = -1.0", "above 0"),
+    ("digits/task.backbone = 'photo_mae'", "'photos_mae'"),
+    ("digits/task.metric = 'f1'", "'macro_f1'"),
+    ("data.subset = 0", "at least 1"),
+    ("execution.precision = 'fp16'", "'bfloat16'"),
+    ("photos_mae/backbone.image_size = 9", "multiple"),
+    ("photos_mae/backbone.name = 'x'", "no setting"),
+    ("finetune.warmup_steps = 10000", "below"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), MISTAKES, ids=[line.replace("\n", "; ") for line, _ in MISTAKES])
+def test_mistakes_name_their_line_and_the_cure(tmp_path: Path, line: str, says: str) -> None:
+    message = refusal(tmp_path, GRID + line)
+    places = [f"g.gin:{number}" for number in range(4, 5 + len(line.splitlines()))]  # an open bracket ends a line later
+    assert any(place in message for place in places), message
+    assert says in message
+    assert refusal(tmp_path, "\n" + GRID + line) != message  # the line number is counted, not guessed
+
+
+GRID_MISTAKES = [
+    ("grid.rows", "[]", "empty"),
+    ("grid.rows", "['finetun']", "'finetune'"),
+    ("grid.rows", "['a-b/finetune']", "a-b"),
+    ("grid.rows", "['finetune', 'finetune']", "finetune"),
+    ("grid.rows", "['x/finetune', 'x/tapt']", "'x'"),
+    ("grid.rows", "['digits/finetune']", "ambiguous"),
+    ("grid.rows", "'finetune'", "list"),
+    ("grid.tasks", "[]", "empty"),
+    ("grid.tasks", "['digit']", "'digits'"),
+    ("grid.tasks", "['photographs']", "photographs"),
+    ("grid.tasks", "['digits', 'digits']", "digits"),
+    ("grid.seeds", "[]", "empty"),
+    ("grid.seeds", "[1, 1]", "1"),
+    ("grid.seeds", "[-1]", "0"),
+    ("grid.seeds", "[0.5]", "whole number"),
+    ("grid.seeds", "['0']", "whole number"),
+]
+
+
+@pytest.mark.parametrize(("setting", "value", "says"), GRID_MISTAKES, ids=[f"{s}={v}" for s, v, _ in GRID_MISTAKES])
+def test_mistakes_in_the_axes_name_their_line(tmp_path: Path, setting: str, value: str, says: str) -> None:
+    lines = [f"{setting} = {value}" if line.startswith(setting) else line for line in GRID.splitlines()]
+    message = refusal(tmp_path, "\n".join(lines))
+    assert f"g.gin:{1 + next(i for i, line in enumerate(lines) if line.startswith(setting))}" in message
+    assert says in message
+
+
+def test_mistakes_on_the_command_line_are_shown_as_typed(tmp_path: Path) -> None:
+    for override in (
+        "finetnue.lr=1",
+        "finetune.lr='1'",
+        "finetune.lr = = 1",
+        "tapt/self_distill.lr=1",
+        "finetune.steps=-1",
+    ):
+        assert override in refusal(tmp_path, GRID, override)
+
+
+def test_an_override_in_an_including_file_is_meant_but_two_siblings_may_not_disagree(tmp_path: Path) -> None:
+    (tmp_path / "a.gin").write_text(GRID + "finetune.lr = 1\n")
+    (tmp_path / "b.gin").write_text("finetune.lr = 2\n")
+    assert "b.gin:1" in refusal(tmp_path, "include 'a.gin'\ninclude 'b.gin'\n")
+    with pytest.raises(InputError, match=r"b\.gin:1"):
+        load_grid([str(tmp_path / "a.gin"), str(tmp_path / "b.gin")], [])
+
+
+def test_a_missing_file_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(InputError, match=r"quickstart\.gin"):
+        find_gin("quikstart.gin")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "gin").rglob("*.gin")), ids=lambda path: path.name)
+def test_shipped_grids_plan_cleanly(path: Path, tmp_path: Path) -> None:
+    plan = make_plan([str(path)], (), (), tmp_path, Store(tmp_path / "runs"))
+    assert plan.cells
+    assert not plan.splits

@@ -1,0 +1,164 @@
+"""Specs: types, canonical JSON, keys."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from bench.errors import SpecError
+from bench.objectives import AdamW, MaskedAutoEncoding
+from bench.specs import RANDOM, Data, Schedule, Spec, canonical_json, expanded, from_canonical, stream, walk
+from tests.examples import finetuning, pretraining, tiny_backbone
+
+
+def test_golden_keys() -> None:
+    """Today's form of specs. A change here changes every key in every store: say so in the changelog."""
+    assert pretraining().key == "0d07fa4738e89470c6a260336dcd2454247dd2aeeade2f64511c30ee72f15e63"
+    assert finetuning().key == "f4df13a524d53d7d8fa2b606b06266fcc61fefcaa62a807e6a0f4f40ba79c421"
+
+
+def leaves(spec: Spec, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if isinstance(value, Spec):
+            found += leaves(value, (*path, field.name))
+        else:
+            found.append((*path, field.name))
+    return found
+
+
+def changed(spec: Any, path: tuple[str, ...]) -> Any:
+    name, *rest = path
+    value = getattr(spec, name)
+    if rest:
+        return dataclasses.replace(spec, **{name: changed(value, tuple(rest))})
+    other: Any
+    if isinstance(value, bool):
+        other = not value
+    elif isinstance(value, int):
+        other = value * 2 or 2
+    elif isinstance(value, float):
+        other = value / 2 + 1e-3
+    elif isinstance(value, tuple):
+        other = tuple(item / 2 for item in value)
+    else:
+        choices = {
+            "split": "other",
+            "precision": "bfloat16",
+            "decay": "constant",
+            "augmentation": "flip",
+            "init": RANDOM,
+        }
+        nones = {"subset": 7, "warmup_steps": 2, "clip_norm": 1.0, "dropout": 0.2}
+        other = choices.get(name) or nones.get(name) or f"{value}x"
+    return dataclasses.replace(spec, **{name: other})
+
+
+# Fields that are None here because their alternative is set, or that the objective decides; the parents' test follows.
+SKIPPED = {("schedule", "epochs"), ("schedule", "warmup_fraction"), ("constraint",), ("teacher",), ("data", "labelled")}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in leaves(finetuning()) if p not in SKIPPED and "weights" not in p], ids=".".join
+)
+def test_every_field_changes_the_key(path: tuple[str, ...]) -> None:
+    assert changed(finetuning(), path).key != finetuning().key
+
+
+def test_parents_change_the_key() -> None:
+    other = finetuning(backbone=tiny_backbone(weights=pretraining(seed=1)))
+    assert other.key != finetuning().key
+    assert finetuning(init=pretraining()).key != finetuning().key
+
+
+def test_types_and_versions_are_part_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = pretraining().key
+    monkeypatch.setattr(AdamW, "VERSION", 2)
+    assert pretraining(optimizer=AdamW()).key != before
+
+
+def test_numbers_that_compare_equal_have_one_key() -> None:
+    assert pretraining(schedule=Schedule(steps=10, lr=1)).key == pretraining(schedule=Schedule(steps=10, lr=1.0)).key
+    assert pretraining(optimizer=AdamW(betas=[0, 0.5])).key == pretraining(optimizer=AdamW(betas=(0.0, 0.5))).key
+
+
+def test_canonical_json_round_trip() -> None:
+    stage = finetuning(schedule=Schedule(epochs=2.5, clip_norm=float("inf")), init=pretraining(seed=4))
+    stages = {parent.key: parent for parent in walk(stage)}
+    again = from_canonical(json.loads(canonical_json(stage)), stages.__getitem__)
+    assert again == stage
+    assert again.key == stage.key
+
+
+def test_canonical_json_of_an_older_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = json.loads(canonical_json(pretraining()))
+    monkeypatch.setattr(Schedule, "VERSION", 2)
+    with pytest.raises(ValueError, match="Schedule version 1"):
+        from_canonical(data, lambda key: pretraining())
+
+
+def test_expanded_shows_parents_in_full() -> None:
+    shown = expanded(finetuning())
+    assert shown["key"] == finetuning().key
+    assert shown["backbone"]["weights"]["schedule"]["steps"] == 10
+    json.dumps(shown, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: Schedule(steps=10, lr="1e-4"), "lr"),
+        (lambda: Schedule(steps=10.0), "steps"),
+        (lambda: Schedule(steps=True), "steps"),
+        (lambda: Schedule(steps=-1), "steps"),
+        (lambda: Schedule(), "steps"),
+        (lambda: Schedule(steps=1, epochs=1), "steps"),
+        (lambda: Schedule(epochs=float("nan")), "epochs"),
+        (lambda: Schedule(steps=1, lr=float("nan")), "lr"),
+        (lambda: Schedule(steps=1, lr=float("inf")), "lr"),
+        (lambda: Schedule(steps=5, warmup_steps=5), "warmup_steps"),
+        (lambda: Schedule(steps=1, dropout=1.0), "dropout"),
+        (lambda: Schedule(steps=1, decay="cosine"), "decay"),
+        (lambda: Schedule(steps=1, batch_size=4, micro_batches=5), "micro_batches"),
+        (lambda: AdamW(betas=(0.9,)), "betas"),
+        (lambda: AdamW(weight_decay=-0.1), "weight_decay"),
+        (lambda: MaskedAutoEncoding(weight=0.0), "weight"),
+        (lambda: tiny_backbone(image_size=9), "image_size"),
+        (lambda: tiny_backbone(mask_ratio=1.0), "mask_ratio"),
+        (lambda: finetuning(teacher=pretraining()), "teacher"),
+        (lambda: finetuning(evaluation=None), "evaluation"),
+        (lambda: finetuning(backbone=tiny_backbone()), "init"),
+        (lambda: pretraining(init=finetuning()), "init"),
+        (lambda: pretraining(data=finetuning().data), "data"),
+        (lambda: pretraining(seed=-1), "seed"),
+    ],
+)
+def test_impossible_values_are_refused(make: Any, field: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        make()
+    assert refusal.value.field == field
+
+
+def test_durations_become_steps_in_one_place() -> None:
+    assert Schedule(epochs=2, batch_size=32).total_steps(100) == 8  # the last, smaller batch of an epoch counts
+    assert Schedule(epochs=0.5, batch_size=10).total_steps(100) == 5
+    assert Schedule(steps=7).total_steps(100) == 7
+    assert Schedule(epochs=10, batch_size=10, warmup_fraction=0.06).warmup(100) == 6
+
+
+def test_streams_differ_by_name_and_seed() -> None:
+    seeds = {
+        stream(seed, *names)
+        for seed in range(3)
+        for names in [("a",), ("b",), ("a", "b"), ("a", 1), ("a", "1"), ("ab",)]
+    }
+    assert len(seeds) == 18
+
+
+def test_unprepared_data_are_seen_through_parents() -> None:
+    missing = Data("photographs", "train", False, None, None, None)
+    stage = finetuning(backbone=tiny_backbone(weights=pretraining(data=missing)))
+    assert stage.unprepared == {"photographs"}
+    assert not finetuning().unprepared
