@@ -1,0 +1,256 @@
+"""The masked language model: masking, loss, the tied projection, and the face all models share."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.autograd import backward
+
+from bench.backbones import MaskedLanguageModel
+from bench.errors import InputError
+from bench.models import build, load_weights, save_weights
+from bench.models.text import TextModel, TokenMask, masked_token_loss
+
+BACKBONE = MaskedLanguageModel(
+    name="tiny",
+    weights=None,
+    tokenizer="none",
+    tokenizer_checksum=None,
+    vocabulary=40,
+    width=16,
+    depth=2,
+    heads=2,
+    mlp_width=24,
+    max_length=12,
+)
+CLS, SEP, MASK = 2, 3, 4
+TIED = "encoder.embeddings.word_embeddings.weight"
+
+
+def model(
+    *, classes: int | None = None, decoder: bool = False, dropout: float | None = None, seed: int = 0
+) -> TextModel:
+    torch.manual_seed(seed)
+    built = build(BACKBONE, classes=classes, decoder=decoder, dropout=dropout)
+    assert isinstance(built, TextModel)
+    return built
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def text(batch: int = 3, length: int = 10) -> dict[str, Tensor]:
+    """Sequences [CLS] ordinary [SEP] of lengths `length`, `length` - 1, …, padded at the end."""
+    input_ids = torch.randint(5, BACKBONE.vocabulary, (batch, length), generator=generator(7))
+    attention_mask = torch.ones_like(input_ids)
+    input_ids[:, 0] = CLS
+    for row in range(batch):
+        end = length - row % (length - 2)
+        input_ids[row, end - 1], input_ids[row, end:], attention_mask[row, end:] = SEP, 0, 0
+    return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+# ------------------------------------------------------------------------------------------------ masking
+
+
+def test_selection_rates() -> None:
+    inputs = {"input_ids": torch.full((400, 100), 7), "attention_mask": torch.ones(400, 100, dtype=torch.long)}
+    mask = model().draw_mask(inputs, generator(0))
+    selected = mask.labels != -100
+    count = int(selected.sum())
+    assert abs(count / 40_000 - 0.15) < 4 * math.sqrt(0.15 * 0.85 / 40_000)
+    assert (mask.labels[selected] == 7).all()
+    assert (mask.input_ids[~selected] == 7).all()
+    # 80 % masks and 10 % unchanged, each with its share of the 10 % random ids.
+    for token, rate in ((MASK, 0.8 + 0.1 / 40), (7, 0.1 + 0.1 / 40)):
+        found = int((mask.input_ids[selected] == token).sum()) / count
+        assert abs(found - rate) < 4 * math.sqrt(rate * (1 - rate) / count), token
+    assert set(mask.input_ids[selected].tolist()) == set(range(40))  # random ids come from the whole vocabulary
+    per_row = selected.sum(dim=1).double()
+    assert 9 < per_row.var() < 17  # independent draws: 100 * 0.15 * 0.85 = 12.75; a fixed count would have none
+
+
+def test_special_and_padded_tokens_are_never_selected() -> None:
+    input_ids = torch.arange(10).repeat(500, 10)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[:, 50:] = 0
+    mask = model().draw_mask({"input_ids": input_ids, "attention_mask": attention_mask}, generator(0))
+    selected = mask.labels != -100
+    assert not selected[:, 50:].any()
+    assert set(input_ids[selected].tolist()) == {5, 6, 7, 8, 9}
+    assert torch.equal(mask.input_ids[~selected], input_ids[~selected])
+
+
+def test_mask_depends_only_on_its_generator() -> None:
+    built, inputs = model(decoder=True), text()
+    first = built.draw_mask(inputs, generator(1))
+    torch.manual_seed(99)
+    again = built.double().draw_mask(inputs, generator(1))
+    for one, two in zip(first, again, strict=True):
+        assert torch.equal(one, two)
+    assert not torch.equal(first.labels, built.draw_mask(inputs, generator(2)).labels)
+
+
+# ------------------------------------------------------------------------------------------------ loss
+
+
+def test_loss_averages_over_all_selected_tokens() -> None:
+    # Probabilities of the true ids: 3/4, then 1/2 and 1/2 in the other sequence.
+    logits = torch.tensor([[[0.0, math.log(3)], [5.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]], dtype=torch.float64)
+    labels = torch.tensor([[1, -100], [0, 1]])
+    expected = (math.log(4 / 3) + 2 * math.log(2)) / 3
+    assert masked_token_loss(logits, labels).item() == pytest.approx(expected, rel=1e-14)
+
+
+def test_no_selected_token_gives_zero_with_a_graph() -> None:
+    built, inputs = model(decoder=True), text()
+    mask = TokenMask(inputs["input_ids"], torch.full_like(inputs["input_ids"], -100))
+    loss = built.masked_loss(inputs, mask)
+    backward(loss)
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in built.parameters())
+    assert masked_token_loss(torch.zeros(2, 3, 5, requires_grad=True), torch.full((2, 3), -100)).item() == 0
+
+
+def test_masked_loss_is_that_of_the_whole_network() -> None:
+    built, inputs = model(decoder=True).double().eval(), text()
+    assert built.decoder is not None
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[0, 2], labels[0, 5], labels[2, 1] = 9, 30, 6
+    with torch.no_grad():
+        hidden = built.encoder(inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
+        everywhere = built.decoder(hidden)
+        mask = TokenMask(inputs["input_ids"], labels)
+        chosen = torch.stack([everywhere[0, 2], everywhere[0, 5], everywhere[2, 1]])
+        torch.testing.assert_close(built.masked_predictions(inputs, mask), chosen, rtol=0, atol=1e-12)
+        expected = -sum(chosen[i].log_softmax(-1)[token].item() for i, token in enumerate((9, 30, 6))) / 3
+        assert built.masked_loss(inputs, mask).item() == pytest.approx(expected, rel=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------ the shared face
+
+
+def test_equal_seeds_give_equal_weights_whatever_is_built_besides() -> None:
+    first, again, other = model(classes=4, decoder=True), model(classes=4, decoder=True), model(seed=1)
+    for one, two in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+    for name, parameter in model().named_parameters():
+        assert torch.equal(parameter, first.get_parameter(name)), name
+    assert not torch.equal(first.get_parameter(TIED), other.get_parameter(TIED))
+
+
+def test_padding_does_not_change_features() -> None:
+    built, inputs = model(classes=4).double().eval(), text()
+    with torch.no_grad():
+        features = built.features(inputs)
+        assert features.shape == (3, 16) and features.dtype == torch.float64
+        for row in range(3):
+            length = 10 - row
+            alone = {name: tensor[row : row + 1, :length] for name, tensor in inputs.items()}
+            assert alone["attention_mask"].all()
+            torch.testing.assert_close(built.features(alone), features[row : row + 1], rtol=0, atol=1e-12)
+
+
+def test_embeddings_stand_in_for_words() -> None:
+    built, inputs = model(classes=4).eval(), text()
+    with torch.no_grad():
+        embeddings = built.embed(inputs)
+        assert torch.equal(embeddings, built.get_parameter(TIED)[inputs["input_ids"]])
+        assert torch.equal(built.features(inputs, embeddings), built.features(inputs))
+        assert torch.equal(built.logits(inputs, embeddings), built.logits(inputs))
+        assert not torch.allclose(built.logits(inputs, embeddings + 1.0 * embeddings.roll(1, 1)), built.logits(inputs))
+
+
+def test_classifier_is_one_tanh_layer() -> None:
+    built, inputs = model(classes=4, dropout=0.5).eval(), text()
+    with torch.no_grad():
+        first, first_bias, last, last_bias = (
+            p + 0.1 for name, p in built.named_parameters() if name.startswith("head")
+        )
+        for name, value in zip(
+            ("1.weight", "1.bias", "4.weight", "4.bias"), (first, first_bias, last, last_bias), strict=True
+        ):
+            built.get_parameter(f"head.{name}").copy_(value)
+        expected = torch.tanh(built.features(inputs) @ first.T + first_bias) @ last.T + last_bias
+        torch.testing.assert_close(built.logits(inputs), expected)
+        head = built.train().head
+        assert head is not None
+        features = torch.ones(2000, 16)
+        assert not torch.equal(head(features), head(features))
+
+
+def test_dropout_none_is_the_backbones() -> None:
+    own, off = model(classes=4), model(classes=4, dropout=0.0)
+    assert {m.p for m in own.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    assert own.encoder.config.attention_probs_dropout_prob == 0.1
+    assert torch.equal(off.train().logits(text()), off.logits(text()))
+    assert not torch.equal(own.train().logits(text()), own.logits(text()))
+
+
+def test_roles_cover_every_parameter() -> None:
+    built = model(classes=4, decoder=True)
+    roles = built.roles()
+    assert roles.keys() == dict(built.named_parameters()).keys()
+    by_role = {role: {name for name in roles if roles[name] == role} for role in set(roles.values())}
+    assert by_role["position"] == {"encoder.embeddings.position_embeddings.weight"}
+    assert by_role["token"] == {"encoder.embeddings.token_type_embeddings.weight"}
+    assert by_role["norm"] == {name for name in roles if name.endswith("LayerNorm.weight")}
+    assert by_role["bias"] == {name for name in roles if name.endswith("bias")}
+    assert {TIED, "head.1.weight", "head.4.weight", "decoder.predictions.transform.dense.weight"} < by_role["matrix"]
+    assert not any(name.startswith("head") for name in model(decoder=True).roles())
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    pretraining, classifier, inputs = model(decoder=True), model(classes=4), text()
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[0, 1] = 8
+    backward(pretraining.masked_loss(inputs, TokenMask(inputs["input_ids"], labels)))
+    backward(classifier.logits(inputs).square().sum())
+    for built in (pretraining, classifier):
+        for name, parameter in built.named_parameters():
+            assert parameter.requires_grad and parameter.grad is not None, name
+
+
+# ------------------------------------------------------------------------------------------------ weights on disk
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder", "head"])
+def test_each_part_survives_the_disk_alone(part: str, tmp_path: Path) -> None:
+    saved, loaded, untouched = (model(classes=4, decoder=True, seed=seed).double() for seed in (0, 1, 1))
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            parameter.add_(0.1)  # initial biases are equal whatever the seed
+    save_weights(saved, tmp_path / "weights.safetensors")
+    load_weights(loaded, tmp_path / "weights.safetensors", [part])
+    for name, parameter in loaded.named_parameters():
+        source = saved if name.startswith(part) else untouched
+        assert torch.equal(parameter, source.get_parameter(name)), name
+
+
+def test_tie_survives_the_disk_and_is_stored_once(tmp_path: Path) -> None:
+    path, inputs = tmp_path / "weights.safetensors", text()
+    saved, loaded = model(decoder=True), model(decoder=True, seed=1)
+    save_weights(saved, path)
+    assert [name for name, tensor in load_file(path).items() if tensor.shape == (40, 16)] == [TIED]
+    load_weights(loaded, path, ["encoder", "decoder"])
+    mask = saved.draw_mask(text(), generator(1))
+    with torch.no_grad():
+        expected = saved.eval().masked_predictions(inputs, mask)
+        assert torch.equal(loaded.eval().masked_predictions(inputs, mask), expected)
+        loaded.get_parameter(TIED).mul_(2)
+    projection, bias = "decoder.predictions.decoder.weight", "decoder.predictions.decoder.bias"
+    assert loaded.get_parameter(projection) is loaded.get_parameter(TIED)
+    assert loaded.get_parameter(bias) is loaded.get_parameter("decoder.predictions.bias")
+
+
+def test_wrong_shapes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_weights(model(classes=5), path)
+    with pytest.raises(InputError, match=r"head\.4\.weight is \(5, 16\), not \(4, 16\)"):
+        load_weights(model(classes=4), path, ["encoder", "head"])
+    with pytest.raises(InputError, match="decoder"):
+        load_weights(model(decoder=True), path, ["encoder", "decoder"])
