@@ -1,0 +1,248 @@
+"""The examples of one split as arrays: decoded or tokenised once, memory-mapped, read in batches."""
+
+from __future__ import annotations
+
+import hashlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
+from bench.data import Manifest, read_manifest
+from bench.data.content import Rows, checksum
+from bench.data.disk import TOKENIZER, again, read_rows, replacing
+from bench.data.subset import stratified_subset
+from bench.data.vocabulary import PAD
+from bench.errors import InputError, NotPrepared
+from bench.hooks import Inputs
+from bench.specs import Backbone, Data
+
+Array = npt.NDArray[Any]
+
+# The statistics of ImageNet, which the released masked auto-encoders were trained with.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+
+class Examples:
+    """The examples that one stage reads.
+
+    `labels` (N,) or None where the stage may not see them; `lengths` (N,) in tokens, None for images; `dtype` is that
+    of float inputs and may be set.
+    """
+
+    def __init__(self, rows: npt.NDArray[np.int64], labels: Tensor | None, lengths: Array | None) -> None:
+        self.labels = labels
+        self.lengths = lengths
+        self.dtype: torch.dtype = torch.float32
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> Inputs:
+        """The inputs of the examples at `index` (B,), on `device`."""
+        raise NotImplementedError
+
+
+class ImageExamples(Examples):
+    """Images from a uint8 array (N, H, W, 3), mapped from disk, or on a GPU if a quarter of its free memory will do."""
+
+    def __init__(self, rows: npt.NDArray[np.int64], labels: Tensor | None, pixels: Array) -> None:
+        super().__init__(rows, labels, None)
+        self._pixels = pixels
+        self._resident: dict[torch.device, Tensor | None] = {}
+
+    def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> Tensor:
+        """Float images (B, 3, H, W), normalised; those where `flip` (B,) is true are mirrored left to right."""
+        resident = self._on(device)
+        if resident is None:
+            pixels = torch.from_numpy(self._pixels[self._rows[index.cpu().numpy()]]).to(device)
+        else:
+            pixels = resident[index.to(device)]
+        if flip is not None:
+            pixels = torch.where(flip.to(device)[:, None, None, None], pixels.flip(2), pixels)
+        images = pixels.permute(0, 3, 1, 2).to(self.dtype, memory_format=torch.contiguous_format)
+        mean = torch.tensor(MEAN, dtype=self.dtype, device=device)[:, None, None]
+        std = torch.tensor(STD, dtype=self.dtype, device=device)[:, None, None]
+        return images.div_(255).sub_(mean).div_(std)
+
+    def _on(self, device: torch.device) -> Tensor | None:
+        if device.type != "cuda":
+            return None
+        if device not in self._resident:
+            size = len(self) * self._pixels[0].nbytes
+            fits = size <= torch.cuda.mem_get_info(device)[0] // 4
+            self._resident[device] = torch.from_numpy(self._pixels[self._rows]).to(device) if fits else None
+        return self._resident[device]
+
+
+class TextExamples(Examples):
+    """Texts as one flat array of token numbers; text i is tokens[offsets[i]:offsets[i + 1]]."""
+
+    def __init__(self, rows: npt.NDArray[np.int64], labels: Tensor | None, tokens: Array, offsets: Array) -> None:
+        super().__init__(rows, labels, np.diff(offsets)[rows])
+        self._tokens = tokens
+        self._starts = offsets[:-1][rows]
+
+    def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> dict[str, Tensor]:
+        """Long tensors `input_ids` and `attention_mask` (B, T), padded to the longest text of the batch."""
+        if flip is not None:
+            raise InputError("text cannot be flipped: set augmentation = 'none' for text tasks.")
+        assert self.lengths is not None
+        chosen = index.cpu().numpy()
+        lengths = self.lengths[chosen]
+        position = np.arange(lengths.max(initial=0))
+        mask = position < lengths[:, None]
+        tokens = self._tokens[np.where(mask, self._starts[chosen][:, None] + position, 0)]
+        return {
+            "input_ids": torch.from_numpy(np.where(mask, tokens, PAD).astype(np.int64)).to(device),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(device),
+        }
+
+
+def open_examples(data: Data, backbone: Backbone, root: Path) -> Examples:
+    """See `bench.data.open_split`."""
+    manifest = _manifest(data, root)
+    if manifest.modality != backbone.MODALITY:
+        raise InputError(
+            f"{data.task} holds {manifest.modality}s, the backbone {backbone.name} reads {backbone.MODALITY}s: "
+            "choose a backbone of the task's modality."
+        )
+    split = _Split(data, manifest, root / data.task)
+    labels = split.labels()
+    if data.labelled and labels is None:
+        raise InputError(f"{data.task} is a corpus without labels: it can only be used for pre-training.")
+    rows = np.arange(manifest.splits[data.split].examples)
+    if data.subset is not None:
+        rows = stratified_subset(rows * 0 if labels is None else labels, data.subset, data.subset_seed)
+    seen = torch.from_numpy(labels[rows]) if data.labelled and labels is not None else None
+    if isinstance(backbone, MaskedAutoEncoder):
+        return ImageExamples(rows, seen, split.pixels(backbone.image_size))
+    if isinstance(backbone, MaskedLanguageModel):
+        return TextExamples(rows, seen, *split.tokens(backbone, root))
+    raise TypeError(f"no examples for a {type(backbone).__name__}")
+
+
+def _manifest(data: Data, root: Path) -> Manifest:
+    manifest = read_manifest(data.task, root)
+    if manifest is None or data.checksum is None:
+        raise NotPrepared(f"{data.task} is not prepared in {root}: prepare it first.")
+    if data.split not in manifest.splits:
+        raise InputError(f"{data.task} has no split {data.split!r}. Legal: {', '.join(manifest.splits)}.")
+    if manifest.splits[data.split].checksum != data.checksum:
+        raise InputError(
+            f"{data.task}/{data.split} in {root} has the checksum {manifest.splits[data.split].checksum[:16]}, but "
+            f"{data.checksum[:16]} was planned: plan again with these data, or {again(root / data.task)}"
+        )
+    return manifest
+
+
+class _Split:
+    """The files of one split and its array cache, whose names hold the checksum of all that they were made from."""
+
+    def __init__(self, data: Data, manifest: Manifest, folder: Path) -> None:
+        assert data.checksum is not None
+        self._path = folder / f"{data.split}.parquet"
+        self._folder = folder
+        self._manifest = manifest
+        self._checksum = data.checksum
+        self._stem = f"{data.split}-{data.checksum[:16]}"
+        self._checked: Rows | None = None
+
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        if self._manifest.class_names is None:
+            return None
+        path = self._cache("labels")
+        if not path.exists():
+            _save(path, np.asarray(self._rows().labels, dtype=np.int64))
+        return np.array(_load(path))
+
+    def pixels(self, size: int) -> Array:
+        path = self._cache(f"{size}px")
+        if not path.exists():
+            _save_images(path, self._rows().values, size, self._path)
+        return _load(path)
+
+    def tokens(self, backbone: MaskedLanguageModel, root: Path) -> tuple[Array, Array]:
+        source = root / backbone.tokenizer / TOKENIZER
+        if backbone.tokenizer_checksum is None or not source.is_file():
+            raise NotPrepared(f"the vocabulary of {backbone.tokenizer} is not prepared in {root}: prepare it first.")
+        stem = f"{backbone.tokenizer_checksum[:16]}-{backbone.max_length}"
+        tokens, offsets = self._cache(f"{stem}-tokens"), self._cache(f"{stem}-offsets")
+        if not (tokens.exists() and offsets.exists()):
+            encoded = _encode(self._rows().values, _read_tokenizer(source, backbone), backbone.max_length)
+            _save(tokens, np.concatenate(encoded, dtype=np.int32, casting="same_kind"))
+            _save(offsets, np.cumsum([0, *map(len, encoded)], dtype=np.int64))
+        return _load(tokens), np.array(_load(offsets))
+
+    def _cache(self, name: str) -> Path:
+        return self._folder / "arrays" / f"{self._stem}-{name}.npy"
+
+    def _rows(self) -> Rows:
+        if self._checked is None:
+            rows = read_rows(self._path, self._manifest.modality)
+            found = checksum(self._manifest.class_names, rows)
+            if found != self._checksum:
+                raise InputError(
+                    f"{self._path} has changed: the checksum of its content is {found[:16]}, "
+                    f"not {self._checksum[:16]}. {again(self._folder)}"
+                )
+            self._checked = rows
+        return self._checked
+
+
+def _read_tokenizer(path: Path, backbone: MaskedLanguageModel) -> bytes:
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != backbone.tokenizer_checksum:
+        raise InputError(
+            f"{path} has the checksum {found[:16]}, but the backbone {backbone.name} was planned with "
+            f"{str(backbone.tokenizer_checksum)[:16]}: plan again with this vocabulary, or {again(path.parent)}"
+        )
+    return content
+
+
+def _encode(texts: list[bytes], tokenizer: bytes, max_length: int) -> list[Array]:
+    from tokenizers import Tokenizer
+
+    encoder = Tokenizer.from_str(tokenizer.decode())
+    encoder.no_padding()
+    encoder.enable_truncation(max_length)
+    encoded = encoder.encode_batch_fast([text.decode() for text in texts])
+    return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encoded]
+
+
+def _save_images(path: Path, encoded: list[bytes], size: int, source: Path) -> None:
+    from PIL import Image
+
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as temporary:
+        shape = (len(encoded), size, size, 3)
+        pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        for i, value in enumerate(encoded):
+            try:
+                image = Image.open(BytesIO(value)).convert("RGB")
+            except OSError as error:
+                raise InputError(f"{source}: the image of row {i} cannot be decoded ({error}).") from error
+            pixels[i] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+        pixels.flush()
+
+
+def _save(path: Path, array: Array) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array)
+
+
+def _load(path: Path) -> Array:
+    try:
+        array: Array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Delete it: it will be built again.") from error
+    return array

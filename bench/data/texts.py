@@ -1,0 +1,186 @@
+"""The embedded texts: docstrings of Python's standard library, and of installed scientific packages."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import platform
+import re
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from bench.data import vocabulary
+from bench.data.content import Content, Rows, by_content
+from bench.errors import InputError
+
+MODULES = (
+    "asyncio",
+    "email",
+    "http",
+    "importlib",
+    "inspect",
+    "logging",
+    "mailbox",
+    "multiprocessing",
+    "tarfile",
+    "unittest",
+    "urllib",
+    "xml",
+)
+"""The classes of `pydocs`: each has at least 85 usable docstrings on Python 3.11, 3.12 and 3.13."""
+
+LEAST_PER_MODULE = 70
+
+PACKAGES = {
+    "networkx": "networkx",
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "torch": "torch",
+}
+"""Import name -> distribution of the sources of `docstrings`, all of them dependencies of this suite."""
+
+LEAST_IN_CORPUS = 5_000
+MOST_IN_CORPUS = 20_000
+VOCABULARY = 4_000
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Syntax trees hold no cycles; looking for some takes longer than parsing once torch or datasets are loaded."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collector()
+def pydocs() -> Content:
+    """First paragraphs of the standard library's docstrings, labelled with the module they come from.
+
+    The module's own name is removed from its texts. A text that two modules share is dropped; one that a module repeats
+    is kept once (case is ignored). The split: within each class the quarter whose sha256 is smallest is the test
+    split; both splits stand in the order of the sha256 of their texts. Refuses a Python without these sources.
+    """
+    library = Path(sysconfig.get_paths()["stdlib"])
+    texts = {module: _module_texts(library, module) for module in MODULES}
+    modules_with = Counter(folded for own in texts.values() for folded in own)
+    label_of: dict[bytes, int] = {}
+    for label, module in enumerate(MODULES):
+        own = [text for folded, text in texts[module].items() if modules_with[folded] == 1]
+        if len(own) < LEAST_PER_MODULE:
+            raise InputError(
+                f"pydocs: the module {module} has {len(own)} usable docstrings in {library}, "
+                f"{LEAST_PER_MODULE} are needed. "
+                "Use a CPython 3.11, 3.12 or 3.13 that is installed with the sources of its standard library."
+            )
+        label_of.update({text.encode(): label for text in own})
+    values = list(label_of)
+    left_for_test = {label: count // 4 for label, count in Counter(label_of.values()).items()}
+    train, test = Rows([], []), Rows([], [])
+    for value in (values[i] for i in by_content(values)):
+        label = label_of[value]
+        rows = test if left_for_test[label] > 0 else train
+        left_for_test[label] -= 1
+        rows.values.append(value)
+        assert rows.labels is not None
+        rows.labels.append(label)
+    return Content(
+        modality="text",
+        class_names=MODULES,
+        splits={"train": train, "test": test},
+        sources={"python": platform.python_version()},
+    )
+
+
+@_without_collector()
+def docstrings() -> Content:
+    """First paragraphs of the docstrings of installed scientific packages, with a WordPiece vocabulary of their own.
+
+    At most 20,000 texts, each once, in the order of their sha256. Private and test folders are not read. Refuses an
+    installation with fewer than 5,000.
+    """
+    texts: set[str] = set()
+    sources = {"python": platform.python_version()}  # its parser decides which files can be read
+    for package, distribution in PACKAGES.items():
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            continue
+        try:
+            sources[distribution] = version(distribution)
+        except PackageNotFoundError:
+            continue
+        folder = Path(spec.origin).parent
+        for path in sorted(folder.rglob("*.py")):
+            folders = path.relative_to(folder).parts[:-1]
+            if not any(name.startswith("_") or name in ("test", "tests", "testing") for name in folders):
+                texts.update(text for text in _first_paragraphs(path) if _is_usable(text))
+    if len(texts) < LEAST_IN_CORPUS:
+        raise InputError(
+            f"docstrings: the installed packages hold {len(texts)} usable docstrings, {LEAST_IN_CORPUS} are needed. "
+            f"Install the sources of {', '.join(PACKAGES.values())}."
+        )
+    values = [text.encode() for text in texts]
+    values = [values[i] for i in by_content(values)][:MOST_IN_CORPUS]
+    tokenizer = vocabulary.build([value.decode() for value in values], VOCABULARY)
+    return Content(
+        modality="text",
+        class_names=None,
+        splits={"train": Rows(values=values, labels=None)},
+        sources=sources | {"tokenizers": version("tokenizers")},
+        tokenizer=tokenizer.to_str().encode(),
+        vocabulary=tokenizer.get_vocab_size(),
+    )
+
+
+def _module_texts(library: Path, module: str) -> dict[str, str]:
+    """The usable texts of a module by their case-folded form."""
+    own_name = re.compile(rf"\b{re.escape(module)}\b", re.IGNORECASE)
+    texts: set[str] = set()
+    for path in [library / f"{module}.py", *(library / module).rglob("*.py")]:
+        if path.is_file() and not {"test", "tests"} & set(path.relative_to(library).parts):
+            texts.update(" ".join(own_name.sub(" ", text).split()) for text in _first_paragraphs(path))
+    return {text.casefold(): text for text in sorted(texts) if _is_usable(text)}
+
+
+def _is_usable(text: str) -> bool:
+    return len(re.findall("[A-Za-z]{2,}", text)) >= 3
+
+
+def _first_paragraphs(path: Path) -> Iterator[str]:
+    """The first paragraph of each docstring of a source file, white space normalised; none if it cannot be parsed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in other people's sources
+        try:
+            pending: list[ast.AST] = [ast.parse(path.read_bytes())]
+        except (SyntaxError, ValueError):
+            return
+    while pending:
+        node = pending.pop()
+        docstring = _docstring(node)
+        if docstring is not None:
+            yield " ".join(re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0].split())
+        # Statements only: walking every expression would take several times as long.
+        for part in ("body", "orelse", "handlers", "finalbody"):
+            statements = getattr(node, part, None)
+            if isinstance(statements, list):
+                pending.extend(statements)
+
+
+def _docstring(node: ast.AST) -> str | None:
+    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not node.body:
+        return None
+    first = node.body[0]
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        return first.value.value
+    return None

@@ -1,0 +1,265 @@
+"""Opened splits: normalised images, padded texts, array caches that are checked, named by content and mapped."""
+
+import dataclasses
+import shutil
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
+from bench.data import disk, open_split, read_manifest
+from bench.data.content import Content, Rows
+from bench.data.examples import ImageExamples, TextExamples
+from bench.data.subset import stratified_subset
+from bench.errors import InputError, NotPrepared
+from bench.specs import Data
+
+CPU = torch.device("cpu")
+
+
+def data_of(root: Path, task: str, split: str = "train", labelled: bool = True) -> Data:
+    manifest = read_manifest(task, root)
+    assert manifest is not None
+    known = manifest.splits[split]
+    classes = None if manifest.class_names is None else len(manifest.class_names)
+    return Data(
+        task=task, split=split, labelled=labelled, checksum=known.checksum, examples=known.examples, classes=classes
+    )
+
+
+def vision(size: int = 8) -> MaskedAutoEncoder:
+    return MaskedAutoEncoder(name="tiny", weights=None, image_size=size, patch_size=2)
+
+
+def language(root: Path, max_length: int = 32) -> MaskedLanguageModel:
+    manifest = read_manifest("docstrings", root)
+    assert manifest is not None
+    assert manifest.vocabulary is not None
+    return MaskedLanguageModel(
+        name="tiny",
+        weights=None,
+        tokenizer="docstrings",
+        tokenizer_checksum=manifest.tokenizer_checksum,
+        vocabulary=manifest.vocabulary,
+        max_length=max_length,
+    )
+
+
+def opened_images(root: Path, data: Data, size: int = 8) -> ImageExamples:
+    examples = open_split(data, vision(size), root)
+    assert isinstance(examples, ImageExamples)
+    return examples
+
+
+def opened_texts(root: Path, data: Data, max_length: int = 32) -> TextExamples:
+    examples = open_split(data, language(root, max_length), root)
+    assert isinstance(examples, TextExamples)
+    return examples
+
+
+@pytest.fixture
+def copied(prepared: Path, tmp_path: Path) -> Path:
+    """A root of its own, without array caches, that a test may damage."""
+    for name in ("digits", "pydocs", "docstrings"):
+        shutil.copytree(prepared / name, tmp_path / name, ignore=shutil.ignore_patterns("arrays"))
+    return tmp_path
+
+
+def test_images_are_normalised_as_the_formula_says(prepared: Path) -> None:
+    rows = disk.read_rows(prepared / "digits" / "train.parquet", "image")
+    examples = opened_images(prepared, data_of(prepared, "digits"))
+    examples.dtype = torch.float64
+    index = torch.tensor([5, 0, 5, 1296])
+    found = examples.inputs(index, CPU)
+    assert found.shape == (4, 3, 8, 8)
+    assert found.dtype == torch.float64
+    grey = np.stack([np.asarray(Image.open(BytesIO(rows.values[i]))) for i in index.tolist()]) / 255
+    for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
+        np.testing.assert_allclose(found[:, channel].numpy(), (grey - mean) / std, rtol=1e-12)
+
+
+def test_float_inputs_are_float32_and_contiguous_by_default(prepared: Path) -> None:
+    found = opened_images(prepared, data_of(prepared, "digits")).inputs(torch.arange(3), CPU)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous()
+
+
+def test_images_are_resized_once_bilinearly_without_keeping_their_shape(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8))
+    buffer = BytesIO()
+    picture.save(buffer, format="PPM")
+    content = Content("image", ("a",), {"train": Rows([buffer.getvalue()], [0])}, {})
+    disk.publish("digits", content, tmp_path)
+    found = opened_images(tmp_path, data_of(tmp_path, "digits"), size=12).inputs(torch.tensor([0]), CPU)
+    expected = np.asarray(picture.resize((12, 12), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 255
+    mean, std = (np.array(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    np.testing.assert_allclose(found[0].numpy(), (expected - mean) / std, atol=1e-5)
+
+
+def test_flip_mirrors_the_chosen_images_left_to_right(prepared: Path) -> None:
+    examples = opened_images(prepared, data_of(prepared, "digits"))
+    plain = examples.inputs(torch.arange(4), CPU)
+    flipped = examples.inputs(torch.arange(4), CPU, flip=torch.tensor([True, False, True, False]))
+    assert torch.equal(flipped[[1, 3]], plain[[1, 3]])
+    assert torch.equal(flipped[[0, 2]], plain[[0, 2]].flip(-1))
+    assert not torch.equal(flipped[[0, 2]], plain[[0, 2]])
+
+
+def test_labels_are_those_on_disk_and_hidden_from_unlabelled_stages(prepared: Path) -> None:
+    rows = disk.read_rows(prepared / "digits" / "test.parquet", "image")
+    examples = open_split(data_of(prepared, "digits", "test"), vision(), prepared)
+    assert examples.labels is not None
+    assert examples.labels.dtype == torch.int64
+    assert examples.labels.tolist() == rows.labels
+    assert examples.lengths is None
+    assert len(examples) == 500
+    assert open_split(data_of(prepared, "digits", "test", labelled=False), vision(), prepared).labels is None
+
+
+def test_texts_are_framed_padded_and_truncated(prepared: Path) -> None:
+    from tokenizers import Tokenizer
+
+    rows = disk.read_rows(prepared / "pydocs" / "train.parquet", "text")
+    tokenizer = Tokenizer.from_file(str(prepared / "docstrings" / "tokenizer.json"))
+    full = [tokenizer.encode(value.decode()).ids for value in rows.values]
+    examples = opened_texts(prepared, data_of(prepared, "pydocs"), max_length=12)
+    assert examples.lengths is not None
+    assert examples.lengths.tolist() == [min(len(ids), 12) for ids in full]
+    short, long = int(np.argmin(examples.lengths)), int(np.argmax([len(ids) for ids in full]))
+    assert len(full[short]) < 12 < len(full[long])
+    found = examples.inputs(torch.tensor([long, short]), CPU)
+    assert found.keys() == {"input_ids", "attention_mask"}
+    assert all(part.dtype == torch.int64 and part.shape == (2, 12) for part in found.values())
+    assert found["input_ids"][0].tolist() == [*full[long][:11], tokenizer.token_to_id("[SEP]")]
+    padding = 12 - len(full[short])
+    assert found["input_ids"][1].tolist() == full[short] + [0] * padding
+    assert found["attention_mask"].tolist() == [[1] * 12, [1] * len(full[short]) + [0] * padding]
+    assert found["input_ids"][:, 0].tolist() == [tokenizer.token_to_id("[CLS]")] * 2
+
+
+def test_a_batch_is_as_long_as_its_longest_text(prepared: Path) -> None:
+    examples = opened_texts(prepared, data_of(prepared, "pydocs"), max_length=24)
+    assert examples.lengths is not None
+    for chosen in torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:60].view(-1, 4):
+        mask = examples.inputs(chosen, CPU)["attention_mask"]
+        assert mask.shape[1] == examples.lengths[chosen.numpy()].max()
+        assert mask.sum(1).tolist() == examples.lengths[chosen.numpy()].tolist()
+
+
+def test_texts_cannot_be_flipped(prepared: Path) -> None:
+    with pytest.raises(InputError, match="flipped"):
+        opened_texts(prepared, data_of(prepared, "pydocs")).inputs(torch.arange(2), CPU, torch.tensor([True, False]))
+
+
+def test_a_subset_reads_the_same_examples_with_and_without_labels(prepared: Path) -> None:
+    rows = disk.read_rows(prepared / "digits" / "train.parquet", "image")
+    expected = stratified_subset(rows.labels or [], 50, seed=7)
+    everything = opened_images(prepared, data_of(prepared, "digits"))
+    for labelled in (True, False):
+        data = dataclasses.replace(data_of(prepared, "digits", labelled=labelled), subset=50, subset_seed=7)
+        examples = opened_images(prepared, data)
+        assert len(examples) == 50
+        assert torch.equal(examples.inputs(torch.arange(50), CPU), everything.inputs(torch.from_numpy(expected), CPU))
+        if labelled:
+            assert everything.labels is not None
+            assert examples.labels is not None
+            assert torch.equal(examples.labels, everything.labels[expected])
+
+
+def test_a_subset_of_texts_and_of_a_corpus(prepared: Path) -> None:
+    for task, labelled in (("pydocs", True), ("docstrings", False)):
+        data = data_of(prepared, task, labelled=labelled)
+        everything = opened_texts(prepared, data)
+        part = opened_texts(prepared, dataclasses.replace(data, subset=40, subset_seed=2))
+        labels = np.zeros(len(everything)) if everything.labels is None else everything.labels.numpy()
+        chosen = stratified_subset(labels, 40, seed=2)
+        ids = part.inputs(torch.arange(40), CPU)["input_ids"]
+        assert torch.equal(ids, everything.inputs(torch.from_numpy(chosen), CPU)["input_ids"])
+        assert part.lengths is not None
+        assert everything.lengths is not None
+        assert part.lengths.tolist() == everything.lengths[chosen].tolist()
+
+
+def test_arrays_are_mapped_from_files_named_by_content(copied: Path) -> None:
+    data = data_of(copied, "digits")
+    examples = opened_images(copied, data)
+    assert isinstance(examples._pixels, np.memmap)
+    assert examples._pixels.dtype == np.uint8
+    assert not examples._pixels.flags.writeable
+    texts = opened_texts(copied, data_of(copied, "pydocs"), max_length=16)
+    assert isinstance(texts._tokens, np.memmap)
+    assert texts._tokens.dtype == np.int32
+    assert data.checksum is not None
+    names = {path.name for path in (copied / "digits" / "arrays").iterdir()}
+    assert names == {f"train-{data.checksum[:16]}-8px.npy", f"train-{data.checksum[:16]}-labels.npy"}
+    opened_images(copied, data, size=16)
+    assert f"train-{data.checksum[:16]}-16px.npy" in {path.name for path in (copied / "digits" / "arrays").iterdir()}
+
+
+def test_a_cached_split_needs_its_parquet_no_more(copied: Path) -> None:
+    data = data_of(copied, "digits")
+    before = opened_images(copied, data).inputs(torch.arange(9), CPU)
+    (copied / "digits" / "train.parquet").unlink()
+    assert torch.equal(opened_images(copied, data).inputs(torch.arange(9), CPU), before)
+
+
+def test_changed_content_is_refused_and_leaves_no_cache(copied: Path) -> None:
+    data = data_of(copied, "digits")
+    shutil.copy(copied / "digits" / "test.parquet", copied / "digits" / "train.parquet")
+    with pytest.raises(InputError, match=r"train\.parquet has changed.*prepare digits again"):
+        open_split(data, vision(), copied)
+    assert not (copied / "digits" / "arrays").exists()
+
+
+def test_another_checksum_than_the_planned_one_is_refused(prepared: Path) -> None:
+    data = dataclasses.replace(data_of(prepared, "digits"), checksum="0" * 64)
+    with pytest.raises(InputError, match="0000000000000000"):
+        open_split(data, vision(), prepared)
+
+
+def test_a_changed_vocabulary_is_refused(copied: Path) -> None:
+    backbone = language(copied)
+    path = copied / "docstrings" / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        open_split(data_of(copied, "pydocs"), backbone, copied)
+
+
+def test_a_damaged_cache_is_refused_by_name(copied: Path) -> None:
+    data = data_of(copied, "digits")
+    open_split(data, vision(), copied)
+    (path,) = (copied / "digits" / "arrays").glob("*8px.npy")
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(InputError, match=path.name):
+        open_split(data, vision(), copied)
+
+
+def test_an_undecodable_image_is_refused_by_row(tmp_path: Path) -> None:
+    disk.publish("digits", Content("image", ("a",), {"train": Rows([b"no image"], [0])}, {}), tmp_path)
+    with pytest.raises(InputError, match="row 0"):
+        open_split(data_of(tmp_path, "digits"), vision(), tmp_path)
+    assert not list((tmp_path / "digits" / "arrays").glob("*px.npy"))
+
+
+def test_what_is_not_prepared_is_refused_as_such(prepared: Path, tmp_path: Path) -> None:
+    data = data_of(prepared, "digits")
+    with pytest.raises(NotPrepared, match="digits"):
+        open_split(data, vision(), tmp_path)
+    with pytest.raises(NotPrepared, match="digits"):
+        open_split(dataclasses.replace(data, checksum=None, examples=None), vision(), prepared)
+    backbone = dataclasses.replace(language(prepared), tokenizer_checksum=None)
+    with pytest.raises(NotPrepared, match="docstrings"):
+        open_split(data_of(prepared, "pydocs"), backbone, prepared)
+
+
+def test_impossible_requests_are_refused(prepared: Path) -> None:
+    with pytest.raises(InputError, match="no split 'validation'"):
+        open_split(dataclasses.replace(data_of(prepared, "digits"), split="validation"), vision(), prepared)
+    with pytest.raises(InputError, match="reads texts"):
+        open_split(data_of(prepared, "digits"), language(prepared), prepared)
+    with pytest.raises(InputError, match="without labels"):
+        open_split(data_of(prepared, "photographs"), vision(), prepared)
