@@ -1,0 +1,104 @@
+"""Self-distillation for further pre-training (Lee et al. 2023, Algorithm 1, Eq. 3).
+
+| paper                                           | here                                                    |
+|-------------------------------------------------|---------------------------------------------------------|
+| f_θ(x)                                          | `Model.features`: CLS after the final norm, x unmasked   |
+| f_θ0(x), stop-gradient                          | teacher features, cached once per training example       |
+| L_Distill(θ) = E ‖f_θ(x) − f_θ0(x)‖²₂           | `feature_distance`: sum over features, mean over batch   |
+| L_MAE(θ, φ) + L_Distill(θ)                      | `MaskedAutoEncoding() + FeatureMatching()`               |
+| T' rounds                                       | `self_distillation.rounds`                               |
+| λ (Table 6)                                     | `self_distillation.mae_weight`                           |
+| θ_init, φ_init at the start of every round      | `init=PRETRAINED` (the default of a stage)               |
+
+Unstated and chosen here: for text the matched vector is the last hidden state of the first token; the teacher runs in
+eval mode while the student keeps its dropout. A round trains like further pre-training unless `self_distill.…` says
+otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from baselines.finetune import finetune
+from baselines.tapt import OPTIMIZERS, SCHEDULES, further_pretrain
+from bench.errors import SpecError
+from bench.objectives import AdamW, MaskedAutoEncoding
+from bench.registry import declare, recipe
+from bench.specs import Objective, Schedule, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.cell import Cell
+    from bench.hooks import Batch, Context, Loss, State
+    from bench.models import Model
+
+
+def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """(1/B) Σ_b ‖student_b − teacher_b‖²₂ of features (B, D); no gradient reaches the teacher (Eq. 3)."""
+    return (student - teacher.detach()).square().sum(dim=-1).mean()
+
+
+@dataclass(frozen=True)
+class FeatureMatching(Objective):
+    """L_Distill: the student's features of the unmasked input move towards the teacher's."""
+
+    NEEDS = frozenset({"teacher"})
+
+    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
+        import torch
+
+        from bench.hooks import State
+
+        assert teacher is not None  # the stage's own check
+        if context.augmented:
+            return State(constants={"teacher": teacher})
+        # Without augmentation a frozen teacher says the same of an example at every step: ask it once.
+        with torch.no_grad():
+            features = [teacher.features(inputs) for _, inputs in context.examples()]
+        return State(constants={"features": torch.cat(features)})
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        import torch
+
+        from bench.hooks import Loss
+
+        if "features" in state.constants:
+            target = state.constants["features"][batch.index]
+        else:
+            with torch.no_grad():
+                target = state.constants["teacher"].features(batch.inputs)
+        distance = feature_distance(model.features(batch.inputs), target)
+        return Loss(distance, {"distill": distance})
+
+
+declare("self_distill", Schedule, AdamW)
+
+
+def self_distill(cell: Cell, teacher: Stage, round: int = 1, mae_weight: float = 1.0) -> Stage:
+    """One round: a new student from (θ_init, φ_init) learns to reconstruct and to match the teacher's features."""
+    modality = cell.task.modality
+    return cell.stage(
+        f"self_distill_{round}",
+        objective=MaskedAutoEncoding(weight=mae_weight) + FeatureMatching(),
+        schedule=cell.configure(SCHEDULES[modality], "self_distill", "further_pretrain"),
+        optimizer=cell.configure(OPTIMIZERS[modality], "self_distill", "further_pretrain"),
+        teacher=teacher,
+    )
+
+
+@recipe()
+def self_distillation(cell: Cell, rounds: int = 1, mae_weight: float = 1.0) -> Stage:
+    """Algorithm 1: further pre-train a teacher, distil it `rounds` times into fresh students, fine-tune the last one.
+
+    `mae_weight` is the λ of Table 6 and applies to the students only, so every λ shares one teacher.
+    """
+    if rounds < 1:
+        raise SpecError("rounds", f"self_distillation.rounds = {rounds}: must be at least 1 (0 rounds is tapt).")
+    if mae_weight <= 0:
+        raise SpecError("mae_weight", f"self_distillation.mae_weight = {mae_weight}: must be above 0.")
+    teacher = further_pretrain(cell)
+    for round in range(1, rounds + 1):
+        teacher = self_distill(cell, teacher, round, mae_weight)
+    return finetune(cell, init=teacher)

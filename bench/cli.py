@@ -1,0 +1,51 @@
+"""What the commands have in common: arguments, where data lie, how errors are shown."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.errors import InputError
+from bench.plan import Plan
+from bench.store import Store
+
+
+def parser(program: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that name a grid, its data, store and results."""
+    made = argparse.ArgumentParser(prog=program, description=description)
+    made.add_argument(
+        "--gin", nargs="+", required=True, metavar="FILE", help="gin files, here or shipped with the suite"
+    )
+    made.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="BINDING", help="bindings over the files'"
+    )
+    made.add_argument("--store", type=Path, default=Path("runs"), help="where stages are kept (default: runs)")
+    made.add_argument("--results", type=Path, default=Path("results"), help="where tables go (default: results)")
+    made.add_argument("--data", type=Path, help="where data lie (default: BENCH_DATA, else data)")
+    return made
+
+
+def data_root(given: argparse.Namespace) -> Path:
+    """The folder of prepared data."""
+    return given.data or Path(os.environ.get("BENCH_DATA") or "data")
+
+
+def write_tables(plan: Plan, store: Store, results: Path) -> int:
+    """Write and print the tables; 0 if every cell of the grid has a number, else 1."""
+    from bench.tables.collate import collate
+
+    written = collate(plan, store, results)
+    print(f"\n{written.markdown}\ntable: {written.table}\nrecords: {written.records}")
+    return 0 if written.cells_done == len(plan.cells) else 1
+
+
+def reporting_errors(main: Callable[[], int]) -> int:
+    """Run a command; bad input becomes one message and exit status 2."""
+    try:
+        return main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,60 @@
+"""Which stage may run next: parents first, a failure blocks its dependants and nothing else."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from bench.specs import Stage
+from bench.worker import Outcome
+
+
+class Queue:
+    """The stages still to run, given out once their parents are done, the longest chain of dependants first."""
+
+    def __init__(self, stages: Sequence[Stage], done: Iterable[str], failed: Mapping[str, str]) -> None:
+        ahead = _steps_ahead(stages)
+        self.waiting = sorted(stages, key=lambda stage: -ahead[stage.key])
+        self.done = set(done)
+        self.failed = dict(failed)
+        self.blocked: dict[str, str] = {}
+        self.running: set[str] = set()
+
+    def next(self) -> Stage | None:
+        """A stage whose parents are done, now counted as running; None if there is none at present."""
+        for stage in list(self.waiting):
+            cause = next((p for p in stage.parents if p.key in self.failed or p.key in self.blocked), None)
+            if cause is not None:
+                self.waiting.remove(stage)
+                why = f"its stage {cause.folder} failed: {self.failed.get(cause.key)}"
+                self.blocked[stage.key] = self.blocked.get(cause.key, why)
+            elif all(parent.key in self.done for parent in stage.parents):
+                self.waiting.remove(stage)
+                self.running.add(stage.key)
+                return stage
+        return None
+
+    def finish(self, stage: Stage, outcome: Outcome) -> None:
+        """Note how a stage ended; an interrupted one, or one held elsewhere, waits again."""
+        self.running.discard(stage.key)
+        if outcome.state == "done":
+            self.done.add(stage.key)
+        elif outcome.state == "failed":
+            self.failed[stage.key] = outcome.reason
+        else:
+            self.waiting.append(stage)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs and nothing is left to run."""
+        return not self.waiting and not self.running
+
+
+def _steps_ahead(stages: Sequence[Stage]) -> dict[str, int]:
+    """Stage key -> the optimiser steps of the longest chain that begins with it (`stages` has parents first)."""
+    ahead: dict[str, int] = defaultdict(int)
+    for stage in reversed(stages):
+        ahead[stage.key] += stage.total_steps
+        for parent in stage.parents:
+            ahead[parent.key] = max(ahead[parent.key], ahead[stage.key])
+    return ahead

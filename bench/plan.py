@@ -1,0 +1,229 @@
+"""Cells -> distinct stages in dependency order: what is done, what is to run, what it would cost."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.cell import Expansion
+from bench.config import load_grid, refuse_unused
+from bench.data import CORPORA, TASKS
+from bench.errors import InputError, nearest
+from bench.registry import Grid
+from bench.specs import Stage, walk
+from bench.store import Store
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell and the stage whose record is its number."""
+
+    name: str
+    row: str
+    method: str
+    task: str
+    metric: str
+    backbone: str
+    seed: int
+    stage: Stage
+
+
+@dataclass
+class Plan:
+    """A validated grid: its cells, the distinct stages behind them (parents first) and the state of each."""
+
+    grid: Grid
+    cells: list[PlannedCell]
+    selected: list[PlannedCell]
+    stages: list[Stage]
+    splits: list[str]
+    """Lines about bindings that split a stage which two rows would have shared."""
+    done: dict[str, float] = field(default_factory=dict)
+    """Key of a finished stage -> the seconds it took."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Key of a stage whose last attempt failed -> why."""
+
+    @property
+    def unprepared(self) -> set[str]:
+        """The tasks that the selected cells still lack data of."""
+        return set().union(*(stage.unprepared for stage in self.stages))
+
+    def to_run(self, retry: bool) -> list[Stage]:
+        """The stages to run now, parents first; failed ones only with `retry`."""
+        return [
+            stage
+            for stage in self.stages
+            if stage.key not in self.done and not stage.unprepared and (retry or stage.key not in self.failed)
+        ]
+
+
+def make_plan(
+    files: Sequence[str], overrides: Sequence[str], only: Sequence[str], data_root: Path, store: Store
+) -> Plan:
+    """Read and check a grid, build its stages and look up which of them the store holds.
+
+    Raises InputError for anything wrong in the gin files, for a glob of `only` that matches no cell, and for a damaged
+    record.
+    """
+    grid, bindings = load_grid(files, overrides)
+    expansion = Expansion(grid, bindings, data_root)
+    cells = [_cell(expansion, row, task, seed) for row in expansion.rows for task in grid.tasks for seed in grid.seeds]
+    refuse_unused(expansion)
+    selected = _select(cells, only)
+    plan = Plan(grid, cells, selected, list(walk(*(cell.stage for cell in selected))), list(_splits(expansion, cells)))
+    _look_up(plan, store)
+    return plan
+
+
+def _cell(expansion: Expansion, row: str, task: str, seed: int) -> PlannedCell:
+    stage = expansion.stage(row, task, seed)
+    cell = expansion.cell(row, task, seed)
+    return PlannedCell(
+        name=cell.name,
+        row=row,
+        method=cell.row_name.label,
+        task=task,
+        metric=cell.task.metric,
+        backbone=cell.task.backbone,
+        seed=seed,
+        stage=stage,
+    )
+
+
+def _select(cells: list[PlannedCell], only: Sequence[str]) -> list[PlannedCell]:
+    names = [cell.name for cell in cells]
+    for glob in only:
+        if not fnmatch.filter(names, glob):
+            raise InputError(
+                f"--only '{glob}' matches no cell; a cell is row/task/backbone/seed.{nearest(glob, names[:20])}"
+            )
+    if not only:
+        return cells
+    return [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, glob) for glob in only)]
+
+
+def _look_up(plan: Plan, store: Store) -> None:
+    for stage in plan.stages:
+        if stage.unprepared or not store.folder(stage).is_dir():
+            continue
+        record = store.record(stage)
+        if record is not None:
+            plan.done[stage.key] = float(record["seconds"])
+            continue
+        failure = store.failure(stage)
+        if failure is not None:
+            plan.failed[stage.key] = failure
+
+
+# --------------------------------------------------------------------------------------------- what is split
+
+
+def _splits(expansion: Expansion, cells: list[PlannedCell]) -> Iterable[str]:
+    """For each row, task: the stages that it would share with another row were it not for the row's own bindings."""
+    seed = expansion.grid.seeds[0]
+    of_row: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for cell in cells:
+        if cell.seed == seed:
+            of_row[cell.row, cell.task] = {stage.key for stage in walk(cell.stage)}
+    told: set[str] = set()
+    for row in expansion.rows:
+        scopes = {row, *(f"{task}/{row}" for task in expansion.grid.tasks)}
+        if not any(binding.scope in scopes for binding in expansion.bindings.all):
+            continue
+        plain = Expansion(expansion.grid, expansion.bindings.without_scopes(scopes), expansion.data_root)
+        for task in expansion.grid.tasks:
+            others = [other for other in expansion.rows if other != row]
+            own = {stage.name: stage for stage in walk(expansion.stage(row, task, seed))}
+            for stage in walk(plain.stage(row, task, seed)):
+                sharing = [other for other in others if stage.key in of_row[other, task]]
+                split = own.get(stage.name)
+                if sharing and split is not None and split.key != stage.key:
+                    for binding in sorted(expansion.sources[split.key], key=str):
+                        line = f"{binding}: splits {stage.name}, which {row} would share with {', '.join(sharing)}"
+                        if binding.scope in scopes and line not in told:
+                            told.add(line)
+                            yield line
+
+
+# --------------------------------------------------------------------------------------------- what is shown
+
+
+def describe(plan: Plan) -> str:
+    """The plan in words: cells, stages and sharing, done and to do, cost."""
+    grid, states = plan.grid, Counter(_state(plan, stage) for stage in plan.stages)
+    size = f"{len(grid.rows)} rows x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds = {len(plan.cells)} cells"
+    selected = f", {len(plan.selected)} selected" if len(plan.selected) < len(plan.cells) else ""
+    lines = [
+        f"grid {grid.name}: {size}{selected}",
+        f"pre-training seeds: {grid.pretraining_seeds}",
+        "",
+        *_sharing(plan),
+        "",
+        "stages: " + ", ".join(f"{states[state]} {state}" for state in ("done", "to run", "failed", "not prepared")),
+    ]
+    for task in sorted(plan.unprepared):
+        how = "the first run builds it" if task in TASKS or task in CORPORA else "prepare it first"
+        lines.append(f"  {task}: not prepared ({how})")
+    for stage in plan.stages:
+        if stage.key in plan.failed:
+            lines.append(f"  failed: {stage.folder}: {plan.failed[stage.key]} (run again with --retry)")
+    lines += [f"  {line}" for line in plan.splits]
+    lines.append(_cost(plan))
+    return "\n".join(lines)
+
+
+def _state(plan: Plan, stage: Stage) -> str:
+    if stage.unprepared:
+        return "not prepared"
+    if stage.key in plan.done:
+        return "done"
+    return "failed" if stage.key in plan.failed else "to run"
+
+
+def _sharing(plan: Plan) -> Iterable[str]:
+    from tabulate import tabulate
+
+    alone: dict[str, set[str]] = defaultdict(set)
+    names: dict[str, Counter[str]] = defaultdict(Counter)
+    for cell in plan.selected:
+        for stage in walk(cell.stage):
+            if stage.key not in alone[cell.method]:
+                alone[cell.method].add(stage.key)
+                names[cell.method][stage.name] += 1
+    users = Counter(key for keys in alone.values() for key in keys)
+    rows = [
+        (
+            method,
+            len(keys),
+            sum(users[key] > 1 for key in keys),
+            ", ".join(f"{n} {name}" for name, n in names[method].items()),
+        )
+        for method, keys in alone.items()
+    ]
+    yield tabulate(rows, headers=("row", "stages alone", "of them shared", "which"), tablefmt="simple")
+    yield f"{sum(map(len, alone.values()))} stages if every row ran alone, {len(plan.stages)} distinct"
+
+
+def _cost(plan: Plan) -> str:
+    """Seconds of the stages to run, where the store holds finished stages of the same kind."""
+    known: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for stage in plan.stages:
+        if stage.key in plan.done:
+            known[_kind(stage)].append(plan.done[stage.key] / stage.total_steps)
+    to_run = plan.to_run(retry=True)
+    estimated = [stage for stage in to_run if _kind(stage) in known]
+    seconds = sum(sum(known[_kind(s)]) / len(known[_kind(s)]) * s.total_steps for s in estimated)
+    if plan.unprepared:
+        return "cost: unknown until the data are prepared"
+    if not to_run:
+        return "cost: nothing to run"
+    rest = len(to_run) - len(estimated)
+    unknown = f"; {rest} stages of kinds not yet measured" if rest else ""
+    return f"cost: about {seconds / 60:.1f} minutes of one worker for {len(estimated)} stages{unknown}"
+
+
+def _kind(stage: Stage) -> tuple[str, str, str]:
+    return stage.name, stage.data.task, stage.backbone.name

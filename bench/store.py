@@ -1,0 +1,231 @@
+"""Where every stage keeps its spec, attempts, checkpoints, weights and record.
+
+    STORE/finetune-digits-1a2b3c4d5e6f7a8b/
+        spec.json                    canonical JSON of the stage (parents by key)
+        attempts/000001.json         who runs it: creating the next number is the lease, its mtime the heartbeat
+        attempts/000001.end.json     how that attempt ended (absent: still running, or killed)
+        checkpoints/                 the last two; gone when the record is there
+        log.txt
+        weights-….safetensors        named by content
+        record.json                  written last, exactly once
+
+A numbered attempt that is created exclusively serves as lease and ledger in one: a later owner never renames or removes
+an earlier one's file, so two processes that both judge an owner dead cannot both take over.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import DamagedStore, InputError
+from bench.files import create_json, digest, read_json, sha256, write_json, write_text
+from bench.specs import Stage, canonical_json, from_canonical
+
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 180.0
+"""An owner on another machine whose heartbeat is older than this is taken for dead."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a stage, as the ledger has it; `end` is None while it runs or if it was killed."""
+
+    number: int
+    path: Path
+    facts: dict[str, Any]
+    end: dict[str, Any] | None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its owner still works on it."""
+        return self.end is None and _owner_alive(self.facts["owner"], self.path)
+
+
+class Store:
+    """A folder of stages; every method is safe against other processes on the same store."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, stage: Stage) -> Path:
+        """The folder of a stage, existing or not."""
+        return self.root / stage.folder
+
+    def check_writable(self) -> None:
+        """Refuse a store that cannot be written, before anything is."""
+        parent = self.root
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise InputError(f"--store {self.root}: {parent} is not a folder this user can write. Name another.")
+
+    # ------------------------------------------------------------------------------------------------ specs
+
+    def add(self, stage: Stage) -> Path:
+        """Write the spec of a stage; its parents' must be there already. Returns the folder."""
+        folder = self.folder(stage)
+        if not (folder / "spec.json").exists():
+            write_text(folder / "spec.json", json.dumps(json.loads(canonical_json(stage)), indent=1) + "\n")
+        return folder
+
+    def load(self, folder: Path) -> Stage:
+        """The stage of a folder; raises DamagedStore where its spec is not the one the folder is named after."""
+        fix = f"Delete the folder {folder.name} to compute it again."
+        data = read_json(folder / "spec.json", fix)
+        try:
+            stage = from_canonical(data, self._load_key)
+        except (KeyError, TypeError, ValueError, InputError) as error:
+            raise DamagedStore(f"{folder / 'spec.json'}: not a spec of this version ({error}). {fix}") from error
+        if not isinstance(stage, Stage) or stage.folder != folder.name:
+            raise DamagedStore(f"{folder / 'spec.json'}: not the spec this folder is named after. {fix}")
+        return stage
+
+    def _load_key(self, key: str) -> Stage:
+        folders = list(self.root.glob(f"*-{key[:16]}"))
+        if len(folders) != 1:
+            raise DamagedStore(f"{self.root}: the spec of stage {key[:16]} is missing. Run the grid again to write it.")
+        return self.load(folders[0])
+
+    # ------------------------------------------------------------------------------------------------ attempts
+
+    def attempts(self, stage: Stage) -> list[Attempt]:
+        """All attempts at a stage, first to last."""
+        folder = self.folder(stage) / "attempts"
+        fix = f"Delete it to forget that attempt: {stage.folder} is then run again."
+        found = []
+        for path in sorted(folder.glob("[0-9]*[0-9].json")) if folder.is_dir() else []:
+            end = path.with_suffix(".end.json")
+            ended = read_json(end, fix) if end.exists() else None
+            found.append(Attempt(int(path.stem), path, read_json(path, fix), ended))
+        return found
+
+    def claim(self, stage: Stage) -> Attempt | None:
+        """Own a stage until `finish`, or None while another live process does."""
+        attempts = self.attempts(stage)
+        last = attempts[-1] if attempts else None
+        if last is not None and last.alive:
+            return None
+        if last is not None and last.end is None:
+            self.finish(last, "died", "its process is gone")
+        number = last.number + 1 if last else 1
+        path = self.folder(stage) / "attempts" / f"{number:06}.json"
+        facts = {"attempt": number, "owner": _this_process(), "began": _now(), "from_step": None}
+        return Attempt(number, path, facts, None) if create_json(path, facts) else None
+
+    def started(self, attempt: Attempt, from_step: int) -> None:
+        """Note from which step an attempt goes on."""
+        attempt.facts["from_step"] = from_step
+        write_json(attempt.path, attempt.facts)
+
+    def owns(self, attempt: Attempt) -> bool:
+        """Whether no later attempt has taken over (after a pause longer than the heartbeat allows)."""
+        return not attempt.path.with_name(f"{attempt.number + 1:06}.json").exists()
+
+    def beat(self, attempt: Attempt) -> None:
+        """Show that the owner is alive."""
+        os.utime(attempt.path)
+
+    def finish(self, attempt: Attempt, state: str, reason: str = "", step: int | None = None) -> None:
+        """Note how an attempt ended: done, failed, interrupted or died."""
+        end = {"state": state, "reason": reason, "step": step, "time": _now()}
+        create_json(attempt.path.with_suffix(".end.json"), end)
+
+    def failure(self, stage: Stage) -> str | None:
+        """Why the last attempt failed, or None if it did not."""
+        attempts = self.attempts(stage)
+        end = attempts[-1].end if attempts else None
+        return str(end["reason"]) if end is not None and end["state"] == "failed" else None
+
+    # ------------------------------------------------------------------------------------------------ results
+
+    def record(self, stage: Stage) -> dict[str, Any] | None:
+        """The record of a finished stage, or None; raises DamagedStore where record or weights cannot be trusted."""
+        folder = self.folder(stage)
+        path = folder / "record.json"
+        if not path.exists():
+            return None
+        fix = f"Delete the folder {folder} to compute this stage again."
+        record = read_json(path, fix)
+        content = {name: value for name, value in record.items() if name != "digest"}
+        if record.get("digest") != digest(content) or record.get("key") != stage.key:
+            raise DamagedStore(f"{path}: damaged: it does not match its own checksum. {fix}")
+        weights = folder / record["weights"]["file"]
+        if not weights.is_file() or weights.stat().st_size != record["weights"]["bytes"]:
+            raise DamagedStore(f"{weights}: missing or truncated, though {path.name} promises it. {fix}")
+        return record
+
+    def weights(self, stage: Stage) -> Path:
+        """The weights of a finished stage, checked against the record's checksum."""
+        record = self.record(stage)
+        if record is None:
+            raise InputError(f"stage {stage.folder} has no weights yet: it is not finished.")
+        path = self.folder(stage) / str(record["weights"]["file"])
+        if sha256(path) != record["weights"]["sha256"]:
+            raise DamagedStore(f"{path}: damaged: not what the record promises. Delete its folder to compute it again.")
+        return path
+
+    def publish(self, attempt: Attempt, stage: Stage, record: dict[str, Any]) -> None:
+        """Make a record the stage's result: the first wins, an equal one is dropped, another is kept and refused."""
+        folder = self.folder(stage)
+        if create_json(folder / "record.json", {**record, "digest": digest(record)}):
+            return
+        first = self.record(stage)
+        same = ("metrics", "weights")
+        if first is None or any(first[name] != record[name] for name in same):
+            other = folder / f"record-attempt-{attempt.number:06}.json"
+            write_json(other, record)
+            raise DamagedStore(f"{other}: attempt {attempt.number} disagrees with record.json; both are kept.")
+
+
+# -------------------------------------------------------------------------------------------------------- owners
+
+
+def _now() -> float:
+    return round(time.time(), 3)
+
+
+@functools.cache
+def _machine() -> str:
+    """What tells two process tables apart: boot and process namespace where Linux shows them, else the host's name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return platform.node()
+
+
+def _start_time(pid: int) -> str | None:
+    """A process's start time in clock ticks (so a reused pid is told apart); None where it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+    except OSError:
+        return None
+    else:
+        return None if fields[0] in "ZX" else fields[19]
+    try:  # no /proc: only the pid can be asked for
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "unknown"
+
+
+def _this_process() -> dict[str, Any]:
+    return {"machine": _machine(), "pid": os.getpid(), "start": _start_time(os.getpid())}
+
+
+def _owner_alive(owner: dict[str, Any], heartbeat: Path) -> bool:
+    if owner["machine"] == _machine():
+        return bool(_start_time(owner["pid"]) == owner["start"])
+    return time.time() - heartbeat.stat().st_mtime < STALE_SECONDS

@@ -1,0 +1,102 @@
+"""A plan and its store -> `results/NAME.md` and `results/NAME/records.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from bench.files import write_text
+from bench.plan import Plan, PlannedCell
+from bench.specs import expanded, walk
+from bench.store import Store
+from bench.tables.statistics import cell_text
+
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """The written table: its text, where it lies, and how many cells have a number."""
+
+    markdown: str
+    table: Path
+    records: Path
+    cells_done: int
+
+
+def collate(plan: Plan, store: Store, results: Path) -> Results:
+    """Write the table and the records of every finished cell of the grid, selected or not."""
+    records = [record for cell in plan.cells if (record := cell_record(cell, store)) is not None]
+    name = plan.grid.name or "grid"
+    markdown = table(plan, records)
+    lines = "".join(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n" for record in records)
+    write_text(results / name / "records.jsonl", lines)
+    write_text(results / f"{name}.md", markdown)
+    return Results(markdown, results / f"{name}.md", results / name / "records.jsonl", len(records))
+
+
+def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
+    """The record of a finished cell: its number, every metric, cost, provenance and the whole spec behind it."""
+    if cell.stage.unprepared:
+        return None
+    record = store.record(cell.stage)
+    if record is None:
+        return None
+    behind = [store.record(stage) for stage in walk(cell.stage)]
+    return {
+        "key": cell.stage.key,
+        "cell": cell.name,
+        "row": cell.row,
+        "method": cell.method,
+        "task": cell.task,
+        "backbone": cell.backbone,
+        "seed": cell.seed,
+        "metric": cell.metric,
+        "value": record["metrics"][cell.metric],
+        "metrics": record["metrics"],
+        "seconds": record["seconds"],
+        "seconds_with_parents": round(sum(parent["seconds"] for parent in behind if parent), 3),
+        "spec": expanded(cell.stage),
+        "provenance": record["provenance"],
+    }
+
+
+def table(plan: Plan, records: list[dict[str, Any]]) -> str:
+    """The Markdown table with its legend."""
+    grid = plan.grid
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for record in records:
+        values[record["method"], record["task"]].append(record["value"])
+    rows = [[row, *(cell_text(values[row, task], len(grid.seeds)) for task in grid.tasks)] for row in grid.rows]
+    body = tabulate(rows, headers=["method", *grid.tasks], tablefmt="github", disable_numparse=True)
+    return f"# {grid.name}\n\n{body}\n\n{_legend(plan, records)}"
+
+
+def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
+    grid = plan.grid
+    used = {cell.task: (METRICS[cell.metric], cell.backbone) for cell in plan.cells}
+    n = len(grid.seeds)
+    if grid.pretraining_seeds == "shared":
+        unlabelled = (
+            f"Unlabelled stages ran once per task, with seed {grid.base_seed} (the papers' protocol), so ± holds no "
+            "pre-training variance."
+        )
+    else:
+        unlabelled = "Unlabelled stages were repeated with every seed, so ± holds their variance too."
+    seeds = f"seeds {', '.join(map(str, grid.seeds))}; (k/{n}) means only k of {n} have finished; one seed has no ±"
+    commits = sorted({str(record["provenance"]["commit"]) for record in records})
+    lines = [
+        f"Metric, in percent: {'; '.join(f'{task}: {metric}' for task, (metric, _) in used.items())}.",
+        "Split: one evaluation on the test split after training ended; nothing was selected on it.",
+        f"A cell reads mean ± sample standard deviation (ddof = 1) over seeds, then (n); {seeds}.",
+        f"The seed varies head initialisation, data order, dropout and augmentation of labelled stages. {unlabelled}",
+        f"Backbones: {'; '.join(f'{task}: {backbone}' for task, (_, backbone) in used.items())}.",
+        f"Code: {', '.join(commits) or 'no finished cell'}.",
+        f"Records: {grid.name}/records.jsonl, one JSON object per finished cell with metrics, cost and the whole spec.",
+    ]
+    return "".join(f"- {line}\n" for line in lines)

@@ -1,0 +1,346 @@
+"""Run one stage from its spec file: what every launcher starts.
+
+`python -m bench.worker FOLDER…` runs stages by hand; `--serve` takes one folder per line on standard input and answers
+with one JSON object per line on standard output, so that a launcher pays for importing torch once per process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import InputError
+from bench.specs import PRETRAINED, RANDOM, Objective, Stage, stream
+from bench.store import HEARTBEAT_SECONDS, Attempt, Store
+
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What does not change a result (but for the threads, which every record names): where and how a stage is run."""
+
+    data_root: Path
+    device: str = "cpu"
+    threads: int = 1
+    checkpoint_steps: int = 500
+
+    def arguments(self) -> list[str]:
+        """These settings as command-line arguments of the worker."""
+        pairs = [("data", self.data_root), ("device", self.device), ("threads", self.threads)]
+        pairs.append(("checkpoint-steps", self.checkpoint_steps))
+        return [text for name, value in pairs for text in (f"--{name}", str(value))]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How running a stage ended: done, failed, interrupted, or busy (another process holds it)."""
+
+    state: str
+    reason: str = ""
+    from_step: int = 0
+
+
+def run(folder: Path, settings: Settings, stop: Callable[[], bool], progress: Progress) -> Outcome:
+    """Claim the stage of a folder, train it from its last checkpoint, evaluate and publish it.
+
+    A failure is recorded as an attempt, never as a result, and never raised.
+    """
+    store = Store(folder.parent)
+    try:
+        stage = store.load(folder)
+        if store.record(stage) is not None:
+            return Outcome("done")
+        attempt = store.claim(stage)
+    except InputError as error:
+        return Outcome("failed", str(error))
+    if attempt is None:
+        return Outcome("busy")
+    with _logged(folder), _heartbeat(store, attempt):
+        return _run_claimed(stage, store, attempt, settings, stop, progress)
+
+
+def _run_claimed(
+    stage: Stage, store: Store, attempt: Attempt, settings: Settings, stop: Callable[[], bool], progress: Progress
+) -> Outcome:
+    from bench.train import Interrupted
+
+    try:
+        if store.record(stage) is None:  # published between the look and the claim
+            _train_and_publish(stage, store, attempt, settings, stop, progress)
+        outcome = Outcome("done", from_step=attempt.facts["from_step"] or 0)
+        step = stage.total_steps
+    except Interrupted as interruption:
+        outcome = Outcome("interrupted", str(interruption))
+        step = interruption.step
+    except Exception as error:
+        traceback.print_exc()
+        lines = str(error).strip().splitlines()
+        outcome = Outcome("failed", f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
+        step = None
+    store.finish(attempt, outcome.state, outcome.reason, step)
+    return outcome
+
+
+def _train_and_publish(
+    stage: Stage, store: Store, attempt: Attempt, settings: Settings, stop: Callable[[], bool], progress: Progress
+) -> None:
+    import torch
+
+    from bench import train
+    from bench.batches import Batches
+    from bench.checkpoint import Checkpoints
+    from bench.data import open_split
+    from bench.evaluate import evaluate
+    from bench.provenance import provenance
+
+    torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(stage.execution.deterministic)
+    device = torch.device(settings.device)
+    dtype = torch.float64 if stage.execution.precision == "float64" else torch.float32
+
+    model = initial_model(stage, store).to(device=device, dtype=dtype)
+    teacher = None
+    if stage.teacher is not None:
+        teacher = trained_model(stage.teacher, store).to(device=device, dtype=dtype)
+    training_set = open_split(stage.data, stage.backbone, settings.data_root)
+    training_set.dtype = dtype
+
+    folder = store.folder(stage)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    interval = 10 if stage.total_steps < 1000 else 50
+
+    def started(step: int) -> None:
+        for warning in checkpoints.warnings:
+            print(f"warning: {warning}", file=sys.stderr, flush=True)
+        store.started(attempt, step)
+        progress(step, stage.total_steps, float("nan"))
+
+    def stepped(step: int, loss: float) -> None:
+        if step % interval == 0:
+            progress(step, stage.total_steps, loss)
+
+    def stopping() -> bool:
+        return stop() or not store.owns(attempt)
+
+    supervision = train.Supervision(stopping, checkpoints, settings.checkpoint_steps, started, stepped)
+    seconds = train.train(stage, model, teacher, Batches(stage, training_set, model, device), supervision)
+
+    # The test split is opened only now: nothing above could have seen it.
+    metrics: dict[str, float] = {}
+    checksums = {f"{stage.data.task}/{stage.data.split}": stage.data.checksum}
+    if stage.evaluation is not None:
+        held_out = open_split(stage.evaluation, stage.backbone, settings.data_root)
+        held_out.dtype = dtype
+        metrics = evaluate(stage, model, held_out, device)
+        checksums[f"{stage.evaluation.task}/{stage.evaluation.split}"] = stage.evaluation.checksum
+    record = {
+        "key": stage.key,
+        "metrics": metrics,
+        "steps": stage.total_steps,
+        "seconds": seconds,
+        "weights": _save_weights(model, folder),
+        "attempt": attempt.number,
+        "warnings": checkpoints.warnings,
+        "provenance": {**provenance(settings.device, settings.threads), "data": checksums},
+    }
+    store.publish(attempt, stage, record)
+    checkpoints.clear()
+
+
+def parts(objective: Objective) -> list[str]:
+    """The parts of a model that an objective trains, and that its stage's weights hold."""
+    return ["encoder", *(part for part in ("decoder", "head") if part in objective.needs)]
+
+
+def _new_model(stage: Stage) -> Any:
+    """The stage's network with random weights from its own stream."""
+    import torch
+
+    from bench.models import build
+
+    torch.manual_seed(stream(stage.seed, stage.name, "weights"))
+    return build(
+        stage.backbone,
+        classes=stage.data.classes if "head" in stage.objective.needs else None,
+        decoder="decoder" in stage.objective.needs,
+        dropout=stage.schedule.dropout,
+    )
+
+
+def initial_model(stage: Stage, store: Store) -> Any:
+    """The network at the stage's start: random, the backbone's weights, or another stage's encoder (and decoder)."""
+    from bench.models import load_weights
+
+    model = _new_model(stage)
+    source = stage.backbone.weights if stage.init == PRETRAINED else stage.init
+    if source != RANDOM:
+        assert isinstance(source, Stage)  # Stage.check refuses an untrained backbone
+        load_weights(model, store.weights(source), [part for part in parts(stage.objective) if part != "head"])
+    return model
+
+
+def trained_model(stage: Stage, store: Store) -> Any:
+    """The network of a finished stage, frozen and in eval mode."""
+    from bench.models import load_weights
+
+    model = _new_model(stage)
+    load_weights(model, store.weights(stage), parts(stage.objective))
+    return model.requires_grad_(False).eval()
+
+
+def _save_weights(model: Any, folder: Path) -> dict[str, Any]:
+    from bench.files import sha256
+    from bench.models import save_weights
+
+    temporary = folder / f".weights-{os.getpid()}"
+    save_weights(model, temporary)
+    checksum = sha256(temporary)
+    path = folder / f"weights-{checksum[:16]}.safetensors"
+    os.replace(temporary, path)
+    return {"file": path.name, "sha256": checksum, "bytes": path.stat().st_size}
+
+
+# --------------------------------------------------------------------------------------- around one stage
+
+
+@contextlib.contextmanager
+def _heartbeat(store: Store, attempt: Attempt) -> Iterator[None]:
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a full or unreachable disk shows up where something is written
+                store.beat(attempt)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def _logged(folder: Path) -> Iterator[None]:
+    """Send everything printed meanwhile, by C libraries too, to the stage's log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                yield
+        finally:
+            for target, descriptor in enumerate(saved, start=1):
+                os.dup2(descriptor, target)
+                os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------- the process
+
+
+class StopFlag:
+    """Set by SIGTERM or SIGINT, or by the launcher's end: the loop then stops at the next step boundary."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def __call__(self) -> bool:
+        return self._event.is_set()
+
+    def set(self, *_: object) -> None:
+        """Ask for a stop; also usable as a signal handler."""
+        self._event.set()
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Meanwhile, take SIGTERM and SIGINT as asking for a stop."""
+        before = {number: signal.signal(number, self.set) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _serve(settings: Settings, stop: StopFlag) -> int:
+    """Run the folders that a launcher writes to standard input; the end of that input asks for a stop.
+
+    A launcher that is killed closes the pipe too, so no worker outlives it for longer than a step.
+    """
+    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)  # a library that prints must not talk to the launcher
+    folders: list[str] = []
+    arrived = threading.Semaphore(0)
+    closed = threading.Event()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            folders.append(line.strip())
+            arrived.release()
+        closed.set()
+        stop.set()
+        arrived.release()
+
+    def answer(**facts: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the launcher is gone; the listener asks for a stop
+            answers.write(json.dumps(facts) + "\n")
+
+    def progress(step: int, steps: int, loss: float) -> None:
+        answer(event="progress", step=step, steps=steps, loss=loss)
+
+    threading.Thread(target=listen, name="launcher", daemon=True).start()
+    while True:
+        arrived.acquire()
+        if not folders or stop():
+            return 0
+        outcome = run(Path(folders.pop(0)), settings, stop, progress)
+        answer(event="end", state=outcome.state, reason=outcome.reason, from_step=outcome.from_step)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run stages by folder; exit status 0 if all are done, 75 if interrupted, 1 otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m bench.worker", description=__doc__)
+    parser.add_argument("folders", nargs="*", type=Path, help="stage folders of a store")
+    parser.add_argument("--serve", action="store_true", help="take folders from standard input")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--checkpoint-steps", type=int, default=500)
+    given = parser.parse_args(arguments)
+    import baselines  # noqa: F401  (the spec types that a stage may hold)
+    import bench.backbones  # noqa: F401
+
+    settings = Settings(given.data, given.device, given.threads, given.checkpoint_steps)
+    stop = StopFlag()
+    with stop.on_signals():
+        return _serve(settings, stop) if given.serve else _run_all(given.folders, settings, stop)
+
+
+def _run_all(folders: Sequence[Path], settings: Settings, stop: StopFlag) -> int:
+    states = []
+    for folder in folders:
+        outcome = run(folder, settings, stop, lambda step, steps, loss: print(f"step {step}/{steps} loss {loss:.4f}"))
+        print(f"{folder.name}: {outcome.state} {outcome.reason}".rstrip())
+        states.append(outcome.state)
+    if "interrupted" in states:
+        return 75
+    return 0 if all(state == "done" for state in states) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

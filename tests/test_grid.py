@@ -1,0 +1,458 @@
+"""The command, end to end: tables, sharing, failures, interruptions of every kind, and the same bits after each."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import cli, grid
+from bench.errors import InputError
+
+SMALL = """
+grid.rows = ['finetune', 'tapt', 'self_distillation']
+grid.tasks = ['digits', 'pydocs']
+grid.seeds = [0, 1]
+grid.checkpoint_steps = 4
+finetune.steps = 10
+finetune.batch_size = 8
+finetune.lr = 1e-3
+finetune.warmup_steps = 2
+digits/finetune.augmentation = 'none'
+further_pretrain.steps = 10
+further_pretrain.batch_size = 8
+source_pretrain.steps = 10
+"""
+
+# Long enough to be killed in the middle of every kind of stage.
+KILLABLE = """
+grid.rows = ['finetune', 'tapt', 'self_distillation']
+grid.tasks = ['digits']
+grid.seeds = [0, 1]
+grid.checkpoint_steps = 25
+finetune.steps = 150
+finetune.lr = 1e-3
+finetune.warmup_steps = 2
+finetune.augmentation = 'none'
+further_pretrain.steps = 150
+further_pretrain.batch_size = 32
+source_pretrain.steps = 150
+"""
+
+
+class Workplace:
+    """A folder with a gin file, a store and results, and a way to run the command on them."""
+
+    def __init__(self, folder: Path, data: Path, text: str) -> None:
+        self.folder, self.data = folder, data
+        self.gin = folder / "small.gin"
+        self.store = folder / "runs"
+        self.results = folder / "results"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.gin.write_text(text)
+
+    def arguments(self, *extra: str) -> list[str]:
+        places = ["--store", str(self.store), "--results", str(self.results), "--data", str(self.data)]
+        return ["--gin", str(self.gin), *places, *extra]
+
+    def run(self, *extra: str) -> int:
+        """The command in this process, one stage after another."""
+        return grid.main(self.arguments("--launcher", "inline", *extra))
+
+    def start(self, *extra: str) -> "subprocess.Popen[str]":
+        """The command in a process group of its own."""
+        command = [sys.executable, "-m", "bench.grid", *self.arguments(*extra)]
+        with (self.folder / "output.txt").open("a") as output:
+            return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+
+    def output(self) -> str:
+        return (self.folder / "output.txt").read_text()
+
+    @property
+    def table(self) -> str:
+        return (self.results / "small.md").read_text()
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        lines = (self.results / "small" / "records.jsonl").read_text().splitlines()
+        return {record["cell"]: record for record in map(json.loads, lines)}
+
+    def numbers(self) -> dict[str, Any]:
+        return {cell: (record["key"], record["metrics"]) for cell, record in self.records().items()}
+
+    def weights(self) -> dict[str, str]:
+        """Stage folder -> the checksum of its weights."""
+        return {p.parent.name: json.loads(p.read_text())["weights"]["sha256"] for p in self.store.glob("*/record.json")}
+
+    def ledger(self) -> dict[str, list[dict[str, Any]]]:
+        """Stage folder -> its attempts, each with its end under "end"."""
+        ledger: dict[str, list[dict[str, Any]]] = {}
+        for path in sorted(self.store.glob("*/attempts/[0-9]*[0-9].json")):
+            end = path.with_suffix(".end.json")
+            attempt = {**json.loads(path.read_text()), "end": json.loads(end.read_text()) if end.exists() else None}
+            ledger.setdefault(path.parent.parent.name, []).append(attempt)
+        return ledger
+
+    def checkpoints(self) -> dict[str, int]:
+        """Stage folder -> the step of its newest checkpoint."""
+        steps: dict[str, int] = {}
+        for path in self.store.glob("*/checkpoints/step-*.json"):
+            steps[path.parents[1].name] = max(steps.get(path.parents[1].name, 0), int(path.stem.partition("-")[2]))
+        return steps
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """The small grid, run once without any interruption."""
+    place = Workplace(tmp_path_factory.mktemp("finished"), prepared, SMALL)
+    assert place.run() == 0
+    return place
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """The killable grid, run once without any interruption."""
+    place = Workplace(tmp_path_factory.mktemp("undisturbed"), prepared, KILLABLE)
+    assert place.run() == 0
+    return place
+
+
+def test_table_and_records(finished: Workplace) -> None:
+    lines = [line for line in finished.table.splitlines() if line.startswith("|")]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["finetune", "tapt", "self_distillation"]
+    assert lines[0].split("|")[2:4] == [
+        cell for cell in lines[0].split("|")[2:4] if cell.strip() in ("digits", "pydocs")
+    ]
+    records = finished.records()
+    assert len(records) == 12
+    for row, line in zip(("finetune", "tapt", "self_distillation"), lines[2:], strict=True):
+        for task, cell in zip(("digits", "pydocs"), line.split("|")[2:4], strict=True):
+            values = [100 * r["metrics"]["accuracy"] for r in records.values() if (r["row"], r["task"]) == (row, task)]
+            mean = sum(values) / 2
+            spread = (sum((value - mean) ** 2 for value in values)) ** 0.5
+            assert cell.strip() == f"{mean:.2f} ± {spread:.2f} (2)"
+
+
+def test_records_say_what_a_reviewer_asks(finished: Workplace) -> None:
+    record = finished.records()["self_distillation/digits/photos_mae/1"]
+    assert {"key", "method", "task", "backbone", "seed", "metric", "metrics", "seconds", "spec"} <= record.keys()
+    assert (record["method"], record["task"], record["seed"], record["metric"]) == (
+        "self_distillation",
+        "digits",
+        1,
+        "accuracy",
+    )
+    assert {"accuracy", "macro_f1", "micro_f1", "loss"} == record["metrics"].keys()
+    assert 0 <= record["metrics"]["accuracy"] <= 1
+    provenance = record["provenance"]
+    assert {"commit", "versions", "device", "threads", "instruction_set", "data"} <= provenance.keys()
+    assert provenance["data"].keys() == {"digits/train", "digits/test"}
+    student = record["spec"]["init"]
+    assert (student["name"], student["teacher"]["name"]) == ("self_distill_1", "further_pretrain")
+    assert record["seconds_with_parents"] > record["seconds"]
+
+
+def test_records_and_tables_hold_no_path_or_name_of_this_machine(finished: Workplace) -> None:
+    import getpass
+    import platform
+
+    text = finished.table + (finished.results / "small" / "records.jsonl").read_text()
+    for private in (str(finished.folder), str(Path.home()), str(Path(__file__).parents[1]), platform.node()):
+        assert private not in text
+    assert f'"{getpass.getuser()}"' not in text
+
+
+def test_methods_share_stages_and_unlabelled_ones_run_once_for_all_seeds(finished: Workplace) -> None:
+    names = [name.rsplit("-", 1)[0] for name in finished.ledger()]
+    assert sorted(names) == sorted(
+        ["source_pretrain-photographs", "source_pretrain-docstrings"]
+        + [f"{stage}-{task}" for stage in ("further_pretrain", "self_distill_1") for task in ("digits", "pydocs")]
+        + ["finetune-digits", "finetune-pydocs"] * 6
+    )
+    records = finished.records()
+    tapt = records["tapt/digits/photos_mae/0"]["spec"]["init"]["key"]
+    assert records["self_distillation/digits/photos_mae/1"]["spec"]["init"]["teacher"]["key"] == tapt
+
+
+def test_running_again_computes_nothing(finished: Workplace) -> None:
+    before = finished.ledger(), finished.table
+    assert finished.run() == 0
+    assert (finished.ledger(), finished.table) == before
+
+
+def test_local_workers_give_the_same_bits_as_this_process(finished: Workplace, prepared: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path, prepared, SMALL)
+    process = place.start("--launcher", "local", "--workers", "2")
+    assert process.wait() == 0, place.output()
+    assert place.numbers() == finished.numbers()
+    assert place.weights() == finished.weights()
+    assert place.table == finished.table
+
+
+def test_planning_imports_no_torch_and_writes_nothing(prepared: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path, prepared, SMALL)
+    code = (
+        "import sys; from bench import grid; status = grid.main(sys.argv[1:]); "
+        "heavy = [m for m in ('torch', 'timm', 'transformers', 'datasets', 'sklearn') if m in sys.modules]; "
+        "print(heavy); sys.exit(status or bool(heavy))"
+    )
+    command = [sys.executable, "-c", code, *place.arguments("--plan")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "18 to run" in result.stdout
+    assert "26 stages if every row ran alone, 18 distinct" not in result.stdout  # counted below, not guessed
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["small.gin"]
+
+
+def test_the_plan_counts_what_is_done_and_what_it_costs(
+    finished: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finished.run("--plan") == 0
+    shown = capsys.readouterr().out
+    assert "18 done, 0 to run" in shown
+    assert finished.run("--plan", "--set", "grid.seeds=[0, 1, 2]") == 0
+    shown = capsys.readouterr().out
+    assert "18 done, 6 to run" in shown
+    assert "minutes of one worker for 6 stages" in shown
+
+
+def test_a_plan_without_data_says_so_and_still_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Workplace(tmp_path, tmp_path / "nothing", SMALL)
+    assert place.run("--plan") == 0
+    shown = capsys.readouterr().out
+    assert "18 distinct" in shown
+    assert "18 not prepared" in shown
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_only_selected_cells_run_and_the_table_shows_what_is_missing(prepared: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path, prepared, SMALL)
+    assert place.run("--only", "finetune/digits/*/1") == 0
+    assert place.records().keys() == {"finetune/digits/photos_mae/1"}
+    assert len(place.ledger()) == 2
+    assert place.table.count("(1/2)") == 1
+    assert place.table.count("– (0/2)") == 5
+
+
+def test_collate_writes_the_same_table_without_running(finished: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    from bench import collate
+
+    before = finished.table
+    (finished.results / "small.md").unlink()
+    arguments = finished.arguments()
+    assert collate.main(arguments) == 0
+    assert finished.table == before
+    assert before in capsys.readouterr().out
+    assert collate.main([*arguments, "--set", "grid.seeds=[0, 1, 5]"]) == 1
+    assert "(2/3)" in finished.table
+    assert collate.main(arguments) == 0
+
+
+# ------------------------------------------------------------------------------------------------------ failures
+
+
+def test_a_failure_blocks_its_dependants_and_nothing_else(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Workplace(tmp_path, prepared, SMALL + "digits/further_pretrain.lr = 1e30\n")
+    assert place.run("--only", "*/digits/*") == 1
+    shown = capsys.readouterr().out
+    failed = next(name for name, attempts in place.ledger().items() if attempts[-1]["end"]["state"] == "failed")
+    assert failed.startswith("further_pretrain-digits")
+    assert f"blocked: tapt/digits/photos_mae/0: its stage {failed} failed" in shown
+    assert shown.count("blocked: ") == 4
+    assert place.records().keys() == {"finetune/digits/photos_mae/0", "finetune/digits/photos_mae/1"}
+    assert "Diverged" in (place.store / failed / "log.txt").read_text()
+    # Not again without --retry, which tries again; a failure is never a result.
+    assert place.run("--only", "*/digits/*") == 1
+    assert len(place.ledger()[failed]) == 1
+    assert "--retry" in capsys.readouterr().out
+    assert place.run("--only", "*/digits/*", "--retry") == 1
+    assert len(place.ledger()[failed]) == 2
+    assert not (place.store / failed / "record.json").exists()
+
+
+def test_a_worker_that_dies_is_reported_and_its_stage_goes_on_next_time(
+    undisturbed: Workplace, prepared: Path, tmp_path: Path
+) -> None:
+    place = Workplace(tmp_path, prepared, KILLABLE)
+    process = place.start("--workers", "1", "--only", "finetune/digits/*/0")
+    wait_for(lambda: place.checkpoints(), process)
+    (attempts,) = place.ledger().values()
+    os.kill(attempts[-1]["owner"]["pid"], signal.SIGKILL)
+    assert process.wait() == 1
+    assert "SIGKILL" in place.output()
+    assert place.run("--only", "finetune/digits/*/0") == 0
+    (resumed,) = (attempts for attempts in place.ledger().values() if len(attempts) == 2)
+    assert resumed[1]["from_step"] > 0
+    cell = "finetune/digits/photos_mae/0"
+    assert place.numbers()[cell] == undisturbed.numbers()[cell]
+
+
+# ------------------------------------------------------------------------------------------------- interruptions
+
+
+def wait_for(condition: Any, process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the grid ended before it could be disturbed"
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.01)
+
+
+def kill_until_done(place: Workplace, launcher: list[str], chance: random.Random) -> Iterator[dict[str, int]]:
+    """Kill the whole process group at random moments; yields the newest checkpoints after each kill."""
+    for _ in range(5):
+        process = place.start(*launcher)
+        before = place.checkpoints(), len(place.weights())
+        wait_for(lambda seen=before: (place.checkpoints(), len(place.weights())) != seen, process)
+        time.sleep(chance.uniform(0.0, 1.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        yield place.checkpoints()
+    process = place.start(*launcher)
+    assert process.wait() == 0, place.output()
+
+
+@pytest.mark.parametrize(
+    "launcher", [["--launcher", "inline"], ["--launcher", "local", "--workers", "2"]], ids="_".join
+)
+def test_killing_the_grid_at_random_moments_changes_no_bit(
+    launcher: list[str], undisturbed: Workplace, prepared: Path, tmp_path: Path
+) -> None:
+    place = Workplace(tmp_path, prepared, KILLABLE)
+    expected: dict[str, list[int]] = {}
+    for checkpoints in kill_until_done(place, launcher, random.Random("kill")):
+        for name, attempts in place.ledger().items():
+            if attempts[-1]["end"] is None:  # cut short: the next attempt must go on from here
+                expected.setdefault(name, []).append(checkpoints.get(name, 0))
+    assert place.numbers() == undisturbed.numbers()
+    assert place.weights() == undisturbed.weights()
+    assert place.table == undisturbed.table
+    resumed = 0
+    for name, attempts in place.ledger().items():
+        for attempt, newest in zip(attempts[1:], expected.get(name, []), strict=True):
+            # The newest checkpoint and no other; None where it was killed again before its first step.
+            assert attempt["from_step"] in (newest, None)
+        assert all(attempt["from_step"] % 25 == 0 for attempt in attempts if attempt["from_step"])
+        assert [attempt["end"]["state"] for attempt in attempts] == ["died"] * (len(attempts) - 1) + ["done"]
+        resumed += sum((attempt["from_step"] or 0) > 0 for attempt in attempts)
+    assert resumed >= 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("launcher", ["inline", "local"])
+def test_a_signal_checkpoints_at_the_next_step(
+    launcher: str, number: signal.Signals, undisturbed: Workplace, prepared: Path, tmp_path: Path
+) -> None:
+    place = Workplace(tmp_path, prepared, KILLABLE.replace("checkpoint_steps = 25", "checkpoint_steps = 100000"))
+    process = place.start("--launcher", launcher, "--workers", "1", "--only", "finetune/digits/*/0")
+    wait_for(lambda: place.ledger() and next(iter(place.ledger().values()))[0]["from_step"] is not None, process)
+    time.sleep(0.2)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    assert process.wait() == 130, place.output()
+    ((name, (attempt,)),) = place.ledger().items()
+    step = attempt["end"]["step"]
+    assert attempt["end"]["state"] == "interrupted"
+    assert 0 < step < 150
+    assert place.run("--only", "finetune/digits/*/0") == 0
+    assert place.ledger()[name][1]["from_step"] == step
+    cell = "finetune/digits/photos_mae/0"
+    assert place.numbers()[cell] == undisturbed.numbers()[cell]
+
+
+def test_workers_end_with_a_launcher_that_is_killed(prepared: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path, prepared, KILLABLE)
+    process = place.start("--workers", "2")
+    wait_for(lambda: place.checkpoints(), process)
+    workers = {attempts[-1]["owner"]["pid"] for attempts in place.ledger().values()}
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(running(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(running(pid) for pid in workers)
+    assert {attempts[-1]["end"]["state"] for attempts in place.ledger().values()} <= {"interrupted", "done"}
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_two_grids_on_one_store_run_no_stage_twice(undisturbed: Workplace, prepared: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path, prepared, KILLABLE)
+    processes = [place.start("--launcher", "inline"), place.start("--workers", "1")]
+    assert [process.wait() for process in processes] == [0, 0], place.output()
+    assert all(len([a for a in attempts if a["from_step"] is not None]) == 1 for attempts in place.ledger().values())
+    assert place.numbers() == undisturbed.numbers()
+    assert place.table == undisturbed.table
+
+
+# ----------------------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_input_exits_2_with_one_message_and_writes_nothing(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Workplace(tmp_path, prepared, SMALL)
+    assert cli.reporting_errors(lambda: place.run("--set", "finetnue.lr=1")) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["small.gin"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        (["--workers", "0"], "--workers"),
+        (["--only", "finetune/digit/*"], "--only"),
+        (["--store", "FILE/runs"], "--store"),
+        (["--results", "FILE/results"], "--results"),
+    ],
+)
+def test_impossible_arguments_are_refused_before_anything_runs(
+    extra: list[str], says: str, prepared: Path, tmp_path: Path
+) -> None:
+    place = Workplace(tmp_path, prepared, SMALL)
+    (tmp_path / "FILE").write_text("")
+    with pytest.raises(InputError, match=says):
+        place.run(*(argument.replace("FILE", str(tmp_path / "FILE")) for argument in extra))
+    assert not place.store.exists()
+
+
+def test_a_damaged_record_stops_the_grid_before_it_runs(prepared: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path, prepared, SMALL)
+    assert place.run("--only", "finetune/digits/*/0") == 0
+    record = next(place.store.glob("finetune-*/record.json"))
+    record.write_text(record.read_text()[:50])
+    with pytest.raises(InputError, match=record.parent.name):
+        place.run("--only", "finetune/digits/*")
+    assert len(place.ledger()) == 2
+
+
+def test_damaged_parent_weights_fail_the_stage_that_needs_them(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Workplace(tmp_path, prepared, SMALL)
+    assert place.run("--only", "finetune/digits/*/0") == 0
+    weights = next(place.store.glob("source_pretrain-*/weights-*"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert place.run("--only", "finetune/digits/*/1") == 1
+    assert weights.name in capsys.readouterr().out

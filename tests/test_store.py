@@ -1,0 +1,192 @@
+"""The store: leases, ledger, results, and what happens when files are damaged."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import store as store_module
+from bench.errors import DamagedStore, InputError
+from bench.files import replacing, sha256
+from bench.store import Store
+from tests.examples import finetuning, pretraining
+
+
+def record_of(folder: Path, content: bytes = b"weights", **metrics: float) -> dict[str, Any]:
+    path = folder / f"weights-{len(content)}.safetensors"
+    path.write_bytes(content)
+    weights = {"file": path.name, "sha256": sha256(path), "bytes": len(content)}
+    return {"key": pretraining().key, "metrics": metrics, "seconds": 1.0, "weights": weights}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "runs")
+    store.add(pretraining())
+    return store
+
+
+def test_a_spec_comes_back_with_its_parents(store: Store) -> None:
+    store.add(finetuning())
+    assert store.load(store.folder(finetuning())) == finetuning()
+
+
+def test_a_changed_spec_file_is_refused(store: Store) -> None:
+    path = store.folder(pretraining()) / "spec.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(DamagedStore, match=r"spec\.json"):
+        store.load(path.parent)
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(DamagedStore, match=r"spec\.json"):
+        store.load(path.parent)
+
+
+def test_a_live_owner_keeps_its_stage(store: Store) -> None:
+    attempt = store.claim(pretraining())
+    assert attempt is not None
+    assert store.claim(pretraining()) is None
+    store.finish(attempt, "interrupted", step=3)
+    second = store.claim(pretraining())
+    assert second is not None
+    assert [a.number for a in store.attempts(pretraining())] == [1, 2]
+    assert not store.owns(attempt)
+    assert store.owns(second)
+
+
+def claim_and_die(root: Path) -> None:
+    assert Store(root).claim(pretraining()) is not None
+    os._exit(9)
+
+
+def test_the_stage_of_a_dead_owner_is_taken_over_at_once_and_the_ledger_says_so(store: Store) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=claim_and_die, args=(store.root,))
+    process.start()
+    while process.exitcode is None and not store.attempts(pretraining()):
+        time.sleep(0.01)
+    # Not joined: a zombie that nobody has waited for is dead too.
+    deadline = time.monotonic() + 20
+    while (attempt := store.claim(pretraining())) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.join()
+    assert attempt is not None
+    first, second = store.attempts(pretraining())
+    assert first.end is not None
+    assert first.end["state"] == "died"
+    assert second.end is None
+
+
+def test_an_owner_elsewhere_is_judged_by_its_heartbeat(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_machine", lambda: "another machine")
+    attempt = store.claim(pretraining())
+    assert attempt is not None
+    monkeypatch.undo()
+    assert store.claim(pretraining()) is None
+    old = time.time() - store_module.STALE_SECONDS - 1
+    os.utime(attempt.path, (old, old))
+    store.beat(attempt)
+    assert store.claim(pretraining()) is None
+    os.utime(attempt.path, (old, old))
+    assert store.claim(pretraining()) is not None
+
+
+CLAIM = """
+import sys
+from pathlib import Path
+from bench.store import Store
+from tests.examples import pretraining
+sys.stdin.readline()
+print("mine" if Store(Path(sys.argv[1])).claim(pretraining()) else "busy", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_of_many_claims_at_once_exactly_one_succeeds(store: Store) -> None:
+    command = [sys.executable, "-c", CLAIM, str(store.root)]
+    pipe = subprocess.PIPE
+    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
+    try:
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        answers = [process.stdout.readline().strip() for process in processes]
+    finally:
+        for process in processes:
+            process.communicate("end\n")
+    assert sorted(answers) == ["busy", "busy", "busy", "mine"]
+
+
+def test_the_first_record_wins_an_equal_one_is_dropped_another_is_kept_and_refused(store: Store) -> None:
+    stage, folder = pretraining(), store.folder(pretraining())
+    attempt = store.claim(stage)
+    assert attempt is not None
+    store.publish(attempt, stage, record_of(folder, accuracy=0.5))
+    first = (folder / "record.json").read_bytes()
+    store.publish(attempt, stage, {**record_of(folder, accuracy=0.5), "seconds": 9.0})
+    assert (folder / "record.json").read_bytes() == first
+    with pytest.raises(DamagedStore, match="disagrees"):
+        store.publish(attempt, stage, record_of(folder, accuracy=0.6))
+    assert (folder / "record.json").read_bytes() == first
+    assert json.loads((folder / "record-attempt-000001.json").read_text())["metrics"] == {"accuracy": 0.6}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "record.json").write_text("{"),
+        lambda folder: (folder / "record.json").write_text("[]"),
+        lambda folder: (folder / "record.json").write_text((folder / "record.json").read_text().replace("0.5", "0.9")),
+        lambda folder: (folder / "weights-7.safetensors").write_bytes(b"wei"),
+        lambda folder: (folder / "weights-7.safetensors").unlink(),
+    ],
+)
+def test_a_damaged_result_is_named_and_never_used(store: Store, damage: Any) -> None:
+    stage, folder = pretraining(), store.folder(pretraining())
+    attempt = store.claim(stage)
+    assert attempt is not None
+    store.publish(attempt, stage, record_of(folder, accuracy=0.5))
+    record = store.record(stage)
+    assert record is not None
+    assert record["metrics"] == {"accuracy": 0.5}
+    damage(folder)
+    with pytest.raises(DamagedStore, match=f"{folder.name}.*Delete"):
+        store.record(stage)
+
+
+def test_changed_weights_of_the_same_size_are_found_before_use(store: Store) -> None:
+    stage, folder = pretraining(), store.folder(pretraining())
+    attempt = store.claim(stage)
+    assert attempt is not None
+    store.publish(attempt, stage, record_of(folder))
+    assert store.weights(stage).read_bytes() == b"weights"
+    (folder / "weights-7.safetensors").write_bytes(b"Weights")
+    with pytest.raises(DamagedStore, match="weights-7"):
+        store.weights(stage)
+
+
+def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--store"):
+        Store(tmp_path / "file" / "runs").check_writable()
+    Store(tmp_path / "new" / "runs").check_writable()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("new")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "old"

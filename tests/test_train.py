@@ -1,0 +1,298 @@
+"""The training loop: schedules, streams, accumulation, exact resume, refusal to go on with a broken loss."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench.batches import Batches
+from bench.checkpoint import Checkpoints
+from bench.data.examples import Examples
+from bench.hooks import Batch, Context, Loss, State
+from bench.models import Model, build
+from bench.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
+from bench.specs import Constraint, Objective, Schedule, Stage
+from bench.train import Diverged, Interrupted, Supervision, learning_rate, parameter_groups, train
+from tests.examples import finetuning, pretraining
+
+CPU = torch.device("cpu")
+
+
+class Pictures(Examples):
+    """Random 8 px images with labels."""
+
+    def __init__(self, count: int = 22) -> None:
+        generator = torch.Generator().manual_seed(0)
+        super().__init__(np.arange(count), torch.arange(count) % 10, None)
+        self._images = torch.randn(count, 3, 8, 8, generator=generator)
+
+    def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> Tensor:
+        images = self._images[index].to(self.dtype)
+        return images if flip is None else torch.where(flip[:, None, None, None], images.flip(3), images)
+
+
+@dataclass(frozen=True)
+class Distance(Objective):
+    """Uses everything an objective may keep: a trained module, tensors that change, and random numbers."""
+
+    NEEDS = frozenset({"labels", "head"})
+
+    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
+        module = torch.nn.Linear(model.width, 2)
+        count = sum(len(index) for index, _ in context.examples(batch_size=5))
+        return State(module, {"average": torch.rand(2)}, {"count": count})
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        assert state.module is not None
+        assert state.constants["count"] == 22
+        projected = state.module(model.features(batch.inputs) + 0.1 * torch.rand(()))
+        state.tensors["average"] = 0.9 * state.tensors["average"] + 0.1 * projected.detach().mean(0)
+        return Loss((projected - state.tensors["average"]).square().mean() + model.logits(batch.inputs).square().mean())
+
+
+@dataclass(frozen=True)
+class Shrink(Constraint):
+    """Halves the way that every weight has gone."""
+
+    def apply(self, model: Model, reference: Mapping[str, Tensor], state: State) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.copy_((parameter + reference[name]) / 2)
+
+
+def run(
+    stage: Stage,
+    folder: Path,
+    stop_at: int | None = None,
+    every: int = 1000,
+    progress: Callable[[int, float], None] = lambda step, loss: None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """Train from the folder's last checkpoint; returns the weights."""
+    torch.manual_seed(1)
+    needs = stage.objective.needs
+    model = build(
+        stage.backbone,
+        classes=10 if "head" in needs else None,
+        decoder="decoder" in needs,
+        dropout=stage.schedule.dropout,
+    ).to(dtype)
+    examples = Pictures()
+    examples.dtype = dtype
+    seen: list[int] = []
+
+    def on_progress(step: int, loss: float) -> None:
+        seen.append(step)
+        progress(step, loss)
+
+    supervision = Supervision(
+        stop=lambda: stop_at is not None and seen[-1:] == [stop_at],
+        checkpoints=Checkpoints(folder),
+        checkpoint_steps=every,
+        started=lambda step: None,
+        progress=on_progress,
+    )
+    train(stage, model, None, Batches(stage, examples, model, CPU), supervision)
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+FINETUNE = finetuning(
+    schedule=Schedule(steps=7, batch_size=8, lr=1e-2, warmup_steps=2, clip_norm=1.0, dropout=0.2, augmentation="flip")
+)
+STAGES = {
+    "finetune": FINETUNE,
+    "masked": pretraining(schedule=Schedule(steps=7, batch_size=8, lr=1e-2)),
+    "state": dataclasses.replace(FINETUNE, objective=Distance(), constraint=Shrink()),
+    "sum": dataclasses.replace(FINETUNE, objective=CrossEntropy() + Distance()),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stopping_at_any_step_and_resuming_gives_the_same_bits(name: str, tmp_path: Path) -> None:
+    stage = STAGES[name]
+    whole = run(stage, tmp_path / "whole")
+    assert not equal(whole, run(dataclasses.replace(stage, seed=8), tmp_path / "other"))
+    for step in range(1, 7):
+        folder = tmp_path / str(step)
+        with pytest.raises(Interrupted):
+            run(stage, folder, stop_at=step)
+        assert equal(run(stage, folder), whole), f"interrupted after step {step}"
+
+
+def test_resuming_several_times_and_from_periodic_checkpoints(tmp_path: Path) -> None:
+    stage = STAGES["state"]
+    whole = run(stage, tmp_path / "whole")
+    for stop in (2, 3, 6):
+        with pytest.raises(Interrupted):
+            run(stage, tmp_path / "parts", stop_at=stop, every=2)
+    assert equal(run(stage, tmp_path / "parts"), whole)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "marker", "all"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(damage: str, tmp_path: Path) -> None:
+    stage = STAGES["finetune"]
+    whole = run(stage, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(stage, tmp_path / "parts", stop_at=6, every=2)
+    markers = sorted((tmp_path / "parts").glob("*.json"))
+    assert [json.loads(marker.read_text())["step"] for marker in markers] == [4, 6]
+    for marker in markers if damage == "all" else markers[-1:]:
+        file = marker if damage == "marker" else marker.with_suffix(".pt")
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content if damage == "changed" else content[: len(content) // 2])
+    checkpoints = Checkpoints(tmp_path / "parts")
+    loaded = checkpoints.load(CPU)
+    assert (loaded[0] if loaded else None) == (None if damage == "all" else 4)
+    assert len(checkpoints.warnings) == (2 if damage == "all" else 1)
+    assert equal(run(stage, tmp_path / "parts"), whole)
+
+
+def test_dropout_is_the_same_whatever_else_a_method_computes(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Busy(CrossEntropy):
+        """Cross-entropy that wastes random numbers after its forward pass."""
+
+        def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+            loss = super().loss(model, batch, state, context)
+            torch.rand(context.step + 3)
+            return loss
+
+    plain = run(FINETUNE, tmp_path / "a")
+    busy = run(dataclasses.replace(FINETUNE, objective=Busy()), tmp_path / "b")
+    assert equal(plain, busy)
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
+    schedule = dataclasses.replace(FINETUNE.schedule, dropout=0.0, augmentation="none")
+    whole = run(dataclasses.replace(FINETUNE, schedule=schedule), tmp_path / "a", dtype=torch.float64)
+    # Batches of 8, 8 and 6: the last one of an epoch splits unevenly.
+    split = dataclasses.replace(FINETUNE, schedule=dataclasses.replace(schedule, micro_batches=4))
+    parts = run(split, tmp_path / "b", dtype=torch.float64)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-7, atol=1e-9)
+    assert not equal(whole, parts)
+
+
+def test_a_loss_that_is_no_number_stops_the_stage_with_step_and_rate(tmp_path: Path) -> None:
+    stage = dataclasses.replace(FINETUNE, schedule=Schedule(steps=7, batch_size=8, lr=1e30))
+    with pytest.raises(Diverged, match=r"step [1-6] of 7"):
+        run(stage, tmp_path)
+
+
+def test_the_learning_rate_rises_then_falls_to_zero() -> None:
+    schedule = Schedule(steps=10, lr=2.0, warmup_steps=4)
+    rates = [learning_rate(schedule, step, 10) for step in range(10)]
+    assert rates == pytest.approx([0, 0.5, 1.0, 1.5, 2.0, 10 / 6, 8 / 6, 1.0, 4 / 6, 2 / 6])
+    constant = Schedule(steps=10, lr=2.0, decay="constant")
+    assert {learning_rate(constant, step, 10) for step in range(10)} == {2.0}
+
+
+def groups_of(stage: Stage) -> dict[str, tuple[bool, float]]:
+    needs = stage.objective.needs
+    model = build(stage.backbone, classes=10 if "head" in needs else None, decoder="decoder" in needs)
+    groups = parameter_groups(model, stage, State())
+    return {name: (group["head"], group["weight_decay"]) for group in groups for name in group["names"]}
+
+
+def test_weight_decay_goes_by_role_and_differs_between_the_stages() -> None:
+    """The groups of the released image code (METHODS: timm's rule in pre-training, names in fine-tuning)."""
+    fine = groups_of(finetuning(optimizer=AdamW(weight_decay=0.1)))
+    assert fine["encoder.blocks.0.attn.qkv.weight"] == (False, 0.1)
+    assert fine["encoder.norm.weight"] == (False, 0.1)
+    assert fine["encoder.norm.bias"] == (False, 0.0)
+    assert fine["encoder.cls_token"] == (False, 0.0)
+    assert fine["encoder.pos_embed"] == (False, 0.0)
+    assert fine["head.weight"] == (True, 0.1)
+    assert fine["head.bias"] == (True, 0.0)
+    pre = groups_of(pretraining(optimizer=AdamW(weight_decay=0.1)))
+    assert pre["encoder.norm.weight"] == (False, 0.0)
+    assert pre["encoder.cls_token"] == pre["decoder.mask_token"] == (False, 0.1)
+    assert "encoder.pos_embed" not in pre
+
+
+def test_constraints_apply_after_every_step(tmp_path: Path) -> None:
+    free = run(FINETUNE, tmp_path / "a")
+    held = run(dataclasses.replace(FINETUNE, constraint=Shrink()), tmp_path / "b")
+    torch.manual_seed(1)
+    start = dict(build(FINETUNE.backbone, classes=10).named_parameters())
+    far, near = ((weights["head.weight"] - start["head.weight"]).norm() for weights in (free, held))
+    assert 0 < near < 0.7 * far
+
+
+def batches_of(stage: Stage, examples: Examples) -> Batches:
+    needs = stage.objective.needs
+    model = build(stage.backbone, classes=10 if "head" in needs else None, decoder="decoder" in needs)
+    return Batches(stage, examples, model, CPU)
+
+
+def test_every_epoch_sees_every_example_once_in_its_own_order() -> None:
+    batches = batches_of(FINETUNE, Pictures())
+    epochs = [torch.cat([batches.at(3 * epoch + i)[0].index for i in range(3)]).tolist() for epoch in range(2)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(22))] * 2
+    assert epochs[0] != epochs[1]
+    assert [len(batches.at(i)[0].index) for i in range(3)] == [8, 8, 6]
+
+
+def test_a_step_is_a_pure_function_of_seed_and_step() -> None:
+    stage = STAGES["masked"]
+    first, second = batches_of(stage, Pictures()), batches_of(stage, Pictures())
+    second.at(5)
+    a, b = first.at(3)[0], second.at(3)[0]
+    assert torch.equal(a.index, b.index)
+    assert torch.equal(a.inputs, b.inputs)
+    assert all(torch.equal(x, y) for x, y in zip(a.mask, b.mask, strict=True))
+    assert not torch.equal(a.mask.removed, first.at(4)[0].mask.removed)
+    other = batches_of(dataclasses.replace(stage, seed=1), Pictures()).at(3)[0]
+    assert not torch.equal(a.index, other.index)
+
+
+def test_two_methods_stages_of_one_name_see_the_same_data() -> None:
+    other = dataclasses.replace(FINETUNE, objective=Distance(), optimizer=AdamW(weight_decay=0.5))
+    assert other.key != FINETUNE.key
+    for step in range(7):
+        a, b = (batches_of(stage, Pictures()).at(step)[0] for stage in (FINETUNE, other))
+        assert torch.equal(a.index, b.index)
+        assert torch.equal(a.inputs, b.inputs)
+
+
+class Sentences(Examples):
+    """Texts that are nothing but lengths."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        super().__init__(np.arange(len(lengths)), torch.zeros(len(lengths), dtype=torch.long), np.array(lengths))
+
+    def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> Any:
+        return index
+
+
+def test_texts_are_batched_by_length() -> None:
+    random = np.random.Generator(np.random.PCG64(0))
+    lengths = random.integers(3, 200, size=400)
+    stage = dataclasses.replace(FINETUNE, schedule=Schedule(steps=50, batch_size=8))
+    batches = batches_of(stage, Sentences(lengths.tolist()))
+    index = [batches.at(step)[0].index for step in range(50)]
+    assert sorted(torch.cat(index).tolist()) == list(range(400))
+    padding = sum(int((lengths[i].max() - lengths[i]).sum()) for i in index)
+    unsorted = sum(int((part.max() - part).sum()) for part in lengths.reshape(50, 8))
+    assert padding < 0.1 * unsorted
+    order = [int(lengths[i].max()) for i in index]
+    assert order != sorted(order)
+
+
+def test_masked_objective_trains_the_decoder_and_reports_its_part(tmp_path: Path) -> None:
+    losses: list[float] = []
+    stage = pretraining(schedule=Schedule(steps=60, batch_size=22, lr=1e-2))
+    run(stage, tmp_path, progress=lambda step, loss: losses.append(loss))
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+    assert MaskedAutoEncoding().needs == {"mask", "decoder"}
