@@ -56,7 +56,7 @@ class FeatureMatching(Objective):
             return State(constants={"teacher": teacher})
         # Without augmentation a frozen teacher says the same of an example at every step: ask it once.
         with torch.no_grad():
-            features = [teacher.features(inputs) for _, inputs in context.examples()]
+            features = [teacher.features(inputs) for _, inputs in context.teacher_examples()]
         return State(constants={"features": torch.cat(features)})
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:

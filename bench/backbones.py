@@ -1,20 +1,11 @@
-"""Pre-trained backbones as specs: architectures by modality, and the two embedded ones.
-
-An architecture here is data; `bench.models.build` makes the network. A backbone's weights are a stage of their own
-(started from random weights), so the plan caches source pre-training like any other stage.
-"""
+"""The architectures of backbones as specs, one per modality; `bench.models.build` makes the networks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from bench.objectives import AdamW
-from bench.registry import declare, register_backbone
-from bench.specs import Backbone, Schedule
-
-if TYPE_CHECKING:
-    from bench.cell import Cell
+from bench.specs import Backbone
 
 
 @dataclass(frozen=True)
@@ -101,55 +92,3 @@ class MaskedLanguageModel(Backbone):
     def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
         # Gururangan et al. 2020: everything but biases and layer-norm gains.
         return ("matrix", "token", "position")
-
-
-declare("source_pretrain", Schedule, AdamW)
-
-
-@register_backbone(MaskedAutoEncoder)
-def photos_mae(cell: Cell) -> MaskedAutoEncoder:
-    """A tiny masked auto-encoder at 8 px, pre-trained by the suite on crops of two natural photographs."""
-    architecture = MaskedAutoEncoder(
-        name="photos_mae",
-        weights=None,
-        image_size=8,
-        patch_size=2,
-        width=48,
-        depth=3,
-        heads=4,
-        mlp_width=192,
-        decoder_width=32,
-        decoder_depth=1,
-        decoder_heads=4,
-        decoder_mlp_width=128,
-    )
-    return cell.pretrained(
-        cell.configure(architecture, "backbone"),
-        corpus="photographs",
-        schedule=cell.configure(Schedule(steps=2000, batch_size=64, lr=2e-3, warmup_fraction=0.05), "source_pretrain"),
-        optimizer=cell.configure(AdamW(betas=(0.9, 0.95)), "source_pretrain"),
-    )
-
-
-@register_backbone(MaskedLanguageModel)
-def docs_mlm(cell: Cell) -> MaskedLanguageModel:
-    """A tiny masked language model with its own vocabulary, pre-trained by the suite on docstrings."""
-    corpus = cell.corpus("docstrings")
-    architecture = MaskedLanguageModel(
-        name="docs_mlm",
-        weights=None,
-        tokenizer="docstrings",
-        tokenizer_checksum=corpus.tokenizer_checksum if corpus else None,
-        vocabulary=(corpus.vocabulary if corpus else None) or 4000,
-        width=128,
-        depth=2,
-        heads=4,
-        mlp_width=256,
-        max_length=48,
-    )
-    return cell.pretrained(
-        cell.configure(architecture, "backbone"),
-        corpus="docstrings",
-        schedule=cell.configure(Schedule(steps=3000, batch_size=32, lr=1e-3, warmup_fraction=0.05), "source_pretrain"),
-        optimizer=cell.configure(AdamW(betas=(0.9, 0.98)), "source_pretrain"),
-    )

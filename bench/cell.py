@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar
 
 from bench.data import TASKS, Manifest, Task, read_manifest
 from bench.errors import InputError, SpecError, nearest
-from bench.objectives import MaskedAutoEncoding
 from bench.registry import BACKBONES, RECIPES, SETTINGS, DataSettings, Grid, Row
 from bench.specs import (
     PRETRAINED,
@@ -33,7 +32,6 @@ from bench.specs import (
 )
 
 S = TypeVar("S", bound=Spec)
-B = TypeVar("B", bound=Backbone)
 T = TypeVar("T")
 
 
@@ -150,9 +148,10 @@ class Expansion:
 class Cell:
     """One row, task and seed of a grid: what a recipe is given."""
 
-    def __init__(self, expansion: Expansion, row: Row, task: str, seed: int) -> None:
+    def __init__(self, expansion: Expansion, row: Row, task: str, seed: int, backbone: str | None = None) -> None:
         self._expansion = expansion
         self._used: list[Binding] = []
+        self._other_backbone = backbone
         self.row_name = row
         self.seed = seed
         self._task_name = task
@@ -164,6 +163,8 @@ class Cell:
         """The task with this cell's settings (backbone, metric)."""
         scopes = self._scopes(with_backbone=False)
         task = self._shared(("task", scopes), lambda: self._overlay(TASKS[self._task_name], ("task",), scopes))
+        if self._other_backbone is not None:
+            task = dataclasses.replace(task, backbone=self._other_backbone)
         if task.backbone not in BACKBONES:
             legal = nearest(task.backbone, BACKBONES)
             raise self.blame("backbone", f"task {task.name}: there is no backbone '{task.backbone}'.{legal}")
@@ -177,13 +178,21 @@ class Cell:
     @cached_property
     def backbone(self) -> Backbone:
         """The task's backbone with its pre-training stage."""
-        return self._shared(("backbone", self._scopes()), lambda: BACKBONES[self.task.backbone](self))
+        backbone = self._shared(("backbone", self._scopes()), lambda: BACKBONES[self.task.backbone](self))
+        if self.task.modality != backbone.MODALITY:
+            wrong = f"{backbone.name} reads {backbone.MODALITY}s, {self.task.name} holds {self.task.modality}s"
+            raise self.blame("backbone", f"{wrong}: choose a backbone of the task's modality.")
+        return backbone
 
     @property
     def pretraining_seed(self) -> int:
         """The seed of unlabelled stages: the grid's base seed, or this cell's if pre-training is per seed."""
         grid = self._expansion.grid
         return grid.base_seed if grid.pretraining_seeds == "shared" else self.seed
+
+    def with_backbone(self, name: str) -> Cell:
+        """The same cell on another backbone (a larger teacher); its settings see that backbone's scope."""
+        return Cell(self._expansion, self.row_name, self._task_name, self.seed, name)
 
     def row(self, name: str) -> Stage:
         """The last stage of another row of this grid, same task and seed; refuses a row that the grid lacks."""
@@ -275,27 +284,9 @@ class Cell:
         """What is prepared of an embedded corpus."""
         return self._expansion.manifest(name)
 
-    def pretrained(self, architecture: B, corpus: str, schedule: Schedule, optimizer: Optimizer) -> B:
-        """The architecture with the weights of a masked auto-encoding stage on an embedded corpus.
-
-        The stage stands for a public checkpoint: its seed is 0 whatever the grid's seeds are.
-        """
-        stage = Stage(
-            name="source_pretrain",
-            objective=MaskedAutoEncoding(),
-            data=data_of(self.corpus(corpus), corpus, "train", False, DataSettings()),
-            evaluation=None,
-            backbone=architecture,
-            schedule=schedule,
-            optimizer=optimizer,
-            constraint=None,
-            init=RANDOM,
-            teacher=None,
-            execution=self.configure(Execution(), "execution"),
-            seed=0,
-        )
-        self._expansion.sources.setdefault(stage.key, frozenset(self._used))
-        return dataclasses.replace(architecture, weights=stage)
+    def corpus_data(self, name: str) -> Data:
+        """The training split of an embedded corpus."""
+        return data_of(self.corpus(name), name, "train", False, DataSettings())
 
     def stage(
         self,
@@ -307,24 +298,33 @@ class Cell:
         constraint: Constraint | None = None,
         init: Stage | Literal["pretrained", "random"] = PRETRAINED,
         teacher: Stage | None = None,
+        backbone: Backbone | None = None,
+        data: Data | None = None,
+        seed: int | None = None,
     ) -> Stage:
-        """A stage on this cell's task: labelled ones take the cell's seed, unlabelled ones the pre-training seed."""
+        """A stage on this cell's task and backbone, unless others are given.
+
+        Labelled stages take the cell's seed, unlabelled ones the pre-training seed.
+        """
         labelled = "labels" in objective.needs
+        backbone = backbone or self.backbone
+        if seed is None:
+            seed = self.seed if labelled else self.pretraining_seed
         execution = self.configure(Execution(), "execution")
         try:
             stage = Stage(
                 name=name,
                 objective=objective,
-                data=self.data("train", labelled),
+                data=data or self.data("train", labelled),
                 evaluation=self.data("test", True) if "head" in objective.needs else None,
-                backbone=self.backbone.random if init == RANDOM else self.backbone,
+                backbone=backbone.random if init == RANDOM else backbone,
                 schedule=schedule,
                 optimizer=optimizer,
                 constraint=constraint,
                 init=init,
                 teacher=teacher,
                 execution=execution,
-                seed=self.seed if labelled else self.pretraining_seed,
+                seed=seed,
             )
         except SpecError as error:
             raise self.blame(error.field, str(error)) from error

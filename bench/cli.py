@@ -43,9 +43,12 @@ def write_tables(plan: Plan, store: Store, results: Path) -> int:
 
 
 def reporting_errors(main: Callable[[], int]) -> int:
-    """Run a command; bad input becomes one message and exit status 2."""
+    """Run a command; bad input becomes one message and exit status 2, Ctrl-C 130."""
     try:
         return main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -43,6 +43,8 @@ class _Reader:
     bindings: dict[str, Binding] = field(default_factory=dict)
     macros: dict[str, tuple[Any, str]] = field(default_factory=dict)
     open_files: list[Path] = field(default_factory=list)
+    replaced: list[Binding] = field(default_factory=list)
+    """Bindings of included files that the including one overrides."""
 
 
 def shipped_gin() -> Path:
@@ -80,7 +82,7 @@ def read_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
     bindings += [
         Binding(b.scope, b.configurable, b.setting, b.value, b.location, True) for b in reader.bindings.values()
     ]
-    return Bindings(_resolve_macros(bindings, reader.macros))
+    return Bindings(_resolve_macros(bindings, reader))
 
 
 def _read_file(path: Path, reader: _Reader, included_at: str = "--gin") -> None:
@@ -91,7 +93,7 @@ def _read_file(path: Path, reader: _Reader, included_at: str = "--gin") -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{_shown(path)} cannot be read: {error}") from error
     reader.open_files.append(path.resolve())
-    own: _Reader = _Reader(macros=reader.macros, open_files=reader.open_files)
+    own = _Reader(macros=reader.macros, open_files=reader.open_files, replaced=reader.replaced)
     _read_statements(_statements(text, _shown(path)), own, None, path)
     for target, binding in own.bindings.items():
         if target in reader.bindings:
@@ -155,8 +157,10 @@ def _add(statement: Any, location: str, reader: _Reader, included: set[str]) -> 
     value = _frozen(statement.value)
     binding = Binding(statement.scope, statement.selector, statement.arg_name, value, location)
     earlier = reader.bindings.get(binding.target)
-    if earlier is not None and binding.target not in included:
-        _refuse_duplicate(earlier, binding)
+    if earlier is not None:
+        if binding.target not in included:
+            _refuse_duplicate(earlier, binding)
+        reader.replaced.append(earlier)
     reader.bindings[binding.target] = binding
     included.discard(binding.target)
 
@@ -177,7 +181,8 @@ def _frozen(value: Any) -> Any:
     return value
 
 
-def _resolve_macros(bindings: list[Binding], macros: dict[str, tuple[Any, str]]) -> Iterator[Binding]:
+def _resolve_macros(bindings: list[Binding], reader: _Reader) -> Iterator[Binding]:
+    macros = reader.macros
     used: set[str] = set()
 
     def resolve(value: Any, location: str, seen: tuple[str, ...]) -> Any:
@@ -195,6 +200,8 @@ def _resolve_macros(bindings: list[Binding], macros: dict[str, tuple[Any, str]])
     for binding in bindings:
         value = resolve(binding.value, binding.location, ())
         yield Binding(binding.scope, binding.configurable, binding.setting, value, binding.location, binding.override)
+    for binding in reader.replaced:  # overriding a binding does not make its macro a mistake
+        resolve(binding.value, binding.location, ())
     for name in sorted(macros.keys() - used):
         raise InputError(
             f"{macros[name][1]}: the macro {name} is used nowhere. Remove it, or write %{name} where it was meant."
@@ -207,7 +214,7 @@ def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bin
     Raises InputError listing every binding of an unknown name, setting or scope, or of a wrong type.
     """
     import baselines  # noqa: F401  (registers every method)
-    import bench.backbones  # noqa: F401  (registers the embedded backbones)
+    import bench.embedded  # noqa: F401  (registers the embedded backbones)
 
     bindings = read_bindings(files, overrides)
     problems = [problem for binding in bindings.all for problem in _unknown_names(binding)]

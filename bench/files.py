@@ -21,14 +21,15 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -53,13 +54,13 @@ def create_json(path: Path, data: Any) -> bool:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         temporary.write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-        _sync(temporary)
+        sync(temporary)
         os.link(temporary, path)  # unlike O_EXCL, also atomic in content, and on NFS
     except FileExistsError:
         return False
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
     return True
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from bench.data.examples import Examples
 
 Inputs = Any
 """Model inputs: a float tensor (B, 3, H, W) for images, a dict of (B, T) tensors for text."""
@@ -18,13 +21,15 @@ class Batch:
     """One micro-batch on the training device.
 
     `index` (B,) are positions in the training set; `labels` (B,) or None; `mask` is what the model's `draw_mask`
-    returned, or None where the objective needs none.
+    returned, or None where the objective needs none; `views` are two augmentations of images, or twice the inputs of
+    text, where the objective needs views.
     """
 
     inputs: Inputs
     index: Tensor
     labels: Tensor | None = None
     mask: Any = None
+    views: tuple[Inputs, Inputs] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,21 +57,31 @@ class State:
 class Context:
     """What an objective may know besides model and batch: the step, the step count and the training examples.
 
-    `examples(batch_size)` iterates the whole training set without augmentation as (index, inputs), in order.
     `augmented` says whether the loop changes the inputs at each step (then nothing may be cached per example).
+    `teacher_set` is the training set as the teacher's backbone reads it (its own tokens or image size).
     """
 
     step: int
     total_steps: int
     augmented: bool
     device: torch.device
-    training_set: Any
+    training_set: Examples
+    teacher_set: Examples | None = None
 
     def examples(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Inputs]]:
-        """The whole training set in order, unaugmented, batch by batch."""
-        for start in range(0, len(self.training_set), batch_size):
-            index = torch.arange(start, min(start + batch_size, len(self.training_set)))
-            yield index, self.training_set.inputs(index, self.device)
+        """The whole training set in order, unaugmented, as (index, inputs)."""
+        return _in_order(self.training_set, self.device, batch_size)
+
+    def teacher_examples(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Inputs]]:
+        """The same examples as the teacher reads them."""
+        assert self.teacher_set is not None, "this stage has no teacher"
+        return _in_order(self.teacher_set, self.device, batch_size)
+
+
+def _in_order(examples: Examples, device: torch.device, batch_size: int) -> Iterator[tuple[Tensor, Inputs]]:
+    for start in range(0, len(examples), batch_size):
+        index = torch.arange(start, min(start + batch_size, len(examples)))
+        yield index, examples.inputs(index, device)
 
 
 class ParameterGroup(TypedDict):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.specs import Need, Objective, Optimizer
+from bench.specs import Objective, Optimizer
 
 if TYPE_CHECKING:
     import torch
@@ -51,41 +51,6 @@ class MaskedAutoEncoding(Objective):
 
         masked = model.masked_loss(batch.inputs, batch.mask)
         return Loss(self.weight * masked, {"masked": masked})
-
-
-@dataclass(frozen=True)
-class Sum(Objective):
-    """The sum of several objectives, written `a + b`; one backward pass of the sum."""
-
-    terms: tuple[Objective, ...]
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset().union(*(term.needs for term in self.terms))
-
-    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
-        import torch
-
-        from bench.hooks import State
-
-        states = [term.begin(model, teacher, context) for term in self.terms]
-        modules = {str(i): state.module for i, state in enumerate(states) if state.module is not None}
-        tensors = {f"{i}.{name}": value for i, state in enumerate(states) for name, value in state.tensors.items()}
-        return State(torch.nn.ModuleDict(modules) if modules else None, tensors, {"states": states})
-
-    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        from bench.hooks import Loss
-
-        losses = []
-        for i, (term, own) in enumerate(zip(self.terms, state.constants["states"], strict=True)):
-            # After resuming, the checkpointed tensors are the truth.
-            own.tensors = {name: state.tensors[f"{i}.{name}"] for name in own.tensors}
-            losses.append(term.loss(model, batch, own, context))
-            state.tensors.update({f"{i}.{name}": value for name, value in own.tensors.items()})
-        total = losses[0].total
-        for loss in losses[1:]:
-            total = total + loss.total
-        return Loss(total, {name: part for loss in losses for name, part in loss.parts.items()})
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,8 @@ class Reporter:
             self._live.remove_task(self._bars.pop(worker))
         if outcome.state == "busy":
             return
+        for warning in outcome.warnings:
+            self.console.print(f"warning: {warning}", markup=False)
         self._ended += outcome.state == "done"
         if self._live:
             self._live.update(self._overall, completed=self._ended)

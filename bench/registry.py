@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -82,7 +83,8 @@ class Grid(Spec):
         self.require("base_seed", self.base_seed >= 0, "0 or more")
         self.require("threads", self.threads >= 1, "at least 1")
         self.require("checkpoint_steps", self.checkpoint_steps >= 1, "at least 1")
-        self.require("name", self.name is None or self.name.isidentifier(), "letters, digits and _: it names files")
+        named = self.name is None or re.fullmatch(r"[\w-][\w.-]*", self.name) is not None
+        self.require("name", named, "letters, digits, '_', '-' and '.': it names files")
 
     def _check_rows(self) -> None:
         names = set()

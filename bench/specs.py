@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from bench.models import Model
 
 Json = dict[str, Any]
-Need = Literal["labels", "head", "mask", "decoder", "teacher"]
+Need = Literal["labels", "head", "mask", "decoder", "teacher", "views"]
 
 SPECS: dict[str, type[Spec]] = {}
 
@@ -315,7 +315,6 @@ class Execution(Spec):
 
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     deterministic: bool = False
-    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -323,7 +322,8 @@ class Objective(Spec):
     """What a stage minimises. Immutable: whatever changes during training lives in the `State` it returns.
 
     `needs` tells the harness what to provide: `labels`, a classifier `head` (such a stage is evaluated after training),
-    a `mask` for each batch, the backbone's `decoder` (in the model and in the optimiser), a frozen `teacher`.
+    a `mask` for each batch, the backbone's `decoder` (in the model and in the optimiser), a frozen `teacher`, two
+    random `views` of each example instead of the schedule's augmentation.
     """
 
     NEEDS: ClassVar[frozenset[Need]] = frozenset()
@@ -332,6 +332,9 @@ class Objective(Spec):
     def needs(self) -> frozenset[Need]:
         """What the harness must provide."""
         return self.NEEDS
+
+    def check_stage(self, stage: Stage) -> None:
+        """Refuse, with `SpecError`, what cannot work in this stage."""
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
         """Called once before the first step, and again on resuming, before the saved state is put back."""
@@ -344,14 +347,54 @@ class Objective(Spec):
         raise TypeError(f"{type(self).__name__} defines no loss")
 
     def __add__(self, other: Objective) -> Objective:
-        from bench.objectives import Sum
-
         return Sum(terms=(self, other))
 
 
 @dataclass(frozen=True)
+class Sum(Objective):
+    """The sum of several objectives, written `a + b`; one backward pass of the sum."""
+
+    terms: tuple[Objective, ...]
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset().union(*(term.needs for term in self.terms))
+
+    def check_stage(self, stage: Stage) -> None:
+        for term in self.terms:
+            term.check_stage(stage)
+
+    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
+        import torch
+
+        from bench.hooks import State
+
+        states = [term.begin(model, teacher, context) for term in self.terms]
+        modules = {str(i): state.module for i, state in enumerate(states) if state.module is not None}
+        tensors = {f"{i}.{name}": value for i, state in enumerate(states) for name, value in state.tensors.items()}
+        return State(torch.nn.ModuleDict(modules) if modules else None, tensors, {"states": states})
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        from bench.hooks import Loss
+
+        losses = []
+        for i, (term, own) in enumerate(zip(self.terms, state.constants["states"], strict=True)):
+            # After resuming, the checkpointed tensors are the truth.
+            own.tensors = {name: state.tensors[f"{i}.{name}"] for name in own.tensors}
+            losses.append(term.loss(model, batch, own, context))
+            state.tensors.update({f"{i}.{name}": value for name, value in own.tensors.items()})
+        total = losses[0].total
+        for loss in losses[1:]:
+            total = total + loss.total
+        return Loss(total, {name: part for loss in losses for name, part in loss.parts.items()})
+
+
+@dataclass(frozen=True)
 class Optimizer(Spec):
-    """How gradients become updates; `decayed` names the parameter roles under weight decay, None for the backbone's."""
+    """How gradients become updates. A field `weight_decay` is applied to the groups that the loop chose by role."""
+
+    def check_stage(self, stage: Stage) -> None:
+        """Refuse, with `SpecError`, what cannot work in this stage."""
 
     def build(self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor]) -> torch.optim.Optimizer:
         """The optimiser of these groups; `reference` holds the weights at the stage's start, by parameter name."""
@@ -361,6 +404,9 @@ class Optimizer(Spec):
 @dataclass(frozen=True)
 class Constraint(Spec):
     """Where weights may go: applied after every optimiser step that was taken, under no_grad."""
+
+    def check_stage(self, stage: Stage) -> None:
+        """Refuse, with `SpecError`, what cannot work in this stage."""
 
     def apply(self, model: Model, reference: Mapping[str, torch.Tensor], state: State) -> None:
         """Move the weights back; `reference` holds the weights at the stage's start, by parameter name."""
@@ -407,11 +453,16 @@ class Stage(Spec):
             raise SpecError("evaluation", f"stage {self.name}: a classifier, and nothing else, is evaluated.")
         if isinstance(self.init, Stage) and "decoder" in self.objective.needs - self.init.objective.needs:
             raise SpecError("init", f"stage {self.name} needs a decoder, and stage {self.init.name} trained none.")
+        if self.schedule.augmentation == "flip" and self.backbone.MODALITY != "image":
+            raise SpecError("augmentation", f"stage {self.name}: only images can be flipped, {self.data.task} is text.")
         steps, size = self.schedule.steps, self.data.size
         if steps is None and size is not None:
             steps = self.schedule.total_steps(size)
         if steps is not None and self.schedule.warmup(steps) >= steps:
             raise SpecError("warmup_steps", f"stage {self.name}: the warm-up takes all {steps} steps.")
+        for part in (self.objective, self.optimizer, self.constraint):
+            if part is not None:
+                part.check_stage(self)
 
     @cached_property
     def key(self) -> str:

@@ -116,12 +116,12 @@ class Store:
             self.finish(last, "died", "its process is gone")
         number = last.number + 1 if last else 1
         path = self.folder(stage) / "attempts" / f"{number:06}.json"
-        facts = {"attempt": number, "owner": _this_process(), "began": _now(), "from_step": None}
+        facts = {"attempt": number, "owner": _this_process(), "began": _now(), "from_step": None, "warnings": []}
         return Attempt(number, path, facts, None) if create_json(path, facts) else None
 
-    def started(self, attempt: Attempt, from_step: int) -> None:
-        """Note from which step an attempt goes on."""
-        attempt.facts["from_step"] = from_step
+    def started(self, attempt: Attempt, from_step: int, warnings: list[str]) -> None:
+        """Note from which step an attempt goes on, and which damage it passed over."""
+        attempt.facts.update(from_step=from_step, warnings=warnings)
         write_json(attempt.path, attempt.facts)
 
     def owns(self, attempt: Attempt) -> bool:

@@ -13,7 +13,8 @@ import torch
 
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
-from bench.hooks import Context, Loss, ParameterGroup, State
+from bench.data.examples import Examples
+from bench.hooks import Context, ParameterGroup, State
 from bench.models import Model
 from bench.specs import Schedule, Stage, stream
 
@@ -79,6 +80,7 @@ def train(
     teacher: Model | None,
     batches: Batches,
     supervision: Supervision,
+    teacher_set: Examples | None = None,
 ) -> float:
     """Train `model` in place; returns the seconds that all steps took, those before an interruption included.
 
@@ -87,7 +89,7 @@ def train(
     schedule, device, total_steps = stage.schedule, batches.device, stage.total_steps
 
     def context(step: int) -> Context:
-        return Context(step, total_steps, schedule.augmentation != "none", device, batches.examples)
+        return Context(step, total_steps, schedule.augmentation != "none", device, batches.examples, teacher_set)
 
     # ---- the objective's state, then the optimiser over model and state ------------------------------------------
     reference = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -99,7 +101,6 @@ def train(
     model.train()
     optimizer = stage.optimizer.build(parameter_groups(model, stage, state), reference)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    compute = torch.compile(stage.objective.loss) if stage.execution.compile else stage.objective.loss
 
     # ---- resume: weights, optimiser, state and step; random streams and data order follow from the step -----------
     start, earlier_seconds = 0, 0.0
@@ -123,7 +124,7 @@ def train(
             # One stream per micro-batch: dropout is the same whatever else a method computes, and after a restart.
             torch.manual_seed(stream(stage.seed, stage.name, "step", step, number))
             with autocast(stage, device):
-                loss: Loss = compute(model, batch, state, context(step))
+                loss = stage.objective.loss(model, batch, state, context(step))
             scaled = loss.total * (len(batch.index) / examples) if len(micro_batches) > 1 else loss.total
             scaled.backward()  # type: ignore[no-untyped-call]
             step_loss += float(scaled.detach())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -44,11 +45,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How running a stage ended: done, failed, interrupted, or busy (another process holds it)."""
+    """How running a stage ended: done, failed, interrupted, or busy (another process holds it).
+
+    `warnings` tell of damage that was worked around.
+    """
 
     state: str
     reason: str = ""
     from_step: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def run(folder: Path, settings: Settings, stop: Callable[[], bool], progress: Progress) -> Outcome:
@@ -62,34 +67,34 @@ def run(folder: Path, settings: Settings, stop: Callable[[], bool], progress: Pr
         if store.record(stage) is not None:
             return Outcome("done")
         attempt = store.claim(stage)
-    except InputError as error:
+        if attempt is None:
+            return Outcome("busy")
+        with _logged(folder), _heartbeat(store, attempt):
+            outcome, step = _run_claimed(stage, store, attempt, settings, stop, progress)
+            store.finish(attempt, outcome.state, outcome.reason, step)
+            return outcome
+    except (InputError, OSError) as error:  # a damaged or unreachable store
         return Outcome("failed", str(error))
-    if attempt is None:
-        return Outcome("busy")
-    with _logged(folder), _heartbeat(store, attempt):
-        return _run_claimed(stage, store, attempt, settings, stop, progress)
 
 
 def _run_claimed(
     stage: Stage, store: Store, attempt: Attempt, settings: Settings, stop: Callable[[], bool], progress: Progress
-) -> Outcome:
+) -> tuple[Outcome, int | None]:
+    """The outcome and the last step done, None where it failed."""
     from bench.train import Interrupted
 
+    state, reason, step = "done", "", None
     try:
         if store.record(stage) is None:  # published between the look and the claim
             _train_and_publish(stage, store, attempt, settings, stop, progress)
-        outcome = Outcome("done", from_step=attempt.facts["from_step"] or 0)
         step = stage.total_steps
     except Interrupted as interruption:
-        outcome = Outcome("interrupted", str(interruption))
-        step = interruption.step
+        state, reason, step = "interrupted", str(interruption), interruption.step
     except Exception as error:
         traceback.print_exc()
         lines = str(error).strip().splitlines()
-        outcome = Outcome("failed", f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
-        step = None
-    store.finish(attempt, outcome.state, outcome.reason, step)
-    return outcome
+        state, reason = "failed", f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return Outcome(state, reason, attempt.facts["from_step"] or 0, tuple(attempt.facts["warnings"])), step
 
 
 def _train_and_publish(
@@ -105,25 +110,26 @@ def _train_and_publish(
     from bench.provenance import provenance
 
     torch.set_num_threads(settings.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     torch.use_deterministic_algorithms(stage.execution.deterministic)
     device = torch.device(settings.device)
     dtype = torch.float64 if stage.execution.precision == "float64" else torch.float32
 
     model = initial_model(stage, store).to(device=device, dtype=dtype)
-    teacher = None
-    if stage.teacher is not None:
-        teacher = trained_model(stage.teacher, store).to(device=device, dtype=dtype)
     training_set = open_split(stage.data, stage.backbone, settings.data_root)
     training_set.dtype = dtype
+    teacher, teacher_set = None, None
+    if stage.teacher is not None:
+        teacher = trained_model(stage.teacher, store).to(device=device, dtype=dtype)
+        teacher_set = open_split(stage.data, stage.teacher.backbone, settings.data_root)
+        teacher_set.dtype = dtype
 
     folder = store.folder(stage)
     checkpoints = Checkpoints(folder / "checkpoints")
     interval = 10 if stage.total_steps < 1000 else 50
 
     def started(step: int) -> None:
-        for warning in checkpoints.warnings:
-            print(f"warning: {warning}", file=sys.stderr, flush=True)
-        store.started(attempt, step)
+        store.started(attempt, step, checkpoints.warnings)
         progress(step, stage.total_steps, float("nan"))
 
     def stepped(step: int, loss: float) -> None:
@@ -134,7 +140,8 @@ def _train_and_publish(
         return stop() or not store.owns(attempt)
 
     supervision = train.Supervision(stopping, checkpoints, settings.checkpoint_steps, started, stepped)
-    seconds = train.train(stage, model, teacher, Batches(stage, training_set, model, device), supervision)
+    batches = Batches(stage, training_set, model, device)
+    seconds = train.train(stage, model, teacher, batches, supervision, teacher_set)
 
     # The test split is opened only now: nothing above could have seen it.
     metrics: dict[str, float] = {}
@@ -151,7 +158,6 @@ def _train_and_publish(
         "seconds": seconds,
         "weights": _save_weights(model, folder),
         "attempt": attempt.number,
-        "warnings": checkpoints.warnings,
         "provenance": {**provenance(settings.device, settings.threads), "data": checksums},
     }
     store.publish(attempt, stage, record)
@@ -286,13 +292,11 @@ def _serve(settings: Settings, stop: StopFlag) -> int:
     os.dup2(2, 1)  # a library that prints must not talk to the launcher
     folders: list[str] = []
     arrived = threading.Semaphore(0)
-    closed = threading.Event()
 
     def listen() -> None:
         for line in sys.stdin:
             folders.append(line.strip())
             arrived.release()
-        closed.set()
         stop.set()
         arrived.release()
 
@@ -309,7 +313,7 @@ def _serve(settings: Settings, stop: StopFlag) -> int:
         if not folders or stop():
             return 0
         outcome = run(Path(folders.pop(0)), settings, stop, progress)
-        answer(event="end", state=outcome.state, reason=outcome.reason, from_step=outcome.from_step)
+        answer(event="end", **dataclasses.asdict(outcome))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -323,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint-steps", type=int, default=500)
     given = parser.parse_args(arguments)
     import baselines  # noqa: F401  (the spec types that a stage may hold)
-    import bench.backbones  # noqa: F401
+    import bench.embedded  # noqa: F401
 
     settings = Settings(given.data, given.device, given.threads, given.checkpoint_steps)
     stop = StopFlag()

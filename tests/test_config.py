@@ -104,6 +104,12 @@ def test_macros_and_includes(tmp_path: Path) -> None:
     assert {cell.stage.schedule.lr for cell in plan.cells} == {0.25}
 
 
+def test_overriding_an_included_binding_does_not_make_its_macro_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "base.gin").write_text(GRID + "RATE = 0.25\nfinetune.lr = %RATE\n")
+    plan = plan_of(tmp_path, "include 'base.gin'\nfinetune.lr = 0.5\n")
+    assert {cell.stage.schedule.lr for cell in plan.cells} == {0.5}
+
+
 def test_include_is_relative_to_the_including_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "base.gin").write_text(GRID)
     (tmp_path / "top.gin").write_text("include 'base.gin'\n")
@@ -163,6 +169,8 @@ MISTAKES = [
     ("photos_mae/backbone.image_size = 9", "multiple"),
     ("photos_mae/backbone.name = 'x'", "no setting"),
     ("finetune.warmup_steps = 10000", "below"),
+    ("finetune.augmentation = 'flip'", "pydocs"),
+    ("digits/task.backbone = 'docs_mlm'", "modality"),
 ]
 
 

@@ -206,7 +206,7 @@ def test_planning_imports_no_torch_and_writes_nothing(prepared: Path, tmp_path: 
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "18 to run" in result.stdout
-    assert "26 stages if every row ran alone, 18 distinct" not in result.stdout  # counted below, not guessed
+    assert "24 stages if every row ran alone, 18 distinct" in result.stdout
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["small.gin"]
 
 
@@ -252,6 +252,46 @@ def test_collate_writes_the_same_table_without_running(finished: Workplace, caps
     assert collate.main([*arguments, "--set", "grid.seeds=[0, 1, 5]"]) == 1
     assert "(2/3)" in finished.table
     assert collate.main(arguments) == 0
+
+
+def test_per_seed_pretraining_repeats_unlabelled_stages(
+    finished: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finished.run("--plan", "--set", "grid.pretraining_seeds='per_seed'") == 0
+    # Every seed its own further pre-training and student, for two tasks; seed 0's are those of the shared protocol.
+    assert "14 done, 8 to run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "setting", ["execution.precision='float64'", "execution.precision='bfloat16'", "finetune.fused=True"]
+)
+def test_numerical_choices_run_and_are_other_results(setting: str, prepared: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path, prepared, SMALL.replace("'digits', ", "").replace("digits/", "pydocs/"))
+    assert place.run("--only", "finetune/*/0") == 0
+    before = place.numbers()
+    assert place.run("--only", "finetune/*/0", "--set", setting) == 0
+    assert [key for key, _ in place.numbers().values()] != [key for key, _ in before.values()]
+    for _, metrics in place.numbers().values():
+        assert metrics["loss"] == pytest.approx(next(iter(before.values()))[1]["loss"], rel=0.05)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_told(
+    undisturbed: Workplace, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Workplace(tmp_path, prepared, KILLABLE)
+    process = place.start("--launcher", "inline", "--only", "finetune/digits/*/0")
+    wait_for(lambda: max(place.checkpoints().values(), default=0) >= 75, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (newest,) = (path for path in place.store.glob("*/checkpoints") for path in [max(path.glob("step-*.pt"))])
+    step = int(newest.stem.partition("-")[2])
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert place.run("--only", "finetune/digits/*/0") == 0
+    assert f"warning: {newest}" in capsys.readouterr().out
+    (attempts,) = (attempts for attempts in place.ledger().values() if len(attempts) == 2)
+    assert attempts[1]["from_step"] == step - 25
+    cell = "finetune/digits/photos_mae/0"
+    assert place.numbers()[cell] == undisturbed.numbers()[cell]
 
 
 # ------------------------------------------------------------------------------------------------------ failures

@@ -100,6 +100,18 @@ def test_installed_copy_is_imported_outside_the_checkout(installed: Path, tmp_pa
     assert (grids / "quickstart.gin").read_bytes() == (ROOT / "gin" / "quickstart.gin").read_bytes()
 
 
+def test_the_command_runs_from_an_installed_copy(installed: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    for name in ("gin/quickstart.gin", "quickstart.gin"):
+        command = [sys.executable, "-m", "bench.grid", "--gin", name, "--plan"]
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        assert "grid quickstart: " in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_gin_folder_is_no_package() -> None:
     assert not list((ROOT / "gin").rglob("__init__.py")), "it would hide the library of the same name"
 

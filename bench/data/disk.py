@@ -6,29 +6,16 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench.data import MANIFEST, Manifest, Modality, read_manifest
 from bench.data.content import Content, Rows, facts
 from bench.errors import InputError
+from bench.files import sync
 
 TOKENIZER = "tokenizer.json"
 COLUMN: dict[Modality, str] = {"image": "image", "text": "text"}
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, flushed to disk, when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def publish(name: str, content: Content, root: Path) -> Manifest:
@@ -84,7 +71,7 @@ def _write(name: str, content: Content, folder: Path) -> Manifest:
     )
     (folder / MANIFEST).write_text(manifest.to_json())
     for path in folder.iterdir():
-        _flush(path)
+        sync(path)
     return manifest
 
 
@@ -120,13 +107,5 @@ def _move(name: str, manifest: Manifest, temporary: Path, root: Path) -> Manifes
         files = sorted(temporary.iterdir(), key=lambda path: path.name == MANIFEST)
         for path in files:
             os.replace(path, folder / path.name)
-    _flush(root)
+    sync(root)
     return manifest
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

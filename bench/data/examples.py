@@ -15,10 +15,11 @@ from torch import Tensor
 from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.data import Manifest, read_manifest
 from bench.data.content import Rows, checksum
-from bench.data.disk import TOKENIZER, again, read_rows, replacing
+from bench.data.disk import TOKENIZER, again, read_rows
 from bench.data.subset import stratified_subset
 from bench.data.vocabulary import PAD
 from bench.errors import InputError, NotPrepared
+from bench.files import replacing
 from bench.hooks import Inputs
 from bench.specs import Backbone, Data
 
@@ -92,8 +93,7 @@ class TextExamples(Examples):
 
     def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> dict[str, Tensor]:
         """Long tensors `input_ids` and `attention_mask` (B, T), padded to the longest text of the batch."""
-        if flip is not None:
-            raise InputError("text cannot be flipped: set augmentation = 'none' for text tasks.")
+        assert flip is None, "a text stage that flips is refused when it is planned"
         assert self.lengths is not None
         chosen = index.cpu().numpy()
         lengths = self.lengths[chosen]
@@ -221,7 +221,6 @@ def _encode(texts: list[bytes], tokenizer: bytes, max_length: int) -> list[Array
 def _save_images(path: Path, encoded: list[bytes], size: int, source: Path) -> None:
     from PIL import Image
 
-    path.parent.mkdir(exist_ok=True)
     with replacing(path) as temporary:
         shape = (len(encoded), size, size, 3)
         pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
@@ -235,7 +234,6 @@ def _save_images(path: Path, encoded: list[bytes], size: int, source: Path) -> N
 
 
 def _save(path: Path, array: Array) -> None:
-    path.parent.mkdir(exist_ok=True)
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)
 

@@ -67,6 +67,7 @@ def run(queue: Queue, store: Store, settings: list[Settings], stop: Callable[[],
     idle: list[Worker] = []
     alive: list[Worker] = []
     not_before = 0.0  # after a stage held elsewhere, look again only then
+    told_to_stop = False
     try:
         while not queue.over or any(worker.stage for worker in alive):
             if stop() and not any(worker.stage for worker in alive):
@@ -83,7 +84,8 @@ def run(queue: Queue, store: Store, settings: list[Settings], stop: Callable[[],
                     alive.append(worker)
                 report.started(stage, worker.number)
                 worker.give(stage, store)
-            if stop():
+            if stop() and not told_to_stop:
+                told_to_stop = True
                 for worker in alive:
                     worker.process.send_signal(signal.SIGTERM)
             try:
@@ -114,7 +116,7 @@ def run(queue: Queue, store: Store, settings: list[Settings], stop: Callable[[],
 
 def _outcome(event: dict[str, Any]) -> Outcome:
     if event["event"] == "end":
-        return Outcome(event["state"], event["reason"], event["from_step"])
+        return Outcome(event["state"], event["reason"], event["from_step"], tuple(event["warnings"]))
     status = event["status"]
     how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     hint = " (often the system's out-of-memory killer)" if status == -signal.SIGKILL else ""

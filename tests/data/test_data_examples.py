@@ -150,11 +150,6 @@ def test_a_batch_is_as_long_as_its_longest_text(prepared: Path) -> None:
         assert mask.sum(1).tolist() == examples.lengths[chosen.numpy()].tolist()
 
 
-def test_texts_cannot_be_flipped(prepared: Path) -> None:
-    with pytest.raises(InputError, match="flipped"):
-        opened_texts(prepared, data_of(prepared, "pydocs")).inputs(torch.arange(2), CPU, torch.tensor([True, False]))
-
-
 def test_a_subset_reads_the_same_examples_with_and_without_labels(prepared: Path) -> None:
     rows = disk.read_rows(prepared / "digits" / "train.parquet", "image")
     expected = stratified_subset(rows.labels or [], 50, seed=7)

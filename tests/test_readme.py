@@ -1,0 +1,78 @@
+"""The README keeps its promises: its commands exist, its examples run, its numbers are those in results/."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.plan import make_plan
+from bench.store import Store
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"\bmake (\w+)", "\n".join(blocks("bash"))))
+    assert {"quickstart", "test"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_commands_are_accepted(tmp_path: Path) -> None:
+    commands = [line.partition("    #")[0].strip() for line in "\n".join(blocks("bash")).splitlines()]
+    grids = [command for command in commands if command.startswith("python -m bench.grid")]
+    assert len(grids) >= 4
+    for command in grids:
+        plan = f"{command} --plan --store {tmp_path}/runs --data {tmp_path}/data"
+        result = subprocess.run(
+            plan.replace("python", sys.executable, 1), shell=True, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == 0, result.stderr
+
+
+def test_the_example_grid_plans_cleanly(tmp_path: Path) -> None:
+    (example,) = blocks("")[-1:] or [""]
+    (tmp_path / "example.gin").write_text(example)
+    plan = make_plan([str(tmp_path / "example.gin")], (), (), tmp_path, Store(tmp_path / "runs"))
+    assert len(plan.cells) == 24
+    assert not plan.splits
+
+
+def test_the_example_method_plugs_in(tmp_path: Path) -> None:
+    (method,) = blocks("python")
+    (tmp_path / "method.py").write_text(method)
+    (tmp_path / "g.gin").write_text(
+        "grid.rows = ['finetune', 'smoothed', 'half/smoothed']\ngrid.tasks = ['digits', 'pydocs']\n"
+        "half/SmoothedCrossEntropy.epsilon = 0.5\n"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import baselines, method; from bench import grid; "
+        f"sys.exit(grid.main(['--plan', '--gin', {str(tmp_path / 'g.gin')!r}, '--store', {str(tmp_path / 'runs')!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "30 cells" in result.stdout
+
+
+def table_rows(text: str) -> list[list[str]]:
+    rows = [line for line in text.splitlines() if re.match(r"\| (finetune|tapt|self_distillation)\b", line)]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if "±" in row]
+
+
+def test_the_quoted_table_is_the_committed_one() -> None:
+    committed = table_rows((ROOT / "results" / "quickstart.md").read_text(encoding="utf-8"))
+    assert table_rows(README) == committed
+    assert len(committed) == 3
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:bench|baselines|gin|results)/[\w./]*)`", README))))
+def test_paths_it_names_exist(path: str) -> None:
+    assert (ROOT / path).exists()
