@@ -69,7 +69,7 @@ def docs_mlm(cell: Cell) -> MaskedLanguageModel:
         cell,
         cell.configure(architecture, "backbone"),
         corpus="docstrings",
-        schedule=cell.configure(Schedule(steps=1500, batch_size=32, lr=1e-3, warmup_fraction=0.05), "source_pretrain"),
+        schedule=cell.configure(Schedule(steps=2500, batch_size=32, lr=1e-3, warmup_fraction=0.05), "source_pretrain"),
         optimizer=cell.configure(AdamW(betas=(0.9, 0.98)), "source_pretrain"),
     )
 

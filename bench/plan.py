@@ -122,7 +122,10 @@ def _look_up(plan: Plan, store: Store) -> None:
 
 
 def _splits(expansion: Expansion, cells: list[PlannedCell]) -> Iterable[str]:
-    """For each row, task: the stages that it would share with another row were it not for the row's own bindings."""
+    """For each row, task: the stages that it would share with another row were it not for the row's own bindings.
+
+    Last stages are left out: rows exist so that those differ.
+    """
     seed = expansion.grid.seeds[0]
     of_row: dict[tuple[str, str], set[str]] = defaultdict(set)
     for cell in cells:
@@ -135,17 +138,22 @@ def _splits(expansion: Expansion, cells: list[PlannedCell]) -> Iterable[str]:
             continue
         plain = Expansion(expansion.grid, expansion.bindings.without_scopes(scopes), expansion.data_root)
         for task in expansion.grid.tasks:
-            others = [other for other in expansion.rows if other != row]
+            try:
+                last = plain.stage(row, task, seed)
+            except InputError:
+                continue  # without its own bindings the row makes no sense, so there is nothing it could share
             own = {stage.name: stage for stage in walk(expansion.stage(row, task, seed))}
-            for stage in walk(plain.stage(row, task, seed)):
-                sharing = [other for other in others if stage.key in of_row[other, task]]
+            for stage in list(walk(last))[:-1]:
+                sharing = [other for other in expansion.rows if other != row and stage.key in of_row[other, task]]
                 split = own.get(stage.name)
-                if sharing and split is not None and split.key != stage.key:
-                    for binding in sorted(expansion.sources[split.key], key=str):
-                        line = f"{binding}: splits {stage.name}, which {row} would share with {', '.join(sharing)}"
-                        if binding.scope in scopes and line not in told:
-                            told.add(line)
-                            yield line
+                if not sharing or split is None or split.key == stage.key:
+                    continue
+                blamed = {str(binding) for binding in expansion.sources[split.key] if binding.scope in scopes}
+                lines = {
+                    f"{one}: splits {stage.name}, which {row} would share with {', '.join(sharing)}" for one in blamed
+                }
+                yield from sorted(lines - told)
+                told |= lines
 
 
 # --------------------------------------------------------------------------------------------- what is shown
@@ -220,8 +228,10 @@ def _cost(plan: Plan) -> str:
         return "cost: unknown until the data are prepared"
     if not to_run:
         return "cost: nothing to run"
+    if not estimated:
+        return f"cost: unknown, the store holds no finished stage like the {len(to_run)} to run"
     rest = len(to_run) - len(estimated)
-    unknown = f"; {rest} stages of kinds not yet measured" if rest else ""
+    unknown = f"; unknown for {rest} more" if rest else ""
     return f"cost: about {seconds / 60:.1f} minutes of one worker for {len(estimated)} stages{unknown}"
 
 

@@ -240,3 +240,13 @@ def test_shipped_grids_plan_cleanly(path: Path, tmp_path: Path) -> None:
     plan = make_plan([str(path)], (), (), tmp_path, Store(tmp_path / "runs"))
     assert plan.cells
     assert not plan.splits
+
+
+def test_a_rows_own_binding_that_splits_a_shared_stage_is_named(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, GRID + "self_distillation/further_pretrain.lr = 3e-3\ntapt/finetune.lr = 1.0\n")
+    assert len(plan.splits) == 1
+    assert "g.gin:4" in plan.splits[0]
+    assert "further_pretrain" in plan.splits[0]
+    assert "tapt" in plan.splits[0]
+    digits = [stage for stage in plan.stages if (stage.name, stage.data.task) == ("further_pretrain", "digits")]
+    assert sorted(stage.schedule.lr for stage in digits) == [1.5e-4, 3e-3]
