@@ -48,6 +48,11 @@ class Batches:
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches
 
+    def size(self, step: int) -> int:
+        """How many examples a step sees."""
+        size, last = self.stage.schedule.batch_size, len(self.examples) % self.stage.schedule.batch_size
+        return last if last and (step + 1) % self.per_epoch == 0 else min(size, len(self.examples))
+
     def at(self, step: int) -> list[Batch]:
         """The micro-batches of step `step` (from 0); together they are one batch of the schedule."""
         epoch, position = divmod(step, self.per_epoch)

@@ -1,4 +1,4 @@
-"""The held-out split, once: predictions of a trained classifier and their metrics."""
+"""What is measured of a trained model: metrics of a split, and how far its encoder went from the start."""
 
 from __future__ import annotations
 
@@ -40,3 +40,19 @@ def metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         "micro_f1": float(f1_score(truth, guess, average="micro", zero_division=0.0)),
         "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
     }
+
+
+def encoder_distance(model: Model, start: Model) -> dict[str, float]:
+    """‖θ − θ_init‖₂ over every encoder tensor (Lee et al. 2023, Figure 5b), and the same without position embeddings.
+
+    The paper names no parameter list, hence both; head and decoder are left out.
+    """
+    roles = model.roles()
+    before = dict(start.named_parameters())
+    squares = {
+        name: float((parameter.detach().double() - before[name].detach().to(parameter.device).double()).square().sum())
+        for name, parameter in model.named_parameters()
+        if name.startswith("encoder.")
+    }
+    without = sum(square for name, square in squares.items() if roles[name] != "position")
+    return {"encoder_distance": sum(squares.values()) ** 0.5, "encoder_distance_without_positions": without**0.5}

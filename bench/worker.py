@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError
-from bench.specs import PRETRAINED, RANDOM, Objective, Stage, stream
+from bench.specs import Stage
 from bench.store import HEARTBEAT_SECONDS, Attempt, Store
 
 Progress = Callable[[int, int, float], None]
@@ -81,12 +81,13 @@ def _run_claimed(
     stage: Stage, store: Store, attempt: Attempt, settings: Settings, stop: Callable[[], bool], progress: Progress
 ) -> tuple[Outcome, int | None]:
     """The outcome and the last step done, None where it failed."""
+    from bench.fit import fit
     from bench.train import Interrupted
 
     state, reason, step = "done", "", None
     try:
         if store.record(stage) is None:  # published between the look and the claim
-            _train_and_publish(stage, store, attempt, settings, stop, progress)
+            fit(stage, store, attempt, settings, stop, progress)
         step = stage.total_steps
     except Interrupted as interruption:
         state, reason, step = "interrupted", str(interruption), interruption.step
@@ -95,126 +96,6 @@ def _run_claimed(
         lines = str(error).strip().splitlines()
         state, reason = "failed", f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
     return Outcome(state, reason, attempt.facts["from_step"] or 0, tuple(attempt.facts["warnings"])), step
-
-
-def _train_and_publish(
-    stage: Stage, store: Store, attempt: Attempt, settings: Settings, stop: Callable[[], bool], progress: Progress
-) -> None:
-    import torch
-
-    from bench import train
-    from bench.batches import Batches
-    from bench.checkpoint import Checkpoints
-    from bench.data import open_split
-    from bench.evaluate import evaluate
-    from bench.provenance import provenance
-
-    torch.set_num_threads(settings.threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
-    torch.use_deterministic_algorithms(stage.execution.deterministic)
-    device = torch.device(settings.device)
-    dtype = torch.float64 if stage.execution.precision == "float64" else torch.float32
-
-    model = initial_model(stage, store).to(device=device, dtype=dtype)
-    training_set = open_split(stage.data, stage.backbone, settings.data_root)
-    training_set.dtype = dtype
-    teacher, teacher_set = None, None
-    if stage.teacher is not None:
-        teacher = trained_model(stage.teacher, store).to(device=device, dtype=dtype)
-        teacher_set = open_split(stage.data, stage.teacher.backbone, settings.data_root)
-        teacher_set.dtype = dtype
-
-    folder = store.folder(stage)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    interval = 10 if stage.total_steps < 1000 else 50
-
-    def started(step: int) -> None:
-        store.started(attempt, step, checkpoints.warnings)
-        progress(step, stage.total_steps, float("nan"))
-
-    def stepped(step: int, loss: float) -> None:
-        if step % interval == 0:
-            progress(step, stage.total_steps, loss)
-
-    def stopping() -> bool:
-        return stop() or not store.owns(attempt)
-
-    supervision = train.Supervision(stopping, checkpoints, settings.checkpoint_steps, started, stepped)
-    batches = Batches(stage, training_set, model, device)
-    seconds = train.train(stage, model, teacher, batches, supervision, teacher_set)
-
-    # The test split is opened only now: nothing above could have seen it.
-    metrics: dict[str, float] = {}
-    checksums = {f"{stage.data.task}/{stage.data.split}": stage.data.checksum}
-    if stage.evaluation is not None:
-        held_out = open_split(stage.evaluation, stage.backbone, settings.data_root)
-        held_out.dtype = dtype
-        metrics = evaluate(stage, model, held_out, device)
-        checksums[f"{stage.evaluation.task}/{stage.evaluation.split}"] = stage.evaluation.checksum
-    record = {
-        "key": stage.key,
-        "metrics": metrics,
-        "steps": stage.total_steps,
-        "seconds": seconds,
-        "weights": _save_weights(model, folder),
-        "attempt": attempt.number,
-        "provenance": {**provenance(settings.device, settings.threads), "data": checksums},
-    }
-    store.publish(attempt, stage, record)
-    checkpoints.clear()
-
-
-def parts(objective: Objective) -> list[str]:
-    """The parts of a model that an objective trains, and that its stage's weights hold."""
-    return ["encoder", *(part for part in ("decoder", "head") if part in objective.needs)]
-
-
-def _new_model(stage: Stage) -> Any:
-    """The stage's network with random weights from its own stream."""
-    import torch
-
-    from bench.models import build
-
-    torch.manual_seed(stream(stage.seed, stage.name, "weights"))
-    return build(
-        stage.backbone,
-        classes=stage.data.classes if "head" in stage.objective.needs else None,
-        decoder="decoder" in stage.objective.needs,
-        dropout=stage.schedule.dropout,
-    )
-
-
-def initial_model(stage: Stage, store: Store) -> Any:
-    """The network at the stage's start: random, the backbone's weights, or another stage's encoder (and decoder)."""
-    from bench.models import load_weights
-
-    model = _new_model(stage)
-    source = stage.backbone.weights if stage.init == PRETRAINED else stage.init
-    if source != RANDOM:
-        assert isinstance(source, Stage)  # Stage.check refuses an untrained backbone
-        load_weights(model, store.weights(source), [part for part in parts(stage.objective) if part != "head"])
-    return model
-
-
-def trained_model(stage: Stage, store: Store) -> Any:
-    """The network of a finished stage, frozen and in eval mode."""
-    from bench.models import load_weights
-
-    model = _new_model(stage)
-    load_weights(model, store.weights(stage), parts(stage.objective))
-    return model.requires_grad_(False).eval()
-
-
-def _save_weights(model: Any, folder: Path) -> dict[str, Any]:
-    from bench.files import sha256
-    from bench.models import save_weights
-
-    temporary = folder / f".weights-{os.getpid()}"
-    save_weights(model, temporary)
-    checksum = sha256(temporary)
-    path = folder / f"weights-{checksum[:16]}.safetensors"
-    os.replace(temporary, path)
-    return {"file": path.name, "sha256": checksum, "bytes": path.stat().st_size}
 
 
 # --------------------------------------------------------------------------------------- around one stage

@@ -158,6 +158,16 @@ def test_records_say_what_a_reviewer_asks(finished: Workplace) -> None:
     assert record["seconds_with_parents"] > record["seconds"]
 
 
+def test_records_measure_more_than_the_metric(finished: Workplace) -> None:
+    for record in finished.records().values():
+        measured = record["measured"]
+        assert measured["generalisation_gap"] == pytest.approx(record["metrics"]["loss"] - measured["train_loss"])
+        assert measured["train_loss"] > 0
+        assert measured["encoder_distance"] > measured["encoder_distance_without_positions"] > 0
+        assert measured["examples_per_second"] == pytest.approx(80 / record["seconds"], rel=0.05)
+        assert 10e6 < measured["peak_memory_bytes"] < 100e9
+
+
 def test_records_and_tables_hold_no_path_or_name_of_this_machine(finished: Workplace) -> None:
     import getpass
     import platform

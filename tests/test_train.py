@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.data.examples import Examples
+from bench.evaluate import encoder_distance
 from bench.hooks import Batch, Context, Loss, State
 from bench.models import Model, build
 from bench.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
@@ -242,6 +243,25 @@ def test_every_epoch_sees_every_example_once_in_its_own_order() -> None:
     assert [sorted(epoch) for epoch in epochs] == [list(range(22))] * 2
     assert epochs[0] != epochs[1]
     assert [len(batches.at(i)[0].index) for i in range(3)] == [8, 8, 6]
+
+
+def test_a_batch_knows_its_size_without_being_made() -> None:
+    for count in (22, 24, 5):
+        batches = batches_of(FINETUNE, Pictures(count))
+        for step in range(7):
+            assert batches.size(step) == len(batches.at(step)[0].index)
+
+
+def test_the_encoders_way_is_its_euclidean_distance(tmp_path: Path) -> None:
+    models = [build(FINETUNE.backbone, classes=10) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    with torch.no_grad():
+        models[1].encoder.norm.weight[0] += 3.0
+        models[1].encoder.pos_embed[0, 0, 0] += 4.0
+        models[1].head.weight += 1.0
+    assert encoder_distance(models[1], models[0]) == pytest.approx(
+        {"encoder_distance": 5.0, "encoder_distance_without_positions": 3.0}, rel=1e-6
+    )
 
 
 def test_a_step_is_a_pure_function_of_seed_and_step() -> None:

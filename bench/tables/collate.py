@@ -59,6 +59,7 @@ def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
         "metric": cell.metric,
         "value": record["metrics"][cell.metric],
         "metrics": record["metrics"],
+        "measured": record["measured"],
         "seconds": record["seconds"],
         "seconds_with_parents": round(sum(parent["seconds"] for parent in behind if parent), 3),
         "spec": expanded(cell.stage),

@@ -1,0 +1,155 @@
+"""From a stage's spec to its published record: models, data, training, evaluation, what is measured besides."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bench import train
+from bench.batches import Batches
+from bench.checkpoint import Checkpoints
+from bench.data import open_split
+from bench.evaluate import encoder_distance, evaluate
+from bench.files import sha256
+from bench.models import Model, build, load_weights, save_weights
+from bench.provenance import provenance
+from bench.specs import PRETRAINED, RANDOM, Backbone, Objective, Stage, stream
+from bench.store import Attempt, Store
+
+if TYPE_CHECKING:
+    from bench.worker import Progress, Settings
+
+
+def fit(
+    stage: Stage, store: Store, attempt: Attempt, settings: Settings, stop: Callable[[], bool], progress: Progress
+) -> None:
+    """Train a claimed stage from its last checkpoint, evaluate it and publish its record.
+
+    Raises `Interrupted` when asked to stop, and whatever goes wrong.
+    """
+    torch.set_num_threads(settings.threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+    torch.use_deterministic_algorithms(stage.execution.deterministic)
+    device = torch.device(settings.device)
+    dtype = torch.float64 if stage.execution.precision == "float64" else torch.float32
+
+    model = initial_model(stage, store).to(device=device, dtype=dtype)
+    training_set = open_split(stage.data, stage.backbone, settings.data_root)
+    training_set.dtype = dtype
+    teacher, teacher_set = None, None
+    if stage.teacher is not None:
+        teacher = trained_model(stage.teacher, store).to(device=device, dtype=dtype)
+        teacher_set = open_split(stage.data, stage.teacher.backbone, settings.data_root)
+        teacher_set.dtype = dtype
+
+    folder = store.folder(stage)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    interval = 10 if stage.total_steps < 1000 else 50
+
+    def started(step: int) -> None:
+        store.started(attempt, step, checkpoints.warnings)
+        progress(step, stage.total_steps, float("nan"))
+
+    def stepped(step: int, loss: float) -> None:
+        if step % interval == 0:
+            progress(step, stage.total_steps, loss)
+
+    def stopping() -> bool:
+        return stop() or not store.owns(attempt)
+
+    supervision = train.Supervision(stopping, checkpoints, settings.checkpoint_steps, started, stepped)
+    batches = Batches(stage, training_set, model, device)
+    seconds = train.train(stage, model, teacher, batches, supervision, teacher_set)
+
+    measured = _cost(stage, batches, seconds, device)
+    if stage.backbone.weights is not None:
+        measured |= encoder_distance(model, pretrained_model(stage.backbone, store))
+    # The evaluation split is opened only now: nothing above could have seen it.
+    metrics: dict[str, float] = {}
+    checksums = {f"{stage.data.task}/{stage.data.split}": stage.data.checksum}
+    if stage.evaluation is not None:
+        held_out = open_split(stage.evaluation, stage.backbone, settings.data_root)
+        held_out.dtype = dtype
+        metrics = evaluate(stage, model, held_out, device)
+        checksums[f"{stage.evaluation.task}/{stage.evaluation.split}"] = stage.evaluation.checksum
+        measured["train_loss"] = evaluate(stage, model, training_set, device)["loss"]
+        measured["generalisation_gap"] = metrics["loss"] - measured["train_loss"]
+    record = {
+        "key": stage.key,
+        "metrics": metrics,
+        "measured": measured,
+        "steps": stage.total_steps,
+        "seconds": seconds,
+        "weights": _save_weights(model, folder),
+        "attempt": attempt.number,
+        "provenance": {**provenance(settings.device, settings.threads), "data": checksums},
+    }
+    store.publish(attempt, stage, record)
+    checkpoints.clear()
+
+
+def _cost(stage: Stage, batches: Batches, seconds: float, device: torch.device) -> dict[str, float]:
+    """Examples per second of training, and the peak memory in bytes: of the device, or of this process on a CPU."""
+    examples = sum(batches.size(step) for step in range(stage.total_steps))
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        # Kilobytes on Linux, bytes on macOS; the peak of the process, so of every stage it ran before as well.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"examples_per_second": round(examples / max(seconds, 1e-9), 3), "peak_memory_bytes": peak}
+
+
+def parts(objective: Objective) -> list[str]:
+    """The parts of a model that an objective trains, and that its stage's weights hold."""
+    return ["encoder", *(part for part in ("decoder", "head") if part in objective.needs)]
+
+
+def _new_model(stage: Stage) -> Model:
+    """The stage's network with random weights from its own stream."""
+    torch.manual_seed(stream(stage.seed, stage.name, "weights"))
+    return build(
+        stage.backbone,
+        classes=stage.data.classes if "head" in stage.objective.needs else None,
+        decoder="decoder" in stage.objective.needs,
+        dropout=stage.schedule.dropout,
+    )
+
+
+def initial_model(stage: Stage, store: Store) -> Model:
+    """The network at the stage's start: random, the backbone's weights, or another stage's encoder (and decoder)."""
+    model = _new_model(stage)
+    source = stage.backbone.weights if stage.init == PRETRAINED else stage.init
+    if source != RANDOM:
+        assert isinstance(source, Stage)  # Stage.check refuses an untrained backbone
+        load_weights(model, store.weights(source), [part for part in parts(stage.objective) if part != "head"])
+    return model
+
+
+def trained_model(stage: Stage, store: Store) -> Model:
+    """The network of a finished stage, frozen and in eval mode."""
+    model = _new_model(stage)
+    load_weights(model, store.weights(stage), parts(stage.objective))
+    return model.requires_grad_(False).eval()
+
+
+def pretrained_model(backbone: Backbone, store: Store) -> Model:
+    """The encoder of a backbone with its pre-trained weights."""
+    assert backbone.weights is not None  # an untrained backbone has no such model
+    model = build(backbone)
+    load_weights(model, store.weights(backbone.weights), ["encoder"])
+    return model.requires_grad_(False).eval()
+
+
+def _save_weights(model: Model, folder: Path) -> dict[str, Any]:
+    temporary = folder / f".weights-{os.getpid()}"
+    save_weights(model, temporary)
+    checksum = sha256(temporary)
+    path = folder / f"weights-{checksum[:16]}.safetensors"
+    os.replace(temporary, path)
+    return {"file": path.name, "sha256": checksum, "bytes": path.stat().st_size}
