@@ -7,7 +7,7 @@ value, and makes stages.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from bench.data import TASKS, Manifest, Task, read_manifest
 from bench.errors import InputError, SpecError, nearest
-from bench.registry import BACKBONES, RECIPES, SETTINGS, DataSettings, Grid, Row
+from bench.registry import BACKBONES, RECIPES, SETTINGS, DataSettings, Grid, Row, SearchSettings
 from bench.specs import (
     PRETRAINED,
     RANDOM,
@@ -26,6 +26,7 @@ from bench.specs import (
     Objective,
     Optimizer,
     Schedule,
+    Selected,
     Spec,
     Stage,
     coerce,
@@ -56,14 +57,19 @@ class Binding:
         return f"{self.location}: {self.target} = {self.value!r}"
 
 
+Candidates = Mapping[str, tuple[Binding, ...]]
 Layer = dict[tuple[str, str], tuple[int, Binding]]
 
 
 class Bindings:
     """All bindings of a grid, looked up in layers, and the record of which of them were used."""
 
-    def __init__(self, bindings: Iterable[Binding]) -> None:
+    def __init__(
+        self, bindings: Iterable[Binding], candidates: Mapping[str, tuple[Binding, ...]] | None = None
+    ) -> None:
         self.all = tuple(bindings)
+        self.candidates = dict(candidates or {})
+        """The bindings that each line of a search stands for."""
         self.used: set[Binding] = set()
         self.overridden: set[Binding] = set()
         """Bindings of files whose place a `--set` took."""
@@ -92,7 +98,7 @@ class Bindings:
 
     def without_scopes(self, scopes: set[str]) -> Bindings:
         """The same bindings less those of some scopes, to see what they changed."""
-        return Bindings(binding for binding in self.all if binding.scope not in scopes)
+        return Bindings((binding for binding in self.all if binding.scope not in scopes), self.candidates)
 
 
 @dataclass
@@ -102,6 +108,8 @@ class Expansion:
     grid: Grid
     bindings: Bindings
     data_root: Path
+    part: Literal["all", "fit"] = "all"
+    """All of the training set, or only the part there to fit, with evaluation on what is held out."""
     rows: dict[str, Row] = field(init=False)
     sources: dict[str, frozenset[Binding]] = field(default_factory=dict)
     """Stage key -> the bindings that supplied its values."""
@@ -139,10 +147,43 @@ class Expansion:
         self._built[place] = None
         cell = self.cell(row, task, seed)
         try:
-            stage = self._built[place] = RECIPES[cell.row_name.recipe](cell)
+            search = cell.configure(SearchSettings(), "search")
+            recipe = RECIPES[cell.row_name.recipe]
+            stage = self._search(cell, search.candidates) if search.candidates else recipe(cell)
         except SpecError as error:
             raise cell.blame(error.field, str(error)) from error
+        self._built[place] = stage
         return stage
+
+    def _search(self, cell: Cell, candidates: tuple[str, ...]) -> Stage:
+        """The stage that a row's search chooses: candidates with the base seed, finals with the cell's."""
+        row, task = cell.row_name.name, cell.task.name
+        places = [self._candidate(row, text, part) for part in ("fit", "all") for text in candidates]
+        tried, finals = places[: len(candidates)], places[len(candidates) :]
+        for place, text in zip(tried, candidates, strict=True):
+            place.stage(row, task, self.grid.base_seed)
+            location = self.bindings.candidates[text][0].location
+            if not place.bindings.used.issuperset(b for b in place.bindings.all if b.location == location):
+                raise SpecError(
+                    "candidates", f"the candidate '{text}' of row '{row}' changes nothing for task '{task}'."
+                )
+        return Selected.among(
+            candidates=tuple(place.stage(row, task, self.grid.base_seed) for place in tried),
+            finals=tuple(place.stage(row, task, cell.seed) for place in finals),
+            metric=cell.task.metric,
+        )
+
+    def _candidate(self, row: str, text: str, part: Literal["all", "fit"]) -> Expansion:
+        """The grid as it would be with one candidate's bindings for one row."""
+
+        def make() -> Expansion:
+            tried = [dataclasses.replace(binding, scope=row) for binding in self.bindings.candidates[text]]
+            bindings = Bindings([*(other for other in self.bindings.all if other.configurable != "search"), *tried])
+            bindings.used = self.bindings.used  # what only a candidate reads is read
+            return dataclasses.replace(self, bindings=bindings, part=part, sources={}, _built={}, _shared={})
+
+        candidate: Expansion = self.shared(("candidate", row, text, part), make)
+        return candidate
 
 
 class Cell:
@@ -272,13 +313,28 @@ class Cell:
 
     # ---------------------------------------------------------------------------------------- stages
 
-    def data(self, split: Literal["train", "test"], labelled: bool) -> Data:
-        """A split of this cell's task with its checksum; the training split shrinks with `data.subset`."""
-        return self._shared(("data", self._scopes(), split, labelled), lambda: self._data(split, labelled))
+    def data(self, labelled: bool) -> Data:
+        """The training data of this cell: all of `data.subset`, or in a search only the part there to fit."""
+        return self._shared(("data", self._scopes(), labelled), lambda: self._data("train", labelled))
 
-    def _data(self, split: str, labelled: bool) -> Data:
-        settings = self.configure(DataSettings(), "data") if split == "train" else DataSettings()
-        return data_of(self._expansion.manifest(self._task_name), self._task_name, split, labelled, settings)
+    def evaluation_data(self) -> Data:
+        """Where this cell's number comes from: the test split, or in a search the validation split or held-out part."""
+        return self._shared(("evaluation", self._scopes()), lambda: self._data("test", True))
+
+    def _data(self, split: Literal["train", "test"], labelled: bool) -> Data:
+        manifest = self._expansion.manifest(self._task_name)
+        searching = self._expansion.part == "fit"
+        validated = manifest is not None and "validation" in manifest.splits
+        if split == "test" and not searching:
+            return data_of(manifest, self._task_name, "test", True)
+        if split == "test" and validated:
+            return data_of(manifest, self._task_name, "validation", True)
+        settings = self.configure(DataSettings(), "data")
+        data = data_of(manifest, self._task_name, "train", labelled)
+        data = dataclasses.replace(data, subset=settings.subset, subset_seed=settings.subset_seed)
+        if validated or not searching:
+            return data
+        return dataclasses.replace(data, part="holdout" if split == "test" else "fit")
 
     def corpus(self, name: str) -> Manifest | None:
         """What is prepared of an embedded corpus."""
@@ -286,7 +342,7 @@ class Cell:
 
     def corpus_data(self, name: str) -> Data:
         """The training split of an embedded corpus."""
-        return data_of(self.corpus(name), name, "train", False, DataSettings())
+        return data_of(self.corpus(name), name, "train", False)
 
     def stage(
         self,
@@ -315,8 +371,8 @@ class Cell:
             stage = Stage(
                 name=name,
                 objective=objective,
-                data=data or self.data("train", labelled),
-                evaluation=self.data("test", True) if "head" in objective.needs else None,
+                data=data or self.data(labelled),
+                evaluation=self.evaluation_data() if "head" in objective.needs else None,
                 backbone=backbone.random if init == RANDOM else backbone,
                 schedule=schedule,
                 optimizer=optimizer,
@@ -332,8 +388,8 @@ class Cell:
         return stage
 
 
-def data_of(manifest: Manifest | None, task: str, split: str, labelled: bool, settings: DataSettings) -> Data:
-    """The spec of a split; without checksum and counts where the task is not prepared."""
+def data_of(manifest: Manifest | None, task: str, split: str, labelled: bool) -> Data:
+    """The spec of a whole split; without checksum and counts where the task is not prepared."""
     facts = manifest.splits[split] if manifest else None
     names = manifest.class_names if manifest else None
     return Data(
@@ -343,8 +399,6 @@ def data_of(manifest: Manifest | None, task: str, split: str, labelled: bool, se
         checksum=facts.checksum if facts else None,
         examples=facts.examples if facts else None,
         classes=len(names) if names and labelled else None,
-        subset=settings.subset,
-        subset_seed=settings.subset_seed,
     )
 
 

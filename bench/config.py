@@ -6,6 +6,7 @@ unused macros and bindings, second bindings of a name, wrong types. No gin state
 
 from __future__ import annotations
 
+import dataclasses
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -79,10 +80,27 @@ def read_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
     for text in overrides:
         _read_statements(_statements(text, f"--set {text!r}"), reader, f"--set {text!r}", Path())
     bindings = [*before.values()]
-    bindings += [
-        Binding(b.scope, b.configurable, b.setting, b.value, b.location, True) for b in reader.bindings.values()
-    ]
-    return Bindings(_resolve_macros(bindings, reader))
+    bindings += [dataclasses.replace(binding, override=True) for binding in reader.bindings.values()]
+    resolved = list(_resolve_macros(bindings, reader))
+    return Bindings(resolved, dict(_candidates(resolved)))
+
+
+def _candidates(bindings: list[Binding]) -> Iterator[tuple[str, tuple[Binding, ...]]]:
+    """Every line of a search with the bindings it stands for."""
+    for search in bindings:
+        if (search.configurable, search.setting) != ("search", "candidates") or not isinstance(search.value, tuple):
+            continue
+        for text in filter(lambda line: isinstance(line, str), search.value):
+            reader, place = _Reader(), f"{search.location}: '{text}'"
+            for line in text.split(";"):
+                _read_statements(_statements(line, place), reader, place, Path())
+            if reader.macros or not reader.bindings or any(b.scope for b in reader.bindings.values()):
+                raise InputError(
+                    f"{search.location}: the candidate '{text}' must be bindings without a scope, with ';' between "
+                    "them, such as 'finetune.lr = 1e-3; finetune.dropout = 0.2'."
+                )
+            tried = (dataclasses.replace(b, override=True) for b in reader.bindings.values())
+            yield text, tuple(tried)
 
 
 def _read_file(path: Path, reader: _Reader, included_at: str = "--gin") -> None:
@@ -199,7 +217,7 @@ def _resolve_macros(bindings: list[Binding], reader: _Reader) -> Iterator[Bindin
 
     for binding in bindings:
         value = resolve(binding.value, binding.location, ())
-        yield Binding(binding.scope, binding.configurable, binding.setting, value, binding.location, binding.override)
+        yield dataclasses.replace(binding, value=value)
     for binding in reader.replaced:  # overriding a binding does not make its macro a mistake
         resolve(binding.value, binding.location, ())
     for name in sorted(macros.keys() - used):
@@ -217,7 +235,8 @@ def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bin
     import bench.embedded  # noqa: F401  (registers the embedded backbones)
 
     bindings = read_bindings(files, overrides)
-    problems = [problem for binding in bindings.all for problem in _unknown_names(binding)]
+    tried = [binding for candidate in bindings.candidates.values() for binding in candidate]
+    problems = [problem for binding in (*bindings.all, *tried) for problem in _unknown_names(binding)]
     if problems:
         raise InputError("\n".join(problems))
     values: dict[str, Any] = {"name": Path(files[0]).stem if files else None}
@@ -270,10 +289,16 @@ def refuse_unused(expansion: Expansion) -> None:
     fine = expansion.bindings.used | expansion.bindings.overridden
     unused = [binding for binding in expansion.bindings.all if binding not in fine]
     if unused:
-        raise InputError("\n".join(_why_unused(binding, expansion.bindings) for binding in unused))
+        raise InputError("\n".join(_why_unused(binding, expansion) for binding in unused))
 
 
-def _why_unused(binding: Binding, bindings: Bindings) -> str:
+def _why_unused(binding: Binding, expansion: Expansion) -> str:
+    bindings = expansion.bindings
+    task = binding.scope.split("/")[0]
+    if task in TASKS and task not in expansion.grid.tasks:
+        return (
+            f"{binding.location}: {binding.target} changes nothing: this grid does not run the task {task}. Remove it."
+        )
     same = (binding.configurable, binding.setting)
     hiding = [other for other in bindings.used if (other.configurable, other.setting) == same]
     where = ", ".join(sorted({other.location for other in hiding}))

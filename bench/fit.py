@@ -19,7 +19,7 @@ from bench.evaluate import encoder_distance, evaluate
 from bench.files import sha256
 from bench.models import Model, build, load_weights, save_weights
 from bench.provenance import provenance
-from bench.specs import PRETRAINED, RANDOM, Backbone, Objective, Stage, stream
+from bench.specs import PRETRAINED, RANDOM, Backbone, Objective, Selected, Stage, stream
 from bench.store import Attempt, Store
 
 if TYPE_CHECKING:
@@ -31,8 +31,12 @@ def fit(
 ) -> None:
     """Train a claimed stage from its last checkpoint, evaluate it and publish its record.
 
-    Raises `Interrupted` when asked to stop, and whatever goes wrong.
+    A search's stage first takes the settings whose candidate scored best. Raises `Interrupted` when asked to stop, and
+    whatever goes wrong.
     """
+    place, search = stage, None
+    if isinstance(stage, Selected):
+        stage, search = choose(stage, store)
     torch.set_num_threads(settings.threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     torch.use_deterministic_algorithms(stage.execution.deterministic)
@@ -48,7 +52,7 @@ def fit(
         teacher_set = open_split(stage.data, stage.teacher.backbone, settings.data_root)
         teacher_set.dtype = dtype
 
-    folder = store.folder(stage)
+    folder = store.folder(place)
     checkpoints = Checkpoints(folder / "checkpoints")
     interval = 10 if stage.total_steps < 1000 else 50
 
@@ -81,7 +85,7 @@ def fit(
         measured["train_loss"] = evaluate(stage, model, training_set, device)["loss"]
         measured["generalisation_gap"] = metrics["loss"] - measured["train_loss"]
     record = {
-        "key": stage.key,
+        "key": place.key,
         "metrics": metrics,
         "measured": measured,
         "steps": stage.total_steps,
@@ -90,8 +94,20 @@ def fit(
         "attempt": attempt.number,
         "provenance": {**provenance(settings.device, settings.threads), "data": checksums},
     }
-    store.publish(attempt, stage, record)
+    if search is not None:
+        record["search"] = search
+    store.publish(attempt, place, record)
     checkpoints.clear()
+
+
+def choose(stage: Selected, store: Store) -> tuple[Stage, dict[str, Any]]:
+    """The final whose candidate scored best on held-out data (the first of equals), and every candidate's score."""
+    records = [store.record(candidate) for candidate in stage.candidates]
+    scores = [record["metrics"][stage.metric] for record in records if record is not None]
+    assert len(scores) == len(records), "the launcher runs parents first"
+    best = scores.index(max(scores))
+    tried = [{"key": c.key, stage.metric: score} for c, score in zip(stage.candidates, scores, strict=True)]
+    return stage.finals[best], {"chosen": best, "metric": stage.metric, "candidates": tried}
 
 
 def _cost(stage: Stage, batches: Batches, seconds: float, device: torch.device) -> dict[str, float]:

@@ -13,7 +13,7 @@ from bench.config import load_grid, refuse_unused
 from bench.data import CORPORA, TASKS
 from bench.errors import InputError, nearest
 from bench.registry import Grid
-from bench.specs import Stage, walk
+from bench.specs import Selected, Stage, walk
 from bench.store import Store
 
 
@@ -72,6 +72,7 @@ def make_plan(
     expansion = Expansion(grid, bindings, data_root)
     cells = [_cell(expansion, row, task, seed) for row in expansion.rows for task in grid.tasks for seed in grid.seeds]
     refuse_unused(expansion)
+    _refuse_unequal_search(cells)
     selected = _select(cells, only)
     plan = Plan(grid, cells, selected, list(walk(*(cell.stage for cell in selected))), list(_splits(expansion, cells)))
     _look_up(plan, store)
@@ -91,6 +92,18 @@ def _cell(expansion: Expansion, row: str, task: str, seed: int) -> PlannedCell:
         seed=seed,
         stage=stage,
     )
+
+
+def searched(cell: PlannedCell) -> int:
+    """How many configurations the search of a cell's row tries; 0 without one."""
+    return len(cell.stage.candidates) if isinstance(cell.stage, Selected) else 0
+
+
+def _refuse_unequal_search(cells: list[PlannedCell]) -> None:
+    counts = {cell.method: searched(cell) for cell in cells}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{method}: {count}" for method, count in counts.items())
+        raise InputError(f"search.candidates: every row must try equally many configurations, or none; here {told}.")
 
 
 def _select(cells: list[PlannedCell], only: Sequence[str]) -> list[PlannedCell]:

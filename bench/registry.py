@@ -106,7 +106,23 @@ class DataSettings(Spec):
     subset_seed: int = 0
 
 
+@dataclass(frozen=True)
+class SearchSettings(Spec):
+    """What `search.…` sets: candidate settings, each a line of bindings with ';' between them, e.g. 'RecAdam.k = 0.2'.
+
+    Each is trained with the base seed on the part of the training set that is there to fit and judged on the held-out
+    tenth; the best is trained on all of it, with every seed. Every row of a grid gets equally many.
+    """
+
+    candidates: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        self.require("candidates", len(self.candidates) != 1, "two or more lines, or none")
+        self.require("candidates", len(set(self.candidates)) == len(self.candidates), "free of duplicates")
+
+
 SETTINGS["grid"] = field_types(Grid)
+SETTINGS["search"] = field_types(SearchSettings)
 SETTINGS["task"] = {name: kind for name, kind in field_types(Task).items() if name not in Task.UNBOUND}
 SETTINGS["data"] = field_types(DataSettings)
 SETTINGS["execution"] = field_types(Execution)

@@ -207,7 +207,8 @@ class Data(Spec):
 
     `checksum` is the sha256 of the split's content and `examples`, `classes` its counts; all three are None where the
     task is not prepared, and such a stage is never run or matched. `subset` keeps that many training examples, drawn
-    stratified and nested from the stream of `subset_seed`.
+    stratified and nested from the stream of `subset_seed`. `part` divides what is left for selection and search: the
+    last tenth of the same stratified order is held out, the rest is there to fit.
     """
 
     task: str
@@ -218,6 +219,7 @@ class Data(Spec):
     classes: int | None
     subset: int | None = None
     subset_seed: int = 0
+    part: Literal["all", "fit", "holdout"] = "all"
 
     def check(self) -> None:
         self.require("subset", self.subset is None or self.subset >= 1, "at least 1 example, or None for all")
@@ -227,7 +229,11 @@ class Data(Spec):
     @property
     def size(self) -> int | None:
         """How many examples are read."""
-        return self.examples if self.subset is None else self.subset
+        size = self.examples if self.subset is None else self.subset
+        if size is None or self.part == "all":
+            return size
+        held_out = max(1, size // 10)
+        return held_out if self.part == "holdout" else size - held_out
 
 
 @dataclass(frozen=True)
@@ -491,6 +497,44 @@ class Stage(Spec):
         """Optimiser steps of a prepared stage."""
         assert self.data.size is not None, "an unprepared stage has no step count"
         return self.schedule.total_steps(self.data.size)
+
+
+@dataclass(frozen=True)
+class Selected(Stage):
+    """A stage whose settings a search chooses: trains the one of `finals` whose candidate scored best.
+
+    `candidates[i]` has the settings of `finals[i]` but is trained on the part of the data that is there to fit, and
+    judged by `metric` on the part held out. Its own fields are those of the first final; all finals are of one network.
+    """
+
+    candidates: tuple[Stage, ...]
+    finals: tuple[Stage, ...]
+    metric: str
+
+    @classmethod
+    def among(cls, candidates: tuple[Stage, ...], finals: tuple[Stage, ...], metric: str) -> Selected:
+        """The selection among these; refuses a search that would change the network."""
+        first = finals[0]
+        for final in finals[1:]:
+            if (final.backbone, final.objective.needs) != (first.backbone, first.objective.needs):
+                raise SpecError("candidates", f"stage {first.name}: a search cannot change the backbone or its parts.")
+        fields = {field.name: getattr(first, field.name) for field in dataclasses.fields(Stage)}
+        return cls(**fields, candidates=candidates, finals=finals, metric=metric)
+
+    @cached_property
+    def _canonical(self) -> Json:
+        # The finals have no folder of their own that a key could lead to, so they are written out.
+        return {**super()._canonical, "finals": [final._canonical for final in self.finals]}
+
+    @cached_property
+    def parents(self) -> tuple[Stage, ...]:
+        needed = (*self.candidates, *(parent for final in self.finals for parent in final.parents))
+        return tuple({stage.key: stage for stage in needed}.values())
+
+    @property
+    def total_steps(self) -> int:
+        """The most optimiser steps that the search can choose."""
+        return max(final.total_steps for final in self.finals)
 
 
 def walk(*stages: Stage) -> Iterator[Stage]:

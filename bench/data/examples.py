@@ -16,7 +16,7 @@ from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.data import Manifest, read_manifest
 from bench.data.content import Rows, checksum
 from bench.data.disk import TOKENIZER, again, read_rows
-from bench.data.subset import stratified_subset
+from bench.data.subset import chosen_rows
 from bench.data.vocabulary import PAD
 from bench.errors import InputError, NotPrepared
 from bench.files import replacing
@@ -118,9 +118,8 @@ def open_examples(data: Data, backbone: Backbone, root: Path) -> Examples:
     labels = split.labels()
     if data.labelled and labels is None:
         raise InputError(f"{data.task} is a corpus without labels: it can only be used for pre-training.")
-    rows = np.arange(manifest.splits[data.split].examples)
-    if data.subset is not None:
-        rows = stratified_subset(rows * 0 if labels is None else labels, data.subset, data.subset_seed)
+    unlabelled = np.zeros(manifest.splits[data.split].examples, dtype=np.int64)
+    rows = chosen_rows(data, unlabelled if labels is None else labels)
     seen = torch.from_numpy(labels[rows]) if data.labelled and labels is not None else None
     if isinstance(backbone, MaskedAutoEncoder):
         return ImageExamples(rows, seen, split.pixels(backbone.image_size))

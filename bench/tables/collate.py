@@ -11,7 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from bench.files import write_text
-from bench.plan import Plan, PlannedCell
+from bench.plan import Plan, PlannedCell, searched
 from bench.specs import expanded, walk
 from bench.store import Store
 from bench.tables.statistics import cell_text
@@ -63,6 +63,7 @@ def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
         "seconds": record["seconds"],
         "seconds_with_parents": round(sum(parent["seconds"] for parent in behind if parent), 3),
         "spec": expanded(cell.stage),
+        "search": record.get("search"),
         "provenance": record["provenance"],
     }
 
@@ -96,8 +97,19 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
         "Split: one evaluation on the test split after training ended; nothing was selected on it.",
         f"A cell reads mean ± sample standard deviation (ddof = 1) over seeds, then (n); {seeds}.",
         f"The seed varies head initialisation, data order, dropout and augmentation of labelled stages. {unlabelled}",
+        *_search(plan),
         f"Backbones: {'; '.join(f'{task}: {backbone}' for task, (_, backbone) in used.items())}.",
         f"Code: {', '.join(commits) or 'no finished cell'}.",
         f"Records: {grid.name}/records.jsonl, one JSON object per finished cell with metrics, cost and the whole spec.",
     ]
     return "".join(f"- {line}\n" for line in lines)
+
+
+def _search(plan: Plan) -> list[str]:
+    count = max(map(searched, plan.cells))
+    if not count:
+        return []
+    seed = plan.grid.base_seed
+    how = f"each trained once with seed {seed} and judged on held-out or validation data"
+    then = "the best was trained on all training data with every seed and tested once"
+    return [f"Search: {count} configurations for every row and task, {how}; {then}."]

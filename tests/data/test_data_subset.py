@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from bench.data.subset import stratified_subset
+from bench.data.subset import chosen_rows, stratified_subset
 from bench.errors import InputError
+from bench.specs import Data
 
 LABELS = np.repeat([0, 1, 2, 3], [500, 300, 150, 50])[np.random.default_rng(0).permutation(1000)]
 
@@ -54,3 +55,22 @@ def test_without_labels_the_draw_is_plain_and_unordered() -> None:
 def test_impossible_sizes_are_refused(size: int) -> None:
     with pytest.raises(InputError, match="between 1 and 1000"):
         stratified_subset(LABELS, size, seed=0)
+
+
+def part(name: str, subset: int | None = None) -> set[int]:
+    return set(chosen_rows(Data("digits", "train", True, "0" * 64, 1000, 4, subset, 0, name), LABELS).tolist())
+
+
+@pytest.mark.parametrize("subset", [None, 337])
+def test_a_tenth_is_held_out_in_the_classes_proportions(subset: int | None) -> None:
+    everything, fit, holdout = (part(name, subset) for name in ("all", "fit", "holdout"))
+    assert len(holdout) == len(everything) // 10
+    assert fit | holdout == everything
+    assert not fit & holdout
+    counts = np.bincount(LABELS[sorted(holdout)], minlength=4)
+    assert np.all(np.abs(counts - len(holdout) * np.array([0.5, 0.3, 0.15, 0.05])) <= 1.5)
+
+
+def test_the_rule_is_pinned() -> None:
+    """Splits are data: a change of this rule makes every selection incomparable with earlier ones."""
+    assert sorted(part("holdout", 40)) == [320, 552, 560, 731]

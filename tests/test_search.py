@@ -1,0 +1,102 @@
+"""Searching hyper-parameters: validation data only, equally many configurations, one test of the chosen one."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.errors import InputError
+from bench.plan import Plan, make_plan
+from bench.specs import Selected, from_canonical, walk
+from bench.store import Store
+from tests.test_grid import Workplace
+
+SEARCH = """
+grid.rows = ['finetune', 'tapt']
+grid.tasks = ['digits']
+grid.seeds = [3, 4]
+grid.base_seed = 7
+finetune.steps = 10
+finetune.batch_size = 16
+finetune.warmup_steps = 0
+finetune.augmentation = 'none'
+further_pretrain.steps = 5
+further_pretrain.batch_size = 8
+source_pretrain.steps = 5
+search.candidates = ['finetune.lr = 1e-6', 'finetune.lr = 3e-3; finetune.dropout = 0.0', 'finetune.lr = 1e-7']
+"""
+
+
+def plan_of(folder: Path, data: Path, text: str = SEARCH) -> Plan:
+    (folder / "g.gin").write_text(text)
+    return make_plan([str(folder / "g.gin")], (), (), data, Store(folder / "runs"))
+
+
+def test_candidates_never_see_the_test_split_and_the_chosen_one_trains_on_everything(
+    prepared: Path, tmp_path: Path
+) -> None:
+    plan = plan_of(tmp_path, prepared)
+    for cell in plan.cells:
+        assert isinstance(cell.stage, Selected)
+        assert len(cell.stage.candidates) == len(cell.stage.finals) == 3
+        for candidate, final in zip(cell.stage.candidates, cell.stage.finals, strict=True):
+            assert candidate.schedule == final.schedule
+            assert (candidate.data.part, final.data.part) == ("fit", "all")
+            assert candidate.evaluation is not None
+            assert (candidate.evaluation.split, candidate.evaluation.part) == ("train", "holdout")
+            assert (candidate.seed, final.seed) == (7, cell.seed)
+            assert candidate.data.size + candidate.evaluation.size == final.data.size == 1297
+            assert final.evaluation is not None
+            assert final.evaluation.split == "test"
+            unlabelled = [s for s in walk(candidate) if s.name == "further_pretrain"]
+            assert all(stage.data.part == "fit" for stage in unlabelled)
+    # One search per row for all seeds; the candidates of both rows are separate stages.
+    assert sum(stage.data.part == "fit" and stage.name == "finetune" for stage in plan.stages) == 6
+
+
+def test_the_spec_of_a_search_comes_back_from_its_json(prepared: Path, tmp_path: Path) -> None:
+    stage = plan_of(tmp_path, prepared).cells[0].stage
+    known = {other.key: other for other in walk(stage)}
+    again = from_canonical(stage._canonical, known.__getitem__)
+    assert again == stage
+    assert again.key == stage.key
+
+
+def test_the_best_candidate_is_chosen_and_all_scores_are_recorded(prepared: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path, prepared, SEARCH)
+    assert place.run() == 0
+    assert "Search: 3 configurations for every row" in place.table
+    for record in place.records().values():
+        search = record["search"]
+        scores = [candidate["accuracy"] for candidate in search["candidates"]]
+        assert search["chosen"] == scores.index(max(scores)) == 1
+        assert record["spec"]["finals"][1]["schedule"]["lr"] == 3e-3
+    before = place.ledger()
+    assert place.run() == 0
+    assert place.ledger() == before
+    # Trained as the chosen final would be on its own: same weights, bit for bit.
+    plain = Workplace(tmp_path / "plain", prepared, SEARCH.partition("search.")[0])
+    assert plain.run("--set", "finetune.lr=3e-3", "finetune.dropout=0.0") == 0
+    for cell, record in plain.records().items():
+        assert record["metrics"] == place.records()[cell]["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("search.candidates = ['finetune.lr = 1', 'finetune.lrr = 2']", "'lr'"),
+        ("search.candidates = ['finetune.lr = 1', 'finetune.lr = x']", "not valid gin"),
+        ("search.candidates = ['finetune.lr = 1', 'digits/finetune.lr = 2']", "without a scope"),
+        ("search.candidates = ['finetune.lr = 1', '']", "without a scope"),
+        ("search.candidates = ['finetune.lr = 1']", "two or more"),
+        ("search.candidates = ['finetune.lr = 1', 'finetune.lr = 1']", "duplicates"),
+        ("search.candidates = ['finetune.lr = 1', 'finetune.lr = -1']", "above 0"),
+        ("search.candidates = ['finetune.lr = 1', 'self_distill.lr = 1']", "changes nothing"),
+        ("search.candidates = ['finetune.lr = 1', 'backbone.width = 16']", "backbone"),
+        ("tapt/search.candidates = ['finetune.lr = 1', 'finetune.lr = 2']", "finetune: 0, tapt: 2"),
+    ],
+)
+def test_impossible_searches_are_refused(line: str, says: str, prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as refusal:
+        plan_of(tmp_path, prepared, SEARCH.partition("search.")[0] + line)
+    assert says in str(refusal.value)
+    assert "search.candidates" in str(refusal.value) or "g.gin:" in str(refusal.value)
