@@ -94,8 +94,8 @@ def self_distillation(cell: Cell, rounds: int = 1, mae_weight: float = 1.0) -> S
 
     `mae_weight` is the λ of Table 6 and applies to the students only, so every λ shares one teacher.
     """
-    if rounds < 1:
-        raise SpecError("rounds", f"self_distillation.rounds = {rounds}: must be at least 1 (0 rounds is tapt).")
+    if not 1 <= rounds <= 100:
+        raise SpecError("rounds", f"self_distillation.rounds = {rounds}: must be at least 1 (0 is tapt), at most 100.")
     if mae_weight <= 0:
         raise SpecError("mae_weight", f"self_distillation.mae_weight = {mae_weight}: must be above 0.")
     teacher = further_pretrain(cell)

@@ -42,8 +42,10 @@ class MaskedAutoEncoder(Backbone):
             legal = getattr(self, width) > 0 and getattr(self, width) % getattr(self, heads) == 0
             self.require(width, legal, f"a multiple of {heads} ({getattr(self, heads)})")
             self.require(width, getattr(self, width) % 4 == 0, "a multiple of 4, for 2-D sin-cos positions")
-        self.require("depth", self.depth >= 1, "at least 1")
-        self.require("decoder_depth", self.decoder_depth >= 1, "at least 1")
+        for size in ("depth", "decoder_depth", "mlp_width", "decoder_mlp_width"):
+            self.require(size, getattr(self, size) >= 1, "at least 1")
+        for eps in ("norm_eps", "decoder_norm_eps"):
+            self.require(eps, 0 < getattr(self, eps) < 1, "in (0, 1)")
         kept = int(self.patches * (1 - self.mask_ratio)) if 0 < self.mask_ratio < 1 else 0
         self.require("mask_ratio", 1 <= kept < self.patches, "in (0, 1), keeping at least one patch and masking one")
 
@@ -83,7 +85,9 @@ class MaskedLanguageModel(Backbone):
     def check(self) -> None:
         self.require("heads", self.heads >= 1, "at least 1")
         self.require("width", self.width > 0 and self.width % self.heads == 0, f"a multiple of heads ({self.heads})")
-        self.require("depth", self.depth >= 1, "at least 1")
+        for size in ("depth", "mlp_width"):
+            self.require(size, getattr(self, size) >= 1, "at least 1")
+        self.require("norm_eps", 0 < self.norm_eps < 1, "in (0, 1)")
         self.require("max_length", self.max_length >= 3, "at least 3 tokens")
         self.require("vocabulary", self.vocabulary >= 8, "at least 8")
         self.require("mask_ratio", 0 < self.mask_ratio < 1, "in (0, 1)")

@@ -303,7 +303,11 @@ class Cell:
         try:
             return dataclasses.replace(default, **values)
         except SpecError as error:
-            raise self.blame(error.field, str(error)) from error
+            if error.field in values:
+                raise self.blame(error.field, str(error)) from error
+            # A default that does not fit what was bound: those lines are the cause.
+            lines = ", ".join(sorted({binding.location for _, binding in found.values()}))
+            raise InputError(f"{lines}: {' or '.join(names)}: {error}") from error
 
     def blame(self, setting: str, message: str) -> InputError:
         """The error about a setting, with the line that bound it in front."""
@@ -331,10 +335,12 @@ class Cell:
             return data_of(manifest, self._task_name, "validation", True)
         settings = self.configure(DataSettings(), "data")
         data = data_of(manifest, self._task_name, "train", labelled)
-        data = dataclasses.replace(data, subset=settings.subset, subset_seed=settings.subset_seed)
-        if validated or not searching:
-            return data
-        return dataclasses.replace(data, part="holdout" if split == "test" else "fit")
+        if settings.subset != data.examples:  # all of them is no subset: the same stage, the same key
+            data = dataclasses.replace(data, subset=settings.subset)
+        if searching and not validated:
+            data = dataclasses.replace(data, part="holdout" if split == "test" else "fit")
+        drawn = data.subset is not None or data.part != "all"
+        return dataclasses.replace(data, subset_seed=settings.subset_seed) if drawn else data
 
     def corpus(self, name: str) -> Manifest | None:
         """What is prepared of an embedded corpus."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,5 @@ class Checkpoints:
         return None
 
     def clear(self) -> None:
-        """Remove all checkpoints of a finished stage."""
-        for path in self.folder.glob("step-*"):
-            path.unlink(missing_ok=True)
-        if self.folder.is_dir():
-            self.folder.rmdir()
+        """Remove all checkpoints of a finished stage, and what a kill in the middle of a write left behind."""
+        shutil.rmtree(self.folder, ignore_errors=True)

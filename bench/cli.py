@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,12 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that name a grid, its data, store and results."""
     made = argparse.ArgumentParser(prog=program, description=description)
     made.add_argument(
-        "--gin", nargs="+", required=True, metavar="FILE", help="gin files, here or shipped with the suite"
+        "--gin",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="FILE",
+        help="gin files, here or shipped with the suite",
     )
     made.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="BINDING", help="bindings over the files'"
@@ -31,6 +37,26 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
 def data_root(given: argparse.Namespace) -> Path:
     """The folder of prepared data."""
     return given.data or Path(os.environ.get("BENCH_DATA") or "data")
+
+
+def check_writable(argument: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made or written, before anything is."""
+    parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
+    if writable:
+        try:
+            with tempfile.TemporaryFile(dir=parent):  # os.access knows nothing of read-only or virtual file systems
+                return
+        except OSError:
+            pass
+    raise InputError(f"{argument} {folder}: {parent} is not a folder this user can write. Name another.")
+
+
+def check_results(results: Path, name: str | None) -> None:
+    """Refuse a results folder in which the tables of this grid cannot be written."""
+    check_writable("--results", results)
+    if (results / f"{name}.md").is_dir() or (results / str(name)).is_file():
+        raise InputError(f"--results {results}: {name}.md must be a file and {name} a folder there. Move what is.")
 
 
 def write_tables(plan: Plan, store: Store, results: Path) -> int:
@@ -49,6 +75,9 @@ def reporting_errors(main: Callable[[], int]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a disk that is full, gone or read-only
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

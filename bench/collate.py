@@ -14,7 +14,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 if every cell has a number, 1 if some lack one, 2 for bad input."""
     given = cli.parser("python -m bench.collate", __doc__ or "").parse_args(arguments)
     store = Store(given.store)
+    store.check_exists()
     plan = make_plan(given.gin, given.set, (), cli.data_root(given), store)
+    cli.check_results(given.results, plan.grid.name)
     return cli.write_tables(plan, store, given.results)
 
 

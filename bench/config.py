@@ -63,8 +63,11 @@ def find_gin(name: str) -> Path:
         inside = Path(*given.parts[1:]) if given.parts[:1] == ("gin",) else given
         candidates += [shipped / inside, shipped / f"{inside}.gin"]
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+        try:
+            if candidate.is_file():
+                return candidate
+        except OSError as error:  # a name that no file can have
+            raise InputError(f"--gin {name[:80]}…: {error.strerror}.") from error
     names = sorted(str(path.relative_to(shipped)) for path in shipped.rglob("*.gin"))
     raise InputError(f"--gin {name}: no such file here or among the shipped ones.{nearest(name, names)}")
 
@@ -107,14 +110,14 @@ def _read_file(path: Path, reader: _Reader, included_at: str = "--gin") -> None:
     if path.resolve() in reader.open_files:
         raise InputError(f"{included_at}: {_shown(path)} includes itself.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{_shown(path)} cannot be read: {error}") from error
     reader.open_files.append(path.resolve())
     own = _Reader(macros=reader.macros, open_files=reader.open_files, replaced=reader.replaced)
     _read_statements(_statements(text, _shown(path)), own, None, path)
     for target, binding in own.bindings.items():
-        if target in reader.bindings:
+        if target in reader.bindings and reader.bindings[target].location != binding.location:  # not one file, twice
             _refuse_duplicate(reader.bindings[target], binding)
         reader.bindings[target] = binding
     reader.open_files.pop()
@@ -133,8 +136,11 @@ def _statements(text: str, name: str) -> Iterator[Any]:
         yield from parser
     except SyntaxError as error:
         line = getattr(error, "lineno", None) or parser._current_location().line_num
-        what = str(error.msg).splitlines()[-1].strip()
-        raise InputError(f"{name}:{line}: not valid gin: {what} A binding reads scope/name.setting = value.") from error
+        place = name if "--set" in name else f"{name}:{line}"
+        what = str(error.msg).splitlines()[-1].strip().rstrip(".")
+        raise InputError(f"{place}: not valid gin: {what}. A binding reads scope/name.setting = value.") from error
+    except RecursionError as error:
+        raise InputError(f"{name}: not valid gin: brackets are nested too deeply.") from error
     except tokenize.TokenError as error:
         raise InputError(
             f"{name}:{error.args[1][0]}: not valid gin: {error.args[0]} (an unclosed bracket?)."
@@ -274,6 +280,8 @@ def _check_scopes(bindings: Bindings, grid: Grid) -> None:
     for binding in bindings.all:
         if binding.configurable == "grid" and binding.scope:
             raise InputError(f"{binding.location}: grid.{binding.setting} takes no scope: it describes the whole grid.")
+        if (binding.configurable, binding.setting) == ("task", "metric") and binding.scope.split("/")[-1] in rows:
+            raise InputError(f"{binding.location}: task.metric takes no row: all rows of a column share its metric.")
         if binding.scope not in legal:
             names = legal - {""} if "/" in binding.scope else {*rows, *TASKS, *BACKBONES}
             swapped = "/".join(reversed(binding.scope.split("/")))

@@ -26,7 +26,7 @@ class DamagedStore(InputError):
 
 def nearest(name: str, legal: Iterable[str]) -> str:
     """The end of an error message: the closest legal name, then all of them."""
-    names = sorted(set(legal))
+    names = sorted(set(legal) - {""})
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return f"{hint} Legal: {', '.join(names) or '(none)'}."

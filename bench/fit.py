@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,18 +41,20 @@ def fit(
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     torch.use_deterministic_algorithms(stage.execution.deterministic)
     device = torch.device(settings.device)
-    dtype = torch.float64 if stage.execution.precision == "float64" else torch.float32
+    dtype = weight_type(stage)
 
-    model = initial_model(stage, store).to(device=device, dtype=dtype)
+    model = initial_model(stage, store).to(device)
     training_set = open_split(stage.data, stage.backbone, settings.data_root)
     training_set.dtype = dtype
     teacher, teacher_set = None, None
     if stage.teacher is not None:
-        teacher = trained_model(stage.teacher, store).to(device=device, dtype=dtype)
+        teacher = trained_model(stage.teacher, store, dtype).to(device)
         teacher_set = open_split(stage.data, stage.teacher.backbone, settings.data_root)
         teacher_set.dtype = dtype
 
     folder = store.folder(place)
+    for leftover in folder.glob(".weights-*"):  # of an attempt that was killed while it wrote
+        leftover.unlink(missing_ok=True)
     checkpoints = Checkpoints(folder / "checkpoints")
     interval = 10 if stage.total_steps < 1000 else 50
 
@@ -60,9 +62,11 @@ def fit(
         store.started(attempt, step, checkpoints.warnings)
         progress(step, stage.total_steps, float("nan"))
 
-    def stepped(step: int, loss: float) -> None:
+    def stepped(step: int, losses: Mapping[str, torch.Tensor]) -> None:
         if step % interval == 0:
-            progress(step, stage.total_steps, loss)
+            told = " ".join(f"{name} {float(value):.6g}" for name, value in losses.items())
+            print(f"step {step}/{stage.total_steps} {told}", flush=True)  # to the stage's log
+            progress(step, stage.total_steps, float(losses["loss"]))
 
     def stopping() -> bool:
         return stop() or not store.owns(attempt)
@@ -121,25 +125,30 @@ def _cost(stage: Stage, batches: Batches, seconds: float, device: torch.device) 
     return {"examples_per_second": round(examples / max(seconds, 1e-9), 3), "peak_memory_bytes": peak}
 
 
+def weight_type(stage: Stage) -> torch.dtype:
+    """The type of weights and inputs; under bfloat16 only the arithmetic is lower (autocast)."""
+    return torch.float64 if stage.execution.precision == "float64" else torch.float32
+
+
 def parts(objective: Objective) -> list[str]:
     """The parts of a model that an objective trains, and that its stage's weights hold."""
     return ["encoder", *(part for part in ("decoder", "head") if part in objective.needs)]
 
 
-def _new_model(stage: Stage) -> Model:
-    """The stage's network with random weights from its own stream."""
+def _new_model(stage: Stage, dtype: torch.dtype) -> Model:
+    """The stage's network with random weights from its own stream, in the precision that weights are then loaded in."""
     torch.manual_seed(stream(stage.seed, stage.name, "weights"))
     return build(
         stage.backbone,
         classes=stage.data.classes if "head" in stage.objective.needs else None,
         decoder="decoder" in stage.objective.needs,
         dropout=stage.schedule.dropout,
-    )
+    ).to(dtype)
 
 
 def initial_model(stage: Stage, store: Store) -> Model:
     """The network at the stage's start: random, the backbone's weights, or another stage's encoder (and decoder)."""
-    model = _new_model(stage)
+    model = _new_model(stage, weight_type(stage))
     source = stage.backbone.weights if stage.init == PRETRAINED else stage.init
     if source != RANDOM:
         assert isinstance(source, Stage)  # Stage.check refuses an untrained backbone
@@ -147,9 +156,9 @@ def initial_model(stage: Stage, store: Store) -> Model:
     return model
 
 
-def trained_model(stage: Stage, store: Store) -> Model:
+def trained_model(stage: Stage, store: Store, dtype: torch.dtype) -> Model:
     """The network of a finished stage, frozen and in eval mode."""
-    model = _new_model(stage)
+    model = _new_model(stage, dtype)
     load_weights(model, store.weights(stage), parts(stage.objective))
     return model.requires_grad_(False).eval()
 

@@ -39,9 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.plan:
         print(describe(plan))
         return 0
-    store.check_writable()
-    _check_results(given.results)
+    cli.check_writable("--store", given.store)
+    cli.check_results(given.results, plan.grid.name)
     if plan.unprepared:
+        cli.check_writable("--data", data)
         from bench.data import prepare
 
         for name in sorted(plan.unprepared):
@@ -57,12 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted: checkpoints are written; the same command goes on from them", file=sys.stderr)
         return 130
     return 0 if all(store.record(cell.stage) is not None for cell in plan.selected) else status
-
-
-def _check_results(results: Path) -> None:
-    parent = next(folder for folder in (results, *results.absolute().parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"--results {results}: {parent} is not a folder this user can write. Name another.")
 
 
 def _run(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> bool:

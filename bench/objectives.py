@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -55,7 +56,7 @@ class MaskedAutoEncoding(Objective):
 
 @dataclass(frozen=True)
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (torch.optim.AdamW); the decay applies to the parameter roles in `decayed`."""
+    """Adam with decoupled weight decay (torch.optim.AdamW); which roles decay is the backbone's to say."""
 
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
@@ -63,9 +64,9 @@ class AdamW(Optimizer):
     fused: bool = False
 
     def check(self) -> None:
-        self.require("weight_decay", self.weight_decay >= 0, "0 or more")
+        self.require("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more, and finite")
         self.require("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
-        self.require("eps", self.eps > 0, "above 0")
+        self.require("eps", 0 < self.eps < 1, "in (0, 1)")
 
     def build(self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor]) -> torch.optim.Optimizer:
         import torch

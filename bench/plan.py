@@ -36,6 +36,8 @@ class Plan:
     """A validated grid: its cells, the distinct stages behind them (parents first) and the state of each."""
 
     grid: Grid
+    origin: str
+    """Which gin files it came from, and what the command line changed."""
     cells: list[PlannedCell]
     selected: list[PlannedCell]
     stages: list[Stage]
@@ -52,12 +54,25 @@ class Plan:
         return set().union(*(stage.unprepared for stage in self.stages))
 
     def to_run(self, retry: bool) -> list[Stage]:
-        """The stages to run now, parents first; failed ones only with `retry`."""
+        """The stages to run now, parents first; failed ones only with `retry`.
+
+        What only finished stages needed is not run again: intermediate stages may be deleted to free space.
+        """
+        needed: set[str] = set()
+        for stage in reversed(self.stages):  # children before parents
+            if stage.key not in self.done and (stage.key in self._last or stage.key in needed):
+                needed |= {stage.key, *(parent.key for parent in stage.parents)}
         return [
             stage
             for stage in self.stages
-            if stage.key not in self.done and not stage.unprepared and (retry or stage.key not in self.failed)
+            if stage.key in needed - self.done.keys()
+            and not stage.unprepared
+            and (retry or stage.key not in self.failed)
         ]
+
+    @property
+    def _last(self) -> set[str]:
+        return {cell.stage.key for cell in self.selected}
 
 
 def make_plan(
@@ -74,7 +89,10 @@ def make_plan(
     refuse_unused(expansion)
     _refuse_unequal_search(cells)
     selected = _select(cells, only)
-    plan = Plan(grid, cells, selected, list(walk(*(cell.stage for cell in selected))), list(_splits(expansion, cells)))
+    origin = ", ".join(Path(name).name for name in files) + "".join(f", --set {text!r}" for text in overrides)
+    plan = Plan(
+        grid, origin, cells, selected, list(walk(*(cell.stage for cell in selected))), list(_splits(expansion, cells))
+    )
     _look_up(plan, store)
     return plan
 
@@ -172,9 +190,13 @@ def _splits(expansion: Expansion, cells: list[PlannedCell]) -> Iterable[str]:
 # --------------------------------------------------------------------------------------------- what is shown
 
 
+STATES = ("done", "to run", "failed", "not prepared", "no longer needed")
+
+
 def describe(plan: Plan) -> str:
     """The plan in words: cells, stages and sharing, done and to do, cost."""
-    grid, states = plan.grid, Counter(_state(plan, stage) for stage in plan.stages)
+    to_run = {stage.key for stage in plan.to_run(retry=True)}
+    grid, states = plan.grid, Counter(_state(plan, stage, to_run) for stage in plan.stages)
     size = f"{len(grid.rows)} rows x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds = {len(plan.cells)} cells"
     selected = f", {len(plan.selected)} selected" if len(plan.selected) < len(plan.cells) else ""
     lines = [
@@ -183,7 +205,7 @@ def describe(plan: Plan) -> str:
         "",
         *_sharing(plan),
         "",
-        "stages: " + ", ".join(f"{states[state]} {state}" for state in ("done", "to run", "failed", "not prepared")),
+        "stages: " + ", ".join(f"{states[state]} {state}" for state in STATES if states[state] or state in STATES[:2]),
     ]
     for task in sorted(plan.unprepared):
         how = "the first run builds it" if task in TASKS or task in CORPORA else "prepare it first"
@@ -196,12 +218,14 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _state(plan: Plan, stage: Stage) -> str:
+def _state(plan: Plan, stage: Stage, to_run: set[str]) -> str:
     if stage.unprepared:
         return "not prepared"
     if stage.key in plan.done:
         return "done"
-    return "failed" if stage.key in plan.failed else "to run"
+    if stage.key in plan.failed:
+        return "failed"
+    return "to run" if stage.key in to_run else "no longer needed"
 
 
 def _sharing(plan: Plan) -> Iterable[str]:

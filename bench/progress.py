@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -19,7 +21,10 @@ class Reporter:
     """Receives the launcher's events; `rows` names, for each stage, the rows that use it."""
 
     def __init__(self, total: int, rows: Mapping[str, str], console: Console | None = None) -> None:
-        self.console = console or Console(soft_wrap=True, highlight=False)
+        # A stage that runs in this process sends its output to a log, so the terminal needs a descriptor of its own.
+        terminal = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") if sys.stdout.isatty() else None
+        self.console = console or Console(file=terminal, soft_wrap=True, highlight=False)
+        self._waiting: set[str] = set()
         self._rows = rows
         self._total = total
         self._ended = 0
@@ -69,6 +74,9 @@ class Reporter:
         if self._live and worker in self._bars:
             self._live.remove_task(self._bars.pop(worker))
         if outcome.state == "busy":
+            if stage.key not in self._waiting:
+                self._waiting.add(stage.key)
+                self.console.print(f"waiting: {self._label(stage)} is held by another process", markup=False)
             return
         for warning in outcome.warnings:
             self.console.print(f"warning: {warning}", markup=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 import bench
 
-PACKAGES = ("torch", "timm", "transformers", "datasets", "scikit-learn", "numpy", "tokenizers")
+PACKAGES = ("torch", "timm", "transformers", "datasets", "scikit-learn", "numpy", "tokenizers", "pillow")
 
 
 @functools.cache
@@ -22,9 +22,7 @@ def commit() -> str | None:
     try:
         git(["git", "ls-files", "--error-unmatch", "specs.py"])  # else it is somebody else's repository around a venv
         head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
-        changed = git(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", ".", "../baselines"]
-        ).stdout.strip()
+        changed = git(["git", "status", "--porcelain", "--", ".", "../baselines"]).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{head}-dirty" if changed else head

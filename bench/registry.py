@@ -42,8 +42,8 @@ class Row:
     @classmethod
     def parse(cls, label: str) -> Row:
         """`recipe` or `name/recipe`; refuses unknown recipes and names that cannot be gin scopes."""
-        name, _, recipe = label.rpartition("/")
-        name = name or recipe
+        name, slash, recipe = label.rpartition("/")
+        name = name if slash else recipe
         if recipe not in RECIPES:
             raise SpecError("rows", f"grid.rows: there is no method '{recipe}'.{nearest(recipe, RECIPES)}")
         if not name.isidentifier():
@@ -105,6 +105,10 @@ class DataSettings(Spec):
     subset: int | None = None
     subset_seed: int = 0
 
+    def check(self) -> None:
+        self.require("subset", self.subset is None or self.subset >= 1, "at least 1 example, or None for all")
+        self.require("subset_seed", self.subset_seed >= 0, "0 or more")
+
 
 @dataclass(frozen=True)
 class SearchSettings(Spec):
@@ -156,9 +160,7 @@ def settings_of(name: str) -> dict[str, Any] | None:
 
 def configurable_names() -> set[str]:
     """Every name that a gin file can bind settings of."""
-    kinds = (Objective, Optimizer, Constraint)
-    parts = {name for name, spec in SPECS.items() if issubclass(spec, kinds) and spec not in kinds}
-    return SETTINGS.keys() | {name for name in parts if settings_of(name)}
+    return {name for name in (*SETTINGS, *SPECS) if settings_of(name)}
 
 
 def recipe(*specs: type[Spec]) -> Callable[[Recipe], Recipe]:

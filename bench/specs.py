@@ -83,7 +83,8 @@ def coerce(value: Any, annotation: Any, field: str) -> Any:
     """`value` as its annotation wants it (1 becomes 1.0, a list a tuple); raises `SpecError` for any other type."""
     if _matches(value, annotation):
         return _convert(value, annotation)
-    raise SpecError(field, f"{field} = {value!r}: expected {_describe(annotation)}, got {type(value).__name__}.")
+    shown = list(value) if isinstance(value, tuple) else value
+    raise SpecError(field, f"{field} = {shown!r}: expected {_describe(annotation)}, got {type(shown).__name__}.")
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -118,7 +119,10 @@ def _matches(value: Any, annotation: Any) -> bool:
 def _convert(value: Any, annotation: Any) -> Any:
     alternatives = _alternatives(annotation)
     if isinstance(value, int) and not isinstance(value, bool) and float in alternatives and int not in alternatives:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
     if isinstance(value, list | tuple):
         for alternative in alternatives:
             if typing.get_origin(alternative) is tuple and _matches(value, alternative):
@@ -136,10 +140,10 @@ def _describe(annotation: Any) -> str:
         if origin is Literal:
             names.append("one of " + ", ".join(repr(choice) for choice in typing.get_args(alternative)))
         elif origin is tuple:
-            names.append("a list of " + _describe(typing.get_args(alternative)[0]))
+            names.append("a list, each entry " + _describe(typing.get_args(alternative)[0]))
         elif alternative is types.NoneType:
             names.append("None")
-        else:
+        elif not issubclass(alternative, Spec):  # no gin file can give a spec
             names.append(
                 {int: "a whole number", float: "a number", str: "a string"}.get(alternative, alternative.__name__)
             )
@@ -223,6 +227,7 @@ class Data(Spec):
 
     def check(self) -> None:
         self.require("subset", self.subset is None or self.subset >= 1, "at least 1 example, or None for all")
+        self.require("subset_seed", self.subset_seed >= 0, "0 or more")
         if self.subset is not None and self.examples is not None:
             self.require("subset", self.subset <= self.examples, f"at most the {self.examples} examples there are")
 
@@ -265,7 +270,8 @@ class Schedule(Spec):
 
     `lr` is the peak; it rises linearly over the warm-up (`warmup_steps`, or `warmup_fraction` of all steps), then falls
     linearly to 0 or stays. `clip_norm` is the global gradient norm, None for no clipping. `dropout` None keeps the
-    backbone's own rate. `micro_batches` splits a batch for gradient accumulation without changing its meaning.
+    backbone's own rate. `micro_batches` splits a batch for gradient accumulation: the loss is the micro-batches' mean,
+    weighted by their examples (so a mean over masked tokens becomes a mean of means).
     """
 
     EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs"), ("warmup_steps", "warmup_fraction"))
@@ -286,9 +292,9 @@ class Schedule(Spec):
         given = [name for name in ("steps", "epochs") if getattr(self, name) is not None]
         if len(given) != 1:
             raise SpecError("steps", f"Schedule: give steps or epochs, exactly one of them; got {given or 'neither'}.")
-        self.require("steps", self.steps is None or self.steps >= 1, "at least 1")
-        self.require("epochs", self.epochs is None or (math.isfinite(self.epochs) and self.epochs > 0), "above 0")
-        self.require("batch_size", self.batch_size >= 1, "at least 1")
+        self.require("steps", self.steps is None or 1 <= self.steps <= 10**9, "at least 1, at most a billion")
+        self.require("epochs", self.epochs is None or 0 < self.epochs <= 10**6, "above 0, at most a million")
+        self.require("batch_size", 1 <= self.batch_size <= 10**6, "at least 1, at most a million")
         self.require("lr", math.isfinite(self.lr) and self.lr > 0, "above 0 and finite")
         if self.warmup_steps is not None and self.warmup_fraction is not None:
             raise SpecError("warmup_steps", "Schedule: give warmup_steps or warmup_fraction, not both.")
@@ -297,7 +303,8 @@ class Schedule(Spec):
         self.require("warmup_fraction", fraction is None or 0 <= fraction < 1, "in [0, 1)")
         if self.steps is not None and self.warmup_steps is not None:
             self.require("warmup_steps", self.warmup_steps < self.steps, f"below the {self.steps} steps there are")
-        self.require("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0, or None for no clipping")
+        clip = self.clip_norm
+        self.require("clip_norm", clip is None or 0 < clip < math.inf, "above 0 and finite, or None for no clipping")
         self.require("dropout", self.dropout is None or 0 <= self.dropout < 1, "in [0, 1), or None")
         self.require("micro_batches", 1 <= self.micro_batches <= self.batch_size, "between 1 and batch_size")
 

@@ -15,10 +15,12 @@ an earlier one's file, so two processes that both judge an owner dead cannot bot
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import platform
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,21 +60,20 @@ class Store:
         """The folder of a stage, existing or not."""
         return self.root / stage.folder
 
-    def check_writable(self) -> None:
-        """Refuse a store that cannot be written, before anything is."""
-        parent = self.root
-        while not parent.exists():
-            parent = parent.parent
-        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-            raise InputError(f"--store {self.root}: {parent} is not a folder this user can write. Name another.")
+    def check_exists(self) -> None:
+        """Refuse a store that is not there: to collate nothing over a good table is never meant."""
+        if not self.root.is_dir():
+            raise InputError(f"--store {self.root}: no such folder. Name the store that the grid was run in.")
 
     # ------------------------------------------------------------------------------------------------ specs
 
     def add(self, stage: Stage) -> Path:
         """Write the spec of a stage; its parents' must be there already. Returns the folder."""
         folder = self.folder(stage)
-        if not (folder / "spec.json").exists():
-            write_text(folder / "spec.json", json.dumps(json.loads(canonical_json(stage)), indent=1) + "\n")
+        text = json.dumps(json.loads(canonical_json(stage)), indent=1) + "\n"
+        path = folder / "spec.json"
+        if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
+            write_text(path, text)  # a damaged one is put right: the plan knows what it was
         return folder
 
     def load(self, folder: Path) -> Stage:
@@ -88,10 +89,12 @@ class Store:
         return stage
 
     def _load_key(self, key: str) -> Stage:
-        folders = list(self.root.glob(f"*-{key[:16]}"))
-        if len(folders) != 1:
-            raise DamagedStore(f"{self.root}: the spec of stage {key[:16]} is missing. Run the grid again to write it.")
-        return self.load(folders[0])
+        for folder in self.root.glob(f"*-{key[:16]}"):
+            with contextlib.suppress(DamagedStore):  # somebody's copy under another name
+                return self.load(folder)
+        raise DamagedStore(
+            f"{self.root}: the spec of stage {key[:16]} is missing or damaged. Run the grid to write it."
+        )
 
     # ------------------------------------------------------------------------------------------------ attempts
 
@@ -102,8 +105,12 @@ class Store:
         found = []
         for path in sorted(folder.glob("[0-9]*[0-9].json")) if folder.is_dir() else []:
             end = path.with_suffix(".end.json")
-            ended = read_json(end, fix) if end.exists() else None
-            found.append(Attempt(int(path.stem), path, read_json(path, fix), ended))
+            facts, ended = read_json(path, fix), read_json(end, fix) if end.exists() else None
+            if not {"machine", "pid", "start"} <= facts.get("owner", {}).keys():
+                raise DamagedStore(f"{path}: damaged: names no owner. {fix}")
+            if ended is not None and not {"state", "reason"} <= ended.keys():
+                raise DamagedStore(f"{end}: damaged: names no state. {fix}")
+            found.append(Attempt(int(path.stem), path, facts, ended))
         return found
 
     def claim(self, stage: Stage) -> Attempt | None:
@@ -133,7 +140,7 @@ class Store:
         os.utime(attempt.path)
 
     def finish(self, attempt: Attempt, state: str, reason: str = "", step: int | None = None) -> None:
-        """Note how an attempt ended: done, failed, interrupted or died."""
+        """Note how an attempt ended: done, failed, refused (by damage elsewhere), interrupted or died."""
         end = {"state": state, "reason": reason, "step": step, "time": _now()}
         create_json(attempt.path.with_suffix(".end.json"), end)
 
@@ -226,6 +233,10 @@ def _this_process() -> dict[str, Any]:
 
 
 def _owner_alive(owner: dict[str, Any], heartbeat: Path) -> bool:
-    if owner["machine"] == _machine():
+    stat = heartbeat.stat()
+    ours = stat.st_uid == os.getuid()  # where /proc hides other users' processes, only the heartbeat tells
+    if ours and owner["machine"] == _machine():
         return bool(_start_time(owner["pid"]) == owner["start"])
-    return time.time() - heartbeat.stat().st_mtime < STALE_SECONDS
+    # Both times by the file system's clock: machines' own clocks may differ by more than the limit.
+    with tempfile.NamedTemporaryFile(dir=heartbeat.parent, prefix=".now-") as now:
+        return os.fstat(now.fileno()).st_mtime - stat.st_mtime < STALE_SECONDS

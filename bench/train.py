@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
@@ -23,7 +24,7 @@ class Interrupted(Exception):
     """Training stopped at a step boundary because it was asked to; the checkpoint of that step is written."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"interrupted after step {step}")
+        super().__init__(f"after step {step}, its checkpoint is written")
         self.step = step
 
 
@@ -33,13 +34,16 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class Supervision:
-    """What the loop reports to and obeys: when to stop, where checkpoints go, who hears about progress."""
+    """What the loop reports to and obeys: when to stop, where checkpoints go, who hears about progress.
+
+    `progress` is told the steps done and the losses of the last micro-batch: the total and its named parts.
+    """
 
     stop: Callable[[], bool]
     checkpoints: Checkpoints
     checkpoint_steps: int
     started: Callable[[int], None]
-    progress: Callable[[int, float], None]
+    progress: Callable[[int, Mapping[str, Tensor]], None]
 
 
 def learning_rate(schedule: Schedule, step: int, total_steps: int) -> float:
@@ -49,7 +53,7 @@ def learning_rate(schedule: Schedule, step: int, total_steps: int) -> float:
         return schedule.lr * step / warmup
     if schedule.decay == "constant":
         return schedule.lr
-    return schedule.lr * (total_steps - step) / (total_steps - warmup)
+    return schedule.lr * max(0, total_steps - step) / (total_steps - warmup)
 
 
 def parameter_groups(model: Model, stage: Stage, state: State) -> list[ParameterGroup]:
@@ -95,9 +99,10 @@ def train(
     reference = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     torch.manual_seed(stream(stage.seed, stage.name, "begin"))
     model.eval()
-    state = stage.objective.begin(model, teacher, context(0))
+    with autocast(stage, device):
+        state = stage.objective.begin(model, teacher, context(0))
     if state.module is not None:
-        state.module.to(device)
+        state.module.to(device=device, dtype=next(model.parameters()).dtype)
     model.train()
     optimizer = stage.optimizer.build(parameter_groups(model, stage, state), reference)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -140,13 +145,17 @@ def train(
             with torch.no_grad():
                 stage.constraint.apply(model, reference, state)
         done = step + 1
-        supervision.progress(done, step_loss)
+        supervision.progress(
+            done, {"loss": loss.total.detach(), **{name: part.detach() for name, part in loss.parts.items()}}
+        )
         stopping = supervision.stop() and done < total_steps
         if stopping or (done % supervision.checkpoint_steps == 0 and done < total_steps):
             seconds = earlier_seconds + time.perf_counter() - began
             supervision.checkpoints.save(done, {"seconds": seconds, **_snapshot(model, optimizer, state)})
         if stopping:
             raise Interrupted(done)
+    if not all(bool(parameter.isfinite().all()) for parameter in trained):
+        raise Diverged("weights are no longer finite after the last step; lower the learning rate or clip gradients")
     return round(earlier_seconds + time.perf_counter() - began, 3)
 
 

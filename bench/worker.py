@@ -45,7 +45,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How running a stage ended: done, failed, interrupted, or busy (another process holds it).
+    """How running a stage ended: done, failed, refused (damaged input), interrupted, or busy (held by another process).
 
     `warnings` tell of damage that was worked around.
     """
@@ -74,7 +74,7 @@ def run(folder: Path, settings: Settings, stop: Callable[[], bool], progress: Pr
             store.finish(attempt, outcome.state, outcome.reason, step)
             return outcome
     except (InputError, OSError) as error:  # a damaged or unreachable store
-        return Outcome("failed", str(error))
+        return Outcome("refused", str(error))
 
 
 def _run_claimed(
@@ -91,6 +91,8 @@ def _run_claimed(
         step = stage.total_steps
     except Interrupted as interruption:
         state, reason, step = "interrupted", str(interruption), interruption.step
+    except InputError as error:  # damage outside this stage: nothing to hold against it
+        state, reason = "refused", str(error)
     except Exception as error:
         traceback.print_exc()
         lines = str(error).strip().splitlines()
@@ -141,7 +143,7 @@ def _logged(folder: Path) -> Iterator[None]:
 
 
 class StopFlag:
-    """Set by SIGTERM or SIGINT, or by the launcher's end: the loop then stops at the next step boundary."""
+    """Set by a signal or by the launcher's end: the loop then stops at the next step boundary."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -155,8 +157,9 @@ class StopFlag:
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Meanwhile, take SIGTERM and SIGINT as asking for a stop."""
-        before = {number: signal.signal(number, self.set) for number in (signal.SIGTERM, signal.SIGINT)}
+        """Meanwhile, take SIGTERM, SIGINT and SIGHUP (a closed terminal) as asking for a stop."""
+        numbers = {signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)}
+        before = {number: signal.signal(number, self.set) for number in numbers}
         try:
             yield
         finally:
@@ -218,10 +221,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_all(folders: Sequence[Path], settings: Settings, stop: StopFlag) -> int:
     states = []
-    for folder in folders:
-        outcome = run(folder, settings, stop, lambda step, steps, loss: print(f"step {step}/{steps} loss {loss:.4f}"))
-        print(f"{folder.name}: {outcome.state} {outcome.reason}".rstrip())
-        states.append(outcome.state)
+    with os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8") as terminal:  # stdout goes to the log meanwhile
+        for folder in folders:
+            outcome = run(folder, settings, stop, lambda step, steps, loss: print(f"{step}/{steps}", file=terminal))
+            print(f"{folder.name}: {outcome.state} {outcome.reason}".rstrip(), file=terminal)
+            states.append(outcome.state)
     if "interrupted" in states:
         return 75
     return 0 if all(state == "done" for state in states) else 1

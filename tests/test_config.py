@@ -171,6 +171,10 @@ MISTAKES = [
     ("finetune.warmup_steps = 10000", "below"),
     ("finetune.augmentation = 'flip'", "pydocs"),
     ("digits/task.backbone = 'docs_mlm'", "modality"),
+    ("tapt/task.metric = 'macro_f1'", "takes no row"),
+    ("finetune.steps = 20", "warmup_steps"),
+    ("self_distillation.rounds = 900", "at most 100"),
+    ("data.subset_seed = -3", "0 or more"),
 ]
 
 
@@ -187,6 +191,7 @@ GRID_MISTAKES = [
     ("grid.rows", "[]", "empty"),
     ("grid.rows", "['finetun']", "'finetune'"),
     ("grid.rows", "['a-b/finetune']", "a-b"),
+    ("grid.rows", "['/finetune']", "/finetune"),
     ("grid.rows", "['finetune', 'finetune']", "finetune"),
     ("grid.rows", "['x/finetune', 'x/tapt']", "'x'"),
     ("grid.rows", "['digits/finetune']", "ambiguous"),
@@ -250,3 +255,37 @@ def test_a_rows_own_binding_that_splits_a_shared_stage_is_named(tmp_path: Path) 
     assert "tapt" in plan.splits[0]
     digits = [stage for stage in plan.stages if (stage.name, stage.data.task) == ("further_pretrain", "digits")]
     assert sorted(stage.schedule.lr for stage in digits) == [1.5e-4, 3e-3]
+
+
+def test_a_file_included_by_two_ways_is_read_once_in_effect(tmp_path: Path) -> None:
+    (tmp_path / "common.gin").write_text(GRID)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.gin").write_text("include 'common.gin'\n")
+    plan = plan_of(tmp_path, "include 'a.gin'\ninclude 'b.gin'\n")
+    assert plan.grid.seeds == (0, 1)
+
+
+def test_names_that_no_file_can_have_are_refused() -> None:
+    with pytest.raises(InputError):
+        find_gin("x" * 300)
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "g.gin").write_text(GRID, encoding="utf-8-sig")
+    assert load_grid([str(tmp_path / "g.gin")], [])[0].seeds == (0, 1)
+
+
+def test_settings_that_change_nothing_in_effect_share_their_stages(tmp_path: Path, prepared: Path) -> None:
+    def keys(*overrides: str) -> list[str]:
+        (tmp_path / "g.gin").write_text(GRID.replace(", 'pydocs'", ""))
+        plan = make_plan([str(tmp_path / "g.gin")], overrides, (), prepared, Store(tmp_path / "runs"))
+        return [cell.stage.key for cell in plan.cells]
+
+    assert keys("data.subset = 1297") == keys("data.subset_seed = 5") == keys()
+    assert keys("data.subset = 1296") != keys()
+    assert keys("data.subset = 100", "data.subset_seed = 5") != keys("data.subset = 100")
+
+
+@pytest.mark.parametrize("value", ["[" * 3000 + "]" * 3000, "9" * 400], ids=["nested", "huge"])
+def test_values_that_overflow_are_refused(value: str, tmp_path: Path) -> None:
+    assert "g.gin" in refusal(tmp_path, f"{GRID}finetune.lr = {value}")

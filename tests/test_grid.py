@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import pytest
 
 from bench import cli, grid
 from bench.errors import InputError
+from bench.plan import make_plan
+from bench.store import Store
+from bench.tables.collate import table
 
 SMALL = """
 grid.rows = ['finetune', 'tapt', 'self_distillation']
@@ -241,6 +245,58 @@ def test_a_plan_without_data_says_so_and_still_counts(tmp_path: Path, capsys: py
     assert not (tmp_path / "nothing").exists()
 
 
+def test_deleted_intermediate_stages_are_not_run_again_for_finished_cells(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Workplace(tmp_path, prepared, SMALL)
+    assert place.run("--only", "tapt/digits/*/0") == 0
+    for folder in [*place.store.glob("further_pretrain-*"), *place.store.glob("source_pretrain-*")]:
+        shutil.rmtree(folder)
+    capsys.readouterr()
+    assert place.run("--only", "tapt/digits/*/0") == 0
+    assert "1 done, 0 to run, 2 no longer needed" in capsys.readouterr().out
+    assert len(place.ledger()) == 1
+    # A cell that still needs them has them made again.
+    assert place.run("--only", "tapt/digits/*/1") == 0
+    assert len(place.ledger()) == 4
+
+
+def test_the_legend_tells_what_the_command_line_changed(prepared: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path, prepared, SMALL)
+    assert place.run("--only", "finetune/digits/*/0", "--set", "finetune.lr = 5e-4") == 0
+    assert "small.gin, --set 'finetune.lr = 5e-4'" in place.table
+    assert str(tmp_path) not in place.table
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "never"),
+    [
+        ([], "ran once for all seeds, with seed 0", "repeated"),
+        (["grid.pretraining_seeds='per_seed'"], "repeated with every seed", "once for all seeds"),
+        (["grid.rows=['finetune']", "further_pretrain.steps=1"], "The seed varies", "nlabelled stages on"),
+    ],
+)
+def test_the_legend_says_what_the_spread_holds(
+    changes: list[str], says: str, never: str, prepared: Path, tmp_path: Path
+) -> None:
+    text = "".join(line + "\n" for line in SMALL.splitlines() if not (len(changes) == 2 and "further_pretrain" in line))
+    place = Workplace(tmp_path, prepared, text)
+    plan = make_plan([str(place.gin)], changes[:1], (), prepared, Store(place.store))
+    text = table(plan, [])
+    assert says in text
+    assert never not in text
+
+
+def test_collating_a_store_that_is_not_there_changes_nothing(finished: Workplace) -> None:
+    from bench import collate
+
+    before = finished.table
+    arguments = [a if a != str(finished.store) else str(finished.store) + "x" for a in finished.arguments()]
+    with pytest.raises(InputError, match="--store"):
+        collate.main(arguments)
+    assert finished.table == before
+
+
 def test_only_selected_cells_run_and_the_table_shows_what_is_missing(prepared: Path, tmp_path: Path) -> None:
     place = Workplace(tmp_path, prepared, SMALL)
     assert place.run("--only", "finetune/digits/*/1") == 0
@@ -283,6 +339,21 @@ def test_numerical_choices_run_and_are_other_results(setting: str, prepared: Pat
     assert [key for key, _ in place.numbers().values()] != [key for key, _ in before.values()]
     for _, metrics in place.numbers().values():
         assert metrics["loss"] == pytest.approx(next(iter(before.values()))[1]["loss"], rel=0.05)
+
+
+def test_a_kill_in_the_middle_of_a_write_leaves_nothing_that_hurts(prepared: Path, tmp_path: Path) -> None:
+    place = Workplace(tmp_path, prepared, SMALL)
+    assert place.run("--only", "finetune/digits/*/0") == 0
+    (folder,) = place.store.glob("finetune-*")
+    shutil.rmtree(folder / "attempts")
+    (folder / "record.json").unlink()
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / ".step-00000004.pt.0123456789ab").write_bytes(b"half")
+    (folder / ".weights-123").write_bytes(b"half")
+    assert place.run("--only", "finetune/digits/*/0") == 0
+    left = {path.name.partition("-")[0] for path in folder.iterdir()}
+    assert left == {"attempts", "log.txt", "record.json", "spec.json", "weights"}
+    assert [attempt["end"]["state"] for attempt in place.ledger()[folder.name]] == ["done"]
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_told(
@@ -506,3 +577,7 @@ def test_damaged_parent_weights_fail_the_stage_that_needs_them(
     weights.write_bytes(content)
     assert place.run("--only", "finetune/digits/*/1") == 1
     assert weights.name in capsys.readouterr().out
+    # What is wrong elsewhere is not held against the stage: mended, it runs without --retry.
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert place.run("--only", "finetune/digits/*/1") == 0

@@ -8,7 +8,7 @@ import pytest
 
 from bench.errors import SpecError
 from bench.objectives import AdamW, MaskedAutoEncoding
-from bench.specs import RANDOM, Data, Schedule, Spec, canonical_json, expanded, from_canonical, stream, walk
+from bench.specs import RANDOM, Data, Schedule, Spec, canonical, canonical_json, expanded, from_canonical, stream, walk
 from tests.examples import finetuning, pretraining, tiny_backbone
 
 
@@ -46,6 +46,7 @@ def changed(spec: Any, path: tuple[str, ...]) -> Any:
     else:
         choices = {
             "split": "other",
+            "part": "fit",
             "precision": "bfloat16",
             "decay": "constant",
             "augmentation": "flip",
@@ -85,11 +86,16 @@ def test_numbers_that_compare_equal_have_one_key() -> None:
 
 
 def test_canonical_json_round_trip() -> None:
-    stage = finetuning(schedule=Schedule(epochs=2.5, clip_norm=float("inf")), init=pretraining(seed=4))
+    stage = finetuning(schedule=Schedule(epochs=2.5, clip_norm=0.1), init=pretraining(seed=4))
     stages = {parent.key: parent for parent in walk(stage)}
     again = from_canonical(json.loads(canonical_json(stage)), stages.__getitem__)
     assert again == stage
     assert again.key == stage.key
+
+
+def test_infinite_numbers_survive_canonical_json() -> None:
+    text = json.dumps(canonical((1.5, float("inf"))), allow_nan=False)
+    assert from_canonical(json.loads(text), lambda key: pretraining()) == (1.5, float("inf"))
 
 
 def test_canonical_json_of_an_older_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +126,12 @@ def test_expanded_shows_parents_in_full() -> None:
         (lambda: Schedule(steps=1, lr=float("inf")), "lr"),
         (lambda: Schedule(steps=5, warmup_steps=5), "warmup_steps"),
         (lambda: Schedule(steps=1, dropout=1.0), "dropout"),
+        (lambda: Schedule(steps=1, clip_norm=float("inf")), "clip_norm"),
+        (lambda: Schedule(steps=1, lr=10**400), "lr"),
+        (lambda: Schedule(steps=10**12), "steps"),
+        (lambda: AdamW(weight_decay=float("inf")), "weight_decay"),
+        (lambda: tiny_backbone(mlp_width=-5), "mlp_width"),
+        (lambda: tiny_backbone(norm_eps=-1.0), "norm_eps"),
         (lambda: Schedule(steps=1, decay="cosine"), "decay"),
         (lambda: Schedule(steps=1, batch_size=4, micro_batches=5), "micro_batches"),
         (lambda: AdamW(betas=(0.9,)), "betas"),

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bench import cli
 from bench import store as store_module
 from bench.errors import DamagedStore, InputError
 from bench.files import replacing, sha256
@@ -37,14 +39,33 @@ def test_a_spec_comes_back_with_its_parents(store: Store) -> None:
     assert store.load(store.folder(finetuning())) == finetuning()
 
 
-def test_a_changed_spec_file_is_refused(store: Store) -> None:
+def test_a_changed_spec_file_is_refused_until_the_plan_puts_it_right(store: Store) -> None:
     path = store.folder(pretraining()) / "spec.json"
-    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
-    with pytest.raises(DamagedStore, match=r"spec\.json"):
-        store.load(path.parent)
-    path.write_text(path.read_text()[:40])
-    with pytest.raises(DamagedStore, match=r"spec\.json"):
-        store.load(path.parent)
+    good = path.read_text()
+    for bad in (good.replace('"seed": 0', '"seed": 1'), good[:40], ""):
+        path.write_text(bad)
+        with pytest.raises(DamagedStore, match=r"spec\.json"):
+            store.load(path.parent)
+        store.add(pretraining())
+        assert store.load(path.parent) == pretraining()
+
+
+def test_a_copy_of_a_stage_folder_under_another_name_is_ignored(store: Store) -> None:
+    folder = store.add(finetuning())
+    shutil.copytree(store.folder(pretraining()), store.root / f"a-backup-{pretraining().key[:16]}")
+    assert store.load(folder) == finetuning()
+
+
+@pytest.mark.parametrize("name", ["000001.json", "000001.end.json"])
+def test_a_damaged_ledger_is_named(name: str, store: Store) -> None:
+    attempt = store.claim(pretraining())
+    assert attempt is not None
+    store.finish(attempt, "failed", "because")
+    path = attempt.path.with_name(name)
+    for bad in ("{}", "{", "[]"):
+        path.write_text(bad)
+        with pytest.raises(DamagedStore, match=name):
+            store.failure(pretraining())
 
 
 def test_a_live_owner_keeps_its_stage(store: Store) -> None:
@@ -169,12 +190,25 @@ def test_changed_weights_of_the_same_size_are_found_before_use(store: Store) -> 
         store.weights(stage)
 
 
-def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="--store"):
-        Store(tmp_path / "file" / "runs").check_writable()
-    Store(tmp_path / "new" / "runs").check_writable()
-    assert not (tmp_path / "new").exists()
+    for folder in (tmp_path / "file" / "runs", Path("/proc/runs")):
+        with pytest.raises(InputError, match="--store"):
+            cli.check_writable("--store", folder)
+    cli.check_writable("--store", tmp_path / "new" / "runs")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_another_users_process_is_judged_by_its_heartbeat(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where /proc hides other users' processes, a live owner looks gone."""
+    attempt = store.claim(pretraining())
+    assert attempt is not None
+    facts = json.loads(attempt.path.read_text())
+    attempt.path.write_text(json.dumps({**facts, "owner": {**facts["owner"], "pid": 2**30}}))
+    monkeypatch.setattr(os, "getuid", lambda: 2**20)
+    assert store.claim(pretraining()) is None
+    monkeypatch.undo()
+    assert store.claim(pretraining()) is not None
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def run(
     folder: Path,
     stop_at: int | None = None,
     every: int = 1000,
-    progress: Callable[[int, float], None] = lambda step, loss: None,
+    progress: Callable[[int, Mapping[str, Tensor]], None] = lambda step, losses: None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Train from the folder's last checkpoint; returns the weights."""
@@ -88,9 +88,9 @@ def run(
     examples.dtype = dtype
     seen: list[int] = []
 
-    def on_progress(step: int, loss: float) -> None:
+    def on_progress(step: int, losses: Mapping[str, Tensor]) -> None:
         seen.append(step)
-        progress(step, loss)
+        progress(step, losses)
 
     supervision = Supervision(
         stop=lambda: stop_at is not None and seen[-1:] == [stop_at],
@@ -183,6 +183,26 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
     for name, tensor in whole.items():
         torch.testing.assert_close(parts[name], tensor, rtol=1e-7, atol=1e-9)
     assert not equal(whole, parts)
+
+
+def test_gradients_are_clipped_by_their_global_norm(tmp_path: Path) -> None:
+    """Adam's first step does not see the scale, but a mixture of steps does."""
+    schedules = [Schedule(steps=3, batch_size=8, lr=1e-2, clip_norm=clip) for clip in (1e6, 1e-3, None)]
+    loose, tight, none = (
+        run(dataclasses.replace(FINETUNE, schedule=schedule), tmp_path / str(i)) for i, schedule in enumerate(schedules)
+    )
+    assert equal(loose, none)
+    assert not equal(tight, none)
+
+
+def test_weights_that_are_no_numbers_are_never_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(model: Model, reference: Mapping[str, Tensor], state: State) -> None:
+        next(iter(model.parameters())).data[...] = float("nan")
+
+    monkeypatch.setattr(Shrink, "apply", lambda self, *rest: spoil(*rest))
+    stage = dataclasses.replace(FINETUNE, constraint=Shrink(), schedule=Schedule(steps=1, batch_size=8))
+    with pytest.raises(Diverged, match="weights"):
+        run(stage, tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_the_stage_with_step_and_rate(tmp_path: Path) -> None:
@@ -313,6 +333,6 @@ def test_texts_are_batched_by_length() -> None:
 def test_masked_objective_trains_the_decoder_and_reports_its_part(tmp_path: Path) -> None:
     losses: list[float] = []
     stage = pretraining(schedule=Schedule(steps=60, batch_size=22, lr=1e-2))
-    run(stage, tmp_path, progress=lambda step, loss: losses.append(loss))
+    run(stage, tmp_path, progress=lambda step, told: losses.append(float(told["masked"])))
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
     assert MaskedAutoEncoding().needs == {"mask", "decoder"}

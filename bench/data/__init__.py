@@ -99,6 +99,8 @@ def _parse(content: dict[str, Any], name: str) -> Manifest:
         )
         for split, facts in content["splits"].items()
     }
+    if "train" not in splits:
+        raise ValueError("it has no training split")
     return Manifest(
         name=name,
         modality=content["modality"],

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,15 +22,20 @@ from bench.data.disk import TOKENIZER, again, read_rows
 from bench.data.subset import chosen_rows
 from bench.data.vocabulary import PAD
 from bench.errors import InputError, NotPrepared
-from bench.files import replacing
+from bench.files import replacing, sha256, write_text
 from bench.hooks import Inputs
 from bench.specs import Backbone, Data
 
 Array = npt.NDArray[Any]
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], Array]
 
 # The statistics of ImageNet, which the released masked auto-encoders were trained with.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+
+ARRAYS_VERSION = 1
+"""Raised when decoding or tokenising the same data gives other arrays."""
 
 
 class Examples:
@@ -151,34 +159,36 @@ class _Split:
         self._folder = folder
         self._manifest = manifest
         self._checksum = data.checksum
-        self._stem = f"{data.split}-{data.checksum[:16]}"
+        self._stem = f"{data.split}-{data.checksum[:16]}-v{ARRAYS_VERSION}"
         self._checked: Rows | None = None
 
     def labels(self) -> npt.NDArray[np.int64] | None:
         if self._manifest.class_names is None:
             return None
-        path = self._cache("labels")
-        if not path.exists():
-            _save(path, np.asarray(self._rows().labels, dtype=np.int64))
-        return np.array(_load(path))
+        return np.array(
+            _cached(self._cache("labels"), lambda new: _filled(new, np.asarray(self._rows().labels, dtype=np.int64)))
+        )
 
     def pixels(self, size: int) -> Array:
-        path = self._cache(f"{size}px")
-        if not path.exists():
-            _save_images(path, self._rows().values, size, self._path)
-        return _load(path)
+        return _cached(self._cache(f"{size}px"), lambda new: _decode(self._rows().values, size, self._path, new))
 
     def tokens(self, backbone: MaskedLanguageModel, root: Path) -> tuple[Array, Array]:
         source = root / backbone.tokenizer / TOKENIZER
         if backbone.tokenizer_checksum is None or not source.is_file():
             raise NotPrepared(f"the vocabulary of {backbone.tokenizer} is not prepared in {root}: prepare it first.")
+
+        @functools.cache
+        def encoded() -> list[Array]:
+            return _encode(self._rows().values, _read_tokenizer(source, backbone), backbone.max_length)
+
         stem = f"{backbone.tokenizer_checksum[:16]}-{backbone.max_length}"
-        tokens, offsets = self._cache(f"{stem}-tokens"), self._cache(f"{stem}-offsets")
-        if not (tokens.exists() and offsets.exists()):
-            encoded = _encode(self._rows().values, _read_tokenizer(source, backbone), backbone.max_length)
-            _save(tokens, np.concatenate(encoded, dtype=np.int32, casting="same_kind"))
-            _save(offsets, np.cumsum([0, *map(len, encoded)], dtype=np.int64))
-        return _load(tokens), np.array(_load(offsets))
+        tokens = _cached(
+            self._cache(f"{stem}-tokens"), lambda new: _filled(new, np.concatenate(encoded(), dtype=np.int32))
+        )
+        lengths = _cached(
+            self._cache(f"{stem}-lengths"), lambda new: _filled(new, np.array([len(ids) for ids in encoded()]))
+        )
+        return tokens, np.concatenate([[0], np.cumsum(lengths)])
 
     def _cache(self, name: str) -> Path:
         return self._folder / "arrays" / f"{self._stem}-{name}.npy"
@@ -217,29 +227,55 @@ def _encode(texts: list[bytes], tokenizer: bytes, max_length: int) -> list[Array
     return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encoded]
 
 
-def _save_images(path: Path, encoded: list[bytes], size: int, source: Path) -> None:
+def _filled(new: Allocate, values: Array) -> Array:
+    array = new(values.shape, values.dtype)
+    array[...] = values
+    return array
+
+
+def _decode(encoded: list[bytes], size: int, source: Path, new: Allocate) -> Array:
     from PIL import Image
 
-    with replacing(path) as temporary:
-        shape = (len(encoded), size, size, 3)
-        pixels = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        for i, value in enumerate(encoded):
-            try:
-                image = Image.open(BytesIO(value)).convert("RGB")
-            except OSError as error:
-                raise InputError(f"{source}: the image of row {i} cannot be decoded ({error}).") from error
-            pixels[i] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-        pixels.flush()
+    pixels = new((len(encoded), size, size, 3), np.dtype(np.uint8))
+    for i, value in enumerate(encoded):
+        try:
+            image = Image.open(BytesIO(value)).convert("RGB")
+        except OSError as error:
+            raise InputError(f"{source}: the image of row {i} cannot be decoded ({error}).") from error
+        pixels[i] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    return pixels
 
 
-def _save(path: Path, array: Array) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
+def _cached(path: Path, build: Callable[[Allocate], Array]) -> Array:
+    """The array in a file, memory-mapped; built first where the file is missing or is not what was written.
+
+    `build` fills an array that it is given the means to allocate: on disk, so that a large one needs no memory, or in
+    memory where the folder cannot be written (data shared by several people).
+    """
+    checksum_file = path.with_suffix(".sha256")
+    if not _intact(path, checksum_file):
+        try:
+            with replacing(path) as temporary:
+                build(lambda shape, dtype: np.lib.format.open_memmap(temporary, "w+", dtype, shape)).flush()  # type: ignore[attr-defined]
+            write_text(checksum_file, sha256(path))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            return build(np.empty)
+    mapped: Array = np.load(path, mmap_mode="r")
+    return mapped
 
 
-def _load(path: Path) -> Array:
+_INTACT: set[tuple[Path, int, int]] = set()
+"""Array files that this process has read against their checksum: path, size, time of change."""
+
+
+def _intact(path: Path, checksum_file: Path) -> bool:
     try:
-        array: Array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read ({error}). Delete it: it will be built again.") from error
-    return array
+        stat = path.stat()
+        identity = (path.resolve(), stat.st_size, stat.st_mtime_ns)
+        if identity not in _INTACT and checksum_file.read_text() == sha256(path):
+            _INTACT.add(identity)
+    except OSError:
+        return False
+    return identity in _INTACT

@@ -32,7 +32,7 @@ class Worker:
         environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads), "MKL_NUM_THREADS": str(settings.threads)}
         if settings.device.startswith("cuda"):
             # The worker sees one GPU, so nothing can land on another by default.
-            environment["CUDA_VISIBLE_DEVICES"] = settings.device.partition(":")[2]
+            environment["CUDA_VISIBLE_DEVICES"] = visible_device(settings.device)
             settings = dataclasses.replace(settings, device="cuda:0")
         command = [sys.executable, "-m", "bench.worker", "--serve", *settings.arguments()]
         self.process = subprocess.Popen(
@@ -112,6 +112,13 @@ def run(queue: Queue, store: Store, settings: list[Settings], stop: Callable[[],
             worker.close()
         for worker in alive:
             worker.process.wait()
+
+
+def visible_device(device: str) -> str:
+    """What CUDA_VISIBLE_DEVICES must hold for a worker on `device` (cuda:i): the i-th of those that we were given."""
+    index = int(device.partition(":")[2])
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",")[index].strip() if given else str(index)
 
 
 def _outcome(event: dict[str, Any]) -> Outcome:

@@ -39,7 +39,7 @@ class Queue:
         self.running.discard(stage.key)
         if outcome.state == "done":
             self.done.add(stage.key)
-        elif outcome.state == "failed":
+        elif outcome.state in ("failed", "refused"):
             self.failed[stage.key] = outcome.reason
         else:
             self.waiting.append(stage)

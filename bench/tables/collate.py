@@ -61,7 +61,9 @@ def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
         "metrics": record["metrics"],
         "measured": record["measured"],
         "seconds": record["seconds"],
-        "seconds_with_parents": round(sum(parent["seconds"] for parent in behind if parent), 3),
+        "seconds_with_parents": None
+        if None in behind
+        else round(sum(parent["seconds"] for parent in behind if parent), 3),
         "spec": expanded(cell.stage),
         "search": record.get("search"),
         "provenance": record["provenance"],
@@ -81,28 +83,51 @@ def table(plan: Plan, records: list[dict[str, Any]]) -> str:
 
 def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
     grid = plan.grid
-    used = {cell.task: (METRICS[cell.metric], cell.backbone) for cell in plan.cells}
     n = len(grid.seeds)
-    if grid.pretraining_seeds == "shared":
-        unlabelled = (
-            f"Unlabelled stages ran once per task, with seed {grid.base_seed} (the papers' protocol), so ± holds no "
-            "pre-training variance."
-        )
-    else:
-        unlabelled = "Unlabelled stages were repeated with every seed, so ± holds their variance too."
+    metrics = {cell.task: METRICS[cell.metric] for cell in plan.cells}
+    backbones = {
+        cell.task: sorted({other.backbone for other in plan.cells if other.task == cell.task}) for cell in plan.cells
+    }
     seeds = f"seeds {', '.join(map(str, grid.seeds))}; (k/{n}) means only k of {n} have finished; one seed has no ±"
-    commits = sorted({str(record["provenance"]["commit"]) for record in records})
     lines = [
-        f"Metric, in percent: {'; '.join(f'{task}: {metric}' for task, (metric, _) in used.items())}.",
+        f"Metric, in percent: {'; '.join(f'{task}: {metric}' for task, metric in metrics.items())}.",
         "Split: one evaluation on the test split after training ended; nothing was selected on it.",
         f"A cell reads mean ± sample standard deviation (ddof = 1) over seeds, then (n); {seeds}.",
-        f"The seed varies head initialisation, data order, dropout and augmentation of labelled stages. {unlabelled}",
+        "The seed varies head initialisation, data order, dropout and augmentation of labelled stages.",
+        *_unlabelled(plan),
         *_search(plan),
-        f"Backbones: {'; '.join(f'{task}: {backbone}' for task, (_, backbone) in used.items())}.",
-        f"Code: {', '.join(commits) or 'no finished cell'}.",
+        f"Backbones: {'; '.join(f'{task}: {chr(44).join(names)}' for task, names in backbones.items())}.",
+        f"Grid: {plan.origin}.",
+        f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
+        f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
         f"Records: {grid.name}/records.jsonl, one JSON object per finished cell with metrics, cost and the whole spec.",
     ]
     return "".join(f"- {line}\n" for line in lines)
+
+
+def _distinct(records: list[dict[str, Any]], *names: str) -> str:
+    """What the records say of their origin, each value once; numbers from different ones may not be comparable."""
+
+    def told(provenance: dict[str, Any], name: str) -> str:
+        if name == "threads":
+            return f"{provenance[name]} thread{'s' if provenance[name] > 1 else ''}"
+        if name == "commit" and provenance[name] is None:
+            return f"version {provenance['versions']['adaptation-bench']}, installed"
+        return str(provenance[name])
+
+    return "; ".join(sorted({", ".join(told(r["provenance"], name) for name in names) for r in records}))
+
+
+def _unlabelled(plan: Plan) -> list[str]:
+    """How unlabelled stages relate to seeds, if the grid has any but the backbones' own."""
+    grid = plan.grid
+    tasks = {cell.task for cell in plan.cells}
+    if not any(not stage.data.labelled and stage.data.task in tasks for stage in plan.stages):
+        return []
+    if grid.pretraining_seeds == "per_seed":
+        return ["Unlabelled stages on the task's data were repeated with every seed, so ± holds their variance."]
+    seed = f"once for all seeds, with seed {grid.base_seed} (the papers' protocol)"
+    return [f"Unlabelled stages on the task's data ran {seed}: ± holds no pre-training variance."]
 
 
 def _search(plan: Plan) -> list[str]:

@@ -1,6 +1,7 @@
 """Opened splits: normalised images, padded texts, array caches that are checked, named by content and mapped."""
 
 import dataclasses
+import errno
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.data import disk, open_split, read_manifest
 from bench.data.content import Content, Rows
-from bench.data.examples import ImageExamples, TextExamples
+from bench.data.examples import _INTACT, ARRAYS_VERSION, ImageExamples, TextExamples
 from bench.data.subset import stratified_subset
 from bench.errors import InputError, NotPrepared
 from bench.specs import Data
@@ -190,9 +191,10 @@ def test_arrays_are_mapped_from_files_named_by_content(copied: Path) -> None:
     assert texts._tokens.dtype == np.int32
     assert data.checksum is not None
     names = {path.name for path in (copied / "digits" / "arrays").iterdir()}
-    assert names == {f"train-{data.checksum[:16]}-8px.npy", f"train-{data.checksum[:16]}-labels.npy"}
+    stems = {f"train-{data.checksum[:16]}-v{ARRAYS_VERSION}-{kind}" for kind in ("8px", "labels")}
+    assert names == {f"{stem}{ending}" for stem in stems for ending in (".npy", ".sha256")}
     opened_images(copied, data, size=16)
-    assert f"train-{data.checksum[:16]}-16px.npy" in {path.name for path in (copied / "digits" / "arrays").iterdir()}
+    assert len(list((copied / "digits" / "arrays").glob(f"train-{data.checksum[:16]}-*-16px.npy"))) == 1
 
 
 def test_a_cached_split_needs_its_parquet_no_more(copied: Path) -> None:
@@ -207,7 +209,7 @@ def test_changed_content_is_refused_and_leaves_no_cache(copied: Path) -> None:
     shutil.copy(copied / "digits" / "test.parquet", copied / "digits" / "train.parquet")
     with pytest.raises(InputError, match=r"train\.parquet has changed.*prepare digits again"):
         open_split(data, vision(), copied)
-    assert not (copied / "digits" / "arrays").exists()
+    assert not list((copied / "digits" / "arrays").glob("*"))
 
 
 def test_another_checksum_than_the_planned_one_is_refused(prepared: Path) -> None:
@@ -224,13 +226,39 @@ def test_a_changed_vocabulary_is_refused(copied: Path) -> None:
         open_split(data_of(copied, "pydocs"), backbone, copied)
 
 
-def test_a_damaged_cache_is_refused_by_name(copied: Path) -> None:
+@pytest.mark.parametrize("kind", ["8px", "labels"])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "unchecked"])
+def test_a_damaged_cache_is_built_again(kind: str, damage: str, copied: Path) -> None:
     data = data_of(copied, "digits")
-    open_split(data, vision(), copied)
-    (path,) = (copied / "digits" / "arrays").glob("*8px.npy")
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(InputError, match=path.name):
-        open_split(data, vision(), copied)
+    before = opened_images(copied, data)
+    images, labels = before.inputs(torch.arange(1297), CPU), before.labels
+    (path,) = (copied / "digits" / "arrays").glob(f"*{kind}.npy")
+    content = bytearray(path.read_bytes())
+    if damage == "unchecked":
+        path.with_suffix(".sha256").unlink()
+    else:
+        content[-1] ^= 1
+        path.unlink()  # a file that is mapped is never changed in place
+        path.write_bytes(content[:-1000] if damage == "truncated" else content)
+    _INTACT.clear()
+    after = opened_images(copied, data)
+    assert torch.equal(after.inputs(torch.arange(1297), CPU), images)
+    assert labels is not None
+    assert after.labels is not None
+    assert torch.equal(after.labels, labels)
+
+
+def test_data_that_cannot_be_written_are_read_without_a_cache(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_of(copied, "digits")
+    expected = opened_images(copied, data).inputs(torch.arange(9), CPU)
+    shutil.rmtree(copied / "digits" / "arrays")
+
+    def read_only(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "read-only")
+
+    monkeypatch.setattr("bench.data.examples.replacing", read_only)
+    assert torch.equal(opened_images(copied, data).inputs(torch.arange(9), CPU), expected)
+    assert not (copied / "digits" / "arrays").exists()
 
 
 def test_an_undecodable_image_is_refused_by_row(tmp_path: Path) -> None:
