@@ -7,7 +7,7 @@
 | L_Distill(θ) = E ‖f_θ(x) − f_θ0(x)‖²₂           | `feature_distance`: sum over features, mean over batch   |
 | L_MAE(θ, φ) + L_Distill(θ)                      | `MaskedAutoEncoding() + FeatureMatching()`               |
 | T' rounds                                       | `self_distillation.rounds`                               |
-| λ (Table 6)                                     | `self_distillation.mae_weight`                           |
+| λ (Table 6), 0 for "w/o L_MAE" (Table 3)        | `self_distillation.mae_weight`; 0 leaves the decoder out |
 | θ_init, φ_init at the start of every round      | `init=PRETRAINED` (the default of a stage)               |
 
 Unstated and chosen here: for text the matched vector is the last hidden state of the first token; the teacher runs in
@@ -17,6 +17,7 @@ otherwise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,11 +41,21 @@ def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher.detach()).square().sum(dim=-1).mean()
 
 
+def require_same_architecture(stage: Stage) -> None:
+    """Refuse a teacher whose features, predictions or weights have another shape than the student's."""
+    if stage.teacher is not None and stage.teacher.backbone.random != stage.backbone.random:
+        student, teacher = stage.backbone.name, stage.teacher.backbone.name
+        raise SpecError("teacher", f"stage {stage.name}: the teacher ({teacher}) must be built like {student}.")
+
+
 @dataclass(frozen=True)
 class FeatureMatching(Objective):
     """L_Distill: the student's features of the unmasked input move towards the teacher's."""
 
     NEEDS = frozenset({"teacher"})
+
+    def check_stage(self, stage: Stage) -> None:
+        require_same_architecture(stage)
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
         import torch
@@ -76,12 +87,20 @@ class FeatureMatching(Objective):
 declare("self_distill", Schedule, AdamW)
 
 
-def self_distill(cell: Cell, teacher: Stage, round: int = 1, mae_weight: float = 1.0) -> Stage:
-    """One round: a new student from (θ_init, φ_init) learns to reconstruct and to match the teacher's features."""
+def self_distill(
+    cell: Cell, teacher: Stage, round: int = 1, mae_weight: float = 1.0, objective: Objective | None = None
+) -> Stage:
+    """One round: a new student from (θ_init, φ_init) learns to reconstruct and to match the teacher's features.
+
+    With `mae_weight` 0 it only matches them, and has no decoder. `objective` takes the place of both losses.
+    """
+    if objective is None:
+        matching = FeatureMatching()
+        objective = MaskedAutoEncoding(weight=mae_weight) + matching if mae_weight else matching
     modality = cell.task.modality
     return cell.stage(
         f"self_distill_{round}",
-        objective=MaskedAutoEncoding(weight=mae_weight) + FeatureMatching(),
+        objective=objective,
         schedule=cell.configure(SCHEDULES[modality], "self_distill", "further_pretrain"),
         optimizer=cell.configure(OPTIMIZERS[modality], "self_distill", "further_pretrain"),
         teacher=teacher,
@@ -96,8 +115,10 @@ def self_distillation(cell: Cell, rounds: int = 1, mae_weight: float = 1.0) -> S
     """
     if not 1 <= rounds <= 100:
         raise SpecError("rounds", f"self_distillation.rounds = {rounds}: must be at least 1 (0 is tapt), at most 100.")
-    if mae_weight <= 0:
-        raise SpecError("mae_weight", f"self_distillation.mae_weight = {mae_weight}: must be above 0.")
+    if not (math.isfinite(mae_weight) and mae_weight >= 0):
+        raise SpecError(
+            "mae_weight", f"self_distillation.mae_weight = {mae_weight}: must be above 0, or 0 for no L_MAE."
+        )
     teacher = further_pretrain(cell)
     for round in range(1, rounds + 1):
         teacher = self_distill(cell, teacher, round, mae_weight)

@@ -14,6 +14,7 @@ chosen here: no warm-up, no clipping, Adam betas (0.9, 0.98).
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from baselines.finetune import finetune
@@ -33,13 +34,15 @@ OPTIMIZERS = {"image": AdamW(betas=(0.9, 0.95)), "text": AdamW(betas=(0.9, 0.98)
 declare("further_pretrain", Schedule, AdamW)
 
 
-def further_pretrain(cell: Cell) -> Stage:
-    """Continue masked auto-encoding on the unlabelled training set (Algorithm 2)."""
+def further_pretrain(cell: Cell, times: int = 1) -> Stage:
+    """Continue masked auto-encoding on the unlabelled training set (Algorithm 2), for `times` the budget."""
     modality = cell.task.modality
+    schedule = cell.configure(SCHEDULES[modality], "further_pretrain")
+    budget = {name: times * given for name in ("steps", "epochs") if (given := getattr(schedule, name)) is not None}
     return cell.stage(
         "further_pretrain",
         objective=MaskedAutoEncoding(),
-        schedule=cell.configure(SCHEDULES[modality], "further_pretrain"),
+        schedule=dataclasses.replace(schedule, **budget),
         optimizer=cell.configure(OPTIMIZERS[modality], "further_pretrain"),
     )
 

@@ -1,4 +1,4 @@
-"""Which examples, masks and flips a step sees: a pure function of (data, seed, step), so resuming is jumping."""
+"""Which examples, masks, flips and views a step sees: a pure function of (data, seed, step), so resuming is jumping."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import math
 import numpy as np
 import torch
 
+from bench.data.augment import random_view
 from bench.data.examples import Examples
-from bench.hooks import Batch
+from bench.hooks import Batch, Inputs
 from bench.models import Model
 from bench.specs import Stage, stream
 
@@ -73,4 +74,14 @@ class Batches:
         if "labels" in self.stage.objective.needs:
             assert self.examples.labels is not None  # a labelled stage reads labels
             labels = self.examples.labels[index].to(self.device)
-        return Batch(inputs, index.to(self.device), labels, mask)
+        views = None
+        if "views" in self.stage.objective.needs:
+            views = self._view(inputs, step, number, 0), self._view(inputs, step, number, 1)
+        return Batch(inputs, index.to(self.device), labels, mask, views)
+
+    def _view(self, inputs: Inputs, step: int, number: int, view: int) -> Inputs:
+        """A random view of images, mirrored only where the schedule allows flips; text as it is."""
+        if self.stage.backbone.MODALITY != "image":
+            return inputs
+        generator = torch.Generator().manual_seed(self._seed("view", step, number, view))
+        return random_view(inputs, generator, flips=self.stage.schedule.augmentation == "flip")

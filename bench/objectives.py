@@ -68,7 +68,9 @@ class AdamW(Optimizer):
         self.require("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
         self.require("eps", 0 < self.eps < 1, "in (0, 1)")
 
-    def build(self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor]) -> torch.optim.Optimizer:
+    def build(
+        self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor], total_steps: int
+    ) -> torch.optim.Optimizer:
         import torch
 
         # The loop sets the learning rate of every step itself; decay per group was decided by parameter role.

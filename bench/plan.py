@@ -173,11 +173,17 @@ def _splits(expansion: Expansion, cells: list[PlannedCell]) -> Iterable[str]:
                 last = plain.stage(row, task, seed)
             except InputError:
                 continue  # without its own bindings the row makes no sense, so there is nothing it could share
-            own = {stage.name: stage for stage in walk(expansion.stage(row, task, seed))}
-            for stage in list(walk(last))[:-1]:
+            own = {stage.key: stage for stage in walk(expansion.stage(row, task, seed))}
+            unbound = {stage.key: stage for stage in walk(last)}
+            for stage in list(unbound.values())[:-1]:
                 sharing = [other for other in expansion.rows if other != row and stage.key in of_row[other, task]]
-                split = own.get(stage.name)
-                if not sharing or split is None or split.key == stage.key:
+                if not sharing or stage.key in own:
+                    continue
+                # Its counterpart: of the same part in the method and on the same backbone (kd has two `finetune`).
+                place = (stage.name, stage.backbone.name)
+                counterparts = (s for s in own.values() if (s.name, s.backbone.name) == place and s.key not in unbound)
+                split = next(counterparts, None)
+                if split is None:
                     continue
                 blamed = {str(binding) for binding in expansion.sources[split.key] if binding.scope in scopes}
                 lines = {

@@ -409,8 +409,10 @@ class Optimizer(Spec):
     def check_stage(self, stage: Stage) -> None:
         """Refuse, with `SpecError`, what cannot work in this stage."""
 
-    def build(self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor]) -> torch.optim.Optimizer:
-        """The optimiser of these groups; `reference` holds the weights at the stage's start, by parameter name."""
+    def build(
+        self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor], total_steps: int
+    ) -> torch.optim.Optimizer:
+        """The optimiser of these groups for so many steps; `reference` holds the stage's first weights, by name."""
         raise TypeError(f"{type(self).__name__} builds no optimiser")
 
 

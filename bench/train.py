@@ -104,7 +104,7 @@ def train(
     if state.module is not None:
         state.module.to(device=device, dtype=next(model.parameters()).dtype)
     model.train()
-    optimizer = stage.optimizer.build(parameter_groups(model, stage, state), reference)
+    optimizer = stage.optimizer.build(parameter_groups(model, stage, state), reference, total_steps)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     # ---- resume: weights, optimiser, state and step; random streams and data order follow from the step -----------

@@ -289,3 +289,9 @@ def test_settings_that_change_nothing_in_effect_share_their_stages(tmp_path: Pat
 @pytest.mark.parametrize("value", ["[" * 3000 + "]" * 3000, "9" * 400], ids=["nested", "huge"])
 def test_values_that_overflow_are_refused(value: str, tmp_path: Path) -> None:
     assert "g.gin" in refusal(tmp_path, f"{GRID}finetune.lr = {value}")
+
+
+def test_rows_that_only_make_sense_with_their_bindings_plan_without_false_alarms(tmp_path: Path) -> None:
+    text = GRID.replace("'tapt', 'self_distillation'", "'big/kd', 'slow/tf_kd_self'").replace(", 'pydocs'", "")
+    plan = plan_of(tmp_path, text + "big/kd.teacher_backbone = 'photos_mae'\nslow/Distillation.alpha = 0.3\n")
+    assert not plan.splits

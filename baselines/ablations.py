@@ -1,0 +1,237 @@
+"""What self-distillation owes to each of its parts: the rows of Table 3 (Lee et al. 2023, section 5.3).
+
+Every student starts from the pre-trained weights and trains like a round of self-distillation, under the same stage
+name, so on the same batches and masks; its teacher is `further_pretrain`, the very stage that tapt fine-tunes.
+
+| paper (Table 3)                                 | here                                                           |
+|-------------------------------------------------|----------------------------------------------------------------|
+| w/o L_MAE: L_Distill alone (λ = 0)              | `self_distillation_without_mae`; no decoder is built or trained |
+| w/o L_Distill: L_MAE alone                      | `self_distillation_without_distill`: the stages of tapt        |
+| Further Pre-train × 2                           | `tapt_x2`: twice the steps or epochs, one schedule             |
+| Prediction-Matching, ViT                        | `prediction_matching`, `prediction_distance`                   |
+|   L_MAE + ‖g_φ f_θ(x̂) − g_φ0 f_θ0(x̂)‖²         |                                                                |
+| Prediction-Matching, RoBERTa                    | `prediction_matching`, `prediction_divergence`                 |
+|   L_MAE + Σ_t KL(p_θ0,φ0 ‖ p_θ,φ)               |                                                                |
+| Weight-Matching L2: L_MAE + ‖θ − θ0‖²           | `weight_matching_l2`, `squared_distance`                       |
+| Weight-Matching MARS:                           | `weight_matching_mars`, `mars_penalty`                         |
+|   L_MAE + Σ_layers max_j Σ_i |W_ji − U_ji|      |                                                                |
+
+No code was released for these rows. Unstated and chosen here: x̂ is masked alike for teacher and student; pixels are
+compared on removed patches only and averaged over their values like L_MAE; distributions are compared at selected
+tokens, at temperature 1, averaged over them; the teacher keeps its decoder and runs in eval mode, while the student's
+predictions come from a pass of their own, for text with dropout of its own; the L2 distance is
+squared and taken over every trainable encoder tensor; the MARS distance is summed over encoder matrices, without
+embeddings, as the official penalty sums over kernels; every added loss has `weight` 1; the doubled budget is
+one long schedule, since the released script has one step count as its only knob.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from baselines.finetune import finetune
+from baselines.mars import kernels, mars_distance
+from baselines.self_distillation import require_same_architecture, self_distill
+from baselines.tapt import further_pretrain, tapt
+from bench.errors import SpecError
+from bench.objectives import MaskedAutoEncoding
+from bench.registry import recipe
+from bench.specs import Objective, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.cell import Cell
+    from bench.hooks import Batch, Context, Loss, State
+    from bench.models import Model
+
+Pair = tuple["Tensor", "Tensor"]
+
+
+# ------------------------------------------------------------------------------------------------ distances
+
+
+def prediction_distance(student: Tensor, teacher: Tensor, removed: Tensor) -> Tensor:
+    """Squared distance of predicted pixels (B, K, values): mean over values, then over removed patches of the batch.
+
+    `removed` (B, K) is 1 where a patch was removed, else 0; no gradient reaches the teacher.
+    """
+    from bench.models.image import reconstruction_loss
+
+    return reconstruction_loss(student, teacher.detach(), removed)
+
+
+def prediction_divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(softmax teacher ‖ softmax student) of logits (n, V): summed over the vocabulary, averaged over the n tokens.
+
+    0, with a graph, where no token is selected; no gradient reaches the teacher.
+    """
+    from torch.nn.functional import kl_div, log_softmax
+
+    divergence = kl_div(
+        log_softmax(student, dim=-1), log_softmax(teacher.detach(), dim=-1), reduction="sum", log_target=True
+    )
+    return divergence / max(len(student), 1)
+
+
+def squared_distance(pairs: Iterable[Pair]) -> Tensor:
+    """‖θ − θ0‖² over pairs (tensor of θ, tensor of θ0); no gradient reaches θ0."""
+    import torch
+
+    return torch.stack([(student - teacher.detach()).square().sum() for student, teacher in pairs]).sum()
+
+
+def mars_penalty(pairs: Iterable[Pair]) -> Tensor:
+    """Σ over pairs (W, U) of the MARS distance max_j Σ_i |W_ji − U_ji|; no gradient reaches U."""
+    import torch
+
+    return torch.stack([mars_distance(student, teacher.detach()) for student, teacher in pairs]).sum()
+
+
+# ------------------------------------------------------------------------------------------------ objectives
+
+
+def _require_weight(objective: PredictionMatching | WeightMatchingL2 | WeightMatchingMARS) -> None:
+    objective.require("weight", math.isfinite(objective.weight) and objective.weight >= 0, "0 or more, and finite")
+
+
+@dataclass(frozen=True)
+class PredictionMatching(Objective):
+    """The student's predictions for the masked input move towards the teacher's for the same masked input."""
+
+    NEEDS = frozenset({"mask", "decoder", "teacher"})
+
+    weight: float = 1.0
+
+    def check(self) -> None:
+        _require_weight(self)
+
+    def check_stage(self, stage: Stage) -> None:
+        require_same_architecture(stage)
+        if stage.teacher is not None and "decoder" not in stage.teacher.objective.needs:
+            raise SpecError("teacher", f"the teacher {stage.teacher.name} has no decoder whose predictions to match.")
+
+    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
+        from bench.hooks import State
+
+        assert teacher is not None  # the stage's own check
+        return State(constants={"teacher": teacher})
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        import torch
+
+        from bench.hooks import Loss
+
+        with torch.no_grad():
+            target = state.constants["teacher"].masked_predictions(batch.inputs, batch.mask)
+        predictions = model.masked_predictions(batch.inputs, batch.mask)
+        if model.backbone.MODALITY == "image":
+            distance = prediction_distance(predictions, target, batch.mask.removed)
+        else:
+            distance = prediction_divergence(predictions, target)
+        return Loss(self.weight * distance, {"predictions": distance})
+
+
+@dataclass(frozen=True)
+class WeightMatchingL2(Objective):
+    """The student's trainable encoder tensors move towards the teacher's: squared L2 distance."""
+
+    NEEDS = frozenset({"teacher"})
+
+    weight: float = 1.0
+
+    def check(self) -> None:
+        _require_weight(self)
+
+    def check_stage(self, stage: Stage) -> None:
+        require_same_architecture(stage)
+
+    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
+        encoder = model.encoder.named_parameters(prefix="encoder")
+        return _paired(model, teacher, [name for name, parameter in encoder if parameter.requires_grad])
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        from bench.hooks import Loss
+
+        distance = squared_distance(state.constants["pairs"])
+        return Loss(self.weight * distance, {"weights": distance})
+
+
+@dataclass(frozen=True)
+class WeightMatchingMARS(Objective):
+    """The student's encoder matrices move towards the teacher's: largest row of absolute differences, per matrix."""
+
+    NEEDS = frozenset({"teacher"})
+
+    weight: float = 1.0
+
+    def check(self) -> None:
+        _require_weight(self)
+
+    def check_stage(self, stage: Stage) -> None:
+        require_same_architecture(stage)
+
+    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
+        return _paired(model, teacher, kernels(model))
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        from bench.hooks import Loss
+
+        distance = mars_penalty(state.constants["pairs"])
+        return Loss(self.weight * distance, {"weights": distance})
+
+
+def _paired(model: Model, teacher: Model | None, names: Iterable[str]) -> State:
+    from bench.hooks import State
+
+    assert teacher is not None  # the stage's own check
+    students, teachers = dict(model.named_parameters()), dict(teacher.named_parameters())
+    return State(constants={"pairs": [(students[name], teachers[name].detach()) for name in names]})
+
+
+# ------------------------------------------------------------------------------------------------ recipes
+
+
+@recipe()
+def self_distillation_without_mae(cell: Cell) -> Stage:
+    """Match the teacher's features and reconstruct nothing (λ = 0): the decoder is left out."""
+    return finetune(cell, init=self_distill(cell, further_pretrain(cell), mae_weight=0.0))
+
+
+@recipe()
+def self_distillation_without_distill(cell: Cell) -> Stage:
+    """Reconstruct and match nothing: that is tapt, whose stages it shares."""
+    return tapt(cell)
+
+
+@recipe()
+def tapt_x2(cell: Cell) -> Stage:
+    """Further pre-train for twice the budget, then fine-tune."""
+    return finetune(cell, init=further_pretrain(cell, times=2))
+
+
+@recipe()
+def prediction_matching(cell: Cell) -> Stage:
+    """Reconstruct and match the teacher's predictions of what is masked."""
+    return _replaced(cell, cell.configure(PredictionMatching()))
+
+
+@recipe()
+def weight_matching_l2(cell: Cell) -> Stage:
+    """Reconstruct and stay near the teacher's weights in squared L2 distance."""
+    return _replaced(cell, cell.configure(WeightMatchingL2()))
+
+
+@recipe()
+def weight_matching_mars(cell: Cell) -> Stage:
+    """Reconstruct and stay near the teacher's weights in MARS distance."""
+    return _replaced(cell, cell.configure(WeightMatchingMARS()))
+
+
+def _replaced(cell: Cell, matching: Objective) -> Stage:
+    """One round of self-distillation with another loss in the place of L_Distill, then fine-tuning."""
+    student = self_distill(cell, further_pretrain(cell), objective=MaskedAutoEncoding() + matching)
+    return finetune(cell, init=student)

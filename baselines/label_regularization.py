@@ -1,0 +1,334 @@
+"""Label smoothing and knowledge distillation, with a teacher or without (Kobyzev et al. 2023; Yuan et al. 2020).
+
+| paper                                           | here                                                          |
+|-------------------------------------------------|---------------------------------------------------------------|
+| q, p, p_τ                                       | labels, softmax(student logits), softmax(student logits / τ)  |
+| LS: H((1 − ε)·q + ε·u, p), u = 1/C              | `smoothed_cross_entropy`, `label_smoothing`                   |
+| KD: (1 − α)·H(q, p) + α·τ²·KL(p_τ^t ‖ p_τ)      | `distillation_loss`, `kd`                                     |
+| Self-KD, Tf-KD_self: t = the fine-tuned student | the same loss, `self_kd` and `tf_kd_self`                     |
+| TF-reg, Tf-KD_reg: p^d instead of a teacher     | `virtual_teacher_loss`, `tf_kd_reg`                           |
+| p^d: a on the label, (1 − a)/(C − 1) elsewhere  | `VirtualTeacher.correct_probability`, 0.99                    |
+
+C is the number of classes. What differs between Yuan et al.'s code and the textbook, and what is taken here:
+
+- KL: the textbook sums over classes and averages over the batch (`kl_reduction='batchmean'`, the default everywhere);
+  their code also divides by C ('mean') and multiplies by a `multiplier` of 1, 50 or 100. Their α, τ and multiplier
+  belong to 'mean' and do not transfer.
+- `self_kd` is the textbook form without either. `tf_kd_self` is the same method and shares its stages until
+  `tf_kd_self.kl_reduction = 'mean'` and `tf_kd_self.multiplier` make it the published one; `kd.kl_reduction` likewise.
+- Virtual teacher: their code softens p^d by a softmax of probabilities, softmax(p^d/τ), and compares it with the
+  student at temperature 1, without τ². That is the default; `VirtualTeacher.temper_student = True` tempers the student
+  too, as the paper's equation does (still without τ²).
+- Label smoothing: ε/C on all classes (Kobyzev et al. and torch, the default), or ε/(C − 1) on all but the label (Yuan
+  et al., `LabelSmoothing.spread = 'others'`).
+
+Defaults: ε 0.1. KD: α 0.5, τ 2, ours, as neither is known for Kobyzev et al. Virtual teacher: α 0.1, τ 20, a 0.99,
+which Yuan et al. use for ResNet-18 on 100 classes, where their multiplier 100 and their division by C cancel.
+
+Unstated and chosen here: the teacher runs in eval mode. It answers once per training example where the stage has no
+augmentation, else for each batch, which it must then be able to read. `kd` fine-tunes its teacher from pre-trained
+weights like the row `finetune`, whatever the student starts from. A student from random weights (`finetune.init`) that
+should learn from its own kind names that kind's row: `self_kd.teacher_row`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from baselines.finetune import finetune
+from bench.backbones import MaskedAutoEncoder
+from bench.errors import SpecError, nearest
+from bench.registry import BACKBONES, recipe
+from bench.specs import PRETRAINED, Objective, Stage
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from bench.cell import Cell
+    from bench.hooks import Batch, Context, Loss, State
+    from bench.models import Model
+
+Reduction = Literal["batchmean", "mean"]
+
+
+# ------------------------------------------------------------------------------------------------ the losses
+
+
+def smoothed_cross_entropy(
+    logits: Tensor, labels: Tensor, epsilon: float, spread: Literal["all", "others"] = "all"
+) -> Tensor:
+    """Cross-entropy of logits (B, C) with labels that give away `epsilon` to all classes, or to all others."""
+    from torch.nn.functional import cross_entropy
+
+    classes = logits.shape[1]
+    # What the others get of ε/C each is (C − 1)/C of ε.
+    share = epsilon if spread == "all" else epsilon * classes / (classes - 1)
+    return cross_entropy(logits, labels, label_smoothing=share)
+
+
+def divergence(student: Tensor, teacher: Tensor, reduction: Reduction) -> Tensor:
+    """KL(teacher ‖ student) of log-probabilities and probabilities (B, C); 'mean' divides by C as well as by B."""
+    from torch.nn.functional import kl_div
+
+    # Not torch's own 'mean', which is about to change its meaning.
+    per_example = kl_div(student, teacher, reduction="batchmean")
+    return per_example / student.shape[1] if reduction == "mean" else per_example
+
+
+def distillation_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    alpha: float,
+    temperature: float,
+    kl_reduction: Reduction = "batchmean",
+    multiplier: float = 1.0,
+) -> Tensor:
+    """(1 − α)·CE + α·multiplier·τ²·KL(teacher_τ ‖ student_τ) of logits (B, C); no gradient reaches the teacher."""
+    from torch.nn.functional import cross_entropy, log_softmax, softmax
+
+    student = log_softmax(student_logits / temperature, dim=1)
+    teacher = softmax(teacher_logits.detach() / temperature, dim=1)
+    distance = temperature**2 * divergence(student, teacher, kl_reduction)
+    return (1 - alpha) * cross_entropy(student_logits, labels) + alpha * multiplier * distance
+
+
+def virtual_teacher(labels: Tensor, classes: int, correct_probability: float, dtype: torch.dtype) -> Tensor:
+    """p^d (B, C): `correct_probability` on the label, the rest spread evenly over the other classes."""
+    import torch
+
+    others = (1 - correct_probability) / (classes - 1)
+    probabilities = torch.full((len(labels), classes), others, dtype=dtype, device=labels.device)
+    return probabilities.scatter(1, labels[:, None], correct_probability)
+
+
+def virtual_teacher_loss(
+    student_logits: Tensor,
+    labels: Tensor,
+    alpha: float,
+    temperature: float,
+    correct_probability: float = 0.99,
+    kl_reduction: Reduction = "batchmean",
+    multiplier: float = 1.0,
+    temper_student: bool = False,
+) -> Tensor:
+    """(1 − α)·CE + α·multiplier·KL(softmax(p^d/τ) ‖ student) of logits (B, C)."""
+    from torch.nn.functional import cross_entropy, log_softmax, softmax
+
+    student = log_softmax(student_logits / (temperature if temper_student else 1.0), dim=1)
+    teacher = virtual_teacher(labels, student_logits.shape[1], correct_probability, student.dtype)
+    distance = divergence(student, softmax(teacher / temperature, dim=1), kl_reduction)
+    return (1 - alpha) * cross_entropy(student_logits, labels) + alpha * multiplier * distance
+
+
+# ------------------------------------------------------------------------------------------------ the objectives
+
+
+@dataclass(frozen=True)
+class LabelSmoothing(Objective):
+    """Cross-entropy of labels that give away `epsilon` to all classes, or to all others."""
+
+    NEEDS = frozenset({"labels", "head"})
+
+    epsilon: float = 0.1
+    spread: Literal["all", "others"] = "all"
+
+    def check(self) -> None:
+        self.require("epsilon", 0 <= self.epsilon < 1, "in [0, 1)")
+
+    def check_stage(self, stage: Stage) -> None:
+        classes = stage.data.classes
+        if self.spread == "others" and classes is not None:
+            limit = 1 - 1 / classes
+            self.require(
+                "epsilon", self.epsilon < limit, f"below {limit:.4g}, where the label is no likelier than others"
+            )
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        from bench.hooks import Loss
+
+        assert batch.labels is not None
+        total = smoothed_cross_entropy(model.logits(batch.inputs), batch.labels, self.epsilon, self.spread)
+        return Loss(total, {"smoothed_cross_entropy": total})
+
+
+@dataclass(frozen=True)
+class Distillation(Objective):
+    """Learn from the labels and from a fine-tuned teacher's softened answers."""
+
+    NEEDS = frozenset({"labels", "head", "teacher"})
+    UNBOUND: ClassVar[tuple[str, ...]] = ("kl_reduction", "multiplier")  # the recipes' own settings
+
+    alpha: float = 0.5
+    temperature: float = 2.0
+    kl_reduction: Reduction = "batchmean"
+    multiplier: float = 1.0
+
+    def check(self) -> None:
+        self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
+        self.require("temperature", 0 < self.temperature < float("inf"), "above 0 and finite")
+        self.require("multiplier", 0 < self.multiplier < float("inf"), "above 0 and finite")
+
+    def check_stage(self, stage: Stage) -> None:
+        teacher, data = stage.teacher, stage.data
+        assert teacher is not None  # the stage's own check
+        if "head" not in teacher.objective.needs:
+            raise SpecError("teacher", f"stage {stage.name}: the teacher, {teacher.name}, was trained without classes.")
+        if (teacher.data.task, teacher.data.classes) != (data.task, data.classes):
+            raise SpecError(
+                "teacher",
+                f"stage {stage.name}: the teacher knows {_labels(teacher)}, the student learns {_labels(stage)}; "
+                "they must have the same label set.",
+            )
+        if stage.schedule.augmentation != "none" and not _read_alike(stage, teacher):
+            raise SpecError(
+                "augmentation",
+                f"stage {stage.name}: augmented images of the student ({stage.backbone.name}) cannot be shown to a "
+                f"teacher that reads another size ({teacher.backbone.name}); set finetune.augmentation = 'none'.",
+            )
+
+    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
+        import torch
+
+        from bench.hooks import State
+
+        assert teacher is not None  # the stage's own check
+        if context.augmented:
+            return State(constants={"teacher": teacher})
+        # Without augmentation a frozen teacher says the same of an example at every step: ask it once.
+        with torch.no_grad():
+            logits = [teacher.logits(inputs) for _, inputs in context.teacher_examples()]
+        return State(constants={"logits": torch.cat(logits)})
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        import torch
+
+        from bench.hooks import Loss
+
+        assert batch.labels is not None
+        if "logits" in state.constants:
+            target = state.constants["logits"][batch.index]
+        else:
+            with torch.no_grad():
+                target = state.constants["teacher"].logits(batch.inputs)
+        total = distillation_loss(
+            model.logits(batch.inputs),
+            target,
+            batch.labels,
+            self.alpha,
+            self.temperature,
+            self.kl_reduction,
+            self.multiplier,
+        )
+        return Loss(total, {"distillation": total})
+
+
+def _labels(stage: Stage) -> str:
+    return f"the {stage.data.classes or 'unknown'} classes of {stage.data.task}"
+
+
+def _read_alike(stage: Stage, teacher: Stage) -> bool:
+    own, other = stage.backbone, teacher.backbone
+    if isinstance(own, MaskedAutoEncoder) and isinstance(other, MaskedAutoEncoder):
+        return own.image_size == other.image_size
+    return own == other
+
+
+@dataclass(frozen=True)
+class VirtualTeacher(Objective):
+    """Learn from the labels and from a made-up teacher that is nearly always right."""
+
+    NEEDS = frozenset({"labels", "head"})
+
+    alpha: float = 0.1
+    temperature: float = 20.0
+    correct_probability: float = 0.99
+    kl_reduction: Reduction = "batchmean"
+    multiplier: float = 1.0
+    temper_student: bool = False
+
+    def check(self) -> None:
+        self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
+        self.require("temperature", 0 < self.temperature < float("inf"), "above 0 and finite")
+        self.require("correct_probability", 0 < self.correct_probability <= 1, "in (1/classes, 1]")
+        self.require("multiplier", 0 < self.multiplier < float("inf"), "above 0 and finite")
+
+    def check_stage(self, stage: Stage) -> None:
+        classes = stage.data.classes
+        if classes is not None:
+            legal = self.correct_probability > 1 / classes
+            self.require("correct_probability", legal, f"in (1/{classes}, 1]: the label must be likelier than others")
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        from bench.hooks import Loss
+
+        assert batch.labels is not None
+        total = virtual_teacher_loss(
+            model.logits(batch.inputs),
+            batch.labels,
+            self.alpha,
+            self.temperature,
+            self.correct_probability,
+            self.kl_reduction,
+            self.multiplier,
+            self.temper_student,
+        )
+        return Loss(total, {"virtual_teacher": total})
+
+
+# ------------------------------------------------------------------------------------------------ the methods
+
+
+@recipe()
+def label_smoothing(cell: Cell) -> Stage:
+    """Fine-tune on smoothed labels."""
+    return finetune(cell, objective=cell.configure(LabelSmoothing()))
+
+
+@recipe()
+def tf_kd_reg(cell: Cell) -> Stage:
+    """Fine-tune with a made-up teacher."""
+    return finetune(cell, objective=cell.configure(VirtualTeacher()))
+
+
+@recipe()
+def kd(cell: Cell, teacher_backbone: str | None = None, kl_reduction: Reduction = "batchmean") -> Stage:
+    """Fine-tune another, larger backbone on the task, then let it teach the cell's own."""
+    teacher = finetune(_on_backbone(cell, teacher_backbone), init=PRETRAINED)
+    objective = cell.configure(Distillation(kl_reduction=kl_reduction))
+    return finetune(cell, objective=objective, teacher=teacher)
+
+
+@recipe()
+def self_kd(cell: Cell, teacher_row: str = "finetune") -> Stage:
+    """Fine-tune with the same backbone as teacher, fine-tuned by another row of the grid; textbook distillation."""
+    return finetune(cell, objective=cell.configure(Distillation()), teacher=cell.row(teacher_row))
+
+
+@recipe()
+def tf_kd_self(
+    cell: Cell, teacher_row: str = "finetune", kl_reduction: Reduction = "batchmean", multiplier: float = 1.0
+) -> Stage:
+    """Like `self_kd`, with the reduction and the multiplier of the teacher-free paper's code to choose."""
+    objective = cell.configure(Distillation(kl_reduction=kl_reduction, multiplier=multiplier))
+    return finetune(cell, objective=objective, teacher=cell.row(teacher_row))
+
+
+def _on_backbone(cell: Cell, name: str | None) -> Cell:
+    """The cell on a teacher's backbone; refuses a name that is missing, unknown or of another modality."""
+
+    def on(other: str) -> tuple[Cell, bool]:
+        teacher = cell.with_backbone(other)
+        return teacher, cell.task.modality == BACKBONES[other](teacher).MODALITY
+
+    if name in BACKBONES:
+        teacher, fits = on(name)
+        if fits:
+            return teacher
+    legal = nearest(name or "", [other for other in BACKBONES if on(other)[1]])
+    if name is None:
+        raise SpecError("teacher_backbone", f"kd needs a teacher: set kd.teacher_backbone.{legal}")
+    what = f"a backbone that reads {cell.task.modality}s"
+    raise SpecError("teacher_backbone", f"kd.teacher_backbone = {name!r}: must be {what}.{legal}")

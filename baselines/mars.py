@@ -1,0 +1,160 @@
+"""MARS projection: fine-tuning in which no output unit may move far from its start (Gouk et al. 2021).
+
+| paper                                           | here                                                       |
+|-------------------------------------------------|------------------------------------------------------------|
+| W, one layer's weight; U, its value at the start | `weight`, `centre` (None for the origin)                   |
+| ‖W − U‖_∞ = max_j Σ_i |W_ji − U_ji|, "MARS"      | `mars_distance`; j is an output unit: dimension 0 in torch  |
+| π(W, U, d), the projection                      | `mars_projection`, after every optimiser step              |
+| the Frobenius variant                           | `frobenius_projection`, `MarsProjection.norm`              |
+| γ of a batch norm as diag(γ / σ)                | `gain_projection`, `MarsProjection.norm_gains`             |
+| d of the feature extractor, d of the classifier | `MarsProjection.radius`, `MarsProjection.head_radius`      |
+
+Row j becomes U_j + (W_j − U_j) / max(1, n_j / d) with n_j = Σ_i |W_ji − U_ji|: each row by itself, radially, and rows
+inside the ball not at all. The Frobenius variant scales the whole tensor. The classifier's ball is around the origin,
+not around its random start. Biases are free.
+
+The paper searched d log-uniformly in [e^0.5, e^3.5] = [1.65, 33.1] on validation accuracy; its optima were 3.5 to 18.1
+for the extractor and 7.6 to 31.0 for the classifier. It trained with Adam (amsgrad); here the stage is fine-tuning's
+own. Lee et al. (2023) give no radius and nobody defines MARS for transformers. Chosen here: radius 7 and a free head;
+matrices and the patch convolution are constrained, layer norms and all embeddings are free. With `embeddings` a row is
+the vector of one token or position. With `norm_gains` a layer norm's gain is a diagonal matrix: it has no running
+variance to divide by, so |γ − γ_start| ≤ d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from baselines.finetune import finetune
+from bench.registry import recipe
+from bench.specs import Constraint, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bench.cell import Cell
+    from bench.hooks import State
+    from bench.models import Model
+
+
+def _row_distances(weight: Tensor, centre: Tensor | None) -> Tensor:
+    """Σ_i |W_ji − U_ji| for every output unit j; a vector is a diagonal matrix, one value per row."""
+    moved = weight if centre is None else weight - centre
+    return moved.abs().reshape(len(moved), -1).sum(dim=1)
+
+
+def mars_distance(weight: Tensor, centre: Tensor | None) -> Tensor:
+    """max_j Σ_i |W_ji − U_ji|, a scalar with a graph: the induced ∞-norm of the way from `centre` (None: origin)."""
+    return _row_distances(weight, centre).max()
+
+
+def mars_projection(weight: Tensor, centre: Tensor | None, radius: float) -> Tensor:
+    """`weight` with every row outside the ball of `radius` around `centre`'s row pulled back onto it.
+
+    A row is what feeds one output unit: `weight[j]`, of a matrix (out, in) or a convolution (out, in, height, width).
+    """
+    # (out,) -> (out, 1, ..., 1), to scale rows.
+    distances = _row_distances(weight, centre).reshape(-1, *[1] * (weight.ndim - 1))
+    return _scaled(weight, centre, distances, radius)
+
+
+def frobenius_projection(weight: Tensor, centre: Tensor | None, radius: float) -> Tensor:
+    """`weight`, pulled back as a whole where its Euclidean distance from `centre` is more than `radius`."""
+    return _scaled(weight, centre, (weight if centre is None else weight - centre).norm(), radius)
+
+
+def _scaled(weight: Tensor, centre: Tensor | None, distances: Tensor, radius: float) -> Tensor:
+    import torch
+
+    shrink = (distances / radius).clamp(min=1)
+    pulled = weight / shrink if centre is None else centre + (weight - centre) / shrink
+    # U + (W − U) is not W: what is inside keeps its bits.
+    return torch.where(distances > radius, pulled, weight)
+
+
+def gain_projection(
+    gain: Tensor,
+    centre: Tensor,
+    radius: float,
+    variance: Tensor | None = None,
+    centre_variance: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """A norm layer's `gain`, pulled back where |γ/σ − γ_start/σ_start| > `radius`.
+
+    σ² + eps is a batch norm's running variance, now and at the start; without one (layer norm) σ is 1.
+    """
+    import torch
+
+    deviation = torch.ones_like(gain) if variance is None else (variance + eps).sqrt()
+    centre_deviation = torch.ones_like(centre) if centre_variance is None else (centre_variance + eps).sqrt()
+    diagonal = gain / deviation
+    projected = mars_projection(diagonal, centre / centre_deviation, radius)
+    return torch.where(projected == diagonal, gain, projected * deviation)
+
+
+def kernels(model: Model) -> dict[str, nn.Parameter]:
+    """The encoder's weight matrices and convolutions by name: what MARS is about; no biases, norms or embeddings."""
+    return dict(_encoder_tensors(model, "kernel"))
+
+
+def _encoder_tensors(model: Model, kind: Literal["kernel", "embedding", "gain"]) -> Iterator[tuple[str, nn.Parameter]]:
+    from torch import nn
+
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    roles = model.roles()
+    for name, parameter in model.named_parameters():
+        role = roles[name]
+        if role == "bias" or not name.startswith("encoder."):
+            continue
+        embedding = id(parameter) in tables or role in ("token", "position")
+        if kind == ("gain" if role == "norm" else "embedding" if embedding else "kernel"):
+            yield name, parameter
+
+
+@dataclass(frozen=True)
+class MarsProjection(Constraint):
+    """Every output unit of the encoder stays within `radius` of its start; infinity lets it go anywhere.
+
+    `head_radius` bounds the classifier's matrices around the origin (None: free). `embeddings` and `norm_gains` add
+    what is free by default: one row per token or position, and the gains of layer norms. `norm` 'frobenius' bounds each
+    tensor as a whole instead.
+    """
+
+    radius: float = 7.0
+    head_radius: float | None = None
+    embeddings: bool = False
+    norm_gains: bool = False
+    norm: Literal["mars", "frobenius"] = "mars"
+
+    def check(self) -> None:
+        self.require("radius", self.radius > 0, "above 0")
+        self.require(
+            "head_radius", self.head_radius is None or self.head_radius > 0, "above 0, or None for a free head"
+        )
+
+    def apply(self, model: Model, reference: Mapping[str, Tensor], state: State) -> None:
+        project = mars_projection if self.norm == "mars" else frobenius_projection
+        for name, weight in kernels(model).items():
+            weight.copy_(project(weight, reference[name], self.radius))
+        if self.embeddings:
+            for name, table in _encoder_tensors(model, "embedding"):
+                # (..., D) -> (rows, D)
+                rows = table.flatten(0, -2), reference[name].flatten(0, -2)
+                table.copy_(project(*rows, self.radius).view_as(table))
+        if self.norm_gains:
+            for name, gain in _encoder_tensors(model, "gain"):
+                bound = gain_projection if self.norm == "mars" else frobenius_projection
+                gain.copy_(bound(gain, reference[name], self.radius))
+        if self.head_radius is not None and model.head is not None:
+            for weight in model.head.parameters():
+                if weight.ndim > 1:
+                    weight.copy_(project(weight, None, self.head_radius))
+
+
+@recipe()
+def mars(cell: Cell) -> Stage:
+    """Fine-tune from the pre-trained weights, and keep every output unit near them."""
+    return finetune(cell, constraint=cell.configure(MarsProjection()))

@@ -1,0 +1,173 @@
+"""Losses, learning rates and weight-decay groups against numbers that official code computed."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from baselines.self_distillation import feature_distance
+from bench.backbones import MaskedAutoEncoder
+from bench.hooks import State
+from bench.models import build
+from bench.models.image import mask_from_noise, patch_targets, patchify, reconstruction_loss, sincos_positions
+from bench.models.text import NOT_SELECTED, masked_token_loss
+from bench.models.vit_mae import place, sizes
+from bench.objectives import AdamW
+from bench.specs import Data, Schedule, Stage
+from bench.train import learning_rate, parameter_groups
+from tests.examples import finetuning, pretraining
+from tests.golden_files import cases, compare, tensor
+
+Case = dict[str, Any]
+
+
+def gradient(loss: Tensor, of: Tensor) -> Tensor:
+    (found,) = torch.autograd.grad(loss, of)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ masked auto-encoding
+
+
+def check_positions(case: Case) -> None:
+    hyper = case["hyper"]
+    table = sincos_positions(hyper["embed_dim"], hyper["grid_size"], hyper["cls_token"])
+    expected = case["outputs"]["sincos_position_embedding"]
+    compare("mae_loss", case, "sincos_position_embedding", table, expected)
+
+
+def check_masking(case: Case, removed: Tensor) -> Tensor:
+    """Compare what the noise removes, where noise was recorded; returns which patches are removed."""
+    if "masking_noise" not in case["inputs"]:
+        return removed
+    outputs = case["outputs"]
+    mask = mask_from_noise(tensor(case["inputs"]["masking_noise"]), case["hyper"]["mask_ratio"])
+    assert mask.kept.tolist() == outputs["kept_patch_index"], case["name"]
+    assert mask.kept.shape[1] == outputs["num_kept"], case["name"]
+    assert mask.restore.tolist() == outputs["ids_restore"], case["name"]
+    compare("mae_loss", case, "mask", mask.removed, outputs["mask"])
+    return mask.removed
+
+
+def check_reconstruction(case: Case) -> None:
+    hyper, inputs, outputs = case["hyper"], case["inputs"], case["outputs"]
+    images, predictions = tensor(inputs["images"]), tensor(inputs["predictions"]).requires_grad_()
+    removed = check_masking(case, tensor(inputs.get("mask", outputs.get("mask"))))
+    compare("mae_loss", case, "patches", patchify(images, hyper["patch_size"]), outputs["patches"])
+    targets = patch_targets(images, hyper["patch_size"], hyper["norm_pix_loss"])
+    compare("mae_loss", case, "target", targets, outputs["target"])
+    loss = reconstruction_loss(predictions, targets, removed)
+    compare("mae_loss", case, "loss", loss, outputs["loss"])
+    compare("mae_loss", case, "grad_predictions", gradient(loss, predictions), outputs["grad_predictions"])
+    one_patch = torch.eye(removed.numel(), dtype=torch.float64).reshape(-1, *removed.shape)
+    per_patch = torch.stack([reconstruction_loss(predictions, targets, only) for only in one_patch])
+    compare("mae_loss", case, "loss_per_patch", per_patch.reshape(removed.shape), outputs["loss_per_patch"])
+
+
+def test_masked_auto_encoding() -> None:
+    compared = 0
+    for case in cases("mae_loss"):
+        outputs = case["outputs"]
+        if "sincos_position_embedding" in outputs:
+            check_positions(case)
+            compared += 1
+        if "loss" in outputs:
+            check_reconstruction(case)
+            compared += 1
+        assert outputs.keys() & {"sincos_position_embedding", "loss"}, f"case {case['name']} was not compared"
+    assert compared
+
+
+def test_masked_language_modelling() -> None:
+    for case in cases("mlm_loss"):
+        logits, labels = tensor(case["inputs"]["logits"]).requires_grad_(), torch.tensor(case["inputs"]["labels"])
+        assert case["hyper"]["ignore_index"] == NOT_SELECTED
+        loss = masked_token_loss(logits, labels)
+        compare("mlm_loss", case, "loss", loss, case["outputs"]["loss"])
+        compare("mlm_loss", case, "grad_logits", gradient(loss, logits), case["outputs"]["grad_logits"])
+        assert (labels != NOT_SELECTED).sum(-1).tolist() == case["outputs"]["masked_per_sequence"]
+
+
+def test_a_batch_without_a_selected_token_has_loss_and_gradient_zero() -> None:
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = masked_token_loss(logits, torch.full((2, 3), NOT_SELECTED))
+    assert loss.item() == 0
+    assert torch.equal(gradient(loss, logits), torch.zeros_like(logits))
+
+
+# ------------------------------------------------------------------------------------------------ self-distillation
+
+
+def test_distillation() -> None:
+    for case in cases("distill_loss"):
+        student = tensor(case["inputs"]["student_features"]).requires_grad_()
+        teacher = tensor(case["inputs"]["teacher_features"]).requires_grad_()
+        loss = feature_distance(student, teacher)
+        compare("distill_loss", case, "distill_loss", loss, case["outputs"]["distill_loss"])
+        found, stopped = torch.autograd.grad(loss, (student, teacher), allow_unused=True)
+        compare("distill_loss", case, "grad_student_features", found, case["outputs"]["grad_student_features"])
+        assert stopped is None
+
+
+# ------------------------------------------------------------------------------------------------ optimisation
+
+
+def test_learning_rates() -> None:
+    for case in cases("linear_schedule"):
+        hyper = case["hyper"]
+        total = hyper["total_steps"]
+        schedule = Schedule(steps=total, lr=hyper["peak_lr"], warmup_steps=hyper["warmup_steps"])
+        used = case["outputs"]["lr_used_at_step"]
+        rates = [learning_rate(schedule, step, total) for step in range(len(used) + 1)]
+        compare("linear_schedule", case, "lr_used_at_step", tensor(rates[:-1]), used)
+        compare("linear_schedule", case, "lr_after_last_step", rates[-1], case["outputs"]["lr_after_last_step"])
+
+
+def stage_of(shapes: dict[str, list[int]]) -> Stage:
+    """A pre-training or fine-tuning stage on a backbone of these shapes."""
+    backbone = MaskedAutoEncoder(
+        name="recorded", weights=None, heads=1, decoder_heads=1, mask_ratio=0.5, **sizes(shapes)
+    )
+    optimizer = AdamW(weight_decay=0.1)
+    if "classifier.weight" not in shapes:
+        return pretraining(backbone=backbone, optimizer=optimizer)
+    classes = shapes["classifier.weight"][0]
+    return finetuning(
+        backbone=backbone,
+        optimizer=optimizer,
+        init="random",
+        data=Data("digits", "train", True, "1" * 64, 50, classes),
+        evaluation=Data("digits", "test", True, "2" * 64, 20, classes),
+    )
+
+
+def groups_of(stage: Stage) -> dict[str, str]:
+    """The group of every parameter, by our names and in the file's words."""
+    needs = stage.objective.needs
+    model = build(stage.backbone, classes=stage.data.classes, decoder="decoder" in needs)
+    groups = dict.fromkeys((name for name, _ in model.named_parameters()), "frozen, not in the optimizer")
+    for group in parameter_groups(model, stage, State()):
+        groups |= dict.fromkeys(group["names"], "decay" if group["weight_decay"] else "no_decay")
+    return groups
+
+
+def test_weight_decay_groups() -> None:
+    for case in cases("weight_decay_groups"):
+        parameters = case["outputs"]["parameters"]
+        found = groups_of(stage_of({parameter["name"]: parameter["shape"] for parameter in parameters}))
+        assert {place(parameter["name"]).name for parameter in parameters} == found.keys(), case["name"]
+        for parameter in parameters:
+            name = place(parameter["name"]).name
+            assert found[name] == parameter["group"], f"case {case['name']}: {parameter['name']} ({name})"
+            assert parameter["requires_grad"] == (not found[name].startswith("frozen"))
+
+
+@pytest.mark.parametrize("name", ["mae_loss", "distill_loss", "theory_section4"])
+def test_a_missing_or_empty_file_fails(name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOLDEN_DIR", str(tmp_path))
+    with pytest.raises(AssertionError, match="no golden numbers"):
+        cases(name)
+    (tmp_path / f"{name}.json").write_text('{"cases": []}')
+    with pytest.raises(AssertionError, match="no cases"):
+        cases(name)

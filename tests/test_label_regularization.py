@@ -1,0 +1,399 @@
+"""Label smoothing and distillation: the losses against released code, what the teacher is, and what is refused."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from baselines.label_regularization import (
+    Distillation,
+    LabelSmoothing,
+    VirtualTeacher,
+    distillation_loss,
+    smoothed_cross_entropy,
+    virtual_teacher,
+    virtual_teacher_loss,
+)
+from bench import grid
+from bench.batches import Batches
+from bench.checkpoint import Checkpoints
+from bench.data.examples import Examples
+from bench.embedded import docs_mlm, photos_mae
+from bench.errors import InputError, SpecError
+from bench.models import build
+from bench.objectives import CrossEntropy
+from bench.plan import Plan, make_plan
+from bench.registry import BACKBONES
+from bench.specs import Data, Objective, Schedule, Stage
+from bench.store import Store
+from bench.train import Supervision, train
+from tests.examples import finetuning, tiny_backbone
+from tests.golden_files import cases, compare, tensor
+
+GOLDEN = "kd_label_regularization"
+CPU = torch.device("cpu")
+
+
+# ------------------------------------------------------------------------------------------------ golden numbers
+
+
+def golden_loss(case: dict[str, Any], logits: Tensor, **changes: Any) -> Tensor:
+    """The project's loss with the case's settings, as the released code has it unless changed."""
+    hyper, labels = case["hyper"], torch.tensor(case["inputs"]["labels"])
+    if hyper["loss"] == "label_smoothing":
+        return smoothed_cross_entropy(logits, labels, hyper["alpha"], **{"spread": "others", **changes})
+    multiplier = 1.0 if hyper["multiplier"] is None else hyper["multiplier"]
+    settings = {"kl_reduction": "mean", "multiplier": multiplier, **changes}
+    if hyper["loss"] == "tfkd_reg":
+        place = hyper["alpha"], hyper["temperature"], hyper["correct_prob"]
+        return virtual_teacher_loss(logits, labels, *place, **settings)
+    assert hyper["loss"] in ("kd", "tfkd_self")
+    teacher = tensor(case["inputs"]["teacher_logits"])
+    return distillation_loss(logits, teacher, labels, hyper["alpha"], hyper["temperature"], **settings)
+
+
+# Output of the generator -> the project's settings that give it instead of the released code's.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "textbook_loss_batchmean": {"kl_reduction": "batchmean"},
+    "variant_batchmean_untempered_student": {"kl_reduction": "batchmean"},
+    "variant_batchmean_tempered_student": {"kl_reduction": "batchmean", "temper_student": True},
+    "torch_style_label_smoothing_0.1": {"spread": "all"},
+}
+
+
+def test_losses_and_gradients_are_the_released_codes_and_their_options_the_alternatives() -> None:
+    for case in cases(GOLDEN):
+        logits, outputs = tensor(case["inputs"]["student_logits"]).requires_grad_(), case["outputs"]
+        loss = golden_loss(case, logits)
+        compare(GOLDEN, case, "loss", loss, outputs["loss"])
+        (gradient,) = torch.autograd.grad(loss, logits)
+        compare(GOLDEN, case, "grad_student_logits", gradient, outputs["grad_student_logits"])
+        for output, changes in VARIANTS.items():
+            if output in outputs:
+                compare(GOLDEN, case, output, golden_loss(case, logits, **changes), outputs[output])
+        if "virtual_teacher" in outputs:
+            labels, classes = torch.tensor(case["inputs"]["labels"]), logits.shape[1]
+            made = virtual_teacher(labels, classes, case["hyper"]["correct_prob"], torch.float64)
+            compare(GOLDEN, case, "virtual_teacher", made, outputs["virtual_teacher"])
+
+
+def test_the_defaults_are_the_textbooks() -> None:
+    for case in cases(GOLDEN):
+        logits, labels = tensor(case["inputs"]["student_logits"]), torch.tensor(case["inputs"]["labels"])
+        hyper, outputs = case["hyper"], case["outputs"]
+        if hyper["loss"] == "kd":
+            teacher = tensor(case["inputs"]["teacher_logits"])
+            loss = distillation_loss(logits, teacher, labels, hyper["alpha"], hyper["temperature"])
+            compare(GOLDEN, case, "default", loss, outputs["textbook_loss_batchmean"])
+    assert (Distillation().kl_reduction, Distillation().multiplier) == ("batchmean", 1.0)
+    assert (VirtualTeacher().kl_reduction, VirtualTeacher().temper_student) == ("batchmean", False)
+    assert LabelSmoothing().spread == "all"
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, 3, generator=generator, requires_grad=True) for _ in range(2))
+    distillation_loss(student, teacher, torch.tensor([0, 1, 2, 0]), 0.5, 2.0).backward()  # type: ignore[no-untyped-call]
+    assert student.grad is not None
+    assert teacher.grad is None
+
+
+# ------------------------------------------------------------------------------------------------ in the loop
+
+
+class Pictures(Examples):
+    """Random images with labels that counts how often it is read."""
+
+    def __init__(self, size: int = 8) -> None:
+        super().__init__(np.arange(22), torch.arange(22) % 10, None)
+        self._images = torch.randn(22, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+    def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> Tensor:
+        images = self._images[index]
+        return images if flip is None else torch.where(flip[:, None, None, None], images.flip(3), images)
+
+
+TEACHER = finetuning(seed=4)
+
+
+def stage_of(objective: Objective, augmentation: str = "none", **changes: Any) -> Stage:
+    schedule = Schedule(steps=7, batch_size=8, lr=1e-2, clip_norm=1.0, dropout=0.2, augmentation=augmentation)  # type: ignore[arg-type]
+    teacher = TEACHER if "teacher" in objective.needs else None
+    return finetuning(**{"objective": objective, "schedule": schedule, "teacher": teacher, **changes})
+
+
+def trained(stage: Stage, folder: Path, asked: Callable[[int], None] = lambda count: None) -> dict[str, Tensor]:
+    """The weights after the stage; `asked` hears how many examples the teacher was shown at each of its answers."""
+    teacher = None
+    if stage.teacher is not None:
+        torch.manual_seed(5)
+        teacher = build(stage.teacher.backbone, classes=10, dropout=0.5).requires_grad_(False).eval()
+        answer = teacher.logits
+        teacher.logits = lambda inputs: (asked(len(inputs)), answer(inputs))[1]  # type: ignore[method-assign]
+    torch.manual_seed(1)
+    model = build(stage.backbone, classes=10, dropout=stage.schedule.dropout)
+    supervision = Supervision(lambda: False, Checkpoints(folder), 1000, lambda step: None, lambda step, loss: None)
+    examples = Pictures()
+    size = stage.teacher.backbone.image_size if stage.teacher is not None else 8  # type: ignore[attr-defined]
+    train(stage, model, teacher, Batches(stage, examples, model, CPU), supervision, Pictures(size))
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+INERT = {
+    "smoothing": (LabelSmoothing(epsilon=0.0), LabelSmoothing()),
+    "smoothing others": (LabelSmoothing(epsilon=0.0, spread="others"), LabelSmoothing(spread="others")),
+    "distillation": (Distillation(alpha=0.0), Distillation()),
+    "virtual": (VirtualTeacher(alpha=0.0), VirtualTeacher()),
+}
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip"])
+@pytest.mark.parametrize("name", INERT)
+def test_at_strength_zero_it_is_plain_fine_tuning_bit_for_bit(name: str, augmentation: str, tmp_path: Path) -> None:
+    off, on = INERT[name]
+    plain = trained(stage_of(CrossEntropy(), augmentation), tmp_path / "plain")
+    assert equal(plain, trained(stage_of(off, augmentation), tmp_path / "off"))
+    assert not equal(plain, trained(stage_of(on, augmentation), tmp_path / "on"))
+
+
+OPTIONS = [
+    LabelSmoothing(),
+    LabelSmoothing(epsilon=0.2),
+    LabelSmoothing(spread="others"),
+    Distillation(),
+    Distillation(alpha=0.6),
+    Distillation(temperature=4.0),
+    Distillation(kl_reduction="mean"),
+    Distillation(multiplier=2.0),
+    VirtualTeacher(),
+    VirtualTeacher(alpha=0.2),
+    VirtualTeacher(temperature=1.0),
+    VirtualTeacher(correct_probability=0.9),
+    VirtualTeacher(kl_reduction="mean"),
+    VirtualTeacher(multiplier=2.0),
+    VirtualTeacher(temper_student=True),
+]
+
+
+def test_every_setting_changes_what_is_learned(tmp_path: Path) -> None:
+    heads = [trained(stage_of(option), tmp_path / str(i))["head.weight"] for i, option in enumerate(OPTIONS)]
+    for i, head in enumerate(heads):
+        assert not any(torch.equal(head, other) for other in heads[:i]), OPTIONS[i]
+
+
+def test_the_teacher_is_asked_once_without_augmentation_and_for_every_batch_with_it(tmp_path: Path) -> None:
+    shown: list[int] = []
+    cached = trained(stage_of(Distillation()), tmp_path / "a", shown.append)
+    assert shown == [22]
+    shown.clear()
+    flipped = trained(stage_of(Distillation(), "flip"), tmp_path / "b", shown.append)
+    assert shown == [8, 8, 6, 8, 8, 6, 8]
+    assert not equal(cached, flipped)
+
+
+def test_a_teacher_that_reads_other_inputs_teaches_only_without_augmentation(tmp_path: Path) -> None:
+    large = tiny_backbone(name="large", image_size=16, weights=TEACHER.backbone.weights)
+    teacher = dataclasses.replace(TEACHER, backbone=large)
+    shown: list[int] = []
+    trained(stage_of(Distillation(), teacher=teacher), tmp_path, shown.append)
+    assert shown == [22]
+    with pytest.raises(SpecError, match="another size") as caught:
+        stage_of(Distillation(), "flip", teacher=teacher)
+    assert caught.value.field == "augmentation"
+    wide = dataclasses.replace(TEACHER, backbone=dataclasses.replace(TEACHER.backbone, width=32))  # type: ignore[call-arg]
+    assert stage_of(Distillation(), "flip", teacher=wide).teacher == wide
+
+
+def test_teacher_and_student_must_have_one_label_set() -> None:
+    other = Data("letters", "train", True, "3" * 64, 50, 10)
+    fewer = Data("digits", "train", True, "3" * 64, 50, 9)
+    for data in (other, fewer):
+        with pytest.raises(SpecError, match="the same label set") as caught:
+            stage_of(Distillation(), teacher=dataclasses.replace(TEACHER, data=data))
+        assert caught.value.field == "teacher"
+    unlabelled = TEACHER.backbone.weights
+    with pytest.raises(SpecError, match="without classes"):
+        stage_of(Distillation(), teacher=unlabelled)
+
+
+# ------------------------------------------------------------------------------------------------ in a grid
+
+
+@pytest.fixture
+def wide_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A larger backbone for each modality; the image one reads larger images."""
+
+    def larger(builder: Callable[..., Any], name: str, **sizes: int) -> Callable[[Any], Any]:
+        def build_larger(cell: Any) -> Any:
+            small = builder(cell)
+            architecture = dataclasses.replace(small, name=name, weights=None, **sizes)
+            weights = cell.stage(
+                "source_pretrain",
+                objective=small.weights.objective,
+                schedule=small.weights.schedule,
+                optimizer=small.weights.optimizer,
+                init="random",
+                backbone=architecture,
+                data=small.weights.data,
+                seed=0,
+            )
+            return dataclasses.replace(architecture, weights=weights)
+
+        return build_larger
+
+    monkeypatch.setitem(BACKBONES, "wide_mae", larger(photos_mae, "wide_mae", width=64, image_size=16))
+    monkeypatch.setitem(BACKBONES, "wide_mlm", larger(docs_mlm, "wide_mlm", width=256, max_length=64))
+
+
+TASKS = {"digits": ("photos_mae", "wide_mae"), "pydocs": ("docs_mlm", "wide_mlm")}
+
+GRID = """grid.rows = ['finetune', 'scratch/finetune', 'label_smoothing', 'tf_kd_reg', 'kd', 'self_kd', 'tf_kd_self']
+grid.tasks = ['digits', 'pydocs']
+grid.seeds = [0]
+digits/kd.teacher_backbone = 'wide_mae'
+pydocs/kd.teacher_backbone = 'wide_mlm'
+scratch/finetune.init = 'random'
+digits/finetune.augmentation = 'none'
+"""
+
+SMALL = """finetune.steps = 3
+finetune.batch_size = 8
+finetune.warmup_steps = 0
+data.subset = 60
+source_pretrain.steps = 3
+source_pretrain.batch_size = 8
+"""
+
+
+def plan_of(folder: Path, text: str, data: Path | None = None) -> Plan:
+    (folder / "g.gin").write_text(text)
+    return make_plan([str(folder / "g.gin")], (), (), data or folder / "data", Store(folder / "runs"))
+
+
+def final(plan: Plan, row: str, task: str) -> Stage:
+    return next(planned.stage for planned in plan.cells if planned.name == f"{row}/{task}/{TASKS[task][0]}/0")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.usefixtures("wide_backbones")
+def test_the_teachers_are_who_they_should_be(task: str, tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, GRID)
+    plain = final(plan, "finetune", task)
+    kd = final(plan, "kd", task)
+    assert kd.teacher is not None
+    assert (kd.backbone.name, kd.teacher.backbone.name) == TASKS[task]
+    assert (kd.teacher.name, kd.teacher.init, kd.teacher.objective) == ("finetune", "pretrained", CrossEntropy())
+    assert (kd.teacher.schedule, kd.teacher.seed) == (kd.schedule, kd.seed) == (plain.schedule, plain.seed)
+    for row in ("self_kd", "tf_kd_self"):
+        assert final(plan, row, task).teacher == plain
+    # The published form of self-distillation is an option; without it both rows are one stage.
+    assert final(plan, "self_kd", task) == final(plan, "tf_kd_self", task)
+    published = "tf_kd_self.kl_reduction = 'mean'\ntf_kd_self.multiplier = 50\nkd.kl_reduction = 'mean'\n"
+    plan = plan_of(tmp_path, GRID + published)
+    assert final(plan, "tf_kd_self", task).objective == Distillation(kl_reduction="mean", multiplier=50.0)
+    assert final(plan, "self_kd", task).objective == Distillation()
+    assert final(plan, "kd", task).objective == Distillation(kl_reduction="mean")
+
+
+@pytest.mark.usefixtures("wide_backbones")
+def test_students_from_random_weights(tmp_path: Path) -> None:
+    """The teacher of `kd` stays pre-trained; a self-taught student can learn from its own kind."""
+    rows = "'s1/kd', 's2/label_smoothing', 's3/tf_kd_reg', 's4/self_kd', 's5/tf_kd_self'"
+    init = "".join(f"s{i}/finetune.init = 'random'\n" for i in range(1, 6))
+    text = GRID.replace("'tf_kd_self']", f"'tf_kd_self', {rows}]") + init + "s4/self_kd.teacher_row = 'scratch'\n"
+    plan = plan_of(tmp_path, text)
+    for task in TASKS:
+        students = [final(plan, f"s{i}", task) for i in range(1, 6)]
+        assert {student.init for student in students} == {"random"}
+        assert {student.backbone.weights for student in students} == {None}
+        # The scope of a row reaches its teacher's fine-tuning too, but not where that starts from.
+        assert students[0].teacher == final(plan, "kd", task).teacher
+        assert students[0].teacher is not None
+        assert students[0].teacher.init == "pretrained"
+        assert students[3].teacher == final(plan, "scratch", task)
+        assert students[4].teacher == final(plan, "finetune", task)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("digits/kd.teacher_backbone = 'wide_mea'", "Did you mean 'wide_mae'? Legal: photos_mae, wide_mae."),
+        ("digits/kd.teacher_backbone = 'wide_mlm'", "a backbone that reads images"),
+        ("digits/kd.teacher_backbone = 'wide_mlm'", "Legal: photos_mae, wide_mae."),
+        ("Distillation.temperature = 0", "above 0"),
+        ("Distillation.temperature = -2.0", "above 0"),
+        ("Distillation.alpha = 1.5", "in [0, 1]"),
+        ("Distillation.alpha = -0.1", "in [0, 1]"),
+        ("tf_kd_self.multiplier = 0", "above 0"),
+        ("tf_kd_self.kl_reduction = 'sum'", "'batchmean', 'mean'"),
+        ("VirtualTeacher.temperature = 0.0", "above 0"),
+        ("VirtualTeacher.alpha = 2", "in [0, 1]"),
+        ("VirtualTeacher.multiplier = -1", "above 0"),
+        ("VirtualTeacher.correct_probability = 1.01", "1]"),
+        ("VirtualTeacher.correct_probability = 0", "1]"),
+        ("digits/VirtualTeacher.correct_probability = 0.1", "(1/10, 1]"),
+        ("LabelSmoothing.epsilon = 1", "in [0, 1)"),
+        ("LabelSmoothing.epsilon = -0.1", "in [0, 1)"),
+        ("digits/finetune.augmentation = 'flip'", "another size"),
+    ],
+)
+@pytest.mark.usefixtures("wide_backbones")
+def test_impossible_settings_are_refused_with_their_line(
+    line: str, reason: str, prepared: Path, tmp_path: Path
+) -> None:
+    name = line.partition(" ")[0]
+    kept = "".join(f"{other}\n" for other in GRID.splitlines() if not other.startswith(f"{name} "))
+    number = kept.count("\n") + 1
+    with pytest.raises(InputError) as caught:
+        plan_of(tmp_path, kept + line, prepared)
+    assert f"g.gin:{number}" in str(caught.value)
+    assert reason in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            GRID.replace("pydocs/kd.teacher_backbone = 'wide_mlm'", ""),
+            "set kd.teacher_backbone. Legal: docs_mlm, wide_mlm",
+        ),
+        (GRID.replace("'finetune', 'scratch", "'scratch"), "needs a row 'finetune': add it to grid.rows"),
+        (GRID + "self_kd.teacher_row = 'self_kd'", "depends on itself"),
+        (GRID + "Distillation.multiplier = 2", "multiplier"),
+        (GRID + "LabelSmoothing.spread = 'others'\nLabelSmoothing.epsilon = 0.95", "epsilon = 0.95"),
+    ],
+)
+@pytest.mark.usefixtures("wide_backbones")
+def test_what_a_grid_lacks_is_named(text: str, reason: str, prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        plan_of(tmp_path, text, prepared)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.usefixtures("wide_backbones")
+def test_all_methods_train_on_images_and_text(prepared: Path, tmp_path: Path) -> None:
+    (tmp_path / "g.gin").write_text(GRID + SMALL)
+    places = ["--store", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--data", str(prepared)]
+    assert grid.main(["--gin", str(tmp_path / "g.gin"), "--launcher", "inline", *places]) == 0
+    lines = (tmp_path / "results" / "g" / "records.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len({record["cell"] for record in records}) == 14
+    for task in TASKS:
+        loss = {
+            record["cell"].split("/")[0]: record["metrics"]["loss"]
+            for record in records
+            if f"/{task}/" in record["cell"]
+        }
+        assert loss["self_kd"] == loss["tf_kd_self"]
+        assert len(set(loss.values())) == 6
