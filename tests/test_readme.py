@@ -39,12 +39,23 @@ def test_commands_are_accepted(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
 
 
-def test_the_example_grid_plans_cleanly(tmp_path: Path) -> None:
-    (example,) = blocks("gin")
-    (tmp_path / "example.gin").write_text(example)
+@pytest.mark.parametrize(("number", "cells"), [(0, 24), (1, 10)])
+def test_the_example_grids_plan_cleanly(number: int, cells: int, tmp_path: Path) -> None:
+    (tmp_path / "example.gin").write_text(blocks("gin")[number])
     plan = make_plan([str(tmp_path / "example.gin")], (), (), tmp_path, Store(tmp_path / "runs"))
-    assert len(plan.cells) == 24
+    assert len(plan.cells) == cells
     assert not plan.splits
+
+
+def test_it_lists_every_method_and_no_other() -> None:
+    import baselines  # noqa: F401
+    from bench.registry import RECIPES
+
+    listed = {
+        name for row in re.findall(r"^\| (`.*?) \|", README, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    }
+    listed |= {"self_distillation_without_distill"}  # written with an ellipsis
+    assert RECIPES.keys() <= listed
 
 
 def test_the_example_method_plugs_in(tmp_path: Path) -> None:
