@@ -190,32 +190,19 @@ class Distillation(Objective):
             )
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
-        import torch
-
-        from bench.hooks import State
+        from bench.hooks import State, TeacherOutput
 
         assert teacher is not None  # the stage's own check
-        if context.augmented:
-            return State(constants={"teacher": teacher})
-        # Without augmentation a frozen teacher says the same of an example at every step: ask it once.
-        with torch.no_grad():
-            logits = [teacher.logits(inputs) for _, inputs in context.teacher_examples()]
-        return State(constants={"logits": torch.cat(logits)})
+        logits = TeacherOutput(teacher, context, lambda model, inputs: model.logits(inputs))
+        return State(constants={"teacher": logits})
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        import torch
-
         from bench.hooks import Loss
 
         assert batch.labels is not None
-        if "logits" in state.constants:
-            target = state.constants["logits"][batch.index]
-        else:
-            with torch.no_grad():
-                target = state.constants["teacher"].logits(batch.inputs)
         total = distillation_loss(
             model.logits(batch.inputs),
-            target,
+            state.constants["teacher"].of(batch),
             batch.labels,
             self.alpha,
             self.temperature,

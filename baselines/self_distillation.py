@@ -58,29 +58,16 @@ class FeatureMatching(Objective):
         require_same_architecture(stage)
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
-        import torch
-
-        from bench.hooks import State
+        from bench.hooks import State, TeacherOutput
 
         assert teacher is not None  # the stage's own check
-        if context.augmented:
-            return State(constants={"teacher": teacher})
-        # Without augmentation a frozen teacher says the same of an example at every step: ask it once.
-        with torch.no_grad():
-            features = [teacher.features(inputs) for _, inputs in context.teacher_examples()]
-        return State(constants={"features": torch.cat(features)})
+        features = TeacherOutput(teacher, context, lambda model, inputs: model.features(inputs))
+        return State(constants={"teacher": features})
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        import torch
-
         from bench.hooks import Loss
 
-        if "features" in state.constants:
-            target = state.constants["features"][batch.index]
-        else:
-            with torch.no_grad():
-                target = state.constants["teacher"].features(batch.inputs)
-        distance = feature_distance(model.features(batch.inputs), target)
+        distance = feature_distance(model.features(batch.inputs), state.constants["teacher"].of(batch))
         return Loss(distance, {"distill": distance})
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from bench.data.examples import Examples
+    from bench.models import Model
 
 Inputs = Any
 """Model inputs: a float tensor (B, 3, H, W) for images, a dict of (B, T) tensors for text."""
@@ -82,6 +83,28 @@ def _in_order(examples: Examples, device: torch.device, batch_size: int) -> Iter
     for start in range(0, len(examples), batch_size):
         index = torch.arange(start, min(start + batch_size, len(examples)))
         yield index, examples.inputs(index, device)
+
+
+class TeacherOutput:
+    """What a frozen teacher says of each training example (`output` of its inputs), for objectives that learn from it.
+
+    Without augmentation it says the same at every step, so it is asked once, in the form its own backbone reads;
+    with augmentation it is shown the student's inputs.
+    """
+
+    def __init__(self, teacher: Model, context: Context, output: Callable[[Model, Inputs], Tensor]) -> None:
+        self._teacher, self._output = teacher, output
+        self._cached: Tensor | None = None
+        if not context.augmented:
+            with torch.no_grad():
+                self._cached = torch.cat([output(teacher, inputs) for _, inputs in context.teacher_examples()])
+
+    def of(self, batch: Batch) -> Tensor:
+        """The outputs for one batch (B, …)."""
+        if self._cached is not None:
+            return self._cached[batch.index]
+        with torch.no_grad():
+            return self._output(self._teacher, batch.inputs)
 
 
 class ParameterGroup(TypedDict):
