@@ -63,8 +63,9 @@ class MaskedAutoEncoder(Backbone):
 class MaskedLanguageModel(Backbone):
     """A BERT-like encoder with a masked-language-model head.
 
-    `tokenizer` names the prepared corpus that holds the vocabulary, `tokenizer_checksum` the sha256 of that file (None
-    until the corpus is prepared). `max_length` counts tokens, special ones included.
+    `tokenizer` names the prepared corpus that holds the vocabulary, or a public repository (OWNER/NAME);
+    `tokenizer_checksum` is the sha256 of that file, None until it is prepared. `max_length` counts tokens, special ones
+    included.
     """
 
     MODALITY: ClassVar[Literal["image", "text"]] = "text"
@@ -92,6 +93,12 @@ class MaskedLanguageModel(Backbone):
         self.require("vocabulary", self.vocabulary >= 8, "at least 8")
         self.require("mask_ratio", 0 < self.mask_ratio < 1, "in (0, 1)")
         self.require("dropout", 0 <= self.dropout < 1, "in [0, 1)")
+
+    @property
+    def unprepared(self) -> frozenset[str]:
+        if self.tokenizer_checksum is not None:
+            return super().unprepared
+        return super().unprepared | {self.name if "/" in self.tokenizer else self.tokenizer}
 
     def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
         # Gururangan et al. 2020: everything but biases and layer-norm gains.

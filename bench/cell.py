@@ -152,6 +152,8 @@ class Expansion:
             stage = self._search(cell, search.candidates) if search.candidates else recipe(cell)
         except SpecError as error:
             raise cell.blame(error.field, str(error)) from error
+        finally:
+            del self._built[place]
         self._built[place] = stage
         return stage
 

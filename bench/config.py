@@ -238,7 +238,8 @@ def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bin
     Raises InputError listing every binding of an unknown name, setting or scope, or of a wrong type.
     """
     import baselines  # noqa: F401  (registers every method)
-    import bench.embedded  # noqa: F401  (registers the embedded backbones)
+    import bench.embedded
+    import bench.public_backbones  # noqa: F401  (register the backbones)
 
     bindings = read_bindings(files, overrides)
     tried = [binding for candidate in bindings.candidates.values() for binding in candidate]

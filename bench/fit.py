@@ -151,7 +151,8 @@ def initial_model(stage: Stage, store: Store) -> Model:
     model = _new_model(stage, weight_type(stage))
     source = stage.backbone.weights if stage.init == PRETRAINED else stage.init
     if source != RANDOM:
-        assert isinstance(source, Stage)  # Stage.check refuses an untrained backbone
+        # Stage.check refuses an untrained backbone; with public weights a stage is not prepared and does not come here.
+        assert isinstance(source, Stage)
         load_weights(model, store.weights(source), [part for part in parts(stage.objective) if part != "head"])
     return model
 
@@ -165,7 +166,7 @@ def trained_model(stage: Stage, store: Store, dtype: torch.dtype) -> Model:
 
 def pretrained_model(backbone: Backbone, store: Store) -> Model:
     """The encoder of a backbone with its pre-trained weights."""
-    assert backbone.weights is not None  # an untrained backbone has no such model
+    assert isinstance(backbone.weights, Stage)  # an untrained backbone has no such model, a public one is not prepared
     model = build(backbone)
     load_weights(model, store.weights(backbone.weights), ["encoder"])
     return model.requires_grad_(False).eval()

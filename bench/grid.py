@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import cli
+from bench.data import check_preparable, prepare
 from bench.errors import InputError
 from bench.plan import Plan, describe, make_plan
 from bench.specs import walk
@@ -39,12 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.plan:
         print(describe(plan))
         return 0
+    check_preparable(plan.unprepared)
     cli.check_writable("--store", given.store)
     cli.check_results(given.results, plan.grid.name)
     if plan.unprepared:
         cli.check_writable("--data", data)
-        from bench.data import prepare
-
         for name in sorted(plan.unprepared):
             print(f"preparing {name} in {data}", flush=True)
             prepare(name, data)

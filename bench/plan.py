@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.cell import Expansion
+from bench.cell import Bindings, Expansion
 from bench.config import load_grid, refuse_unused
-from bench.data import CORPORA, TASKS
+from bench.data import EMBEDDED
 from bench.errors import InputError, nearest
-from bench.registry import Grid
+from bench.registry import BACKBONES, Grid
 from bench.specs import Selected, Stage, walk
 from bench.store import Store
 
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def unprepared(self) -> set[str]:
-        """The tasks that the selected cells still lack data of."""
+        """The tasks, corpora and public backbones that the selected cells still lack."""
         return set().union(*(stage.unprepared for stage in self.stages))
 
     def to_run(self, retry: bool) -> list[Stage]:
@@ -90,9 +90,7 @@ def make_plan(
     _refuse_unequal_search(cells)
     selected = _select(cells, only)
     origin = ", ".join(Path(name).name for name in files) + "".join(f", --set {text!r}" for text in overrides)
-    plan = Plan(
-        grid, origin, cells, selected, list(walk(*(cell.stage for cell in selected))), list(_splits(expansion, cells))
-    )
+    plan = Plan(grid, origin, cells, selected, list(walk(*(cell.stage for cell in selected))), list(_splits(expansion)))
     _look_up(plan, store)
     return plan
 
@@ -152,45 +150,50 @@ def _look_up(plan: Plan, store: Store) -> None:
 # --------------------------------------------------------------------------------------------- what is split
 
 
-def _splits(expansion: Expansion, cells: list[PlannedCell]) -> Iterable[str]:
+def _splits(expansion: Expansion) -> Iterable[str]:
     """For each row, task: the stages that it would share with another row were it not for the row's own bindings.
 
-    Last stages are left out: rows exist so that those differ.
+    Last stages are left out: rows exist so that those differ. So do rows of one recipe, in any stage; and a stage that
+    the row shares with another one under the same bindings belongs to a series (of budgets, of subsets). Searches are
+    left out, too: the stages compared are those at the grid's own settings.
     """
-    seed = expansion.grid.seeds[0]
-    of_row: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for cell in cells:
-        if cell.seed == seed:
-            of_row[cell.row, cell.task] = {stage.key for stage in walk(cell.stage)}
+    grid, seed, root = expansion.grid, expansion.grid.seeds[0], expansion.data_root
+    bindings = Bindings(binding for binding in expansion.bindings.all if binding.configurable != "search")
+    unsearched = Expansion(grid, bindings, root)
+    of_row = {(row, task): _stages(unsearched, row, task, seed) for row in expansion.rows for task in grid.tasks}
     told: set[str] = set()
-    for row in expansion.rows:
-        scopes = {row, *(f"{task}/{row}" for task in expansion.grid.tasks)}
-        if not any(binding.scope in scopes for binding in expansion.bindings.all):
+    for row, its in expansion.rows.items():
+        others = [name for name, other in expansion.rows.items() if other.recipe != its.recipe]
+        scopes = {row, *(f"{task}/{row}" for task in grid.tasks)}
+        if not any(binding.scope in scopes for binding in bindings.all):
             continue
-        plain = Expansion(expansion.grid, expansion.bindings.without_scopes(scopes), expansion.data_root)
-        for task in expansion.grid.tasks:
-            try:
-                last = plain.stage(row, task, seed)
-            except InputError:
-                continue  # without its own bindings the row makes no sense, so there is nothing it could share
-            own = {stage.key: stage for stage in walk(expansion.stage(row, task, seed))}
-            unbound = {stage.key: stage for stage in walk(last)}
+        plain = Expansion(grid, bindings.without_scopes(scopes), root)
+        for task in grid.tasks:
+            own, unbound = of_row[row, task], _stages(plain, row, task, seed)
             for stage in list(unbound.values())[:-1]:
-                sharing = [other for other in expansion.rows if other != row and stage.key in of_row[other, task]]
+                sharing = [other for other in others if stage.key in of_row[other, task]]
                 if not sharing or stage.key in own:
                     continue
                 # Its counterpart: of the same part in the method and on the same backbone (kd has two `finetune`).
                 place = (stage.name, stage.backbone.name)
                 counterparts = (s for s in own.values() if (s.name, s.backbone.name) == place and s.key not in unbound)
                 split = next(counterparts, None)
-                if split is None:
+                if split is None or any(split.key in of_row[other, task] for other in others):
                     continue
-                blamed = {str(binding) for binding in expansion.sources[split.key] if binding.scope in scopes}
+                blamed = {str(binding) for binding in unsearched.sources[split.key] if binding.scope in scopes}
                 lines = {
                     f"{one}: splits {stage.name}, which {row} would share with {', '.join(sharing)}" for one in blamed
                 }
                 yield from sorted(lines - told)
                 told |= lines
+
+
+def _stages(expansion: Expansion, row: str, task: str, seed: int) -> dict[str, Stage]:
+    """The stages behind a cell, parents first; none where the row makes no sense under these bindings."""
+    try:
+        return {stage.key: stage for stage in walk(expansion.stage(row, task, seed))}
+    except InputError:
+        return {}
 
 
 # --------------------------------------------------------------------------------------------- what is shown
@@ -214,7 +217,8 @@ def describe(plan: Plan) -> str:
         "stages: " + ", ".join(f"{states[state]} {state}" for state in STATES if states[state] or state in STATES[:2]),
     ]
     for task in sorted(plan.unprepared):
-        how = "the first run builds it" if task in TASKS or task in CORPORA else "prepare it first"
+        what = "weights" if task in BACKBONES else "data"
+        how = "the first run builds it" if task in EMBEDDED else f"public {what}, which this version cannot fetch"
         lines.append(f"  {task}: not prepared ({how})")
     for stage in plan.stages:
         if stage.key in plan.failed:

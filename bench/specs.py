@@ -242,22 +242,41 @@ class Data(Spec):
 
 
 @dataclass(frozen=True)
+class PublicWeights(Spec):
+    """A public checkpoint: a repository of the Hugging Face hub, its revision (a commit), the sha256 of its weights.
+
+    `checksum` is None as long as the weights are not fetched; no stage that needs such weights is run or matched.
+    """
+
+    repository: str
+    revision: str | None = None
+    checksum: str | None = None
+
+
+@dataclass(frozen=True)
 class Backbone(Spec):
     """A pre-trained encoder with its decoder; `bench.backbones` holds one subclass per modality.
 
-    `weights` is the stage that pre-trained it, or None for an architecture that only starts from random weights.
+    `weights` is the stage that pre-trained it, a public checkpoint, or None for an architecture that only starts from
+    random weights.
     """
 
     MODALITY: ClassVar[Literal["image", "text"]]
     UNBOUND: ClassVar[tuple[str, ...]] = ("name", "weights")
 
     name: str
-    weights: Stage | None
+    weights: Stage | PublicWeights | None
 
     @property
     def random(self) -> Self:
         """The same architecture without its pre-trained weights."""
         return dataclasses.replace(self, weights=None)
+
+    @property
+    def unprepared(self) -> frozenset[str]:
+        """What must be prepared before the backbone can be built, by name; a public backbone goes by its own."""
+        missing = isinstance(self.weights, PublicWeights) and self.weights.checksum is None
+        return frozenset({self.name} if missing else ())
 
     def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
         """The parameter roles under weight decay in fine-tuning (`labelled`) or pre-training."""
@@ -492,9 +511,9 @@ class Stage(Spec):
 
     @cached_property
     def unprepared(self) -> frozenset[str]:
-        """The tasks whose data this stage or one of its parents still lacks."""
+        """The tasks, corpora and public backbones that this stage or one of its parents still lacks."""
         own = {data.task for data in (self.data, self.evaluation) if data is not None and data.checksum is None}
-        return frozenset(own.union(*(parent.unprepared for parent in self.parents)))
+        return self.backbone.unprepared.union(own, *(parent.unprepared for parent in self.parents))
 
     @property
     def folder(self) -> str:

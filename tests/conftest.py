@@ -179,6 +179,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bench import data
 
     root = tmp_path_factory.mktemp("prepared")
-    for name in [*data.TASKS, *data.CORPORA]:
+    for name in data.EMBEDDED:
         data.prepare(name, root)
     return root

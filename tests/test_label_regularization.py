@@ -327,9 +327,12 @@ def test_students_from_random_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("digits/kd.teacher_backbone = 'wide_mea'", "Did you mean 'wide_mae'? Legal: photos_mae, wide_mae."),
+        (
+            "digits/kd.teacher_backbone = 'wide_mea'",
+            "Did you mean 'wide_mae'? Legal: photos_mae, vit_mae_base, wide_mae.",
+        ),
         ("digits/kd.teacher_backbone = 'wide_mlm'", "a backbone that reads images"),
-        ("digits/kd.teacher_backbone = 'wide_mlm'", "Legal: photos_mae, wide_mae."),
+        ("digits/kd.teacher_backbone = 'wide_mlm'", "Legal: photos_mae, vit_mae_base, wide_mae."),
         ("Distillation.temperature = 0", "above 0"),
         ("Distillation.temperature = -2.0", "above 0"),
         ("Distillation.alpha = 1.5", "in [0, 1]"),
@@ -366,7 +369,7 @@ def test_impossible_settings_are_refused_with_their_line(
     [
         (
             GRID.replace("pydocs/kd.teacher_backbone = 'wide_mlm'", ""),
-            "set kd.teacher_backbone. Legal: docs_mlm, wide_mlm",
+            "set kd.teacher_backbone. Legal: docs_mlm, roberta_base, roberta_large, wide_mlm",
         ),
         (GRID.replace("'finetune', 'scratch", "'scratch"), "needs a row 'finetune': add it to grid.rows"),
         (GRID + "self_kd.teacher_row = 'self_kd'", "depends on itself"),

@@ -174,6 +174,24 @@ def test_dropout_is_the_same_whatever_else_a_method_computes(tmp_path: Path) -> 
     assert equal(plain, busy)
 
 
+def test_dropout_is_drawn_anew_at_every_step(tmp_path: Path) -> None:
+    drawn: list[float] = []
+
+    @dataclass(frozen=True)
+    class Listening(CrossEntropy):
+        """Cross-entropy that notes the first random number of every forward pass."""
+
+        def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+            drawn.append(float(torch.rand(())))
+            return super().loss(model, batch, state, context)
+
+    stage = dataclasses.replace(FINETUNE, objective=Listening())
+    run(stage, tmp_path / "a")
+    run(dataclasses.replace(stage, schedule=dataclasses.replace(stage.schedule, micro_batches=2)), tmp_path / "b")
+    assert len(set(drawn)) == 14  # the first of two micro-batches draws what the whole batch would
+    assert len(drawn) == 21
+
+
 def test_accumulation_changes_nothing_but_rounding(tmp_path: Path) -> None:
     schedule = dataclasses.replace(FINETUNE.schedule, dropout=0.0, augmentation="none")
     whole = run(dataclasses.replace(FINETUNE, schedule=schedule), tmp_path / "a", dtype=torch.float64)
@@ -242,13 +260,17 @@ def test_weight_decay_goes_by_role_and_differs_between_the_stages() -> None:
     assert "encoder.pos_embed" not in pre
 
 
-def test_constraints_apply_after_every_step(tmp_path: Path) -> None:
+def test_constraints_apply_after_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = run(FINETUNE, tmp_path / "a")
     held = run(dataclasses.replace(FINETUNE, constraint=Shrink()), tmp_path / "b")
     torch.manual_seed(1)
     start = dict(build(FINETUNE.backbone, classes=10).named_parameters())
     far, near = ((weights["head.weight"] - start["head.weight"]).norm() for weights in (free, held))
     assert 0 < near < 0.7 * far
+    applied: list[Model] = []
+    monkeypatch.setattr(Shrink, "apply", lambda self, model, *rest: applied.append(model))
+    run(dataclasses.replace(FINETUNE, constraint=Shrink()), tmp_path / "c")
+    assert len(applied) == 7
 
 
 def batches_of(stage: Stage, examples: Examples) -> Batches:
@@ -336,3 +358,14 @@ def test_masked_objective_trains_the_decoder_and_reports_its_part(tmp_path: Path
     run(stage, tmp_path, progress=lambda step, told: losses.append(float(told["masked"])))
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
     assert MaskedAutoEncoding().needs == {"mask", "decoder"}
+
+
+def test_the_masked_loss_is_weighted(tmp_path: Path) -> None:
+    seen: list[tuple[float, float]] = []
+
+    def progress(step: int, losses: Mapping[str, Tensor]) -> None:
+        seen.append((float(losses["loss"]), float(losses["masked"])))
+
+    run(dataclasses.replace(STAGES["masked"], objective=MaskedAutoEncoding(weight=0.25)), tmp_path, progress=progress)
+    assert len(seen) == 7
+    assert all(total == 0.25 * masked > 0 for total, masked in seen)

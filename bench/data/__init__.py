@@ -6,6 +6,7 @@ Planning imports this module, so nothing here imports an array or tensor library
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -31,13 +32,35 @@ class Task(Spec):
     metric: Literal["accuracy", "macro_f1", "micro_f1"]
 
 
+def _images(name: str, backbone: str = "vit_mae_base") -> Task:
+    return Task(name=name, modality="image", backbone=backbone, metric="accuracy")
+
+
+def _texts(
+    name: str, metric: Literal["accuracy", "macro_f1", "micro_f1"] = "accuracy", backbone: str = "roberta_base"
+) -> Task:
+    return Task(name=name, modality="text", backbone=backbone, metric=metric)
+
+
 TASKS: dict[str, Task] = {
-    "digits": Task(name="digits", modality="image", backbone="photos_mae", metric="accuracy"),
-    "pydocs": Task(name="pydocs", modality="text", backbone="docs_mlm", metric="accuracy"),
+    task.name: task
+    for task in (
+        _images("digits", "photos_mae"),
+        _texts("pydocs", backbone="docs_mlm"),
+        # Lee et al. 2023: Table 1 and Figure 3, then Table 2 with its metrics.
+        *map(_images, ("aircraft", "cub", "chest_xray", "dtd", "dogs", "flower", "cifar100")),
+        *(_texts(name, "macro_f1") for name in ("scierc", "acl_arc", "twitter_emotion")),
+        _texts("chemprot", "micro_f1"),
+        # Small tasks of GLUE. Usual for cola is Matthews' correlation; here it is accuracy like the others.
+        *map(_texts, ("rte", "mrpc", "cola", "sst2")),
+    )
 }
 
 CORPORA: dict[str, Modality] = {"photographs": "image", "docstrings": "text"}
 """Unlabelled data on which the suite pre-trains its own small backbones."""
+
+EMBEDDED = ("digits", "pydocs", *CORPORA)
+"""What can be built from the packages at hand, without a download."""
 
 MANIFEST = "manifest.json"
 
@@ -112,17 +135,28 @@ def _parse(content: dict[str, Any], name: str) -> Manifest:
     )
 
 
+def check_preparable(names: Iterable[str]) -> None:
+    """Refuse, in one message, tasks and public backbones that are not prepared and that this version cannot prepare."""
+    public = sorted(set(names) - set(EMBEDDED))
+    if public:
+        raise InputError(
+            f"not prepared: {', '.join(public)}. This version prepares embedded data only ({', '.join(EMBEDDED)}) and "
+            "fetches no public data or weights; what needs them can be planned (--plan) but not run."
+        )
+
+
 def prepare(name: str, root: Path) -> Manifest:
     """Build a task or corpus under `root/name` unless it is there already.
 
     Nothing is visible before it is complete, and two processes may prepare the same name at once. Refuses unknown
-    names and sources that are missing or too small.
+    names, public data, and sources that are missing or too small.
     """
     if name not in TASKS and name not in CORPORA:
         raise InputError(f"there is no task or corpus named {name!r}.{nearest(name, [*TASKS, *CORPORA])}")
     manifest = read_manifest(name, root)
     if manifest is not None:
         return manifest
+    check_preparable([name])
     from bench.data import disk, images, texts
 
     builders = {

@@ -154,7 +154,7 @@ def test_docstrings_carry_their_vocabulary(prepared: Path) -> None:
 
 
 def test_nothing_on_disk_names_the_machine(prepared: Path) -> None:
-    for name in [*data.TASKS, *data.CORPORA]:
+    for name in data.EMBEDDED:
         assert str(prepared).encode() not in (prepared / name / "manifest.json").read_bytes()
     assert sys.prefix.encode() not in (prepared / "docstrings" / "tokenizer.json").read_bytes()
 
@@ -183,7 +183,7 @@ def test_images_build_twice_alike(prepared: Path) -> None:
 
 
 def test_the_content_has_the_manifests_checksum(prepared: Path) -> None:
-    for name in [*data.TASKS, *data.CORPORA]:
+    for name in data.EMBEDDED:
         manifest = manifest_of(name, prepared)
         for split, known in manifest.splits.items():
             assert facts(manifest.class_names, rows(prepared, name, split)) == known

@@ -1,0 +1,463 @@
+"""Planted mistakes that the tests must notice: `python tests/mutations.py`.
+
+Each is one change of one file. A copy of the checkout gets them one at a time, and the tests named with a mistake must
+fail there; before that they must pass. Exit status 1 if a mistake survives or its place is no longer found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+LABELS = "tests/test_label_regularization.py"
+
+
+class Mutation(NamedTuple):
+    """A mistake: `original` occurs exactly once in `file`; `tests` are the ids that catch it."""
+
+    name: str
+    file: str
+    original: str
+    wrong: str
+    tests: tuple[str, ...]
+
+
+MUTATIONS = (
+    # ---------------------------------------------------------------------------------------- self-distillation
+    Mutation(
+        "distillation averages over features",
+        "baselines/self_distillation.py",
+        "return (student - teacher.detach()).square().sum(dim=-1).mean()",
+        "return (student - teacher.detach()).square().mean()",
+        ("tests/test_golden_losses.py::test_distillation",),
+    ),
+    Mutation(
+        "student started from the teacher",
+        "baselines/self_distillation.py",
+        "        teacher=teacher,\n    )",
+        "        teacher=teacher,\n        init=teacher,\n    )",
+        ("tests/test_golden_end_to_end.py::test_the_recipe_makes_the_stages_of_the_algorithm",),
+    ),
+    Mutation(
+        "student is the teacher of its own round",
+        "baselines/self_distillation.py",
+        "        teacher = self_distill(cell, teacher, round, mae_weight)",
+        "        student = self_distill(cell, teacher, round, mae_weight)\n    teacher = student",
+        ("tests/test_golden_end_to_end.py::test_the_recipe_makes_the_stages_of_the_algorithm",),
+    ),
+    Mutation(
+        "weight of the MAE loss ignored",
+        "bench/objectives.py",
+        "return Loss(self.weight * masked, ",
+        "return Loss(masked, ",
+        ("tests/test_train.py::test_the_masked_loss_is_weighted",),
+    ),
+    Mutation(
+        "teacher in train mode",
+        "bench/fit.py",
+        "    load_weights(model, store.weights(stage), parts(stage.objective))\n"
+        "    return model.requires_grad_(False).eval()",
+        "    load_weights(model, store.weights(stage), parts(stage.objective))\n"
+        "    return model.requires_grad_(False).train()",
+        ("tests/test_contract.py::test_teachers_are_frozen_and_without_dropout[kd-digits]",),
+    ),
+    Mutation(
+        "twice the budget is once the budget",
+        "baselines/tapt.py",
+        "{name: times * given for",
+        "{name: given for",
+        ("tests/test_ablations.py::test_twice_the_budget_is_one_longer_schedule",),
+    ),
+    Mutation(
+        "prediction matching in the other direction",
+        "baselines/ablations.py",
+        "log_softmax(student, dim=-1), log_softmax(teacher.detach(), dim=-1), reduction",
+        "log_softmax(teacher.detach(), dim=-1), log_softmax(student, dim=-1), reduction",
+        ("tests/test_ablations.py::test_predicted_words_are_compared_from_the_teachers_side",),
+    ),
+    # ---------------------------------------------------------------------------------------- masked auto-encoding
+    Mutation(
+        "biased variance in norm_pix",
+        "bench/models/image.py",
+        "keepdim=True, correction=1)",
+        "keepdim=True, correction=0)",
+        ("tests/test_golden_losses.py::test_masked_auto_encoding",),
+    ),
+    Mutation(
+        "reconstruction of all patches",
+        "bench/models/image.py",
+        "return (per_patch * removed).sum() / removed.sum()",
+        "return per_patch.mean()",
+        ("tests/test_golden_losses.py::test_masked_auto_encoding",),
+    ),
+    Mutation(
+        "language modelling averaged per sequence",
+        "bench/models/text.py",
+        "        return masked_token_loss(self.masked_predictions(inputs, mask), "
+        "mask.labels[mask.labels != NOT_SELECTED])",
+        "        selected = mask.labels != NOT_SELECTED\n"
+        "        each = cross_entropy(self.masked_predictions(inputs, mask), mask.labels[selected], reduction='none')\n"
+        "        counts = selected.sum(dim=1)\n"
+        "        return (each / counts.repeat_interleave(counts)).sum() / (counts > 0).sum().clamp(min=1)",
+        ("tests/models/test_text_model.py::test_masked_loss_is_that_of_the_whole_network",),
+    ),
+    Mutation(
+        "language modelling averaged over all tokens",
+        "bench/models/text.py",
+        "return total / (labels != NOT_SELECTED).sum().clamp(min=1)",
+        "return total / labels.numel()",
+        ("tests/test_golden_losses.py::test_masked_language_modelling",),
+    ),
+    # ---------------------------------------------------------------------------------------- RecAdam
+    Mutation(
+        "RecAdam pulls before the Adam update",
+        "baselines/recadam_torch.py",
+        "        parameter.addcdiv_(mean, denominator, value=-rate * task)\n"
+        "        if anchor is not None:\n"
+        "            parameter.sub_(parameter - anchor, alpha=lr * (self.w - task) * self.gamma)\n",
+        "        if anchor is not None:\n"
+        "            parameter.sub_(parameter - anchor, alpha=lr * (self.w - task) * self.gamma)\n"
+        "        parameter.addcdiv_(mean, denominator, value=-rate * task)\n",
+        ("tests/test_recadam.py::test_every_update_is_the_released_codes",),
+    ),
+    Mutation(
+        "RecAdam adds eps to the corrected root",
+        "baselines/recadam_torch.py",
+        "denominator = square.sqrt().add_(self.eps)",
+        "denominator = square.sqrt().add_(self.eps * math.sqrt(1 - beta2**step))",
+        ("tests/test_recadam.py::test_every_update_is_the_released_codes",),
+    ),
+    Mutation(
+        "RecAdam scales the gradient instead of the update",
+        "baselines/recadam_torch.py",
+        "value=-rate * task)",
+        "value=-rate)",
+        ("tests/test_recadam.py::test_every_update_is_the_released_codes",),
+    ),
+    # ---------------------------------------------------------------------------------------- MARS
+    Mutation(
+        "MARS scales the whole matrix",
+        "baselines/mars.py",
+        "    distances = _row_distances(weight, centre).reshape(-1, *[1] * (weight.ndim - 1))",
+        "    distances = mars_distance(weight, centre)",
+        ("tests/test_mars.py::test_every_projection_is_the_released_codes",),
+    ),
+    Mutation(
+        "MARS computes U + (W - U) inside the ball",
+        "baselines/mars.py",
+        "return torch.where(distances > radius, pulled, weight)",
+        "return pulled",
+        ("tests/test_mars.py::test_what_is_inside_keeps_its_bits",),
+    ),
+    Mutation(
+        "MARS after every second step",
+        "bench/train.py",
+        "        if stage.constraint is not None:",
+        "        if stage.constraint is not None and step % 2:",
+        ("tests/test_train.py::test_constraints_apply_after_every_step",),
+    ),
+    # ---------------------------------------------------------------------------------------- R3F
+    Mutation(
+        "R3F halves the divergence",
+        "baselines/r3f.py",
+        "(log_p - log_q)).sum(dim=-1).mean()",
+        "(log_p - log_q)).sum(dim=-1).mean() / 2",
+        ("tests/test_r3f.py::test_the_divergence_and_its_gradients_are_the_released_codes",),
+    ),
+    Mutation(
+        "R3F does not detach the noised embeddings",
+        "baselines/r3f.py",
+        "model.embed(batch.inputs).detach()",
+        "model.embed(batch.inputs)",
+        ("tests/test_r3f.py::test_the_noised_pass_teaches_everything_but_the_embeddings",),
+    ),
+    # ---------------------------------------------------------------------------------------- SupCon
+    Mutation(
+        "SupCon without T / T_base",
+        "baselines/supcon.py",
+        "return -(temperature / base_temperature) * of_positives.mean()",
+        "return -of_positives.mean()",
+        ("tests/test_supcon.py::test_the_loss_and_its_gradient_are_the_released_codes",),
+    ),
+    Mutation(
+        "SupCon takes the mean inside the log",
+        "baselines/supcon.py",
+        "    of_positives = log_probability.masked_fill(~positive, 0.0).sum(dim=1) / positive.sum(dim=1).clamp(min=1)",
+        "    inside = log_probability.exp().masked_fill(~positive, 0.0).sum(dim=1) / positive.sum(dim=1).clamp(min=1)\n"
+        "    of_positives = inside.clamp(min=1e-300).log() * positive.any(dim=1)",
+        ("tests/test_supcon.py::test_the_loss_and_its_gradient_are_the_released_codes",),
+    ),
+    Mutation(
+        "SupCon contrasts an anchor with itself",
+        "baselines/supcon.py",
+        "others = similarity.masked_fill(itself, torch.finfo(similarity.dtype).min)",
+        "others = similarity",
+        ("tests/test_supcon.py::test_the_loss_and_its_gradient_are_the_released_codes",),
+    ),
+    # ---------------------------------------------------------------------------------------- label regularisation
+    Mutation(
+        "KD without the temperature squared",
+        "baselines/label_regularization.py",
+        "distance = temperature**2 * divergence(",
+        "distance = divergence(",
+        (f"{LABELS}::test_the_defaults_are_the_textbooks",),
+    ),
+    Mutation(
+        "KD averages over classes by default",
+        "baselines/label_regularization.py",
+        '    temperature: float = 2.0\n    kl_reduction: Reduction = "batchmean"',
+        '    temperature: float = 2.0\n    kl_reduction: Reduction = "mean"',
+        (f"{LABELS}::test_the_defaults_are_the_textbooks",),
+    ),
+    Mutation(
+        "label smoothing spares the label by default",
+        "baselines/label_regularization.py",
+        '    epsilon: float = 0.1\n    spread: Literal["all", "others"] = "all"',
+        '    epsilon: float = 0.1\n    spread: Literal["all", "others"] = "others"',
+        (f"{LABELS}::test_the_defaults_are_the_textbooks",),
+    ),
+    Mutation(
+        "virtual teacher spreads over all classes",
+        "baselines/label_regularization.py",
+        "others = (1 - correct_probability) / (classes - 1)",
+        "others = (1 - correct_probability) / classes",
+        (f"{LABELS}::test_losses_and_gradients_are_the_released_codes_and_their_options_the_alternatives",),
+    ),
+    # ---------------------------------------------------------------------------------------- theory
+    Mutation(
+        "Lemma 1 with the exponent on the numerator only",
+        "bench/theory.py",
+        "factors: Array = (1 / (1 + examples * ridge / sigma**2)) ** round",
+        "factors: Array = 1**round / (1 + examples * ridge / sigma**2)",
+        ("tests/test_theory.py::test_every_recorded_number",),
+    ),
+    # ---------------------------------------------------------------------------------------- the training loop
+    Mutation(
+        "wrong decay roles",
+        "bench/backbones.py",
+        'return ("matrix", "norm") if labelled else ("matrix", "token")',
+        'return ("matrix", "token") if labelled else ("matrix", "norm")',
+        ("tests/test_golden_losses.py::test_weight_decay_groups",),
+    ),
+    Mutation(
+        "warm-up off by one",
+        "bench/train.py",
+        "return schedule.lr * step / warmup",
+        "return schedule.lr * (step + 1) / warmup",
+        ("tests/test_golden_losses.py::test_learning_rates",),
+    ),
+    Mutation(
+        "clipping skipped",
+        "bench/train.py",
+        "        if schedule.clip_norm is not None:",
+        "        if False:",
+        ("tests/test_train.py::test_gradients_are_clipped_by_their_global_norm",),
+    ),
+    Mutation(
+        "micro-batches are not scaled",
+        "bench/train.py",
+        "scaled = loss.total * (len(batch.index) / examples) if len(micro_batches) > 1 else loss.total",
+        "scaled = loss.total",
+        ("tests/test_train.py::test_accumulation_changes_nothing_but_rounding",),
+    ),
+    Mutation(
+        "checkpoint without optimiser state",
+        "bench/train.py",
+        '    optimizer.load_state_dict(content["optimizer"])\n',
+        "",
+        ("tests/test_train.py::test_stopping_at_any_step_and_resuming_gives_the_same_bits",),
+    ),
+    Mutation(
+        "checkpoint without the objective's module",
+        "bench/train.py",
+        'state.module.load_state_dict(content["state_module"])',
+        "pass",
+        ("tests/test_contract.py::test_an_interruption_after_any_step_changes_no_bit[supcon-digits]",),
+    ),
+    Mutation(
+        "order seed without epoch",
+        "bench/batches.py",
+        'self._seed("order", epoch)',
+        'self._seed("order")',
+        ("tests/test_train.py::test_every_epoch_sees_every_example_once_in_its_own_order",),
+    ),
+    Mutation(
+        "mask seed without step",
+        "bench/batches.py",
+        'self._seed("mask", step, number)',
+        'self._seed("mask", number)',
+        ("tests/test_train.py::test_a_step_is_a_pure_function_of_seed_and_step",),
+    ),
+    Mutation(
+        "dropout seed without step",
+        "bench/train.py",
+        'stream(stage.seed, stage.name, "step", step, number)',
+        'stream(stage.seed, stage.name, "step", number)',
+        ("tests/test_train.py::test_dropout_is_drawn_anew_at_every_step",),
+    ),
+    # ---------------------------------------------------------------------------------------- evaluation and tables
+    Mutation(
+        "evaluation in train mode",
+        "bench/evaluate.py",
+        "    model.eval()\n",
+        "    model.train()\n",
+        ("tests/test_evaluate.py::test_predictions_meet_their_own_labels_in_eval_mode",),
+    ),
+    Mutation(
+        "evaluation on the training split",
+        "bench/fit.py",
+        "held_out = open_split(stage.evaluation, ",
+        "held_out = open_split(stage.data, ",
+        ("tests/test_evaluate.py::test_a_cells_number_is_that_of_its_weights_on_the_test_split",),
+    ),
+    Mutation(
+        "labels not reordered with length-sorted evaluation",
+        "bench/evaluate.py",
+        "examples.labels[order]",
+        "examples.labels",
+        ("tests/test_evaluate.py::test_predictions_meet_their_own_labels_in_eval_mode",),
+    ),
+    Mutation(
+        "search judged on the test split",
+        "bench/cell.py",
+        '        if split == "test" and not searching:',
+        '        if split == "test":',
+        ("tests/test_search.py::test_candidates_never_see_the_test_split_and_the_chosen_one_trains_on_everything",),
+    ),
+    Mutation(
+        "population standard deviation in the table",
+        "bench/tables/statistics.py",
+        "statistics.stdev(values)",
+        "statistics.pstdev(values)",
+        ("tests/test_tables.py::test_mean_and_sample_standard_deviation_in_percent",),
+    ),
+    # ---------------------------------------------------------------------------------------- plan and store
+    Mutation(
+        "key without the data checksum",
+        "bench/specs.py",
+        "fields = {field.name: canonical(getattr(self, field.name)) for field in dataclasses.fields(self)}",
+        "names = [field.name for field in dataclasses.fields(self) if field.name != 'checksum']\n"
+        "        fields = {name: canonical(getattr(self, name)) for name in names}",
+        ("tests/test_specs.py::test_every_field_changes_the_key",),
+    ),
+    Mutation(
+        "random streams that depend on the process",
+        "bench/specs.py",
+        '    text = json.dumps([seed, *names], separators=(",", ":"))',
+        '    text = f"{seed}{hash(names)}"',
+        ("tests/test_specs.py::test_streams_are_pinned",),
+    ),
+    Mutation(
+        "lease by non-exclusive write",
+        "bench/files.py",
+        "        os.link(temporary, path)",
+        "        os.replace(temporary, path)",
+        ("tests/test_store.py::test_of_many_claims_at_once_exactly_one_succeeds",),
+    ),
+    Mutation(
+        "weights used without their checksum",
+        "bench/store.py",
+        '        if sha256(path) != record["weights"]["sha256"]:',
+        "        if False:",
+        ("tests/test_store.py::test_changed_weights_of_the_same_size_are_found_before_use",),
+    ),
+)
+
+
+def named_tests(mutations: Sequence[Mutation]) -> list[str]:
+    """The ids of all tests that these name, each once."""
+    return list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
+
+
+def place_of(mutation: Mutation, root: Path = ROOT) -> str | None:
+    """What is wrong with the place of a mutation, or None."""
+    path = root / mutation.file
+    count = path.read_text(encoding="utf-8").count(mutation.original) if path.is_file() else 0
+    return None if count == 1 else f"the original text occurs {count} times in {mutation.file}"
+
+
+def copy(folder: Path) -> Path:
+    """A copy of the checkout, without what tests do not read."""
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "runs", "*.egg-info")
+
+    def ignored(directory: str, names: list[str]) -> set[str]:
+        at_top = {"data"} if Path(directory) == ROOT else set()  # prepared data, not tests/data or bench/data
+        return set(left_out(directory, names)) | at_top
+
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    return folder
+
+
+def run(root: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """pytest's exit status and what it printed."""
+    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    return result.returncode, result.stdout + result.stderr
+
+
+def verdict(mutation: Mutation, root: Path) -> str:
+    """Apply one mutation to a copy, run its tests, take it back; `caught` or what is wrong."""
+    wrong_place = place_of(mutation, root)
+    if wrong_place is not None:
+        return wrong_place
+    path = root / mutation.file
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(mutation.original, mutation.wrong), encoding="utf-8")
+    try:
+        status, output = run(root, mutation.tests)
+    finally:
+        path.write_text(text, encoding="utf-8")
+    if status == 1:  # pytest's own number for failed tests; anything else is a mistake of the list
+        return "caught"
+    return "NOT caught" if status == 0 else f"pytest ended with {status}: {output[-500:]}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 if every mutation is caught, 1 if not, 2 for a name that is not in the list."""
+    parser = argparse.ArgumentParser(prog="python tests/mutations.py", description=__doc__)
+    parser.add_argument("--list", action="store_true", help="name the mutations and exit")
+    parser.add_argument("--only", action="append", metavar="NAME", help="only these (may be given more than once)")
+    parser.add_argument("--workers", type=int, default=1, help="how many at a time, each in a copy of its own")
+    given = parser.parse_args(arguments)
+    if given.list:
+        for mutation in MUTATIONS:
+            print(f"{mutation.name}: {mutation.file}; {', '.join(mutation.tests)}")
+        return 0
+    if unknown := set(given.only or ()) - {mutation.name for mutation in MUTATIONS}:
+        parser.error(f"no mutation is named {', '.join(sorted(unknown))}; see --list")
+    chosen = [mutation for mutation in MUTATIONS if not given.only or mutation.name in given.only]
+    with tempfile.TemporaryDirectory(prefix="mutations-") as temporary:
+        roots = [copy(Path(temporary) / str(number)) for number in range(max(1, given.workers))]
+        print(f"without a mistake: {len(named_tests(chosen))} tests", flush=True)
+        status, output = run(roots[0], named_tests(chosen))
+        if status != 0:
+            print(f"they fail as they are:\n{output}")
+            return 1
+        free = list(roots)
+
+        def judge(mutation: Mutation) -> bool:
+            began, root = time.monotonic(), free.pop()
+            found = verdict(mutation, root)
+            free.append(root)
+            print(f"{found:10}  {time.monotonic() - began:5.1f} s  {mutation.name}", flush=True)
+            return found == "caught"
+
+        with ThreadPoolExecutor(len(roots)) as pool:
+            caught = sum(pool.map(judge, chosen))
+    print(f"{caught} of {len(chosen)} caught")
+    return 0 if caught == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,450 @@
+"""What every method owes the suite. A file in baselines/ is enough to be held to it: this one names no method's code.
+
+Each recipe is planned and trained on an image and a text task for a few steps on tiny networks; every stage of its own
+must survive an interruption after any step with the same bits, keep its hands off global generators, and have a stable
+key. All recipes together go through a grid whose processes are killed.
+"""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import baselines  # noqa: F401  (registers the methods)
+import bench.embedded  # noqa: F401  (registers the embedded backbones)
+from bench.cell import Binding, Bindings, Expansion
+from bench.checkpoint import Checkpoints
+from bench.data import CORPORA, MANIFEST, TASKS, Manifest, SplitFacts
+from bench.errors import InputError
+from bench.hooks import Context, State
+from bench.models import Model
+from bench.registry import RECIPES, SETTINGS, Grid
+from bench.specs import Objective, Stage, walk
+from bench.store import Store
+from bench.worker import Outcome, Settings, run
+from tests.test_grid import Workplace, wait_for
+
+HERE = "tests/test_contract.py"
+RECIPE_NAMES = sorted(name for name, recipe in RECIPES.items() if recipe.__module__.startswith("baselines."))
+TASK_NAMES = ["digits", "pydocs"]
+STEPS = 4
+
+EXTRA: dict[str, dict[str, Any]] = {}
+"""What a recipe cannot be planned without: recipe -> {"scope/configurable.setting": value}.
+
+A setting of a recipe that ends in `backbone` needs no entry: it is given the task's own backbone.
+"""
+
+KEYS: dict[str, list[str]] = {
+    "finetune": ["856bdc03ba069f508df62a8bd200a89f", "6a584cb1bd297b79255f08737440c123"],
+    "kd": ["26707bfc5af560a4d8e9347bd3052667", "000d93a977bd0ad21edfde20ba23bf4f"],
+    "label_smoothing": ["5fc960752b6c3466bcbeb45411bd8483", "e02d135b148f74a67f70c19b5f7d89dd"],
+    "mars": ["7d4fb91c2df409ecd372f994cffdbcc6", "5d43def49eb5fb0014edfcf8c5700f95"],
+    "prediction_matching": ["814639119f20f877e3c6cb7a9a954f80", "a9e6f4b9863c35ea1930af0243ad52ba"],
+    "r3f": ["b2753df5298d481a7198f85b24076292", "a674304aa0b410d518e6ab74edb4eafc"],
+    "recadam": ["08eef370035a49edaa862389bde879b6", "dcd545de7820b47501316ee06568fc51"],
+    "self_distillation": ["027916152737ad1ca5bae40ed257c6df", "aa1a53ce9e3fd828269869fcd1454af3"],
+    "self_distillation_without_distill": ["ace3863eb6a990f9f3419c8f44a855c5", "3eee16609ae11633128772fd5143926e"],
+    "self_distillation_without_mae": ["816d753c9eec8c898ebd9bdaa1e3e44a", "504438c060e3e4476616cfbfec913547"],
+    "self_kd": ["26707bfc5af560a4d8e9347bd3052667", "000d93a977bd0ad21edfde20ba23bf4f"],
+    "supcon": ["e2c9c197f2569a08fcb62ed601bbd117", "7a77da2f4856401a87cf9a3954cf40de"],
+    "tapt": ["ace3863eb6a990f9f3419c8f44a855c5", "3eee16609ae11633128772fd5143926e"],
+    "tapt_x2": ["c1cd82a8b7107009a365f549c659a73a", "ec20ab667199b3279a91781eb2a8b011"],
+    "tf_kd_reg": ["ef03f22a5477fcc1c96d3210f3ab1577", "6c5b411afdcb072807838d4c56e04d62"],
+    "tf_kd_self": ["26707bfc5af560a4d8e9347bd3052667", "000d93a977bd0ad21edfde20ba23bf4f"],
+    "weight_matching_l2": ["8f5b0657436730095b52ca63cf30762a", "a5ea5e930528df03c8727c1160a56cc4"],
+    "weight_matching_mars": ["6d7a53de5d0a3ba5a4895afae9731d1d", "c7106193c5737641bedb21d4db60ce62"],
+}
+"""The keys (first half) of each recipe's last stage at its defaults, on an image and a text task with made-up data.
+
+One that changes makes every finished stage of that method a stranger to its store: say so in the changelog. A method
+that is new may do without an entry; its keys are then only held to be the same in every process.
+"""
+
+SIZES: dict[str, dict[str, int]] = {
+    "photos_mae": {
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "mlp_width": 32,
+        "decoder_width": 16,
+        "decoder_heads": 2,
+        "decoder_mlp_width": 32,
+    },
+    "docs_mlm": {"width": 16, "depth": 1, "heads": 2, "mlp_width": 32},
+}
+
+
+# ------------------------------------------------------------------------------------------------ planning
+
+
+def required() -> dict[str, Any]:
+    """The bindings without which some recipe cannot be planned."""
+    bound: dict[str, Any] = {}
+    for recipe in RECIPE_NAMES:
+        for setting, kind in SETTINGS[recipe].items():
+            if setting.endswith("backbone") and (kind is str or str in get_args(kind)):
+                bound |= {f"{task}/{recipe}.{setting}": TASKS[task].backbone for task in TASK_NAMES}
+        bound |= EXTRA.get(recipe, {})
+    return bound
+
+
+def short(steps: int, batch_size: int) -> dict[str, Any]:
+    """Bindings that make every stage short, whoever declared its schedule, and every network tiny."""
+    bound: dict[str, Any] = {"data.subset": 32}
+    for name, settings in SETTINGS.items():
+        if {"steps", "batch_size", "warmup_steps"} <= settings.keys():
+            bound |= {f"{name}.steps": steps, f"{name}.batch_size": batch_size, f"{name}.warmup_steps": 1}
+    bound |= {f"{name}/backbone.{size}": value for name, sizes in SIZES.items() for size, value in sizes.items()}
+    return bound
+
+
+def expansion(data: Path, bound: dict[str, Any], tasks: list[str] = TASK_NAMES) -> Expansion:
+    """A grid of all recipes with these bindings; what no row reads is no mistake here."""
+    bindings = []
+    for target, value in bound.items():
+        scope, _, name = target.rpartition("/")
+        configurable, _, setting = name.partition(".")
+        bindings.append(Binding(scope, configurable, setting, value, f"{HERE}: {target}"))
+    return Expansion(Grid(rows=tuple(RECIPE_NAMES), tasks=tuple(tasks), seeds=(0,)), Bindings(bindings), data)
+
+
+def plan(grid: Expansion, recipe: str, task: str) -> Stage:
+    """The last stage of a recipe; a refusal says where bindings that it needs can be given."""
+    try:
+        return grid.stage(recipe, task, 0)
+    except InputError as error:
+        pytest.fail(f"{recipe} cannot be planned for {task}: {error}\nWhat it needs belongs into EXTRA in {HERE}.")
+
+
+def own_stages(grid: Expansion, recipe: str, task: str) -> list[Stage]:
+    """The stages that neither fine-tuning nor further pre-training has; all of those methods' own."""
+    common = () if recipe in ("finetune", "tapt") else [plan(grid, name, task) for name in ("finetune", "tapt")]
+    known = {stage.key for stage in walk(*common)}
+    return [stage for stage in walk(plan(grid, recipe, task)) if stage.key not in known]
+
+
+# ------------------------------------------------------------------------------------------------ running stages
+
+
+class Watch:
+    """Who touches global generators while a stage runs; what objectives began with."""
+
+    SEEDING = ("manual_seed", "seed", "set_rng_state", "fork_rng")
+    ALLOWED = ("bench.train", "bench.fit")
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.intruders: list[str] = []
+        self.states: list[State] = []
+        self.teachers: list[Model] = []
+        self._seed: int | None = None
+        for name in self.SEEDING:
+            original = getattr(torch.random, name)
+            for module in (torch, torch.random):
+                if hasattr(module, name):
+                    patch.setattr(module, name, self._wrapped(name, original))
+
+    def _wrapped(self, name: str, original: Any) -> Any:
+        @functools.wraps(original)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            frame: FrameType = sys._getframe(1)
+            caller = frame.f_globals.get("__name__", "?")
+            if name != "manual_seed" or caller not in self.ALLOWED:
+                self.intruders.append(f"torch.{name} called by {caller}")
+            self.look()
+            result = original(*args, **kwargs)
+            self._seed = torch.initial_seed()
+            return result
+
+        return call
+
+    def look(self) -> None:
+        """Note it if anybody has seeded torch's default generator by a way of its own."""
+        if self._seed is not None and torch.initial_seed() != self._seed:
+            self.intruders.append("torch's default generator was seeded by something else than the loop")
+
+    def begins(self, stage: Stage, patch: pytest.MonkeyPatch) -> None:
+        """Remember the states and teachers that this stage's objective begins with."""
+        kind = type(stage.objective)
+        original = kind.begin
+
+        def begin(objective: Objective, model: Model, teacher: Model | None, context: Context) -> State:
+            state = original(objective, model, teacher, context)
+            self.states.append(state)
+            if teacher is not None:
+                self.teachers.append(teacher)
+            return state
+
+        patch.setattr(kind, "begin", begin)
+
+
+@dataclass
+class Trained:
+    """A stage that ran from beginning to end, and what was seen meanwhile."""
+
+    outcome: Outcome
+    record: dict[str, Any] | None
+    log: str
+    intruders: list[str]
+    stateful: bool
+    noisy_teachers: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Kit:
+    """The recipes on tiny networks, and a store in which each of their stages is trained once."""
+
+    data: Path
+    root: Path
+    trained: dict[str, Trained] = field(default_factory=dict)
+    resumed: set[str] = field(default_factory=set)
+
+    @property
+    def grid(self) -> Expansion:
+        """The grid, anew: one that has refused a row is of no further use."""
+        return expansion(self.data, {**short(STEPS, batch_size=4), **required()})
+
+    def train(self, last: Stage) -> list[Trained]:
+        """All stages up to this one, each run once."""
+        for stage in walk(last):
+            if stage.key not in self.trained:
+                self.trained[stage.key] = self._train(stage)
+        return [self.trained[stage.key] for stage in walk(last)]
+
+    def _train(self, stage: Stage) -> Trained:
+        store = Store(self.root / "runs")
+        folder = store.add(stage)
+        with pytest.MonkeyPatch.context() as patch:
+            watch = Watch(patch)
+            watch.begins(stage, patch)
+            python, numpy = random.getstate(), np.random.get_state(legacy=False)  # noqa: NPY002 - is watched, not used
+            outcome = run(folder, Settings(self.data), lambda: False, lambda step, steps, loss: None)
+            watch.look()
+            if random.getstate() != python:
+                watch.intruders.append("Python's global generator was used")
+            if repr(np.random.get_state(legacy=False)) != repr(numpy):  # noqa: NPY002
+                watch.intruders.append("NumPy's global generator was used")
+        return Trained(
+            outcome,
+            store.record(stage),
+            (folder / "log.txt").read_text(),
+            watch.intruders,
+            any(state.module is not None or state.tensors for state in watch.states),
+            [name for teacher in watch.teachers for name, module in teacher.named_modules() if module.training]
+            + [
+                name
+                for teacher in watch.teachers
+                for name, weight in teacher.named_parameters()
+                if weight.requires_grad
+            ],
+        )
+
+    def stop_after_every_step(self, stage: Stage) -> None:
+        """Train a stage again, stopped after every step; checks each checkpoint, and the result against the first."""
+        if stage.key in self.resumed:
+            return
+        self.resumed.add(stage.key)
+        store = Store(self.root / f"resumed-{stage.key[:16]}")
+        store.root.mkdir()
+        for parent in walk(*stage.parents):
+            store.folder(parent).symlink_to(self.root / "runs" / parent.folder)
+        folder = store.add(stage)
+        with pytest.MonkeyPatch.context() as patch:
+            watch = Watch(patch)
+            watch.begins(stage, patch)
+            for done in range(1, stage.total_steps + 1):
+                outcome = run(folder, Settings(self.data), lambda: True, lambda step, steps, loss: None)
+                if done == stage.total_steps:
+                    break
+                assert outcome.state == "interrupted", f"after step {done}: {outcome}"
+                assert outcome.from_step == done - 1
+                check_round_trip(folder, done, watch.states[-1])
+        assert outcome.state == "done", outcome
+        resumed, whole = store.record(stage), Store(self.root / "runs").record(stage)
+        assert resumed is not None and whole is not None
+        assert resumed["weights"]["sha256"] == whole["weights"]["sha256"]
+        assert resumed["metrics"] == whole["metrics"]
+
+
+def check_round_trip(folder: Path, step: int, state: State) -> None:
+    """The newest checkpoint is of this step and holds all that the objective keeps, as it was."""
+    saved = Checkpoints(folder / "checkpoints").load(torch.device("cpu"))
+    assert saved is not None and saved[0] == step
+    kept = {} if state.module is None else state.module.state_dict()
+    for part, expected in (("state_module", kept), ("state_tensors", state.tensors)):
+        found: dict[str, Tensor] = saved[1][part]
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items()), part
+
+
+@pytest.fixture(scope="module")
+def kit(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    return Kit(prepared, tmp_path_factory.mktemp("contract"))
+
+
+each_recipe = pytest.mark.parametrize("recipe", RECIPE_NAMES)
+each_task = pytest.mark.parametrize("task", TASK_NAMES)
+
+
+# ------------------------------------------------------------------------------------------------ the contract
+
+
+@each_task
+@each_recipe
+def test_every_stage_trains_and_the_last_has_a_record(kit: Kit, recipe: str, task: str) -> None:
+    last = plan(kit.grid, recipe, task)
+    for stage, trained in zip(walk(last), kit.train(last), strict=True):
+        # A loss that is not finite ends a stage as failed.
+        assert trained.outcome.state == "done", f"{stage.folder}: {trained.outcome.reason}\n{trained.log}"
+    record = kit.trained[last.key].record
+    assert record is not None
+    assert record["key"] == last.key and record["steps"] == last.total_steps
+    assert record["metrics"].keys() >= {"accuracy", "macro_f1", "micro_f1", "loss"}, (
+        f"{recipe} ends without a classifier"
+    )
+    assert all(math.isfinite(value) for value in [*record["metrics"].values(), *record["measured"].values()])
+
+
+@each_task
+@each_recipe
+def test_an_interruption_after_any_step_changes_no_bit(kit: Kit, recipe: str, task: str) -> None:
+    kit.train(plan(kit.grid, recipe, task))
+    for stage in own_stages(kit.grid, recipe, task):
+        kit.stop_after_every_step(stage)
+
+
+@each_task
+@each_recipe
+def test_global_generators_are_left_alone(kit: Kit, recipe: str, task: str) -> None:
+    last = plan(kit.grid, recipe, task)
+    for stage, trained in zip(walk(last), kit.train(last), strict=True):
+        assert not trained.intruders, f"{stage.folder}: {sorted(set(trained.intruders))}"
+
+
+@each_task
+@each_recipe
+def test_teachers_are_frozen_and_without_dropout(kit: Kit, recipe: str, task: str) -> None:
+    last = plan(kit.grid, recipe, task)
+    for stage, trained in zip(walk(last), kit.train(last), strict=True):
+        assert not trained.noisy_teachers, f"{stage.folder}: trained or in train mode: {trained.noisy_teachers}"
+
+
+@each_task
+def test_some_method_keeps_a_state_and_some_method_has_a_teacher(kit: Kit, task: str) -> None:
+    """Without them two of the checks above would compare nothing."""
+    stages = {stage.key: stage for recipe in RECIPE_NAMES for stage in walk(plan(kit.grid, recipe, task))}
+    found = [trained for stage in stages.values() for trained in kit.train(stage)]
+    assert any(trained.stateful for trained in found)
+    assert any(stage.teacher is not None for stage in stages.values())
+
+
+# ------------------------------------------------------------------------------------------------ keys
+
+
+def keys(folder: Path) -> dict[str, list[str]]:
+    """The keys of all recipes at their defaults: recipe -> first half of the key for each task.
+
+    The data are made up, so that the keys depend on no machine.
+    """
+    for name, modality in {**{task: TASKS[task].modality for task in TASK_NAMES}, **CORPORA}.items():
+        classes = [f"class {number}" for number in range(10)] if name in TASK_NAMES else None
+        train, test = (
+            SplitFacts(examples=size, checksum=digit * 64, per_class=(size // 10,) * 10 if classes else None)
+            for size, digit in ((1000, "1"), (200, "2"))
+        )
+        manifest = Manifest(
+            name=name,
+            modality=modality,
+            class_names=tuple(classes) if classes else None,
+            splits={"train": train, "test": test},
+            tokenizer_checksum="3" * 64 if name == "docstrings" else None,
+            sources={},
+            vocabulary=4000 if name == "docstrings" else None,
+        )
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / MANIFEST).write_text(manifest.to_json())
+    grid, found = expansion(folder, required()), {}
+    for recipe in RECIPE_NAMES:
+        with contextlib.suppress(InputError):  # one that cannot be planned has no key, and fails a test of its own
+            found[recipe] = [grid.stage(recipe, task, 0).key[:32] for task in TASK_NAMES]
+    return found
+
+
+@pytest.fixture(scope="module")
+def all_keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """The keys as this process and another one compute them."""
+    code = "import json, sys; from pathlib import Path; from tests.test_contract import keys; "
+    code += "print(json.dumps(keys(Path(sys.argv[1]))))"
+    command = [sys.executable, "-c", code, str(tmp_path_factory.mktemp("other"))]
+    environment = {**os.environ, "PYTHONHASHSEED": "4242"}
+    root = Path(__file__).parents[1]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=root)
+    assert result.returncode == 0, result.stderr
+    return keys(tmp_path_factory.mktemp("keys")), json.loads(result.stdout)
+
+
+@each_recipe
+def test_keys_are_the_same_in_every_process_and_version(
+    all_keys: tuple[dict[str, list[str]], dict[str, list[str]]], recipe: str
+) -> None:
+    here, elsewhere = all_keys
+    assert recipe in here, "it cannot be planned"
+    assert here[recipe] == elsewhere[recipe]
+    if recipe in KEYS:
+        assert here[recipe] == KEYS[recipe]
+
+
+def test_every_golden_key_has_its_method() -> None:
+    assert KEYS.keys() <= set(RECIPE_NAMES)
+
+
+# ------------------------------------------------------------------------------------------------ kill -9
+
+
+def killable(data: Path) -> str:
+    """A gin file of all recipes on images, whose stages are long enough to be killed in their middle."""
+    bound = {**short(24, batch_size=4), **required()}
+    grid = expansion(data, bound, ["digits"])
+    for recipe in RECIPE_NAMES:
+        plan(grid, recipe, "digits")
+    lines = [f"grid.rows = {RECIPE_NAMES}", "grid.tasks = ['digits']", "grid.seeds = [0]", "grid.checkpoint_steps = 4"]
+    return "\n".join([*lines, *sorted(f"{used.target} = {used.value!r}" for used in grid.bindings.used)]) + "\n"
+
+
+def test_killing_a_grid_of_all_methods_changes_no_bit(prepared: Path, tmp_path: Path) -> None:
+    text = killable(prepared)
+    undisturbed = Workplace(tmp_path / "undisturbed", prepared, text)
+    assert undisturbed.run() == 0
+    place = Workplace(tmp_path / "killed", prepared, text)
+    chance = random.Random("kill")
+    kills, cut_short = 0, set()
+    while kills < 2 or not cut_short:
+        process = place.start("--launcher", "local", "--workers", "2")
+        before = place.checkpoints()
+        wait_for(lambda seen=before: place.checkpoints().items() - seen.items(), process)
+        time.sleep(chance.uniform(0.0, 0.2))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        cut_short |= place.checkpoints().keys() - place.weights().keys()
+    process = place.start("--launcher", "local", "--workers", "2")
+    assert process.wait() == 0, place.output()
+    assert place.numbers() == undisturbed.numbers()
+    assert place.weights() == undisturbed.weights()
+    resumed = {name for name, attempts in place.ledger().items() if any(attempt["from_step"] for attempt in attempts)}
+    assert resumed >= cut_short

@@ -1,0 +1,506 @@
+"""The shipped grids: their sizes, computed by hand; the papers' settings in their specs; what they share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from bench import cli, grid
+from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
+from bench.config import shipped_gin
+from bench.data import EMBEDDED, MANIFEST, TASKS, Manifest, SplitFacts, check_preparable, prepare
+from bench.errors import InputError
+from bench.objectives import AdamW
+from bench.plan import Plan, PlannedCell, describe, make_plan, searched
+from bench.registry import BACKBONES
+from bench.specs import PublicWeights, Schedule, Selected, Stage, from_canonical, walk
+from bench.store import Store
+
+NOWHERE = Path("nothing-is-prepared-here")
+TABLE_ROWS = ("finetune", "recadam", "mars", "r3f", "tapt", "self_distillation")
+
+
+@functools.cache
+def plan_of(name: str, *overrides: str, root: Path = NOWHERE) -> Plan:
+    return make_plan([f"gin/{name}.gin"], overrides, (), root, Store(NOWHERE))
+
+
+def cell(plan: Plan, row: str, task: str, seed: int = 0) -> Stage:
+    return next(c.stage for c in plan.cells if (c.row, c.task, c.seed) == (row, task, seed))
+
+
+def behind(stage: Stage) -> dict[str, Stage]:
+    """The stages behind a cell, its own included, by name."""
+    return {other.name: other for other in walk(stage)}
+
+
+class Size(NamedTuple):
+    """Rows, tasks, seeds; and the distinct stages of each kind (fine-tunings: candidates of a search included)."""
+
+    rows: int
+    tasks: int
+    seeds: int
+    further_pretrain: int
+    students: int
+    finetune: int
+    supcon_pretrain: int = 0
+
+
+SIZES = {
+    # One pre-training and one student per task; 6 fine-tunings x 5 seeds.
+    "image": Size(6, 6, 5, 6, 6, 6 * 6 * 5),
+    "image_per_seed": Size(6, 6, 5, 6 * 5, 6 * 5, 6 * 6 * 5),
+    "text": Size(6, 4, 5, 4, 4, 6 * 4 * 5),
+    # Per task: pre-training once and twice as long; a student for each row but those two.
+    "ablation": Size(7, 2, 5, 2 * 2, 5 * 2, 7 * 2 * 5),
+    "supcon": Size(4, 2, 5, 2, 2, 4 * 2 * 5, supcon_pretrain=2 * 5),
+    "mae_weight": Size(4, 1, 5, 1, 4, 4 * 5),
+    # finetune, and two methods at 10,000 to 60,000 steps.
+    "pretraining_steps": Size(1 + 2 * 6, 1, 5, 6, 6, 13 * 5),
+    # Three methods at eight sizes.
+    "low_resource": Size(3 * 8, 1, 5, 8, 8, 3 * 8 * 5),
+    "rounds": Size(5, 1, 5, 1, 4, 5 * 5),
+    # As without a search, and again on the part there to fit; six candidates for every row and task.
+    "search_image": Size(6, 6, 5, 2 * 6, 2 * 6, 6 * 6 * (6 + 5)),
+    "search_text": Size(6, 4, 5, 2 * 4, 2 * 4, 6 * 4 * (6 + 5)),
+    # Per task: 10 rows x (8 candidates + 5 seeds). The teachers of self_kd's five fine-tunings, pre-trained and random;
+    # that of its candidates is a candidate of finetune (lr 2e-5, decay 0.01). kd's teachers, common to both starts: two
+    # rates, for the candidates and for five seeds.
+    "label_regularization": Size(10, 8, 5, 0, 0, 8 * (10 * (8 + 5) + 2 * 5 + 2 * (1 + 5))),
+}
+
+
+def test_every_shipped_grid_is_counted_here() -> None:
+    assert {path.stem for path in shipped_gin().glob("*.gin")} == {*SIZES, "quickstart"}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_of_the_grids_with_nothing_prepared(name: str) -> None:
+    plan, size = plan_of(name), SIZES[name]
+    assert (len(plan.grid.rows), len(plan.grid.tasks), len(plan.grid.seeds)) == size[:3]
+    assert len(plan.cells) == size.rows * size.tasks * size.seeds
+    kinds = Counter(stage.name.rstrip("1234") for stage in plan.stages)
+    expected = Counter(
+        further_pretrain=size.further_pretrain,
+        self_distill_=size.students,
+        finetune=size.finetune,
+        supcon_pretrain=size.supcon_pretrain,
+    )
+    assert kinds == +expected
+    assert not plan.splits
+    assert all(stage.unprepared for stage in plan.stages)
+    assert not plan.to_run(retry=True)
+    assert plan.grid.seeds == (0, 1, 2, 3, 4)
+    assert f"stages: 0 done, 0 to run, {len(plan.stages)} not prepared" in describe(plan)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_grid_says_what_it_reproduces(name: str) -> None:
+    lines = (shipped_gin() / f"{name}.gin").read_text(encoding="utf-8").splitlines()
+    comment = "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+    assert len(comment.splitlines()) >= 3
+    assert f"{len(plan_of(name).cells)} cells" in comment
+    assert max(map(len, lines)) <= 120
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+FINETUNE = {
+    "image": Schedule(
+        steps=10_000, batch_size=32, lr=1e-4, warmup_steps=500, clip_norm=1.0, dropout=0.1, augmentation="flip"
+    ),
+    "text": Schedule(epochs=10, batch_size=16, lr=2e-5, warmup_fraction=0.06, clip_norm=1.0),
+}
+PRETRAIN = {
+    "image": Schedule(steps=20_000, batch_size=64, lr=1.5e-4, dropout=0.0),
+    "text": Schedule(epochs=100, batch_size=128, lr=1e-4),
+}
+BETAS = {"image": (0.9, 0.95), "text": (0.9, 0.98)}
+
+
+@pytest.mark.parametrize("name", ["image", "image_per_seed", "text"])
+def test_the_papers_settings_reach_every_stage(name: str) -> None:
+    plan = plan_of(name)
+    assert tuple(plan.grid.rows) == TABLE_ROWS
+    modality = "text" if name == "text" else "image"
+    for stage in plan.stages:
+        if stage.name == "finetune":
+            assert stage.schedule == FINETUNE[modality]
+            assert stage.optimizer.weight_decay == 0.01
+            assert stage.optimizer.betas == (0.9, 0.999)
+        else:
+            assert stage.schedule == PRETRAIN[modality]
+            assert stage.optimizer == AdamW(weight_decay=0.01, betas=BETAS[modality], eps=1e-8)
+            assert stage.init == "pretrained"
+    for planned in plan.cells:
+        recadam = cell(plan, "recadam", planned.task)
+        assert (recadam.optimizer.k, recadam.optimizer.t0, recadam.optimizer.gamma) == (0.1, None, 5000.0)
+        assert cell(plan, "mars", planned.task).constraint.radius == 7.0
+        r3f = cell(plan, "r3f", planned.task).objective
+        assert (r3f.strength, r3f.eps, r3f.noise) == (1.0, 1e-5, "normal")
+
+
+def test_the_ablation_has_the_stages_of_the_tables() -> None:
+    ablation = plan_of("ablation")
+    for name, task in (("image", "cub"), ("text", "scierc")):
+        for seed in ablation.grid.seeds:
+            for row, same in (("self_distillation",) * 2, ("tapt", "self_distillation_without_distill")):
+                assert cell(plan_of(name), row, task, seed) == cell(ablation, same, task, seed)
+        teacher = behind(cell(plan_of(name), "tapt", task))["further_pretrain"]
+        for row in ablation.grid.rows:
+            stages = behind(cell(ablation, row, task))
+            if row == "tapt_x2":
+                twice = stages["further_pretrain"].schedule
+                assert (twice.steps, twice.epochs) == ((40_000, None) if task == "cub" else (None, 200))
+            else:
+                assert stages["further_pretrain"] == teacher
+                assert all(stage.init == "pretrained" for part, stage in stages.items() if part != "finetune")
+        students = [behind(cell(ablation, row, task)).get("self_distill_1") for row in ablation.grid.rows]
+        needs = [sorted(student.objective.needs - {"mask"}) for student in students if student is not None]
+        assert needs == [["decoder", "teacher"], ["teacher"], *[["decoder", "teacher"]] * 3]
+
+
+def test_metrics_and_backbones_of_the_papers_tasks() -> None:
+    for task in plan_of("image").grid.tasks + plan_of("low_resource").grid.tasks:
+        assert (TASKS[task].modality, TASKS[task].metric, TASKS[task].backbone) == ("image", "accuracy", "vit_mae_base")
+    metrics = {task: TASKS[task].metric for task in plan_of("text").grid.tasks}
+    assert metrics == {
+        "scierc": "macro_f1",
+        "acl_arc": "macro_f1",
+        "chemprot": "micro_f1",
+        "twitter_emotion": "macro_f1",
+    }
+    glue = set(plan_of("label_regularization").grid.tasks) - metrics.keys()
+    assert {(task, TASKS[task].metric) for task in glue} == {(t, "accuracy") for t in ("rte", "mrpc", "cola", "sst2")}
+    assert {TASKS[task].backbone for task in [*metrics, *glue]} == {"roberta_base"}
+
+
+def test_public_backbones_are_the_papers() -> None:
+    image = cell(plan_of("image"), "finetune", "cub").backbone
+    assert isinstance(image, MaskedAutoEncoder)
+    assert (image.image_size, image.patch_size, image.patches) == (224, 16, 196)
+    assert (image.width, image.depth, image.heads, image.mlp_width) == (768, 12, 12, 3072)
+    assert (image.decoder_width, image.decoder_depth, image.decoder_heads) == (512, 8, 16)
+    assert (image.decoder_mlp_width, image.mask_ratio, image.norm_pix_loss) == (2048, 0.75, True)
+    distilled = cell(plan_of("label_regularization"), "kd", "rte").finals[0]
+    for stage, name, sizes in (
+        (distilled, "roberta_base", (768, 12, 12, 3072)),
+        (distilled.teacher, "roberta_large", (1024, 24, 16, 4096)),
+    ):
+        text = stage.backbone
+        assert isinstance(text, MaskedLanguageModel)
+        assert text.name == name
+        assert (text.width, text.depth, text.heads, text.mlp_width) == sizes
+        assert (text.vocabulary, text.max_length, text.dropout, text.mask_ratio) == (50_265, 512, 0.1, 0.15)
+        assert isinstance(text.weights, PublicWeights)
+        assert text.weights.repository == text.tokenizer
+    assert {"vit_mae_base", "roberta_base", "roberta_large"} <= BACKBONES.keys()
+
+
+# ------------------------------------------------------------------------------------------------ what is shared
+
+
+def test_pretraining_per_seed_repeats_the_unlabelled_stages_only() -> None:
+    shared, repeated = plan_of("image"), plan_of("image_per_seed")
+    assert repeated.grid.pretraining_seeds == "per_seed"
+    assert (repeated.grid.rows, repeated.grid.tasks) == (shared.grid.rows, shared.grid.tasks)
+    unlabelled = [{s.key for s in plan.stages if not s.data.labelled} for plan in (shared, repeated)]
+    assert len(unlabelled[1]) == 5 * len(unlabelled[0])
+    assert unlabelled[0] <= unlabelled[1]  # those of seed 0
+    for row in ("finetune", "recadam", "mars", "r3f"):
+        assert cell(shared, row, "dtd", 3) == cell(repeated, row, "dtd", 3)
+    assert {stage.seed for stage in walk(cell(repeated, "self_distillation", "dtd", 3))} == {3}
+
+
+def test_a_round_reuses_the_rounds_before_it() -> None:
+    plan = plan_of("rounds")
+    rounds = [behind(cell(plan, f"round_{number}", "flower")) for number in range(5)]
+    for number, stages in enumerate(rounds):
+        assert set(stages) == {"further_pretrain", "finetune", *(f"self_distill_{n}" for n in range(1, number + 1))}
+        assert stages["finetune"].init == stages[f"self_distill_{number}" if number else "further_pretrain"]
+        for other in rounds[number:]:
+            assert all(other[name] == stage for name, stage in stages.items() if name != "finetune")
+    assert cell(plan, "round_0", "flower") == cell(plan_of("image"), "tapt", "flower")
+    assert cell(plan, "round_1", "flower") == cell(plan_of("image"), "self_distillation", "flower")
+
+
+def test_subsets_reach_labelled_and_unlabelled_stages_alike() -> None:
+    plan = plan_of("low_resource")
+    sizes = (1_000, 2_500, 5_000, 10_000, 20_000, 30_000, 40_000, 50_000)
+    assert [c.row for c in plan.cells if c.seed == 0] == [
+        f"{method}_{size}" for size in sizes for method in ("finetune", "tapt", "self_distillation")
+    ]
+    for planned in plan.cells:
+        size = int(planned.row.rpartition("_")[2])
+        for stage in walk(planned.stage):
+            assert (stage.data.subset, stage.data.size, stage.data.subset_seed) == (size, size, 0)
+        assert planned.stage.evaluation is not None
+        assert planned.stage.evaluation.subset is None
+    for size in sizes:
+        stages = [behind(cell(plan, f"{method}_{size}", "cifar100")) for method in ("tapt", "self_distillation")]
+        assert stages[0]["further_pretrain"] == stages[1]["further_pretrain"] == stages[1]["self_distill_1"].teacher
+
+
+def test_the_sweep_of_steps_trains_teacher_and_student_equally_long() -> None:
+    plan, table = plan_of("pretraining_steps"), plan_of("image")
+    for thousands in range(10, 70, 10):
+        tapt, distilled = (behind(cell(plan, f"{row}_{thousands}k", "cub", 1)) for row in ("tapt", "self_distillation"))
+        assert tapt["further_pretrain"] == distilled["further_pretrain"]
+        steps = {stage.schedule.steps for name, stage in distilled.items() if name != "finetune"}
+        assert steps == {1000 * thousands}
+        assert distilled["finetune"].schedule.steps == 10_000
+    for row, same in (("finetune",) * 2, ("tapt_20k", "tapt"), ("self_distillation_20k", "self_distillation")):
+        assert cell(plan, row, "cub", 1) == cell(table, same, "cub", 1)
+    assert (
+        behind(cell(plan, "tapt_40k", "cub"))["further_pretrain"]
+        == behind(cell(plan_of("ablation"), "tapt_x2", "cub"))["further_pretrain"]
+    )
+
+
+def test_the_weight_of_mae_is_the_students_alone() -> None:
+    plan = plan_of("mae_weight")
+    stages = [behind(cell(plan, row, "cub")) for row in ("lambda_1", "lambda_0_5", "lambda_0_3", "lambda_0_1")]
+    assert [of["self_distill_1"].objective.terms[0].weight for of in stages] == [1.0, 0.5, 0.3, 0.1]
+    assert len({of["further_pretrain"].key for of in stages}) == 1
+    assert cell(plan, "lambda_1", "cub") == cell(plan_of("image"), "self_distillation", "cub")
+
+
+def test_supcon_stands_beside_the_cells_of_the_first_table() -> None:
+    plan = plan_of("supcon")
+    for planned in plan.cells:
+        if planned.row != "supcon":
+            assert planned.stage == cell(plan_of("image"), planned.row, planned.task, planned.seed)
+        else:
+            pretraining = behind(planned.stage)["supcon_pretrain"]
+            assert pretraining.seed == planned.seed
+            assert (pretraining.schedule.steps, pretraining.schedule.batch_size) == (20_000, 64)
+            assert (pretraining.objective.temperature, pretraining.objective.projection) == (0.07, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "row", "sharing"),
+    [
+        ("search_image", "tapt/further_pretrain.steps = 30000", "tapt", "self_distillation"),
+        ("pretraining_steps", "tapt_30k/further_pretrain.lr = 1.0", "tapt_30k", "self_distillation_20k"),
+    ],
+)
+def test_a_stage_split_by_accident_is_named_even_in_a_search_or_a_series(
+    name: str, override: str, row: str, sharing: str
+) -> None:
+    told = f"--set '{override}': {override}: splits further_pretrain, which {row} would share with {sharing}"
+    lines = plan_of(name, override).splits
+    assert any(told.split(":")[0] in line and line.endswith(told.rpartition(": ")[2]) for line in lines), lines
+
+
+# ------------------------------------------------------------------------------------------------ searches
+
+
+@pytest.mark.parametrize(("name", "count"), [("search_image", 6), ("search_text", 6), ("label_regularization", 8)])
+def test_every_row_tries_equally_many_configurations(name: str, count: int) -> None:
+    plan = plan_of(name)
+    assert {searched(planned) for planned in plan.cells} == {count}
+    for planned in plan.cells:
+        assert isinstance(planned.stage, Selected)
+        assert len({candidate.key for candidate in planned.stage.candidates}) == count
+
+
+def test_a_search_leaves_everything_else_of_its_table_as_it_is() -> None:
+    for name, table in (("search_image", "image"), ("search_text", "text")):
+        for planned in plan_of(name).cells:
+            assert isinstance(planned.stage, Selected)
+            plain = cell(plan_of(table), planned.row, planned.task, planned.seed)
+            same = planned.stage.finals.count(plain)
+            # RecAdam's own t0 is left to the stage's steps in the table, so no candidate can equal it.
+            assert same == (0 if planned.row == "recadam" else 1), planned.name
+
+
+def test_label_regularization_crosses_two_starts_with_five_methods() -> None:
+    plan = plan_of("label_regularization")
+    methods = ("finetune", "label_smoothing", "tf_kd_reg", "self_kd", "kd")
+    assert [c.row for c in plan.cells[:: 5 * 8]] == [*methods, *(f"scratch_{method}" for method in methods)]
+
+    def finals(planned: PlannedCell) -> tuple[Stage, ...]:
+        assert isinstance(planned.stage, Selected)
+        return planned.stage.finals
+
+    for planned in plan.cells:
+        scratch = planned.row.startswith("scratch_")
+        for final in finals(planned):
+            assert final.init == ("random" if scratch else "pretrained")
+            assert (final.backbone.weights is None) is scratch
+            assert (final.schedule.epochs, final.schedule.batch_size) == (10, 16)
+            if planned.row.endswith("self_kd"):
+                assert final.teacher is not None
+                assert (final.teacher.init, final.teacher.seed) == (final.init, planned.seed)
+                assert final.teacher.schedule.lr == 2e-5
+            elif planned.row.endswith("_kd") or planned.row == "kd":
+                assert final.teacher is not None
+                assert (final.teacher.init, final.teacher.backbone.name) == ("pretrained", "roberta_large")
+
+
+# ------------------------------------------------------------------------------------------------ with the real sizes
+
+
+# Training examples, test examples, classes: official splits (dtd: training and validation are one).
+OFFICIAL = {
+    "aircraft": (6_667, 3_333, 100),
+    "cub": (5_994, 5_794, 200),
+    "chest_xray": (5_216, 624, 2),
+    "dtd": (3_760, 1_880, 47),
+    "dogs": (12_000, 8_580, 120),
+    "flower": (2_040, 6_149, 102),
+    "cifar100": (50_000, 10_000, 100),
+    "scierc": (3_219, 974, 7),
+    "acl_arc": (1_688, 139, 6),
+    "chemprot": (4_169, 3_469, 13),
+    "twitter_emotion": (3_257, 1_421, 4),
+    "rte": (2_490, 277, 2),
+    "mrpc": (3_668, 408, 2),
+    "cola": (8_551, 1_043, 2),
+    "sst2": (67_349, 872, 2),
+}
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root that claims to hold every public task."""
+    root = tmp_path_factory.mktemp("official")
+    for name, (train, test, classes) in OFFICIAL.items():
+        manifest = Manifest(
+            name=name,
+            modality=TASKS[name].modality,
+            class_names=tuple(map(str, range(classes))),
+            splits={
+                split: SplitFacts(examples, digit * 64, (examples // classes,) * classes)
+                for split, examples, digit in (("train", train, "1"), ("test", test, "2"))
+            },
+            tokenizer_checksum=None,
+            sources={},
+        )
+        (root / name).mkdir()
+        (root / name / MANIFEST).write_text(manifest.to_json())
+    return root
+
+
+def test_every_public_task_has_official_sizes() -> None:
+    assert OFFICIAL.keys() == TASKS.keys() - set(EMBEDDED)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_grids_plan_on_tasks_of_the_official_sizes(name: str, official: Path) -> None:
+    plan = plan_of(name, root=official)
+    assert len(plan.stages) == sum(SIZES[name][3:])
+    assert not plan.splits
+    assert plan.unprepared <= {"vit_mae_base", "roberta_base", "roberta_large"}
+    assert all(stage.unprepared for stage in plan.stages)  # for want of weights or, from random ones, of a vocabulary
+    assert "weights, which this version cannot fetch" in describe(plan)
+    assert not plan.to_run(retry=True)
+
+
+def test_epochs_and_subsets_on_the_official_sizes(official: Path) -> None:
+    text = plan_of("text", root=official)
+    steps = {task: cell(text, "finetune", task).total_steps for task in text.grid.tasks}
+    assert steps == {"scierc": 2_020, "acl_arc": 1_060, "chemprot": 2_610, "twitter_emotion": 2_040}
+    assert behind(cell(text, "tapt", "acl_arc"))["further_pretrain"].total_steps == 1_400
+    low = plan_of("low_resource", root=official)
+    for row, subset in (("tapt_40000", 40_000), ("tapt_50000", None)):  # all there are is no subset
+        assert [stage.data.subset for stage in walk(cell(low, row, "cifar100"))] == [subset] * 2
+
+
+def test_a_subset_beyond_the_task_is_refused(official: Path) -> None:
+    with pytest.raises(InputError, match="at most the 50000 examples"):
+        plan_of("low_resource", "tapt_50000/data.subset = 50001", root=official)
+
+
+def test_checks_of_the_step_budget_wait_for_the_data(official: Path) -> None:
+    late = "RecAdam.t0 = 1500"  # beyond acl_arc's 1,060 steps
+    assert cell(plan_of("text", late), "recadam", "acl_arc").optimizer.t0 == 1500
+    with pytest.raises(InputError, match="t0"):
+        plan_of("text", late, root=official)
+    with pytest.raises(InputError, match="t0"):
+        plan_of("image", "RecAdam.t0 = 10001")
+
+
+# ------------------------------------------------------------------------------------------------ what is not prepared
+
+
+def run(folder: Path, *arguments: str) -> int:
+    places = ["--store", str(folder / "runs"), "--results", str(folder / "results"), "--data", str(folder / "data")]
+    return cli.reporting_errors(lambda: grid.main(["--launcher", "inline", *places, *arguments]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["--gin", "gin/image.gin"], "aircraft, chest_xray, cub, dogs, dtd, flower, vit_mae_base"),
+        (["--gin", "gin/text.gin", "--only", "tapt/scierc/*/0"], "roberta_base, scierc"),
+        (["--gin", "gin/quickstart.gin", "--set", "grid.tasks = ['digits', 'cub', 'pydocs']"], "cub, vit_mae_base"),
+    ],
+)
+def test_what_cannot_be_prepared_is_not_run(
+    arguments: list[str], missing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, *arguments) == 2
+    shown = capsys.readouterr()
+    assert f"not prepared: {missing}. " in shown.err
+    assert not shown.out
+    assert not list(tmp_path.iterdir())
+    assert run(tmp_path, *arguments, "--plan") == 0
+    told = capsys.readouterr().out
+    assert all(f"  {name}: not prepared (public " in told for name in missing.split(", "))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", sorted(OFFICIAL))
+def test_public_tasks_cannot_be_prepared(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"^not prepared: {name}\\. This version prepares embedded data only"):
+        prepare(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_embedded_data_can_be_prepared() -> None:
+    assert set(EMBEDDED) == {"digits", "pydocs", "photographs", "docstrings"}
+    check_preparable(EMBEDDED)
+
+
+def test_weights_and_vocabulary_are_missed_by_the_backbones_name(prepared: Path, tmp_path: Path) -> None:
+    """Also where the data are there, and where the student starts from random weights."""
+    (tmp_path / "g.gin").write_text(
+        "grid.rows = ['finetune', 'scratch/finetune']\ngrid.tasks = ['digits', 'pydocs']\ngrid.seeds = [0]\n"
+        "scratch/finetune.init = 'random'\ndigits/task.backbone = 'vit_mae_base'\n"
+        "pydocs/task.backbone = 'roberta_base'\ndigits/finetune.augmentation = 'none'\n"
+    )
+    plan = make_plan([str(tmp_path / "g.gin")], (), (), prepared, Store(tmp_path / "runs"))
+    lacking = {(c.row, c.task): set(c.stage.unprepared) for c in plan.cells}
+    assert lacking == {
+        ("finetune", "digits"): {"vit_mae_base"},
+        ("finetune", "pydocs"): {"roberta_base"},
+        ("scratch", "digits"): set(),  # an architecture is all it takes
+        ("scratch", "pydocs"): {"roberta_base"},
+    }
+
+
+def test_a_corpus_is_missed_where_only_its_vocabulary_is_needed(prepared: Path, tmp_path: Path) -> None:
+    shutil.copytree(prepared / "pydocs", tmp_path / "data" / "pydocs")
+    (tmp_path / "g.gin").write_text(
+        "grid.rows = ['finetune']\ngrid.tasks = ['pydocs']\ngrid.seeds = [0]\nfinetune.init = 'random'\n"
+    )
+    plan = make_plan([str(tmp_path / "g.gin")], (), (), tmp_path / "data", Store(tmp_path / "runs"))
+    assert plan.unprepared == {"docstrings"}
+
+
+def test_public_weights_are_part_of_the_key_and_survive_json() -> None:
+    stage = cell(plan_of("text"), "finetune", "scierc")
+    again = from_canonical(stage._canonical, lambda key: pytest.fail("it has no parents"))
+    assert again == stage
+    fetched = dataclasses.replace(stage.backbone, weights=PublicWeights("FacebookAI/roberta-base", "c0ffee", "0" * 64))
+    assert dataclasses.replace(stage, backbone=fetched).key != stage.key
+    assert fetched.unprepared == {"roberta_base"}  # its vocabulary is still missing
+    assert not dataclasses.replace(fetched, tokenizer_checksum="1" * 64).unprepared
