@@ -42,12 +42,17 @@ class MaskedAutoEncoder(Backbone):
             legal = getattr(self, width) > 0 and getattr(self, width) % getattr(self, heads) == 0
             self.require(width, legal, f"a multiple of {heads} ({getattr(self, heads)})")
             self.require(width, getattr(self, width) % 4 == 0, "a multiple of 4, for 2-D sin-cos positions")
-        for size in ("depth", "decoder_depth", "mlp_width", "decoder_mlp_width"):
+        for size in ("depth", "mlp_width", "decoder_mlp_width"):
             self.require(size, getattr(self, size) >= 1, "at least 1")
+        self.require("decoder_depth", self.decoder_depth >= 0, "at least 1, or 0 for an encoder without a decoder")
         for eps in ("norm_eps", "decoder_norm_eps"):
             self.require(eps, 0 < getattr(self, eps) < 1, "in (0, 1)")
         kept = int(self.patches * (1 - self.mask_ratio)) if 0 < self.mask_ratio < 1 else 0
         self.require("mask_ratio", 1 <= kept < self.patches, "in (0, 1), keeping at least one patch and masking one")
+
+    @property
+    def has_decoder(self) -> bool:
+        return self.decoder_depth > 0
 
     @property
     def patches(self) -> int:

@@ -273,6 +273,11 @@ class Backbone(Spec):
         return dataclasses.replace(self, weights=None)
 
     @property
+    def has_decoder(self) -> bool:
+        """Whether it can reconstruct what was masked; an encoder alone cannot be pre-trained further."""
+        return True
+
+    @property
     def unprepared(self) -> frozenset[str]:
         """What must be prepared before the backbone can be built, by name; a public backbone goes by its own."""
         missing = isinstance(self.weights, PublicWeights) and self.weights.checksum is None
@@ -485,6 +490,8 @@ class Stage(Spec):
             raise SpecError("data", f"stage {self.name}: objective and data disagree on whether labels are used.")
         if ("head" in self.objective.needs) != (self.evaluation is not None):
             raise SpecError("evaluation", f"stage {self.name}: a classifier, and nothing else, is evaluated.")
+        if "decoder" in self.objective.needs and not self.backbone.has_decoder:
+            raise SpecError("decoder_depth", f"stage {self.name}: the backbone {self.backbone.name} has no decoder.")
         if isinstance(self.init, Stage) and "decoder" in self.objective.needs - self.init.objective.needs:
             raise SpecError("init", f"stage {self.name} needs a decoder, and stage {self.init.name} trained none.")
         if self.schedule.augmentation == "flip" and self.backbone.MODALITY != "image":

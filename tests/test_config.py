@@ -172,6 +172,7 @@ MISTAKES = [
     ("finetune.augmentation = 'flip'", "pydocs"),
     ("digits/task.backbone = 'docs_mlm'", "modality"),
     ("tapt/task.metric = 'macro_f1'", "takes no row"),
+    ("photos_mae/backbone.decoder_depth = 0", "has no decoder"),
     ("finetune.steps = 20", "warmup_steps"),
     ("self_distillation.rounds = 900", "at most 100"),
     ("data.subset_seed = -3", "0 or more"),

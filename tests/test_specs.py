@@ -140,6 +140,7 @@ def test_expanded_shows_parents_in_full() -> None:
         (lambda: tiny_backbone(image_size=9), "image_size"),
         (lambda: tiny_backbone(mask_ratio=1.0), "mask_ratio"),
         (lambda: finetuning(teacher=pretraining()), "teacher"),
+        (lambda: pretraining(backbone=tiny_backbone(decoder_depth=0)), "decoder_depth"),
         (lambda: finetuning(evaluation=None), "evaluation"),
         (lambda: finetuning(backbone=tiny_backbone()), "init"),
         (lambda: pretraining(init=finetuning()), "init"),
