@@ -160,12 +160,13 @@ class Expansion:
     def _search(self, cell: Cell, candidates: tuple[str, ...]) -> Stage:
         """The stage that a row's search chooses: candidates with the base seed, finals with the cell's."""
         row, task = cell.row_name.name, cell.task.name
-        places = [self._candidate(row, text, part) for part in ("fit", "all") for text in candidates]
-        tried, finals = places[: len(candidates)], places[len(candidates) :]
+        tried = [self._candidate(row, task, text, "fit") for text in candidates]
+        finals = [self._candidate(row, task, text, self.part) for text in candidates]
         for place, text in zip(tried, candidates, strict=True):
             place.stage(row, task, self.grid.base_seed)
             location = self.bindings.candidates[text][0].location
-            if not place.bindings.used.issuperset(b for b in place.bindings.all if b.location == location):
+            own = [b for b in place.bindings.all if (b.location, b.scope) == (location, row)]
+            if not place.bindings.used.issuperset(own):
                 raise SpecError(
                     "candidates", f"the candidate '{text}' of row '{row}' changes nothing for task '{task}'."
                 )
@@ -175,16 +176,17 @@ class Expansion:
             metric=cell.task.metric,
         )
 
-    def _candidate(self, row: str, text: str, part: Literal["all", "fit"]) -> Expansion:
-        """The grid as it would be with one candidate's bindings for one row."""
+    def _candidate(self, row: str, task: str, text: str, part: Literal["all", "fit"]) -> Expansion:
+        """The grid with one candidate's bindings for one row; other rows (its teachers) are searched as ever."""
 
         def make() -> Expansion:
             tried = [dataclasses.replace(binding, scope=row) for binding in self.bindings.candidates[text]]
-            bindings = Bindings([*(other for other in self.bindings.all if other.configurable != "search"), *tried])
+            settled = Binding(f"{task}/{row}", "search", "candidates", (), text, override=True)
+            bindings = Bindings([*self.bindings.all, *tried, settled], self.bindings.candidates)
             bindings.used = self.bindings.used  # what only a candidate reads is read
             return dataclasses.replace(self, bindings=bindings, part=part, sources={}, _built={}, _shared={})
 
-        candidate: Expansion = self.shared(("candidate", row, text, part), make)
+        candidate: Expansion = self.shared(("candidate", row, task, text, part), make)
         return candidate
 
 
@@ -360,7 +362,7 @@ class Cell:
         schedule: Schedule,
         optimizer: Optimizer,
         constraint: Constraint | None = None,
-        init: Stage | Literal["pretrained", "random"] = PRETRAINED,
+        init: Stage | Literal["pretrained", "random"] | None = None,
         teacher: Stage | None = None,
         backbone: Backbone | None = None,
         data: Data | None = None,
@@ -368,8 +370,11 @@ class Cell:
     ) -> Stage:
         """A stage on this cell's task and backbone, unless others are given.
 
-        Labelled stages take the cell's seed, unlabelled ones the pre-training seed.
+        Labelled stages take the cell's seed, unlabelled ones the pre-training seed. Without an `init` a stage starts
+        where `pretraining.init` says: from the pre-trained weights by default.
         """
+        if init is None:
+            init = self.setting("pretraining", "init", PRETRAINED)
         labelled = "labels" in objective.needs
         backbone = backbone or self.backbone
         if seed is None:

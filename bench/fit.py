@@ -19,7 +19,7 @@ from bench.evaluate import encoder_distance, evaluate
 from bench.files import sha256
 from bench.models import Model, build, load_weights, save_weights
 from bench.provenance import provenance
-from bench.specs import PRETRAINED, RANDOM, Backbone, Objective, Selected, Stage, stream
+from bench.specs import PRETRAINED, RANDOM, Objective, Selected, Stage, stream
 from bench.store import Attempt, Store
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def fit(
     torch.use_deterministic_algorithms(stage.execution.deterministic)
     device = torch.device(settings.device)
     dtype = weight_type(stage)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # of this stage, not of those the process ran before
 
     model = initial_model(stage, store).to(device)
     training_set = open_split(stage.data, stage.backbone, settings.data_root)
@@ -76,8 +78,7 @@ def fit(
     seconds = train.train(stage, model, teacher, batches, supervision, teacher_set)
 
     measured = _cost(stage, batches, seconds, device)
-    if stage.backbone.weights is not None:
-        measured |= encoder_distance(model, pretrained_model(stage.backbone, store))
+    measured |= encoder_distance(model, first_model(stage, store))
     # The evaluation split is opened only now: nothing above could have seen it.
     metrics: dict[str, float] = {}
     checksums = {f"{stage.data.task}/{stage.data.split}": stage.data.checksum}
@@ -164,12 +165,11 @@ def trained_model(stage: Stage, store: Store, dtype: torch.dtype) -> Model:
     return model.requires_grad_(False).eval()
 
 
-def pretrained_model(backbone: Backbone, store: Store) -> Model:
-    """The encoder of a backbone with its pre-trained weights."""
-    assert isinstance(backbone.weights, Stage)  # an untrained backbone has no such model, a public one is not prepared
-    model = build(backbone)
-    load_weights(model, store.weights(backbone.weights), ["encoder"])
-    return model.requires_grad_(False).eval()
+def first_model(stage: Stage, store: Store) -> Model:
+    """θ_init: the backbone's pre-trained encoder, or the random one that the method began with."""
+    while isinstance(stage.init, Stage):
+        stage = stage.init
+    return initial_model(stage, store).requires_grad_(False).eval()
 
 
 def _save_weights(model: Model, folder: Path) -> dict[str, Any]:

@@ -116,10 +116,12 @@ def searched(cell: PlannedCell) -> int:
 
 
 def _refuse_unequal_search(cells: list[PlannedCell]) -> None:
-    counts = {cell.method: searched(cell) for cell in cells}
+    counts = {f"{cell.method} on {cell.task}": searched(cell) for cell in cells}
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{method}: {count}" for method, count in counts.items())
-        raise InputError(f"search.candidates: every row must try equally many configurations, or none; here {told}.")
+        raise InputError(
+            f"search.candidates: every row must try equally many configurations on every task, or none; here {told}."
+        )
 
 
 def _select(cells: list[PlannedCell], only: Sequence[str]) -> list[PlannedCell]:

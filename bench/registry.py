@@ -130,6 +130,8 @@ SETTINGS["search"] = field_types(SearchSettings)
 SETTINGS["task"] = {name: kind for name, kind in field_types(Task).items() if name not in Task.UNBOUND}
 SETTINGS["data"] = field_types(DataSettings)
 SETTINGS["execution"] = field_types(Execution)
+# Where the stages before fine-tuning start, of rows that train from scratch; fine-tuning has a setting of its own.
+SETTINGS["pretraining"] = {"init": Literal["pretrained", "random"]}
 
 
 def _bindable(annotation: Any) -> bool:

@@ -49,11 +49,16 @@ class Supervision:
 def learning_rate(schedule: Schedule, step: int, total_steps: int) -> float:
     """The rate in force during update `step` (from 0): linear warm-up to the peak, then linear to 0 or constant."""
     warmup = schedule.warmup(total_steps)
-    if step < warmup:
-        return schedule.lr * step / warmup
-    if schedule.decay == "constant":
+    if schedule.decay == "constant" and step >= warmup:
         return schedule.lr
-    return schedule.lr * max(0, total_steps - step) / (total_steps - warmup)
+    return linear_rate(schedule.lr, step, warmup, total_steps)
+
+
+def linear_rate(peak: float, step: int, warmup_steps: int, total_steps: int) -> float:
+    """The linear schedule: up to `peak` over the warm-up, then down to 0 at `total_steps`, and 0 after it."""
+    if step < warmup_steps:
+        return peak * step / max(1, warmup_steps)
+    return peak * max(0, total_steps - step) / max(1, total_steps - warmup_steps)
 
 
 def parameter_groups(model: Model, stage: Stage, state: State) -> list[ParameterGroup]:
@@ -86,7 +91,7 @@ def train(
     supervision: Supervision,
     teacher_set: Examples | None = None,
 ) -> float:
-    """Train `model` in place; returns the seconds that all steps took, those before an interruption included.
+    """Train `model` in place; returns the seconds it took, asking a teacher and time before interruptions included.
 
     Raises `Interrupted` after saving a checkpoint when asked to stop, `Diverged` when the loss is not finite.
     """
@@ -96,6 +101,7 @@ def train(
         return Context(step, total_steps, schedule.augmentation != "none", device, batches.examples, teacher_set)
 
     # ---- the objective's state, then the optimiser over model and state ------------------------------------------
+    began = time.perf_counter()
     reference = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     torch.manual_seed(stream(stage.seed, stage.name, "begin"))
     model.eval()
@@ -117,7 +123,6 @@ def train(
     supervision.started(start)
 
     # ---- steps -----------------------------------------------------------------------------------------------------
-    began = time.perf_counter()
     for step in range(start, total_steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(schedule, step, total_steps)

@@ -252,8 +252,8 @@ MUTATIONS = (
     Mutation(
         "warm-up off by one",
         "bench/train.py",
-        "return schedule.lr * step / warmup",
-        "return schedule.lr * (step + 1) / warmup",
+        "return peak * step / max(1, warmup_steps)",
+        "return peak * (step + 1) / max(1, warmup_steps)",
         ("tests/test_golden_losses.py::test_learning_rates",),
     ),
     Mutation(

@@ -296,3 +296,11 @@ def test_rows_that_only_make_sense_with_their_bindings_plan_without_false_alarms
     text = GRID.replace("'tapt', 'self_distillation'", "'big/kd', 'slow/tf_kd_self'").replace(", 'pydocs'", "")
     plan = plan_of(tmp_path, text + "big/kd.teacher_backbone = 'photos_mae'\nslow/Distillation.alpha = 0.3\n")
     assert not plan.splits
+
+
+def test_rows_with_pretraining_stages_can_start_from_random_weights_too(tmp_path: Path) -> None:
+    text = GRID.replace("'tapt'", "'tapt', 'scratch/self_distillation'")
+    plan = plan_of(tmp_path, text + "scratch/pretraining.init = 'random'\n")
+    student = final(plan, "scratch/digits/photos_mae/0").init
+    assert student.init == student.teacher.init == "random"
+    assert final(plan, "self_distillation/digits/photos_mae/0").init.init == "pretrained"

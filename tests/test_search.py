@@ -92,7 +92,7 @@ def test_the_best_candidate_is_chosen_and_all_scores_are_recorded(prepared: Path
         ("search.candidates = ['finetune.lr = 1', 'finetune.lr = -1']", "above 0"),
         ("search.candidates = ['finetune.lr = 1', 'self_distill.lr = 1']", "changes nothing"),
         ("search.candidates = ['finetune.lr = 1', 'backbone.width = 16']", "backbone"),
-        ("tapt/search.candidates = ['finetune.lr = 1', 'finetune.lr = 2']", "finetune: 0, tapt: 2"),
+        ("tapt/search.candidates = ['finetune.lr = 1', 'finetune.lr = 2']", "finetune on digits: 0, tapt on digits: 2"),
     ],
 )
 def test_impossible_searches_are_refused(line: str, says: str, prepared: Path, tmp_path: Path) -> None:
@@ -100,3 +100,27 @@ def test_impossible_searches_are_refused(line: str, says: str, prepared: Path, t
         plan_of(tmp_path, prepared, SEARCH.partition("search.")[0] + line)
     assert says in str(refusal.value)
     assert "search.candidates" in str(refusal.value) or "g.gin:" in str(refusal.value)
+
+
+def test_counts_are_compared_on_every_task(prepared: Path, tmp_path: Path) -> None:
+    text = SEARCH.partition("search.")[0].replace("['digits']", "['digits', 'pydocs']")
+    text = text.replace("finetune.augmentation", "digits/finetune.augmentation")
+    candidates = "digits/tapt/search.candidates = ['finetune.lr = 1e-4', 'finetune.lr = 1e-3']"
+    with pytest.raises(InputError, match="tapt on digits: 2"):
+        plan_of(tmp_path, prepared, text + candidates)
+
+
+def test_a_searched_rows_teacher_is_the_searched_row_and_never_sees_what_is_held_out(
+    prepared: Path, tmp_path: Path
+) -> None:
+    text = "".join(line + "\n" for line in SEARCH.splitlines() if not line.startswith("further_pretrain"))
+    plan = plan_of(tmp_path, prepared, text.replace("'tapt'", "'self_kd'"))
+    finals = {cell.seed: cell.stage for cell in plan.cells if cell.row == "finetune"}
+    for cell in plan.cells:
+        if cell.row == "self_kd":
+            assert isinstance(cell.stage, Selected)
+            assert {final.teacher for final in cell.stage.finals} == {finals[cell.seed]}
+            for candidate in cell.stage.candidates:
+                assert isinstance(candidate.teacher, Selected)
+                behind = (*candidate.teacher.finals, *candidate.teacher.candidates)
+                assert {stage.data.part for stage in behind} == {"fit"}
