@@ -245,7 +245,7 @@ def groups_of(stage: Stage) -> dict[str, tuple[bool, float]]:
 
 
 def test_weight_decay_goes_by_role_and_differs_between_the_stages() -> None:
-    """The groups of the released image code (METHODS: timm's rule in pre-training, names in fine-tuning)."""
+    """The groups of the released image code (timm's rule in pre-training, names in fine-tuning)."""
     fine = groups_of(finetuning(optimizer=AdamW(weight_decay=0.1)))
     assert fine["encoder.blocks.0.attn.qkv.weight"] == (False, 0.1)
     assert fine["encoder.norm.weight"] == (False, 0.1)
