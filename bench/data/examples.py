@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -38,7 +39,7 @@ ARRAYS_VERSION = 1
 """Raised when decoding or tokenising the same data gives other arrays."""
 
 
-class Examples:
+class Examples(ABC):
     """The examples that one stage reads.
 
     `labels` (N,) or None where the stage may not see them; `lengths` (N,) in tokens, None for images; `dtype` is that
@@ -54,9 +55,9 @@ class Examples:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @abstractmethod
     def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> Inputs:
         """The inputs of the examples at `index` (B,), on `device`."""
-        raise NotImplementedError
 
 
 class ImageExamples(Examples):
