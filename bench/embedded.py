@@ -1,4 +1,4 @@
-"""The embedded backbones: tiny networks that the suite pre-trains itself, on data that come with Python packages.
+"""The suite's own backbones: small networks that it pre-trains itself, on data that come with Python or on CIFAR-100.
 
 Their weights are a stage of their own, started from random weights, so the plan caches source pre-training like any
 other stage. It stands for a public checkpoint: its seed is 0 whatever the grid's seeds are.
@@ -71,6 +71,33 @@ def docs_mlm(cell: Cell) -> MaskedLanguageModel:
         corpus="docstrings",
         schedule=cell.configure(Schedule(steps=2500, batch_size=32, lr=1e-3, warmup_fraction=0.05), "source_pretrain"),
         optimizer=cell.configure(AdamW(betas=(0.9, 0.98)), "source_pretrain"),
+    )
+
+
+@register_backbone(MaskedAutoEncoder)
+def vit_mae_tiny64(cell: Cell) -> MaskedAutoEncoder:
+    """A ViT-Tiny masked auto-encoder at 64 px, pre-trained by the suite on the training images of CIFAR-100."""
+    architecture = MaskedAutoEncoder(
+        name="vit_mae_tiny64",
+        weights=None,
+        image_size=64,
+        patch_size=8,
+        width=192,
+        depth=12,
+        heads=3,
+        mlp_width=768,
+        decoder_width=128,
+        decoder_depth=2,
+        decoder_heads=4,
+        decoder_mlp_width=512,
+    )
+    schedule = Schedule(steps=3000, batch_size=64, lr=1e-3, warmup_fraction=0.05, augmentation="flip")
+    return _pretrained(
+        cell,
+        cell.configure(architecture, "backbone"),
+        corpus="cifar100",
+        schedule=cell.configure(schedule, "source_pretrain"),
+        optimizer=cell.configure(AdamW(betas=(0.9, 0.95)), "source_pretrain"),
     )
 
 

@@ -6,12 +6,14 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.errors import DamagedStore
+from bench.errors import DamagedStore, InputError
 
 
 @contextlib.contextmanager
@@ -26,6 +28,60 @@ def replacing(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+MANIFEST = "manifest.json"
+"""The file that makes a prepared folder complete."""
+
+PREPARED = frozenset({MANIFEST, "arrays", "tokenizer.json", "weights.safetensors"})
+LEFTOVER_SECONDS = 24 * 3600.0
+
+
+@contextlib.contextmanager
+def building(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place, whole and durably, when the block ends well.
+
+    Of several processes the first complete one wins, unless `replace`: then what was there goes once the new one is
+    complete. Refuses a place that holds anything but what was prepared there.
+    """
+    foreign = [entry for entry in folder.iterdir() if not _is_prepared(entry)] if folder.is_dir() else []
+    if foreign or folder.is_file():
+        raise InputError(
+            f"{folder} holds {foreign[0].name if foreign else 'no folder'}, which was not prepared there. Name another "
+            "data root, or move it away."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{folder.name}.*"):  # of processes that were killed
+        if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            sync(path)
+        _take_place(temporary, folder, replace)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_prepared(entry: Path) -> bool:
+    return entry.name in PREPARED or entry.suffix == ".parquet"
+
+
+def _take_place(temporary: Path, folder: Path, replace: bool) -> None:
+    if (folder / MANIFEST).is_file() and not replace:
+        return
+    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(folder, old)
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if not (folder / MANIFEST).is_file():  # else another process was faster
+            raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sync(path: Path) -> None:

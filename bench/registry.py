@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from bench.data import CORPORA, TASKS, Task
+from bench.data import Task
 from bench.errors import SpecError, nearest
+from bench.launch.cluster import Cluster
 from bench.specs import SPECS, Backbone, Constraint, Execution, Objective, Optimizer, Spec, Stage, field_types
 
 if TYPE_CHECKING:
@@ -76,9 +77,6 @@ class Grid(Spec):
             twice = sorted({str(value) for value in values if values.count(value) > 1})
             self.require(axis, not twice, f"free of duplicates; named twice: {', '.join(twice)}")
         self._check_rows()
-        for task in self.tasks:
-            if task not in TASKS:
-                raise SpecError("tasks", f"grid.tasks: there is no task '{task}'.{nearest(task, TASKS)}")
         self.require("seeds", all(seed >= 0 for seed in self.seeds), "a list of whole numbers from 0 up")
         self.require("base_seed", self.base_seed >= 0, "0 or more")
         self.require("threads", self.threads >= 1, "at least 1")
@@ -91,10 +89,6 @@ class Grid(Spec):
         for row in map(Row.parse, self.rows):
             if row.name in names:
                 raise SpecError("rows", f"grid.rows: two rows are named '{row.name}'; write NAME/{row.recipe} for one.")
-            if row.name in TASKS or row.name in CORPORA or row.name in BACKBONES:
-                raise SpecError(
-                    "rows", f"grid.rows: '{row.name}' is also a task or backbone; its scope would be ambiguous."
-                )
             names.add(row.name)
 
 
@@ -126,10 +120,13 @@ class SearchSettings(Spec):
 
 
 SETTINGS["grid"] = field_types(Grid)
+SETTINGS["slurm"] = field_types(Cluster)
 SETTINGS["search"] = field_types(SearchSettings)
 SETTINGS["task"] = {name: kind for name, kind in field_types(Task).items() if name not in Task.UNBOUND}
 SETTINGS["data"] = field_types(DataSettings)
 SETTINGS["execution"] = field_types(Execution)
+# Where a backbone's weights come from, if they were made elsewhere; see bench.catalogue.
+SETTINGS["backbone"] = {"weights": str, "weights_checksum": str | None}
 # Where the stages before fine-tuning start, of rows that train from scratch; fine-tuning has a setting of its own.
 SETTINGS["pretraining"] = {"init": Literal["pretrained", "random"]}
 

@@ -230,6 +230,8 @@ class Data(Spec):
         self.require("subset_seed", self.subset_seed >= 0, "0 or more")
         if self.subset is not None and self.examples is not None:
             self.require("subset", self.subset <= self.examples, f"at most the {self.examples} examples there are")
+        if self.part != "all" and self.subset is not None:
+            self.require("subset", self.subset >= 2, "at least 2, so that a search can hold one out")
 
     @property
     def size(self) -> int | None:
@@ -243,14 +245,16 @@ class Data(Spec):
 
 @dataclass(frozen=True)
 class PublicWeights(Spec):
-    """A public checkpoint: a repository of the Hugging Face hub, its revision (a commit), the sha256 of its weights.
+    """A checkpoint made elsewhere: its repository on the Hugging Face hub and revision (a commit), None for a folder.
 
-    `checksum` is None as long as the weights are not fetched; no stage that needs such weights is run or matched.
+    `checksum` is the sha256 of its weight file, None as long as the weights are not prepared; no stage that needs such
+    weights is run or matched. `fresh` names the parameters that the file lacks and that start from random values.
     """
 
-    repository: str
+    repository: str | None
     revision: str | None = None
     checksum: str | None = None
+    fresh: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -263,14 +267,20 @@ class Backbone(Spec):
 
     MODALITY: ClassVar[Literal["image", "text"]]
     UNBOUND: ClassVar[tuple[str, ...]] = ("name", "weights")
+    FIXED: ClassVar[tuple[str, ...]] = ()
+    """The fields that pre-trained weights decide."""
 
     name: str
     weights: Stage | PublicWeights | None
 
     @property
     def random(self) -> Self:
-        """The same architecture without its pre-trained weights."""
-        return dataclasses.replace(self, weights=None)
+        """The same architecture without its pre-trained weights; what is not prepared stays so.
+
+        Only a prepared checkpoint tells its architecture.
+        """
+        unknown = isinstance(self.weights, PublicWeights) and self.weights.checksum is None
+        return self if unknown else dataclasses.replace(self, weights=None)
 
     @property
     def has_decoder(self) -> bool:

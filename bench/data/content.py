@@ -5,17 +5,37 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 
 from bench.data import Modality, SplitFacts
 
 
 @dataclass(frozen=True)
 class Rows:
-    """One split: encoded image bytes or utf-8 text, in a fixed order, and labels where there are any."""
+    """One split: encoded image bytes or utf-8 text, in a fixed order, and labels where there are any.
+
+    `pairs` holds the second text of each example where the task is about pairs of sentences. `places` says where each
+    lies in its source, for messages only.
+    """
 
     values: list[bytes]
     labels: list[int] | None
+    pairs: list[bytes] | None = None
+    places: list[str] | None = field(default=None, compare=False)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of several splits of one data set, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    labels = [part.labels for part in parts if part.labels is not None]
+    pairs = [part.pairs for part in parts if part.pairs is not None]
+    return Rows(
+        values=list(chain.from_iterable(part.values for part in parts)),
+        labels=list(chain.from_iterable(labels)) if labels else None,
+        pairs=list(chain.from_iterable(pairs)) if pairs else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -50,6 +70,8 @@ def checksum(class_names: Sequence[str] | None, rows: Rows) -> str:
         add(value)
     for label in rows.labels or ():
         digest.update(label.to_bytes(8, "big", signed=True))
+    for value in rows.pairs or ():
+        add(value)
     return digest.hexdigest()
 
 

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.data import MANIFEST, Manifest, Modality, read_manifest
+from bench.data import Manifest, Modality, read_manifest
 from bench.data.content import Content, Rows, facts
 from bench.errors import InputError
-from bench.files import sync
+from bench.files import MANIFEST, building
 
 TOKENIZER = "tokenizer.json"
 COLUMN: dict[Modality, str] = {"image": "image", "text": "text"}
+PAIR = "text_pair"
+
+BATCH_ROWS = 1000
+BATCH_BYTES = 2**28
+"""What is written at once, one row group each: a parquet reader's arrays of bytes overflow at 2 GB."""
 
 
-def publish(name: str, content: Content, root: Path) -> Manifest:
-    """Write a data set into a folder beside, then rename it into place; the first complete one wins."""
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = root / f".{name}.{uuid.uuid4().hex}"
-    temporary.mkdir()
-    try:
-        manifest = _write(name, content, temporary)
-        return _move(name, manifest, temporary, root)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def publish(name: str, content: Content, root: Path, again: bool = False) -> Manifest:
+    """Write a data set into a folder beside, then move it into place; the first complete one wins, unless `again`."""
+    with building(root / name, replace=again) as temporary:
+        _write(name, content, temporary)
+    manifest = read_manifest(name, root)
+    assert manifest is not None  # just written, by this process or a faster one
+    return manifest
 
 
 def read_rows(path: Path, modality: Modality) -> Rows:
@@ -35,17 +35,40 @@ def read_rows(path: Path, modality: Modality) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    values: list[bytes] = []
+    labels: list[int] = []
+    pairs: list[bytes] = []
     try:
-        table = pq.read_table(path, memory_map=True)
-        chunks = table.column(COLUMN[modality]).chunks
-        if modality == "image":
-            values = [bytes(value) for chunk in chunks for value in chunk.field("bytes").to_pylist()]
-        else:
-            values = [value.encode() for chunk in chunks for value in chunk.to_pylist()]
-        labels = [int(label) for label in table.column("label").to_pylist()] if "label" in table.column_names else None
+        with pq.ParquetFile(path, memory_map=True) as file:
+            names = file.schema_arrow.names
+            # Row groups are small where they have to be: one array of encoded images above 2 GB would overflow.
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                if modality == "image":
+                    chunks = table.column(COLUMN[modality]).chunks
+                    values += [bytes(value) for chunk in chunks for value in chunk.field("bytes").to_pylist()]
+                else:
+                    values += [value.encode() for value in table.column(COLUMN[modality]).to_pylist()]
+                if "label" in names:
+                    labels += [int(label) for label in table.column("label").to_pylist()]
+                if PAIR in names:
+                    pairs += [value.encode() for value in table.column(PAIR).to_pylist()]
+        if COLUMN[modality] not in names:
+            raise KeyError(f"no column {COLUMN[modality]!r}")
     except (OSError, KeyError, AttributeError, TypeError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read ({error}). {again(path.parent)}") from error
-    return Rows(values=values, labels=labels)
+    return Rows(values=values, labels=labels if "label" in names else None, pairs=pairs if PAIR in names else None)
+
+
+def read(manifest: Manifest, root: Path) -> Content:
+    """A prepared data set as it lies on disk, unchecked."""
+    folder = root / manifest.name
+    return Content(
+        modality=manifest.modality,
+        class_names=manifest.class_names,
+        splits={split: read_rows(folder / f"{split}.parquet", manifest.modality) for split in manifest.splits},
+        sources=manifest.sources,
+    )
 
 
 def again(folder: Path) -> str:
@@ -53,7 +76,7 @@ def again(folder: Path) -> str:
     return f"Delete the folder {folder} and prepare {folder.name} again."
 
 
-def _write(name: str, content: Content, folder: Path) -> Manifest:
+def _write(name: str, content: Content, folder: Path) -> None:
     for split, rows in content.splits.items():
         _write_parquet(folder / f"{split}.parquet", content, rows)
     tokenizer_checksum = None
@@ -70,9 +93,6 @@ def _write(name: str, content: Content, folder: Path) -> Manifest:
         vocabulary=content.vocabulary,
     )
     (folder / MANIFEST).write_text(manifest.to_json())
-    for path in folder.iterdir():
-        sync(path)
-    return manifest
 
 
 def _write_parquet(path: Path, content: Content, rows: Rows) -> None:
@@ -82,30 +102,34 @@ def _write_parquet(path: Path, content: Content, rows: Rows) -> None:
 
     column = COLUMN[content.modality]
     features: dict[str, Any] = {column: Image() if content.modality == "image" else Value("string")}
-    columns: dict[str, list[Any]] = (
-        {column: [value.decode() for value in rows.values]}
-        if column == "text"
-        else {column: [{"bytes": value, "path": None} for value in rows.values]}
-    )
+    if rows.pairs is not None:
+        features[PAIR] = Value("string")
     if rows.labels is not None:
         features["label"] = ClassLabel(names=list(content.class_names or ()))
-        columns["label"] = list(rows.labels)
-    pq.write_table(pa.table(columns, schema=Features(features).arrow_schema), path)
+    schema = Features(features).arrow_schema
+    with pq.ParquetWriter(path, schema) as writer:
+        for start, stop in _batches(rows):
+            values = rows.values[start:stop]
+            columns: dict[str, list[Any]] = {
+                column: [value.decode() for value in values]
+                if column == "text"
+                else [{"bytes": value, "path": None} for value in values]
+            }
+            if rows.pairs is not None:
+                columns[PAIR] = [value.decode() for value in rows.pairs[start:stop]]
+            if rows.labels is not None:
+                columns["label"] = rows.labels[start:stop]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
-def _move(name: str, manifest: Manifest, temporary: Path, root: Path) -> Manifest:
-    folder = root / name
-    try:
-        os.rename(temporary, folder)
-    except OSError:
-        # Either another process was first, or an earlier attempt left a folder without a manifest.
-        if not folder.is_dir():
-            raise
-        existing = read_manifest(name, root)
-        if existing is not None:
-            return existing
-        files = sorted(temporary.iterdir(), key=lambda path: path.name == MANIFEST)
-        for path in files:
-            os.replace(path, folder / path.name)
-    sync(root)
-    return manifest
+def _batches(rows: Rows) -> Iterator[tuple[int, int]]:
+    """Where to cut a split so that no part is above `BATCH_ROWS` or, unless of one row, `BATCH_BYTES`."""
+    start = size = 0
+    for i, value in enumerate(rows.values):
+        length = len(value) + (0 if rows.pairs is None else len(rows.pairs[i]))
+        if i - start == BATCH_ROWS or (i > start and size + length > BATCH_BYTES):
+            yield start, i
+            start, size = i, 0
+        size += length
+    if start < len(rows.values):
+        yield start, len(rows.values)

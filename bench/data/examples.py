@@ -7,7 +7,6 @@ import functools
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from bench import checkpoints
 from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.data import Manifest, read_manifest
-from bench.data.content import Rows, checksum
+from bench.data.content import Rows, checksum, joined
+from bench.data.decode import rgb
 from bench.data.disk import TOKENIZER, again, read_rows
 from bench.data.subset import chosen_rows
-from bench.data.vocabulary import PAD
 from bench.errors import InputError, NotPrepared
 from bench.files import replacing, sha256, write_text
 from bench.hooks import Inputs
@@ -35,7 +35,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-ARRAYS_VERSION = 1
+ARRAYS_VERSION = 2
 """Raised when decoding or tokenising the same data gives other arrays."""
 
 
@@ -61,7 +61,7 @@ class Examples(ABC):
 
 
 class ImageExamples(Examples):
-    """Images from a uint8 array (N, H, W, 3), mapped from disk, or on a GPU if a quarter of its free memory will do."""
+    """Images from a uint8 array (N, 3, H, W), mapped from disk, or on a GPU if a quarter of its free memory will do."""
 
     def __init__(self, rows: npt.NDArray[np.int64], labels: Tensor | None, pixels: Array) -> None:
         super().__init__(rows, labels, None)
@@ -75,12 +75,11 @@ class ImageExamples(Examples):
             pixels = torch.from_numpy(self._pixels[self._rows[index.cpu().numpy()]]).to(device)
         else:
             pixels = resident[index.to(device)]
+        images = normalised(pixels, self.dtype)
         if flip is not None:
-            pixels = torch.where(flip.to(device)[:, None, None, None], pixels.flip(2), pixels)
-        images = pixels.permute(0, 3, 1, 2).to(self.dtype, memory_format=torch.contiguous_format)
-        mean = torch.tensor(MEAN, dtype=self.dtype, device=device)[:, None, None]
-        std = torch.tensor(STD, dtype=self.dtype, device=device)[:, None, None]
-        return images.div_(255).sub_(mean).div_(std)
+            flip = flip.to(device)
+            images[flip] = images[flip].flip(3)
+        return images
 
     def _on(self, device: torch.device) -> Tensor | None:
         if device.type != "cuda":
@@ -92,16 +91,41 @@ class ImageExamples(Examples):
         return self._resident[device]
 
 
-class TextExamples(Examples):
-    """Texts as one flat array of token numbers; text i is tokens[offsets[i]:offsets[i + 1]]."""
+def normalised(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Images (B, 3, H, W) of bytes as floats of about zero mean and unit variance."""
+    images = pixels.to(dtype)
+    mean = torch.tensor(MEAN, dtype=dtype, device=pixels.device)[:, None, None]
+    std = torch.tensor(STD, dtype=dtype, device=pixels.device)[:, None, None]
+    return images.div_(255).sub_(mean).div_(std)
 
-    def __init__(self, rows: npt.NDArray[np.int64], labels: Tensor | None, tokens: Array, offsets: Array) -> None:
+
+class TextExamples(Examples):
+    """Texts, or pairs of them, as one flat array of token numbers; example i is tokens[offsets[i]:offsets[i + 1]].
+
+    `seconds` (N,) says where in each example the second text begins, None where there is none or the network does not
+    tell the two apart; `pad` is the token that fills up a batch.
+    """
+
+    def __init__(
+        self,
+        rows: npt.NDArray[np.int64],
+        labels: Tensor | None,
+        tokens: Array,
+        offsets: Array,
+        seconds: Array | None = None,
+        pad: int = 0,
+    ) -> None:
         super().__init__(rows, labels, np.diff(offsets)[rows])
         self._tokens = tokens
         self._starts = offsets[:-1][rows]
+        self._seconds = None if seconds is None else seconds[rows]
+        self._pad = pad
 
     def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> dict[str, Tensor]:
-        """Long tensors `input_ids` and `attention_mask` (B, T), padded to the longest text of the batch."""
+        """Long tensors `input_ids` and `attention_mask` (B, T), padded to the longest text of the batch.
+
+        Pairs also have `token_type_ids` (B, T): 1 for the second text, 0 elsewhere.
+        """
         assert flip is None, "a text stage that flips is refused when it is planned"
         assert self.lengths is not None
         chosen = index.cpu().numpy()
@@ -109,10 +133,10 @@ class TextExamples(Examples):
         position = np.arange(lengths.max(initial=0))
         mask = position < lengths[:, None]
         tokens = self._tokens[np.where(mask, self._starts[chosen][:, None] + position, 0)]
-        return {
-            "input_ids": torch.from_numpy(np.where(mask, tokens, PAD).astype(np.int64)).to(device),
-            "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(device),
-        }
+        arrays = {"input_ids": np.where(mask, tokens, self._pad), "attention_mask": mask}
+        if self._seconds is not None:
+            arrays["token_type_ids"] = mask & (position >= self._seconds[chosen][:, None])
+        return {name: torch.from_numpy(array.astype(np.int64)).to(device) for name, array in arrays.items()}
 
 
 def open_examples(data: Data, backbone: Backbone, root: Path) -> Examples:
@@ -127,13 +151,15 @@ def open_examples(data: Data, backbone: Backbone, root: Path) -> Examples:
     labels = split.labels()
     if data.labelled and labels is None:
         raise InputError(f"{data.task} is a corpus without labels: it can only be used for pre-training.")
-    unlabelled = np.zeros(manifest.splits[data.split].examples, dtype=np.int64)
+    assert data.examples is not None  # of a prepared split
+    unlabelled = np.zeros(data.examples, dtype=np.int64)
     rows = chosen_rows(data, unlabelled if labels is None else labels)
     seen = torch.from_numpy(labels[rows]) if data.labelled and labels is not None else None
     if isinstance(backbone, MaskedAutoEncoder):
         return ImageExamples(rows, seen, split.pixels(backbone.image_size))
     if isinstance(backbone, MaskedLanguageModel):
-        return TextExamples(rows, seen, *split.tokens(backbone, root))
+        tokens, offsets, seconds = split.tokens(backbone, root)
+        return TextExamples(rows, seen, tokens, offsets, seconds, backbone.pad_id)
     raise TypeError(f"no examples for a {type(backbone).__name__}")
 
 
@@ -141,25 +167,24 @@ def _manifest(data: Data, root: Path) -> Manifest:
     manifest = read_manifest(data.task, root)
     if manifest is None or data.checksum is None:
         raise NotPrepared(f"{data.task} is not prepared in {root}: prepare it first.")
-    if data.split not in manifest.splits:
+    if not manifest.splits.keys() >= set(data.split.split("+")):
         raise InputError(f"{data.task} has no split {data.split!r}. Legal: {', '.join(manifest.splits)}.")
-    if manifest.splits[data.split].checksum != data.checksum:
+    if manifest.checksum(data.split) != data.checksum:
         raise InputError(
-            f"{data.task}/{data.split} in {root} has the checksum {manifest.splits[data.split].checksum[:16]}, but "
+            f"{data.task}/{data.split} in {root} has the checksum {manifest.checksum(data.split)[:16]}, but "
             f"{data.checksum[:16]} was planned: plan again with these data, or {again(root / data.task)}"
         )
     return manifest
 
 
 class _Split:
-    """The files of one split and its array cache, whose names hold the checksum of all that they were made from."""
+    """The files of a split, or of two, and its array cache, whose names hold the checksum of what they come from."""
 
     def __init__(self, data: Data, manifest: Manifest, folder: Path) -> None:
         assert data.checksum is not None
-        self._path = folder / f"{data.split}.parquet"
+        self._parts = data.split.split("+")
         self._folder = folder
         self._manifest = manifest
-        self._checksum = data.checksum
         self._stem = f"{data.split}-{data.checksum[:16]}-v{ARRAYS_VERSION}"
         self._checked: Rows | None = None
 
@@ -171,40 +196,57 @@ class _Split:
         )
 
     def pixels(self, size: int) -> Array:
-        return _cached(self._cache(f"{size}px"), lambda new: _decode(self._rows().values, size, self._path, new))
+        return _cached(self._cache(f"{size}px"), lambda new: _decode(self._rows().values, size, self._folder.name, new))
 
-    def tokens(self, backbone: MaskedLanguageModel, root: Path) -> tuple[Array, Array]:
-        source = root / backbone.tokenizer / TOKENIZER
+    def tokens(self, backbone: MaskedLanguageModel, root: Path) -> tuple[Array, Array, Array | None]:
+        """The flat tokens, where each example begins (N + 1,), and where in each the second text does."""
+        source = tokenizer_file(backbone, root)
         if backbone.tokenizer_checksum is None or not source.is_file():
-            raise NotPrepared(f"the vocabulary of {backbone.tokenizer} is not prepared in {root}: prepare it first.")
+            missing = backbone.tokenizer or backbone.name
+            raise NotPrepared(f"the vocabulary of {missing} is not prepared in {root}: prepare it first.")
 
         @functools.cache
-        def encoded() -> list[Array]:
-            return _encode(self._rows().values, _read_tokenizer(source, backbone), backbone.max_length)
+        def encoded() -> list[tuple[Array, int]]:
+            return _encode(self._rows(), _read_tokenizer(source, backbone), backbone.max_length)
 
         stem = f"{backbone.tokenizer_checksum[:16]}-{backbone.max_length}"
         tokens = _cached(
-            self._cache(f"{stem}-tokens"), lambda new: _filled(new, np.concatenate(encoded(), dtype=np.int32))
+            self._cache(f"{stem}-tokens"),
+            lambda new: _filled(new, np.concatenate([ids for ids, _ in encoded()], dtype=np.int32)),
         )
         lengths = _cached(
-            self._cache(f"{stem}-lengths"), lambda new: _filled(new, np.array([len(ids) for ids in encoded()]))
+            self._cache(f"{stem}-lengths"), lambda new: _filled(new, np.array([len(ids) for ids, _ in encoded()]))
         )
-        return tokens, np.concatenate([[0], np.cumsum(lengths)])
+        seconds = _cached(
+            self._cache(f"{stem}-seconds"), lambda new: _filled(new, np.array([second for _, second in encoded()]))
+        )
+        paired = backbone.segments > 1 and bool((seconds < lengths).any())
+        return tokens, np.concatenate([[0], np.cumsum(lengths)]), seconds if paired else None
 
     def _cache(self, name: str) -> Path:
         return self._folder / "arrays" / f"{self._stem}-{name}.npy"
 
     def _rows(self) -> Rows:
         if self._checked is None:
-            rows = read_rows(self._path, self._manifest.modality)
-            found = checksum(self._manifest.class_names, rows)
-            if found != self._checksum:
-                raise InputError(
-                    f"{self._path} has changed: the checksum of its content is {found[:16]}, "
-                    f"not {self._checksum[:16]}. {again(self._folder)}"
-                )
-            self._checked = rows
+            self._checked = joined([self._part(split) for split in self._parts])
         return self._checked
+
+    def _part(self, split: str) -> Rows:
+        path = self._folder / f"{split}.parquet"
+        rows = read_rows(path, self._manifest.modality)
+        found, wanted = checksum(self._manifest.class_names, rows), self._manifest.splits[split].checksum
+        if found != wanted:
+            raise InputError(
+                f"{path} has changed: the checksum of its content is {found[:16]}, not {wanted[:16]}. "
+                f"{again(self._folder)}"
+            )
+        return rows
+
+
+def tokenizer_file(backbone: MaskedLanguageModel, root: Path) -> Path:
+    """Where the vocabulary of a backbone lies: in a corpus, or with the weights that were made elsewhere."""
+    folder = checkpoints.folder(backbone.name, root) if backbone.tokenizer is None else root / backbone.tokenizer
+    return folder / TOKENIZER
 
 
 def _read_tokenizer(path: Path, backbone: MaskedLanguageModel) -> bytes:
@@ -218,14 +260,22 @@ def _read_tokenizer(path: Path, backbone: MaskedLanguageModel) -> bytes:
     return content
 
 
-def _encode(texts: list[bytes], tokenizer: bytes, max_length: int) -> list[Array]:
+def _encode(rows: Rows, tokenizer: bytes, max_length: int) -> list[tuple[Array, int]]:
+    """The tokens of each example, and at which of them its second text begins (behind the last, without one)."""
     from tokenizers import Tokenizer
 
     encoder = Tokenizer.from_str(tokenizer.decode())
     encoder.no_padding()
-    encoder.enable_truncation(max_length)
-    encoded = encoder.encode_batch_fast([text.decode() for text in texts])
-    return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encoded]
+    encoder.enable_truncation(max_length)  # of a pair, the longer text is shortened first
+    texts: list[Any] = [text.decode() for text in rows.values]
+    if rows.pairs is not None:
+        texts = list(zip(texts, (text.decode() for text in rows.pairs), strict=True))
+    encoded = encoder.encode_batch_fast(texts)
+    return [(np.asarray(encoding.ids, dtype=np.int32), _second(encoding.type_ids)) for encoding in encoded]
+
+
+def _second(type_ids: list[int]) -> int:
+    return type_ids.index(1) if 1 in type_ids else len(type_ids)
 
 
 def _filled(new: Allocate, values: Array) -> Array:
@@ -234,16 +284,16 @@ def _filled(new: Allocate, values: Array) -> Array:
     return array
 
 
-def _decode(encoded: list[bytes], size: int, source: Path, new: Allocate) -> Array:
+def _decode(encoded: list[bytes], size: int, source: str, new: Allocate) -> Array:
     from PIL import Image
 
-    pixels = new((len(encoded), size, size, 3), np.dtype(np.uint8))
+    pixels = new((len(encoded), 3, size, size), np.dtype(np.uint8))
     for i, value in enumerate(encoded):
         try:
-            image = Image.open(BytesIO(value)).convert("RGB")
-        except OSError as error:
+            image = rgb(value)
+        except Exception as error:  # damaged files make Pillow raise almost anything
             raise InputError(f"{source}: the image of row {i} cannot be decoded ({error}).") from error
-        pixels[i] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+        pixels[i] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     return pixels
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.errors import InputError
+from bench.files import digest
 from bench.specs import Data, stream
 
 
@@ -35,6 +36,13 @@ def stratified_subset(labels: npt.ArrayLike, size: int, seed: int) -> npt.NDArra
     if not 1 <= size <= len(order):
         raise InputError(f"a subset of {size} examples cannot be drawn: it must be between 1 and {len(order)}.")
     return np.sort(order[:size])
+
+
+def held_out_checksum(labels: npt.ArrayLike) -> tuple[int, str]:
+    """How many of these training examples a search holds out, and the sha256 of their sorted positions as JSON."""
+    size = max(1, len(np.asarray(labels)) // 10)
+    positions = np.sort(stratified_order(labels, 0)[-size:])
+    return size, digest(positions.tolist())
 
 
 def chosen_rows(data: Data, labels: npt.ArrayLike) -> npt.NDArray[np.int64]:

@@ -286,3 +286,100 @@ def test_impossible_requests_are_refused(prepared: Path) -> None:
         open_split(data_of(prepared, "digits"), language(prepared), prepared)
     with pytest.raises(InputError, match="without labels"):
         open_split(data_of(prepared, "photographs"), vision(), prepared)
+
+
+# ------------------------------------------------------------------------------------------------ two splits as one
+
+
+def union_of(root: Path) -> Data:
+    manifest = read_manifest("three", root)
+    assert manifest is not None
+    return Data("three", "train+validation", True, manifest.checksum("train+validation"), 5, 2)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A data root with a task of small images whose grey levels count the rows through all splits."""
+
+    def rows(levels: list[int], labels: list[int]) -> Rows:
+        values = []
+        for level in levels:
+            buffer = BytesIO()
+            Image.new("L", (2, 2), 10 * level).save(buffer, format="PNG")
+            values.append(buffer.getvalue())
+        return Rows(values, labels)
+
+    splits = {"train": rows([0, 1, 2], [0, 1, 0]), "validation": rows([3, 4], [1, 1]), "test": rows([5, 6], [0, 1])}
+    disk.publish("three", Content("image", ("a", "b"), splits, {}), tmp_path)
+    return tmp_path
+
+
+def test_two_splits_are_read_as_one_in_their_order(three: Path) -> None:
+    examples = opened_images(three, union_of(three), size=4)
+    assert len(examples) == 5
+    assert examples.labels is not None
+    assert examples.labels.tolist() == [0, 1, 0, 1, 1]
+    levels = examples._pixels[:, 0, 0, 0].tolist()
+    assert levels == [0, 10, 20, 30, 40]
+    fit = opened_images(three, dataclasses.replace(union_of(three), part="fit"), size=4)
+    held = opened_images(three, dataclasses.replace(union_of(three), part="holdout"), size=4)
+    assert sorted([*fit._rows, *held._rows]) == [0, 1, 2, 3, 4]
+
+
+def test_a_change_of_either_split_is_noticed(three: Path) -> None:
+    data = union_of(three)
+    path = three / "three" / "validation.parquet"
+    path.write_bytes((three / "three" / "test.parquet").read_bytes())
+    with pytest.raises(InputError, match=r"validation\.parquet has changed"):
+        open_split(data, vision(4), three)
+
+
+def test_a_split_that_is_missing_from_a_pair_is_named(prepared: Path) -> None:
+    data = dataclasses.replace(data_of(prepared, "digits"), split="train+validation")
+    with pytest.raises(InputError, match="validation"):
+        open_split(data, vision(), prepared)
+
+
+# ------------------------------------------------------------------------------------------------ pairs of texts
+
+
+@pytest.fixture
+def pairs(prepared: Path, tmp_path: Path) -> Path:
+    """A data root with pairs of texts and the vocabulary of docs_mlm."""
+    shutil.copytree(prepared / "docstrings", tmp_path / "docstrings")
+    rows = Rows([b"return the value", b"the array"], [0, 1], [b"an object of this class", b"a list of the number"])
+    disk.publish("pairs", Content("text", ("no", "yes"), {"train": rows, "test": rows}, {}), tmp_path)
+    return tmp_path
+
+
+def test_pairs_are_joined_and_told_apart(pairs: Path) -> None:
+    from tokenizers import Tokenizer
+
+    examples = opened_texts(pairs, data_of(pairs, "pairs"))
+    inputs = examples.inputs(torch.tensor([0, 1]), CPU)
+    encoder = Tokenizer.from_file(str(pairs / "docstrings" / "tokenizer.json"))
+    whole = [
+        encoder.encode("return the value", "an object of this class"),
+        encoder.encode("the array", "a list of the number"),
+    ]
+    for i, expected in enumerate(whole):
+        length = len(expected.ids)
+        assert inputs["input_ids"][i, :length].tolist() == expected.ids
+        assert inputs["token_type_ids"][i, :length].tolist() == expected.type_ids
+        assert inputs["token_type_ids"][i, length:].sum() == 0
+        assert inputs["attention_mask"][i].sum() == length
+    assert inputs["token_type_ids"].sum() == sum(sum(encoding.type_ids) for encoding in whole) > 0
+
+
+def test_a_long_pair_keeps_something_of_both(pairs: Path) -> None:
+    inputs = opened_texts(pairs, data_of(pairs, "pairs"), max_length=7).inputs(torch.tensor([0]), CPU)
+    assert inputs["input_ids"].shape == (1, 7)
+    assert 2 <= inputs["token_type_ids"].sum() <= 4  # the second text and its separator
+
+
+def test_a_network_of_one_segment_is_not_told(pairs: Path, prepared: Path) -> None:
+    data = data_of(pairs, "pairs")
+    examples = open_split(data, dataclasses.replace(language(pairs), segments=1), pairs)
+    assert "token_type_ids" not in examples.inputs(torch.tensor([0]), CPU)
+    single = opened_texts(prepared, data_of(prepared, "pydocs"))
+    assert "token_type_ids" not in single.inputs(torch.tensor([0]), CPU)

@@ -67,6 +67,13 @@ def test_tasks_are_specs_with_their_own_canonical_form() -> None:
         "modality": "image",
         "backbone": "photos_mae",
         "metric": "accuracy",
+        "training": "train",
+        "source": None,
+        "configuration": None,
+        "image_column": "image",
+        "text_column": "text",
+        "pair_column": None,
+        "label_column": "label",
     }
     assert data.TASKS["pydocs"].backbone == "docs_mlm"
     assert data.CORPORA == {"photographs": "image", "docstrings": "text"}
@@ -337,6 +344,55 @@ def test_a_text_that_two_modules_share_is_dropped(tmp_path: Path, monkeypatch: p
     content = texts.pydocs()
     found = {value for part in content.splits.values() for value in part.values}
     assert found == {b"The package knows mail.", b"Twice in one module.", b"Only in the second."}
+
+
+PAIRED = MappingProxyType(
+    {"train": Rows([b"one", b"two"], [0, 1], [b"ein", b""]), "test": Rows([b"drei"], [1], ["tr\u00eas".encode()])}
+)
+
+
+def test_pairs_of_texts_read_back_and_are_part_of_the_content(tmp_path: Path) -> None:
+    manifest = disk.publish("pairs", Content("text", ("a", "b"), dict(PAIRED), {}), tmp_path)
+    for split, part in PAIRED.items():
+        assert disk.read_rows(tmp_path / "pairs" / f"{split}.parquet", "text") == part
+        assert manifest.splits[split].checksum == checksum(["a", "b"], part)
+    assert manifest.splits["train"].checksum != checksum(["a", "b"], SMALL["train"])
+
+
+def test_datasets_reads_pairs_as_a_column(tmp_path: Path) -> None:
+    import datasets
+
+    disk.publish("pairs", Content("text", ("a", "b"), dict(PAIRED), {}), tmp_path)
+    path = str(tmp_path / "pairs" / "train.parquet")
+    loaded = datasets.load_dataset("parquet", data_files={"train": path}, cache_dir=str(tmp_path / "cache"))["train"]
+    assert loaded[:] == {"text": ["one", "two"], "text_pair": ["ein", ""], "label": [0, 1]}
+
+
+@pytest.mark.parametrize(("rows", "size", "groups"), [(2, 100, [2, 2, 1]), (100, 8, [2, 1, 1, 1]), (100, 1, [1] * 5)])
+def test_splits_are_written_in_batches_of_bounded_rows_and_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, size: int, groups: list[int]
+) -> None:
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(disk, "BATCH_ROWS", rows)
+    monkeypatch.setattr(disk, "BATCH_BYTES", size)
+    part = Rows([b"abc", b"defgh", b"ijklmnop", b"qrstuvwxyz", b"01234567"], [0, 1, 1, 0, 1])
+    disk.publish("batches", Content("image", ("a", "b"), {"train": part}, {}), tmp_path)
+    path = tmp_path / "batches" / "train.parquet"
+    written = pq.read_metadata(path)
+    assert [written.row_group(i).num_rows for i in range(written.num_row_groups)] == groups
+    assert disk.read_rows(path, "image") == part
+
+
+def test_a_split_without_rows_keeps_its_columns(tmp_path: Path) -> None:
+    empty = Rows([], [], [])
+    disk.publish("empty", Content("text", ("a",), {"train": empty}, {}), tmp_path)
+    assert disk.read_rows(tmp_path / "empty" / "train.parquet", "text") == empty
+
+
+def test_a_split_of_the_other_modality_is_refused(prepared: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.parquet.*prepare digits again"):
+        disk.read_rows(prepared / "digits" / "train.parquet", "text")
 
 
 @pytest.mark.parametrize("bytes_left", [0, 100, -1])

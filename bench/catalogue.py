@@ -1,0 +1,216 @@
+"""What a grid can name besides its methods: the suite's tasks and backbones, and those that gin files declare.
+
+`pets/task.source = 'folder:…'` declares the task `pets`, `minilm/backbone.weights = 'folder:…'` the backbone `minilm`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import checkpoints, data
+from bench.checkpoints import Prepared
+from bench.data import CORPORA, TASKS, Manifest, Task, own
+from bench.errors import InputError, SpecError, nearest
+from bench.registry import BACKBONES, SETTINGS
+from bench.specs import Spec, coerce
+
+if TYPE_CHECKING:
+    from bench.cell import Binding
+
+
+@dataclass(frozen=True)
+class Checkpoint(Spec):
+    """Weights made elsewhere: `folder:PATH`, or `OWNER/NAME@REVISION` on the Hugging Face hub.
+
+    `weights_checksum` is the sha256 of the weight file, which a pickled one (`.bin`) needs and any may have.
+    """
+
+    weights: str
+    weights_checksum: str | None = None
+
+    def check(self) -> None:
+        try:
+            checkpoints.parse(self.weights)
+        except InputError as error:
+            raise SpecError("weights", str(error)) from error
+
+    def differs(self, prepared: Prepared) -> str | None:
+        """How what is prepared is not what is declared, or no longer what its files are; None where it is."""
+        if prepared.source != self.weights:
+            return f"was prepared from {prepared.source}, not from {self.weights}"
+        if checkpoints.fingerprint(self.weights) not in (None, prepared.fingerprint):
+            return f"has changed in {self.weights} since it was prepared"
+        return None
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies on this computer, so that a grid may prepare it unasked."""
+        return self.weights.startswith("folder:")
+
+
+PUBLIC: dict[str, Checkpoint] = {
+    # A revision is a commit, so that the same name always means the same weights; one that is not pinned here is
+    # looked up when the weights are prepared.
+    "vit_mae_base": Checkpoint(
+        "facebook/vit-mae-base@25b184bea5538bf5c4c852c79d221195fdd2778d",
+        weights_checksum="479dcef4bd5df06259399027b789f21e9d9a1b79f37155a64176d55bc26fdae8",
+    ),
+    "vit_mae_large": Checkpoint("facebook/vit-mae-large"),
+    "roberta_base": Checkpoint(
+        "FacebookAI/roberta-base@e2da8e2f811d1448a5b465c236feacd80ffbac7b",
+        weights_checksum="5bde1d28afb363d0103324efeb5afc8b2b397fe5e04beabb9b1ef355255ade81",
+    ),
+    "roberta_large": Checkpoint("FacebookAI/roberta-large@722cf37b1afa9454edce342e7895e588b6ff1d59"),
+}
+
+OF_CHECKPOINTS = ("weights", "weights_checksum")
+RESERVED = ("downloads", "backbones")
+"""Folders of the data root that are no data set."""
+
+OF_OWN_TASKS = ("source", "modality", "configuration", "image_column", "text_column", "pair_column", "label_column")
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The names that these bindings know, each with what is needed to prepare it."""
+
+    bindings: tuple[Binding, ...] = ()
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The suite's tasks, and those whose source is bound."""
+        return TASKS | {task.name: task for task in self._own_tasks()}
+
+    @cached_property
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """The backbones whose weights were made elsewhere: the public ones, and those whose weights are bound."""
+        bound = self._bound("backbone", OF_CHECKPOINTS)
+        return PUBLIC | {name: self._checkpoint(name, lines) for name, lines in bound.items()}
+
+    @cached_property
+    def backbones(self) -> set[str]:
+        """Every name of a backbone."""
+        return {*BACKBONES, *self.checkpoints}
+
+    @property
+    def own(self) -> set[str]:
+        """The names that only these bindings know, or know otherwise than the suite."""
+        changed = {name for name, source in PUBLIC.items() if self.checkpoints[name] != source}
+        return {*self.tasks, *self.backbones} - {*TASKS, *BACKBONES} | changed
+
+    def local(self, name: str) -> bool:
+        """Whether a grid may prepare it unasked: built from installed packages, or on this computer."""
+        if name in self.checkpoints:
+            return self.checkpoints[name].local
+        return data.is_local(name, self.tasks.get(name))
+
+    def command(self, names: Iterable[str], root: Path) -> str:
+        """The command that prepares these under a data root."""
+        names = sorted(names)
+        return data.command(*names, own=not self.own.isdisjoint(names), root=root)
+
+    def refuse_missing(self, names: Iterable[str], root: Path) -> None:
+        """Refuse, in one message, what is not prepared and needs more than what is on this computer."""
+        names = set(names)
+        missing = sorted(name for name in names if not self.local(name))
+        if missing:
+            raise InputError(
+                f"not prepared in {root}: {', '.join(missing)}. Prepare with: {self.command(missing, root)} "
+                "(downloads; --from FILE_OR_FOLDER takes what is already at hand)."
+            )
+        for name in names & self.tasks.keys():
+            if self.tasks[name].source is not None:
+                own.fingerprint(self.tasks[name])  # refuses a path that is missing
+
+    def refuse_unknown(self, name: str) -> None:
+        """Refuse a name that is no task, corpus or checkpoint, as a backbone that the suite pre-trains is none."""
+        if name in BACKBONES and name not in self.checkpoints:
+            raise InputError(f"{name} is pre-trained by the suite: the first grid that needs it does so.")
+        legal = [*self.tasks, *CORPORA, *self.checkpoints]
+        if name not in legal:
+            raise InputError(f"there is no task, corpus or backbone named '{name}' to prepare.{nearest(name, legal)}")
+
+    def prepare(self, name: str, root: Path, given: Path | None = None, again: bool = False) -> str:
+        """Prepare a task, corpus or backbone under `root`, unless it is; returns what there is, in words.
+
+        `given` stands in for a download; `again` replaces what is prepared, once the new one is complete.
+        """
+        self.refuse_unknown(name)
+        if name in self.checkpoints:
+            return self._prepare_checkpoint(name, root, given, again)
+        return describe(data.prepare(name, root, self.tasks.get(name), given, again))
+
+    def _prepare_checkpoint(self, name: str, root: Path, given: Path | None, again: bool) -> str:
+        source = self.checkpoints[name]
+        found = checkpoints.prepare(name, source.weights, root, given, source.weights_checksum, again)
+        told = [f"{found.architecture['depth']} layers of width {found.architecture['width']}"]
+        if found.fresh:
+            told.append(f"warning: the file lacks these, which start from random values: {', '.join(found.fresh)}")
+        if found.ignored:
+            told.append(f"not used: {', '.join(found.ignored)}")
+        return "; ".join(told)
+
+    def _own_tasks(self) -> Iterator[Task]:
+        for name, lines in self._bound("task", OF_OWN_TASKS).items():
+            line = next(iter(lines.values()))
+            if "source" not in lines:
+                raise InputError(f"{line.location}: there is no task '{name}': bind {name}/task.source, too.")
+            self._check_name(name, line, {*TASKS, *BACKBONES})
+            try:
+                task = data.own_task(name, _value(lines["source"], str))
+            except InputError as error:
+                raise InputError(f"{lines['source'].location}: {error}") from error
+            values = {setting: _value(line, SETTINGS["task"][setting]) for setting, line in lines.items()}
+            yield dataclasses.replace(task, **values)
+
+    def _checkpoint(self, name: str, lines: dict[str, Binding]) -> Checkpoint:
+        line = next(iter(lines.values()))
+        self._check_name(name, line, {*self.tasks, *BACKBONES} - PUBLIC.keys())
+        if "weights" not in lines and name not in PUBLIC:
+            raise InputError(f"{line.location}: there is no backbone '{name}': bind {name}/backbone.weights, too.")
+        values = {setting: _value(line, SETTINGS["backbone"][setting]) for setting, line in lines.items()}
+        try:
+            return dataclasses.replace(PUBLIC[name], **values) if name in PUBLIC else Checkpoint(**values)
+        except SpecError as error:
+            raise InputError(f"{line.location}: {error}") from error
+
+    def _check_name(self, name: str, line: Binding, taken: set[str]) -> None:
+        """Refuse names that gin cannot scope, that mean something already, or that the data root uses itself."""
+        if not name.isidentifier():
+            raise InputError(f"{line.location}: '{name}' is no name: it must be a letter, then letters, digits or _.")
+        if name in taken or name in CORPORA or name in RESERVED:
+            raise InputError(f"{line.location}: the name {name} is taken already. Declare yours under another.")
+
+    def _bound(self, configurable: str, settings: Iterable[str]) -> dict[str, dict[str, Binding]]:
+        """The lines that bind these settings, by scope and setting; the command line's over the files'."""
+        found: dict[str, dict[str, Binding]] = {}
+        for binding in sorted(self.bindings, key=lambda binding: binding.override):
+            if binding.configurable != configurable or binding.setting not in settings:
+                continue
+            if not binding.scope or "/" in binding.scope:
+                raise InputError(
+                    f"{binding.location}: {configurable}.{binding.setting} describes one {configurable}: write "
+                    f"NAME/{configurable}.{binding.setting}."
+                )
+            found.setdefault(binding.scope, {})[binding.setting] = binding
+        return found
+
+
+def describe(manifest: Manifest) -> str:
+    """What a data set holds, in a line."""
+    counts = ", ".join(f"{split} {facts.examples}" for split, facts in manifest.splits.items())
+    classes = f"; {len(manifest.class_names)} classes" if manifest.class_names else ""
+    note = f"; {manifest.sources['splits']}" if "splits" in manifest.sources else ""
+    return f"{counts}{classes}{note}"
+
+
+def _value(binding: Binding, annotation: Any) -> Any:
+    try:
+        return coerce(binding.value, annotation, binding.target)
+    except SpecError as error:
+        raise InputError(f"{binding.location}: {error}") from error

@@ -1,0 +1,87 @@
+"""Reading prepared data again, as suspiciously as if somebody else had written them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import checkpoints
+from bench.catalogue import Catalogue, describe
+from bench.data import CORPORA, Manifest, check_unchanged, disk, public, read_manifest
+from bench.data.content import Content, facts
+from bench.data.problems import contradictions, duplicates, problems
+from bench.data.subset import held_out_checksum
+from bench.errors import InputError, NotPrepared
+
+
+@dataclass(frozen=True)
+class Report:
+    """What there is, in a line; what is wrong with it; and what a reader may want to know."""
+
+    summary: str
+    problems: list[str]
+    notes: list[str]
+
+
+def check(name: str, known: Catalogue, root: Path) -> Report:
+    """Everything about one prepared task, corpus or checkpoint; refuses what is not prepared."""
+    if name in known.checkpoints:
+        return _checkpoint(name, known, root)
+    manifest = read_manifest(name, root)
+    if manifest is None:
+        raise NotPrepared(f"{name} is not prepared in {root}. Prepare it with: {known.command([name], root)}")
+    wrong: list[str] = []
+    try:
+        if name in known.tasks:
+            check_unchanged(known.tasks[name], manifest)
+        content = disk.read(manifest, root)
+    except InputError as error:
+        return Report(describe(manifest), [str(error)], [])
+    wrong += _differences(manifest, content, root)
+    if name not in CORPORA:
+        wrong += problems(content, public.empty_classes(name, content))
+        wrong += public.differences(name, manifest)
+    return Report(describe(manifest), wrong, list(_notes(manifest, content)))
+
+
+def _differences(manifest: Manifest, content: Content, root: Path) -> Iterator[str]:
+    for split, rows in content.splits.items():
+        found, promised = facts(content.class_names, rows), manifest.splits[split]
+        if found != promised:
+            yield (
+                f"{split} holds {found.examples} examples with the checksum {found.checksum[:16]}, its manifest says "
+                f"{promised.examples} and {promised.checksum[:16]}. {disk.again(root / manifest.name)}"
+            )
+
+
+def _notes(manifest: Manifest, content: Content) -> Iterator[str]:
+    yield f"read from {', '.join(f'{name} {value}' for name, value in manifest.sources.items() if name != 'splits')}"
+    for split, per_class in ((split, found.per_class) for split, found in manifest.splits.items()):
+        if per_class:
+            low, high = min(per_class), max(per_class)
+            yield f"{split}: {low} examples of each class" if low == high else f"{split}: {low} to {high} per class"
+    relabelled = contradictions(content)
+    for (first, second), count in duplicates(content).items():
+        told = f", {relabelled[first, second]} of them with another label" if (first, second) in relabelled else ""
+        yield f"{count} examples of {second} also occur in {first}{told}"
+    if "validation" not in content.splits and content.class_names:
+        labels = content.splits["train"].labels
+        assert labels is not None
+        size, checksum = held_out_checksum(labels)
+        yield f"held out for selection: {size} of {len(labels)} training examples, positions sha256 {checksum}"
+
+
+def _checkpoint(name: str, known: Catalogue, root: Path) -> Report:
+    found = checkpoints.read(name, root)
+    if found is None:
+        raise NotPrepared(f"{name} is not prepared in {root}. Prepare it with: {known.command([name], root)}")
+    shape = f"{found.architecture['depth']} layers of width {found.architecture['width']}"
+    summary = f"{shape} from {found.source}; weight file sha256 {found.checksum}"
+    fresh = [f"starts from random values: {', '.join(found.fresh)}"] if found.fresh else []
+    wrong = [problem] if (problem := known.checkpoints[name].differs(found)) else []
+    try:
+        checkpoints.weights(name, root, found.checksum)
+    except InputError as error:
+        wrong.append(str(error))
+    return Report(summary, wrong, fresh)

@@ -1,0 +1,28 @@
+"""From an encoded image to what networks see, in the one way that training, checks and benchmarks share."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EIGHT_BITS = 257  # 65535 / 255
+
+
+def rgb(encoded: bytes) -> Image:
+    """The first frame as 8-bit RGB: 16-bit greys are scaled, transparency is dropped, orientation tags are not obeyed.
+
+    Raises what Pillow raises for damaged files, and ValueError for pixels without a fixed range.
+    """
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(BytesIO(encoded)) as image:
+        sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+        if sixteen:
+            return Image.fromarray((np.asarray(image) // EIGHT_BITS).astype(np.uint8)).convert("RGB")
+        if image.mode in ("I", "F"):
+            raise ValueError(f"has pixels of mode {image.mode}, whose range is unknown; save it with 8 or 16 bits")
+        return image.convert("RGB")

@@ -1,0 +1,170 @@
+"""Everything about the content of a data set that would spoil training, found before it does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+from bench.data.content import Content, Rows
+from bench.data.decode import rgb
+from bench.errors import InputError
+from bench.provenance import cores
+
+MOST_PIXELS = 20_000
+"""The widest and highest image there may be, in pixels."""
+
+MOST_NAMED = 10
+"""How many problems of one kind are named one by one."""
+
+Example = tuple[bytes, bytes | None]
+
+
+def problems(content: Content, allowed_empty: Mapping[str, frozenset[str]] = {}) -> list[str]:
+    """What would spoil training, by split and row (counted from 0) and class; at most 10 of each kind, then a count.
+
+    These are: images that cannot be decoded to their end, are decompression bombs, of zero size or above 20,000 pixels
+    wide or high; texts that are empty or white space; labels without a class; classes without examples, unless
+    `allowed_empty` names them for that split; fewer than 2 classes. A class with one training example is fine.
+    """
+    bad = _damaged_images(content) if content.modality == "image" else _empty_texts(content)
+    return [
+        *_shortened(_empty_splits(content), "empty splits"),
+        *_shortened(_few_classes(content), "problems with the classes"),
+        *_shortened(bad, f"bad {content.modality}s"),
+        *_shortened(_stray_labels(content), "labels without a class"),
+        *_shortened(_empty_classes(content, allowed_empty), "classes without examples"),
+    ]
+
+
+def refuse(name: str, content: Content, allowed_empty: Mapping[str, frozenset[str]] = {}) -> None:
+    """Raise InputError with all problems of a data set, if it has any."""
+    if found := problems(content, allowed_empty):
+        listed = "\n".join(f"  {problem}" for problem in found)
+        raise InputError(f"{name} cannot be used:\n{listed}\nCorrect or remove these examples in its source.")
+
+
+def duplicates(content: Content) -> dict[tuple[str, str], int]:
+    """How many examples of the second split occur, byte for byte, in the first, where there are any."""
+    return _common(content, lambda labels, label: True)
+
+
+def contradictions(content: Content) -> dict[tuple[str, str], int]:
+    """How many of the `duplicates` carry a label that they have nowhere in the first split."""
+    return _common(content, lambda labels, label: label not in labels)
+
+
+def _common(content: Content, counts: Callable[[set[int | None], int | None], bool]) -> dict[tuple[str, str], int]:
+    found = {}
+    splits = list(content.splits)
+    for i, first in enumerate(splits):
+        labels_of: dict[Example, set[int | None]] = {}
+        for example, label in _labelled(content.splits[first]):
+            labels_of.setdefault(example, set()).add(label)
+        for second in splits[i + 1 :]:
+            found[first, second] = sum(
+                example in labels_of and counts(labels_of[example], label)
+                for example, label in _labelled(content.splits[second])
+            )
+    return {pair: count for pair, count in found.items() if count}
+
+
+def _labelled(rows: Rows) -> Iterator[tuple[Example, int | None]]:
+    nothing = [None] * len(rows.values)
+    pairs = nothing if rows.pairs is None else rows.pairs
+    labels = nothing if rows.labels is None else rows.labels
+    return zip(zip(rows.values, pairs, strict=True), labels, strict=True)
+
+
+def _shortened(found: Iterable[str], kind: str) -> list[str]:
+    every = list(found)
+    rest = len(every) - MOST_NAMED
+    return every[:MOST_NAMED] + ([f"and {rest} more {kind}"] if rest > 0 else [])
+
+
+def _row(content: Content, split: str, row: int) -> str:
+    places = content.splits[split].places
+    if places is not None:
+        return places[row]
+    labels = content.splits[split].labels
+    if labels is None or content.class_names is None or labels[row] not in range(len(content.class_names)):
+        return f"{split}, row {row}"
+    return f"{split}, row {row} ({content.class_names[labels[row]]})"
+
+
+def _empty_splits(content: Content) -> Iterator[str]:
+    return (f"{split} has no examples" for split, rows in content.splits.items() if not rows.values)
+
+
+def _few_classes(content: Content) -> Iterator[str]:
+    if content.class_names is not None and len(content.class_names) < 2:
+        yield f"there must be at least 2 classes, and there is {', '.join(content.class_names) or 'none'}"
+
+
+def _stray_labels(content: Content) -> Iterator[str]:
+    if content.class_names is None:
+        return
+    legal = range(len(content.class_names))
+    for split, rows in content.splits.items():
+        for i, label in enumerate(rows.labels or ()):
+            if label not in legal:
+                yield f"{_row(content, split, i)}: the label {label} is none of the {len(legal)} classes"
+
+
+def _empty_classes(content: Content, allowed: Mapping[str, frozenset[str]]) -> Iterator[str]:
+    for split, rows in content.splits.items():
+        if rows.values and rows.labels is not None:
+            present = set(rows.labels)
+            for label, name in enumerate(content.class_names or ()):
+                if label not in present and name not in allowed.get(split, frozenset()):
+                    yield f"{split}: the class {name} has no examples"
+
+
+def _empty_texts(content: Content) -> Iterator[str]:
+    for split, rows in content.splits.items():
+        columns = [("text", rows.values)] + ([] if rows.pairs is None else [("second text", rows.pairs)])
+        for i, texts in enumerate(zip(*(column for _, column in columns), strict=True)):
+            for (what, _), text in zip(columns, texts, strict=True):
+                if problem := _text_problem(text):
+                    yield f"{_row(content, split, i)}: the {what} {problem}"
+
+
+def _text_problem(text: bytes) -> str | None:
+    try:
+        return None if text.decode().strip() else "is empty"
+    except UnicodeDecodeError as error:
+        return f"is no utf-8 ({error.reason})"
+
+
+def _damaged_images(content: Content) -> list[str]:
+    from PIL import Image
+
+    found = []
+    # Filters belong to the whole process, so they are set here and not in the threads.
+    with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as threads:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for split, rows in content.splits.items():
+            for i, problem in enumerate(threads.map(_image_problem, rows.values)):
+                if problem is not None:
+                    found.append(f"{_row(content, split, i)}: the image {problem}")
+    return found
+
+
+def _image_problem(encoded: bytes) -> str | None:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(BytesIO(encoded)) as image:
+            width, height = image.size
+            if min(width, height) < 1 or max(width, height) > MOST_PIXELS:
+                return f"is {width} x {height} pixels; legal are 1 to {MOST_PIXELS} each way"
+        rgb(encoded)  # decodes to the end
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        return f"is too large ({error})"
+    except UnidentifiedImageError:
+        return "is of no known type, or its first bytes are damaged"
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        return f"cannot be decoded ({str(error) or type(error).__name__})"
+    return None
