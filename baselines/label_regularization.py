@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from baselines.finetune import finetune
 from bench.backbones import MaskedAutoEncoder
 from bench.errors import SpecError, nearest
-from bench.registry import BACKBONES, recipe
+from bench.registry import recipe
 from bench.specs import PRETRAINED, Objective, Stage
 
 if TYPE_CHECKING:
@@ -305,16 +305,9 @@ def tf_kd_self(
 
 def _on_backbone(cell: Cell, name: str | None) -> Cell:
     """The cell on a teacher's backbone; refuses a name that is missing, unknown or of another modality."""
-
-    def on(other: str) -> tuple[Cell, bool]:
-        teacher = cell.with_backbone(other)
-        return teacher, cell.task.modality == BACKBONES[other](teacher).MODALITY
-
-    if name in BACKBONES:
-        teacher, fits = on(name)
-        if fits:
-            return teacher
-    legal = nearest(name or "", [other for other in BACKBONES if on(other)[1]])
+    if name is not None and cell.fits(name):
+        return cell.with_backbone(name)
+    legal = nearest(name or "", cell.backbones())
     if name is None:
         raise SpecError("teacher_backbone", f"kd needs a teacher: set kd.teacher_backbone.{legal}")
     what = f"a backbone that reads {cell.task.modality}s"

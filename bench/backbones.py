@@ -16,6 +16,18 @@ class MaskedAutoEncoder(Backbone):
     """
 
     MODALITY: ClassVar[Literal["image", "text"]] = "image"
+    FIXED: ClassVar[tuple[str, ...]] = (
+        "image_size",
+        "patch_size",
+        "width",
+        "depth",
+        "heads",
+        "mlp_width",
+        "decoder_width",
+        "decoder_depth",
+        "decoder_heads",
+        "decoder_mlp_width",
+    )
 
     image_size: int = 224
     patch_size: int = 16
@@ -66,24 +78,49 @@ class MaskedAutoEncoder(Backbone):
 
 @dataclass(frozen=True)
 class MaskedLanguageModel(Backbone):
-    """A BERT-like encoder with a masked-language-model head.
+    """A BERT- or RoBERTa-like encoder with a masked-language-model head.
 
-    `tokenizer` names the prepared corpus that holds the vocabulary, or a public repository (OWNER/NAME);
+    `tokenizer` names the prepared corpus that holds the vocabulary, None for a checkpoint that brings its own;
     `tokenizer_checksum` is the sha256 of that file, None until it is prepared. `max_length` counts tokens, special ones
-    included.
+    included; `positions` is the number of position embeddings, None for just enough. `special_ids` are never masked.
     """
 
     MODALITY: ClassVar[Literal["image", "text"]] = "text"
-    UNBOUND: ClassVar[tuple[str, ...]] = (*Backbone.UNBOUND, "tokenizer", "tokenizer_checksum", "vocabulary")
+    OF_VOCABULARY: ClassVar[tuple[str, ...]] = ("vocabulary", "pad_id", "mask_id", "special_ids")
+    UNBOUND: ClassVar[tuple[str, ...]] = (
+        *Backbone.UNBOUND,
+        "network",
+        "tokenizer",
+        "tokenizer_checksum",
+        *OF_VOCABULARY,
+        "positions",
+        "segments",
+    )
+    FIXED: ClassVar[tuple[str, ...]] = (
+        "network",
+        *OF_VOCABULARY,
+        "width",
+        "depth",
+        "heads",
+        "mlp_width",
+        "positions",
+        "segments",
+    )
 
-    tokenizer: str
+    tokenizer: str | None
     tokenizer_checksum: str | None
+    network: Literal["bert", "roberta"] = "bert"
     vocabulary: int = 30522
     width: int = 768
     depth: int = 12
     heads: int = 12
     mlp_width: int = 3072
     max_length: int = 256
+    positions: int | None = None
+    segments: int = 2
+    pad_id: int = 0
+    mask_id: int = 4
+    special_ids: tuple[int, ...] = (0, 1, 2, 3, 4)
     norm_eps: float = 1e-12
     dropout: float = 0.1
     mask_ratio: float = 0.15
@@ -96,14 +133,27 @@ class MaskedLanguageModel(Backbone):
         self.require("norm_eps", 0 < self.norm_eps < 1, "in (0, 1)")
         self.require("max_length", self.max_length >= 3, "at least 3 tokens")
         self.require("vocabulary", self.vocabulary >= 8, "at least 8")
+        self.require("segments", self.segments >= 1, "at least 1")
+        if self.positions is not None:
+            longest = self.positions - self.first_position
+            self.require("max_length", self.max_length <= longest, f"at most {longest}, as long as it was built for")
+        inside = all(0 <= token < self.vocabulary for token in self.special_ids)
+        self.require("special_ids", inside, f"in the vocabulary, which has {self.vocabulary} entries")
+        for name in ("pad_id", "mask_id"):
+            self.require(name, getattr(self, name) in self.special_ids, f"one of special_ids {self.special_ids}")
         self.require("mask_ratio", 0 < self.mask_ratio < 1, "in (0, 1)")
         self.require("dropout", 0 <= self.dropout < 1, "in [0, 1)")
+
+    @property
+    def first_position(self) -> int:
+        """The position of the first token: RoBERTa counts from behind the padding index."""
+        return self.pad_id + 1 if self.network == "roberta" else 0
 
     @property
     def unprepared(self) -> frozenset[str]:
         if self.tokenizer_checksum is not None:
             return super().unprepared
-        return super().unprepared | {self.name if "/" in self.tokenizer else self.tokenizer}
+        return super().unprepared | {self.tokenizer or self.name}
 
     def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
         # Gururangan et al. 2020: everything but biases and layer-norm gains.

@@ -29,7 +29,7 @@ class Checkpoints:
         """Write the state after `step` steps; the marker last, so a checkpoint without one does not count."""
         path = self.folder / f"step-{step:08}.pt"
         with replacing(path) as temporary:
-            torch.save(content, temporary)
+            _write(content, temporary)
             checksum = sha256(temporary)
         write_json(path.with_suffix(".json"), {"step": step, "sha256": checksum})
         for marker in self._markers()[KEPT:]:
@@ -52,3 +52,14 @@ class Checkpoints:
     def clear(self) -> None:
         """Remove all checkpoints of a finished stage, and what a kill in the middle of a write left behind."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _write(content: dict[str, Any], path: Path) -> None:
+    """`torch.save`, but of a disk that is full or read-only in the system's words, which torch's hide."""
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise

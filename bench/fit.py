@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import train
+from bench import checkpoints, train
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.data import open_split
@@ -19,7 +19,7 @@ from bench.evaluate import encoder_distance, evaluate
 from bench.files import sha256
 from bench.models import Model, build, load_weights, save_weights
 from bench.provenance import provenance
-from bench.specs import PRETRAINED, RANDOM, Objective, Selected, Stage, stream
+from bench.specs import PRETRAINED, RANDOM, Objective, PublicWeights, Selected, Stage, stream
 from bench.store import Attempt, Store
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def fit(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of this stage, not of those the process ran before
 
-    model = initial_model(stage, store).to(device)
+    model = initial_model(stage, store, settings.data_root).to(device)
     training_set = open_split(stage.data, stage.backbone, settings.data_root)
     training_set.dtype = dtype
     teacher, teacher_set = None, None
@@ -57,11 +57,11 @@ def fit(
     folder = store.folder(place)
     for leftover in folder.glob(".weights-*"):  # of an attempt that was killed while it wrote
         leftover.unlink(missing_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints")
+    saved = Checkpoints(folder / "checkpoints")
     interval = 10 if stage.total_steps < 1000 else 50
 
     def started(step: int) -> None:
-        store.started(attempt, step, checkpoints.warnings)
+        store.started(attempt, step, saved.warnings)
         progress(step, stage.total_steps, float("nan"))
 
     def stepped(step: int, losses: Mapping[str, torch.Tensor]) -> None:
@@ -73,22 +73,21 @@ def fit(
     def stopping() -> bool:
         return stop() or not store.owns(attempt)
 
-    supervision = train.Supervision(stopping, checkpoints, settings.checkpoint_steps, started, stepped)
+    supervision = train.Supervision(stopping, saved, settings.checkpoint_steps, started, stepped)
     batches = Batches(stage, training_set, model, device)
     seconds = train.train(stage, model, teacher, batches, supervision, teacher_set)
 
     measured = _cost(stage, batches, seconds, device)
-    measured |= encoder_distance(model, first_model(stage, store))
-    # The evaluation split is opened only now: nothing above could have seen it.
+    measured |= encoder_distance(model, first_model(stage, store, settings.data_root))
     metrics: dict[str, float] = {}
-    checksums = {f"{stage.data.task}/{stage.data.split}": stage.data.checksum}
     if stage.evaluation is not None:
+        # The evaluation split is opened only now: nothing above could have seen it.
         held_out = open_split(stage.evaluation, stage.backbone, settings.data_root)
         held_out.dtype = dtype
         metrics = evaluate(stage, model, held_out, device)
-        checksums[f"{stage.evaluation.task}/{stage.evaluation.split}"] = stage.evaluation.checksum
         measured["train_loss"] = evaluate(stage, model, training_set, device)["loss"]
         measured["generalisation_gap"] = metrics["loss"] - measured["train_loss"]
+    read = [data for data in (stage.data, stage.evaluation) if data is not None]
     record = {
         "key": place.key,
         "metrics": metrics,
@@ -97,12 +96,15 @@ def fit(
         "seconds": seconds,
         "weights": _save_weights(model, folder),
         "attempt": attempt.number,
-        "provenance": {**provenance(settings.device, settings.threads), "data": checksums},
+        "provenance": {
+            **provenance(settings.device, settings.threads),
+            "data": {f"{data.task}/{data.split}": data.checksum for data in read},
+        },
     }
     if search is not None:
         record["search"] = search
     store.publish(attempt, place, record)
-    checkpoints.clear()
+    saved.clear()
 
 
 def choose(stage: Selected, store: Store) -> tuple[Stage, dict[str, Any]]:
@@ -136,7 +138,7 @@ def parts(objective: Objective) -> list[str]:
     return ["encoder", *(part for part in ("decoder", "head") if part in objective.needs)]
 
 
-def _new_model(stage: Stage, dtype: torch.dtype) -> Model:
+def new_model(stage: Stage, dtype: torch.dtype) -> Model:
     """The stage's network with random weights from its own stream, in the precision that weights are then loaded in."""
     torch.manual_seed(stream(stage.seed, stage.name, "weights"))
     return build(
@@ -147,29 +149,34 @@ def _new_model(stage: Stage, dtype: torch.dtype) -> Model:
     ).to(dtype)
 
 
-def initial_model(stage: Stage, store: Store) -> Model:
+def initial_model(stage: Stage, store: Store, data_root: Path) -> Model:
     """The network at the stage's start: random, the backbone's weights, or another stage's encoder (and decoder)."""
-    model = _new_model(stage, weight_type(stage))
+    model = new_model(stage, weight_type(stage))
     source = stage.backbone.weights if stage.init == PRETRAINED else stage.init
-    if source != RANDOM:
-        # Stage.check refuses an untrained backbone; with public weights a stage is not prepared and does not come here.
-        assert isinstance(source, Stage)
-        load_weights(model, store.weights(source), [part for part in parts(stage.objective) if part != "head"])
+    wanted = [part for part in parts(stage.objective) if part != "head"]
+    if isinstance(source, Stage):
+        load_weights(model, store.weights(source), wanted)
+    elif isinstance(source, PublicWeights):
+        assert source.checksum is not None  # unprepared stages are never run
+        path = checkpoints.weights(stage.backbone.name, data_root, source.checksum)
+        load_weights(model, path, wanted, absent=source.fresh)
+    else:
+        assert source == RANDOM  # Stage.check refuses to start from what was never trained
     return model
 
 
 def trained_model(stage: Stage, store: Store, dtype: torch.dtype) -> Model:
     """The network of a finished stage, frozen and in eval mode."""
-    model = _new_model(stage, dtype)
+    model = new_model(stage, dtype)
     load_weights(model, store.weights(stage), parts(stage.objective))
     return model.requires_grad_(False).eval()
 
 
-def first_model(stage: Stage, store: Store) -> Model:
+def first_model(stage: Stage, store: Store, data_root: Path) -> Model:
     """θ_init: the backbone's pre-trained encoder, or the random one that the method began with."""
     while isinstance(stage.init, Stage):
         stage = stage.init
-    return initial_model(stage, store).requires_grad_(False).eval()
+    return initial_model(stage, store, data_root).requires_grad_(False).eval()
 
 
 def _save_weights(model: Model, folder: Path) -> dict[str, Any]:

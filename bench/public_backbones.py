@@ -1,33 +1,73 @@
-"""The public backbones of the papers: architectures whose weights are checkpoints of the Hugging Face hub.
+"""Backbones whose weights were made elsewhere: the public ones of the papers, and those that a gin file declares.
 
-None of them is fetched yet (`checksum=None`), so stages on them can be planned but not run. A revision is pinned when
-the weights are.
+What is prepared of a checkpoint tells its architecture; `bench.catalogue` says where each comes from.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, TypeVar
 
 from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
+from bench.errors import InputError
 from bench.registry import register_backbone
-from bench.specs import PublicWeights
+from bench.specs import Backbone, PublicWeights
 
 if TYPE_CHECKING:
     from bench.cell import Cell
+    from bench.checkpoints import Prepared
+
+B = TypeVar("B", bound=Backbone)
+
+NOT_FETCHED = PublicWeights(repository=None)
 
 
 @register_backbone(MaskedAutoEncoder)
 def vit_mae_base(cell: Cell) -> MaskedAutoEncoder:
     """ViT-Base/16 at 224 px, pre-trained on ImageNet-1k by masked auto-encoding (He et al. 2022)."""
+    return _vit_mae(cell, width=768, depth=12, heads=12)
+
+
+@register_backbone(MaskedAutoEncoder)
+def vit_mae_large(cell: Cell) -> MaskedAutoEncoder:
+    """ViT-Large/16 at 224 px, pre-trained like vit_mae_base."""
+    return _vit_mae(cell, width=1024, depth=24, heads=16)
+
+
+@register_backbone(MaskedLanguageModel)
+def roberta_base(cell: Cell) -> MaskedLanguageModel:
+    """RoBERTa-base (Liu et al. 2019), with its own vocabulary."""
+    return _roberta(cell, width=768, depth=12, heads=12)
+
+
+@register_backbone(MaskedLanguageModel)
+def roberta_large(cell: Cell) -> MaskedLanguageModel:
+    """RoBERTa-large: a teacher for `kd`."""
+    return _roberta(cell, width=1024, depth=24, heads=16)
+
+
+def own_backbone(cell: Cell) -> Backbone:
+    """A checkpoint of the user's, of the modality of the cell's task: everything is as its own files say."""
+    name = cell.task.backbone
+    prepared = cell.checkpoint()
+    fields = prepared.architecture if prepared is not None else {}
+    if (prepared.modality if prepared is not None else cell.task.modality) == "image":
+        return _checkpoint(cell, MaskedAutoEncoder(name=name, weights=NOT_FETCHED, **fields))
+    return _checkpoint(
+        cell, MaskedLanguageModel(name=name, weights=NOT_FETCHED, tokenizer=None, tokenizer_checksum=None, **fields)
+    )
+
+
+def _vit_mae(cell: Cell, width: int, depth: int, heads: int) -> MaskedAutoEncoder:
     architecture = MaskedAutoEncoder(
-        name="vit_mae_base",
-        weights=PublicWeights(repository="facebook/vit-mae-base"),
+        name=cell.task.backbone,
+        weights=NOT_FETCHED,
         image_size=224,
         patch_size=16,
-        width=768,
-        depth=12,
-        heads=12,
-        mlp_width=3072,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_width=4 * width,
         decoder_width=512,
         decoder_depth=8,
         decoder_heads=16,
@@ -37,35 +77,65 @@ def vit_mae_base(cell: Cell) -> MaskedAutoEncoder:
         mask_ratio=0.75,
         norm_pix_loss=True,
     )
-    return cell.configure(architecture, "backbone")
+    return _checkpoint(cell, architecture)
 
 
-@register_backbone(MaskedLanguageModel)
-def roberta_base(cell: Cell) -> MaskedLanguageModel:
-    """RoBERTa-base (Liu et al. 2019), with its own vocabulary."""
-    return _roberta(cell, "roberta_base", "FacebookAI/roberta-base", width=768, depth=12, heads=12)
-
-
-@register_backbone(MaskedLanguageModel)
-def roberta_large(cell: Cell) -> MaskedLanguageModel:
-    """RoBERTa-large: a teacher for `kd`."""
-    return _roberta(cell, "roberta_large", "FacebookAI/roberta-large", width=1024, depth=24, heads=16)
-
-
-def _roberta(cell: Cell, name: str, repository: str, width: int, depth: int, heads: int) -> MaskedLanguageModel:
+def _roberta(cell: Cell, width: int, depth: int, heads: int) -> MaskedLanguageModel:
     architecture = MaskedLanguageModel(
-        name=name,
-        weights=PublicWeights(repository=repository),
-        tokenizer=repository,
+        name=cell.task.backbone,
+        weights=NOT_FETCHED,
+        tokenizer=None,
         tokenizer_checksum=None,
+        network="roberta",
         vocabulary=50_265,
         width=width,
         depth=depth,
         heads=heads,
         mlp_width=4 * width,
         max_length=512,
+        positions=514,
+        segments=1,
+        pad_id=1,
+        mask_id=50_264,
+        special_ids=(0, 1, 2, 3, 50_264),
         norm_eps=1e-5,
         dropout=0.1,
         mask_ratio=0.15,
     )
-    return cell.configure(architecture, "backbone")
+    return _checkpoint(cell, architecture)
+
+
+def _refuse_others(official: Backbone, prepared: Prepared) -> None:
+    """Refuse another network that was prepared, from a copy, under the name of a public one."""
+    found = {field: prepared.architecture.get(field) for field in official.FIXED}
+    wrong = {field: tuple(value) if isinstance(value, list) else value for field, value in found.items()}
+    wrong = {field: value for field, value in wrong.items() if value != getattr(official, field)}
+    if prepared.modality != official.MODALITY or wrong:
+        told = ", ".join(f"{field} {value}" for field, value in wrong.items())
+        raise InputError(
+            f"what is prepared as {official.name} is another network ({told}). Declare it under a name of its own "
+            "(NAME/backbone.weights), and prepare the official one --again."
+        )
+
+
+def _checkpoint(cell: Cell, default: B) -> B:
+    """The configured architecture with what is prepared of its weights.
+
+    What the weights decide is theirs; refuses a binding that says otherwise.
+    """
+    prepared = cell.checkpoint()
+    if prepared is None:
+        return cell.configure(default, "backbone")
+    if cell.is_official_checkpoint():
+        _refuse_others(default, prepared)
+    decided = {field: value for field, value in prepared.architecture.items() if field in default.FIXED}
+    if isinstance(default, MaskedLanguageModel):
+        decided["tokenizer_checksum"] = prepared.tokenizer_checksum
+    weights = PublicWeights(prepared.repository, prepared.revision, prepared.checksum, prepared.fresh)
+    default = dataclasses.replace(default, weights=weights, **decided)
+    configured = cell.configure(default, "backbone")
+    for field in default.FIXED:
+        theirs, bound = getattr(default, field), getattr(configured, field)
+        if bound != theirs:
+            raise cell.blame(field, f"backbone.{field} = {bound}, but the weights of {default.name} have {theirs}.")
+    return configured

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -26,7 +26,8 @@ class Model(nn.Module, ABC):
     """An encoder f_θ with, where built, its decoder g_φ and a classifier head.
 
     `encoder` includes the final layer norm; `width` D is the size of its features. Inputs are normalised float images
-    (B, 3, H, W), or text as {"input_ids": (B, T), "attention_mask": (B, T)}, both long.
+    (B, 3, H, W), or text as {"input_ids": (B, T), "attention_mask": (B, T)}, both long, for pairs of sentences with
+    "token_type_ids" (B, T) where the network knows segments.
     """
 
     POSITIONS: ClassVar[tuple[str, ...]]
@@ -112,11 +113,12 @@ def save_weights(model: Model, path: Path) -> None:
         temporary.write_bytes(save(tensors))  # save_file would make the file unreadable to other users
 
 
-def load_weights(model: Model, path: Path, parts: Sequence[str]) -> None:
+def load_weights(model: Model, path: Path, parts: Sequence[str], absent: Collection[str] = ()) -> None:
     """Copy the tensors of these parts ("encoder", "decoder", "head") from a file that `save_weights` wrote.
 
-    Other parts of the file are ignored; values are converted to the model's precision. Raises `InputError`, and changes
-    nothing, where a name of these parts is missing from or unknown to the model, or a shape differs.
+    Other parts of the file are ignored; values are converted to the model's precision. What `absent` names may be
+    missing from the file and keeps its values. Raises `InputError`, and changes nothing, where any other name of these
+    parts is missing from or unknown to the model, or a shape differs.
     """
     for part in parts:
         if part not in PARTS:
@@ -130,6 +132,7 @@ def load_weights(model: Model, path: Path, parts: Sequence[str]) -> None:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118 - not a mapping
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            wanted = {name: p for name, p in wanted.items() if name in shapes or name not in absent}
             _refuse_differences(path, {name: tuple(p.shape) for name, p in wanted.items()}, shapes)
             with torch.no_grad():
                 for name, parameter in wanted.items():

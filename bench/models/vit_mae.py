@@ -1,6 +1,7 @@
 """The weights of transformers' ViTMAE (the public `facebook/vit-mae-*`) under this suite's names.
 
-Parameter names of transformers up to 4 (as the released checkpoints have them) and from 5 on are both understood. The
+Parameter names of transformers up to 4 (as the released checkpoints have them) and from 5 on are both understood, and
+those that 5 writes to disk: the old ones, but for decoder blocks, which it calls `decoder.decoder_encoder.layer`. The
 reference keeps queries, keys and values apart; timm's blocks hold them as one matrix, in that order.
 """
 
@@ -52,7 +53,9 @@ TENSORS = {
     "decoder.mask_token": "decoder.mask_token",
     "decoder.decoder_pos_embed": "decoder.pos_embed",
 }
-IN_BLOCK = re.compile(r"(encoder\.layer|layers|decoder\.decoder_layers)\.(\d+)\.(.+)\.(weight|bias)")
+IN_BLOCK = re.compile(
+    r"(encoder\.layer|layers|decoder\.decoder_layers|decoder\.decoder_encoder\.layer)\.(\d+)\.(.+)\.(weight|bias)"
+)
 
 
 def place(name: str) -> Place:

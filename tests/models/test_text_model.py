@@ -1,5 +1,6 @@
 """The masked language model: masking, loss, the tied projection, and the face all models share."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -25,6 +26,9 @@ BACKBONE = MaskedLanguageModel(
     heads=2,
     mlp_width=24,
     max_length=12,
+)
+ROBERTA = dataclasses.replace(
+    BACKBONE, network="roberta", segments=1, pad_id=1, mask_id=39, special_ids=(0, 1, 2, 3, 39)
 )
 CLS, SEP, MASK = 2, 3, 4
 TIED = "encoder.embeddings.word_embeddings.weight"
@@ -213,6 +217,108 @@ def test_every_parameter_gets_a_gradient() -> None:
     for built in (pretraining, classifier):
         for name, parameter in built.named_parameters():
             assert parameter.requires_grad and parameter.grad is not None, name
+
+
+# ------------------------------------------------------------------------------------------------ RoBERTa, segments
+
+
+def roberta(*, classes: int | None = None, decoder: bool = False, backbone: MaskedLanguageModel = ROBERTA) -> TextModel:
+    torch.manual_seed(0)
+    built = build(backbone, classes=classes, decoder=decoder).double().eval()
+    assert isinstance(built, TextModel)
+    return built
+
+
+def roberta_text() -> dict[str, Tensor]:
+    """As `text`, with RoBERTa's ids for padding and the first token."""
+    inputs = text()
+    inputs["input_ids"] = inputs["input_ids"].clamp(max=38).masked_fill(inputs["attention_mask"] == 0, ROBERTA.pad_id)
+    inputs["input_ids"][:, 0] = 0
+    return inputs
+
+
+def test_special_ids_and_the_mask_are_the_backbones() -> None:
+    input_ids = torch.arange(40).repeat(500, 1)
+    mask = roberta().draw_mask({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}, generator(0))
+    selected = mask.labels != -100
+    assert set(input_ids[selected].tolist()) == set(range(4, 39))
+    changed = mask.input_ids[selected & (mask.input_ids != input_ids)]
+    assert changed.bincount(minlength=40).argmax() == 39
+    assert set(changed.tolist()) == set(range(40))
+
+
+def test_room_for_positions() -> None:
+    # RoBERTa's positions begin behind its padding index.
+    positions = "encoder.embeddings.position_embeddings.weight"
+    assert roberta().get_parameter(positions).shape == (14, 16)
+    assert model().get_parameter(positions).shape == (12, 16)
+    longer = dataclasses.replace(ROBERTA, positions=20, segments=3)
+    assert roberta(backbone=longer).get_parameter(positions).shape == (20, 16)
+    tokens = "encoder.embeddings.token_type_embeddings.weight"
+    assert roberta(backbone=longer).get_parameter(tokens).shape == (3, 16)
+    full = {"input_ids": torch.full((2, 12), 7), "attention_mask": torch.ones(2, 12, dtype=torch.long)}
+    assert roberta().features(full).isfinite().all()
+    with pytest.raises(InputError, match="max_length"):
+        dataclasses.replace(ROBERTA, positions=13)
+
+
+def test_roberta_reads_words_and_embeddings_alike() -> None:
+    built, inputs = roberta(classes=4), roberta_text()
+    assert not inputs["attention_mask"].all()
+    with torch.no_grad():
+        features = built.features(inputs)
+        torch.testing.assert_close(built.features(inputs, built.embed(inputs)), features, rtol=0, atol=1e-12)
+        for row in range(3):
+            alone = {name: tensor[row : row + 1, : 10 - row] for name, tensor in inputs.items()}
+            torch.testing.assert_close(built.features(alone), features[row : row + 1], rtol=0, atol=1e-12)
+
+
+def test_a_padding_token_in_the_place_of_a_word_moves_no_position() -> None:
+    built, inputs = roberta(decoder=True), roberta_text()
+    masked = inputs["input_ids"].clone()
+    masked[:, 3] = ROBERTA.pad_id  # as a random id of the vocabulary can be
+    labels = torch.full_like(masked, -100)
+    labels[:, 5] = inputs["input_ids"][:, 5]
+    with torch.no_grad():
+        # transformers counts positions from left to right where it is given embeddings.
+        words = built.embed({"input_ids": masked})
+        hidden = built.encoder(inputs_embeds=words, attention_mask=inputs["attention_mask"]).last_hidden_state
+        assert built.decoder is not None
+        found = built.masked_predictions(inputs, TokenMask(masked, labels))
+        torch.testing.assert_close(found, built.decoder(hidden[:, 5]), rtol=0, atol=1e-12)
+
+
+def test_roberta_trains_every_parameter() -> None:
+    pretraining, classifier, inputs = roberta(decoder=True), roberta(classes=4), roberta_text()
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[0, 1] = 8
+    backward(pretraining.masked_loss(inputs, TokenMask(inputs["input_ids"], labels)))
+    backward(classifier.logits(inputs).square().sum())
+    for built in (pretraining, classifier):
+        for name, parameter in built.named_parameters():
+            assert parameter.requires_grad and parameter.grad is not None, name
+            assert "pooler" not in name
+    assert pretraining.get_parameter("decoder.decoder.weight") is pretraining.get_parameter(TIED)
+    assert pretraining.roles()["decoder.layer_norm.weight"] == "norm"
+
+
+def test_segments_reach_the_encoder() -> None:
+    built, inputs = model(classes=4, decoder=True).double().eval(), text()
+    segments = torch.zeros_like(inputs["input_ids"])
+    segments[:, 4:] = 1
+    pairs = inputs | {"token_type_ids": segments}
+    labels = torch.full_like(segments, -100)
+    labels[:, 2] = 8
+    mask = TokenMask(inputs["input_ids"], labels)
+    with torch.no_grad():
+        expected = built.encoder(**pairs).last_hidden_state
+        torch.testing.assert_close(built.features(pairs), expected[:, 0], rtol=0, atol=1e-12)
+        torch.testing.assert_close(built.features(pairs, built.embed(pairs)), expected[:, 0], rtol=0, atol=1e-12)
+        assert built.decoder is not None
+        predictions = built.decoder(expected[:, 2])
+        torch.testing.assert_close(built.masked_predictions(pairs, mask), predictions, rtol=0, atol=1e-12)
+        assert not torch.allclose(built.features(pairs), built.features(inputs))
+        assert torch.equal(built.features(inputs | {"token_type_ids": 0 * segments}), built.features(inputs))
 
 
 # ------------------------------------------------------------------------------------------------ weights on disk

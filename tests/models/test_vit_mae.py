@@ -126,6 +126,11 @@ def test_thirds_of_the_fused_projection() -> None:
     assert place("decoder.decoder_layers.7.output.dense.weight") == Place("decoder.blocks.7.mlp.fc2.weight")
 
 
+def test_decoder_blocks_as_transformers_5_writes_them() -> None:
+    found = place("decoder.decoder_encoder.layer.7.attention.attention.key.bias")
+    assert found == Place("decoder.blocks.7.attn.qkv.bias", 1)
+
+
 @pytest.mark.parametrize("old", [False, True])
 def test_shapes_tell_all_sizes_but_the_heads(old: bool) -> None:
     shapes = {name: tensor.shape for name, tensor in state_of(autoencoder(), old).items()}
