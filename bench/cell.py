@@ -13,8 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from bench.data import TASKS, Manifest, Task, read_manifest
+from bench.catalogue import OF_CHECKPOINTS, Catalogue
+from bench.checkpoints import Prepared
+from bench.checkpoints import read as read_checkpoint
+from bench.data import Manifest, Task, check_unchanged, read_manifest
 from bench.errors import InputError, SpecError, nearest
+from bench.public_backbones import own_backbone
 from bench.registry import BACKBONES, RECIPES, SETTINGS, DataSettings, Grid, Row, SearchSettings
 from bench.specs import (
     PRETRAINED,
@@ -111,6 +115,8 @@ class Expansion:
     part: Literal["all", "fit"] = "all"
     """All of the training set, or only the part there to fit, with evaluation on what is held out."""
     rows: dict[str, Row] = field(init=False)
+    known: Catalogue = field(init=False)
+    """The tasks and backbones there are, the user's own included."""
     sources: dict[str, frozenset[Binding]] = field(default_factory=dict)
     """Stage key -> the bindings that supplied its values."""
     _manifests: dict[str, Manifest | None] = field(default_factory=dict)
@@ -119,11 +125,15 @@ class Expansion:
 
     def __post_init__(self) -> None:
         self.rows = {row.name: row for row in map(Row.parse, self.grid.rows)}
+        self.known = Catalogue(self.bindings.all)
 
     def manifest(self, task: str) -> Manifest | None:
-        """What is prepared of a task, read once."""
+        """What is prepared of a task, read once; refuses a copy of a user's data that have changed since."""
         if task not in self._manifests:
-            self._manifests[task] = read_manifest(task, self.data_root)
+            manifest = read_manifest(task, self.data_root)
+            if manifest is not None and task in self.known.own:
+                check_unchanged(self.known.tasks[task], manifest)
+            self._manifests[task] = manifest
         return self._manifests[task]
 
     def shared(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -207,11 +217,13 @@ class Cell:
     def task(self) -> Task:
         """The task with this cell's settings (backbone, metric)."""
         scopes = self._scopes(with_backbone=False)
-        task = self._shared(("task", scopes), lambda: self._overlay(TASKS[self._task_name], ("task",), scopes))
+        task = self._shared(
+            ("task", scopes), lambda: self._overlay(self._expansion.known.tasks[self._task_name], ("task",), scopes)
+        )
         if self._other_backbone is not None:
             task = dataclasses.replace(task, backbone=self._other_backbone)
-        if task.backbone not in BACKBONES:
-            legal = nearest(task.backbone, BACKBONES)
+        if task.backbone not in self._expansion.known.backbones:
+            legal = nearest(task.backbone, self._expansion.known.backbones)
             raise self.blame("backbone", f"task {task.name}: there is no backbone '{task.backbone}'.{legal}")
         return task
 
@@ -223,11 +235,15 @@ class Cell:
     @cached_property
     def backbone(self) -> Backbone:
         """The task's backbone with its pre-training stage."""
-        backbone = self._shared(("backbone", self._scopes()), lambda: BACKBONES[self.task.backbone](self))
+        backbone = self._built_backbone()
         if self.task.modality != backbone.MODALITY:
             wrong = f"{backbone.name} reads {backbone.MODALITY}s, {self.task.name} holds {self.task.modality}s"
             raise self.blame("backbone", f"{wrong}: choose a backbone of the task's modality.")
         return backbone
+
+    def _built_backbone(self) -> Backbone:
+        build = BACKBONES.get(self.task.backbone, own_backbone)
+        return self._shared(("backbone", self._scopes()), lambda: build(self))
 
     @property
     def pretraining_seed(self) -> int:
@@ -238,6 +254,15 @@ class Cell:
     def with_backbone(self, name: str) -> Cell:
         """The same cell on another backbone (a larger teacher); its settings see that backbone's scope."""
         return Cell(self._expansion, self.row_name, self._task_name, self.seed, name)
+
+    def backbones(self) -> list[str]:
+        """The names of the backbones that read what this cell's task holds, the user's own included."""
+        return [name for name in sorted(self._expansion.known.backbones) if self.fits(name)]
+
+    def fits(self, name: str) -> bool:
+        """Whether there is a backbone of this name that reads what this cell's task holds."""
+        known = name in self._expansion.known.backbones
+        return known and self.task.modality == self.with_backbone(name)._built_backbone().MODALITY
 
     def row(self, name: str) -> Stage:
         """The last stage of another row of this grid, same task and seed; refuses a row that the grid lacks."""
@@ -289,7 +314,7 @@ class Cell:
         for preference, name in enumerate(reversed(names)):
             for spec_field in dataclasses.fields(default):
                 bound = layers.get((name, spec_field.name))
-                if bound is not None:
+                if bound is not None and spec_field.name not in default.UNBOUND:
                     # A stronger name wins over a stronger scope: self_distill.lr over task/further_pretrain.lr.
                     found[spec_field.name] = ((preference, bound[0]), bound[1])
         values: dict[str, Any] = {}
@@ -332,19 +357,44 @@ class Cell:
     def _data(self, split: Literal["train", "test"], labelled: bool) -> Data:
         manifest = self._expansion.manifest(self._task_name)
         searching = self._expansion.part == "fit"
-        validated = manifest is not None and "validation" in manifest.splits
         if split == "test" and not searching:
             return data_of(manifest, self._task_name, "test", True)
-        if split == "test" and validated:
-            return data_of(manifest, self._task_name, "validation", True)
         settings = self.configure(DataSettings(), "data")
-        data = data_of(manifest, self._task_name, "train", labelled)
+        both = self.task.training == "train+validation"
+        validated = manifest is not None and "validation" in manifest.splits
+        if both and manifest is not None and not validated:
+            raise self.blame("training", f"{self._task_name} has no validation split: training must be 'train'.")
+        # A subset of what takes in the validation split is held out from like one of a task without that split.
+        if searching and validated and not (both and settings.subset is not None):
+            if split == "test":
+                return data_of(manifest, self._task_name, "validation", True)
+            both, searching = False, False
+        data = data_of(manifest, self._task_name, "train+validation" if both else "train", labelled)
         if settings.subset != data.examples:  # all of them is no subset: the same stage, the same key
             data = dataclasses.replace(data, subset=settings.subset)
-        if searching and not validated:
+        if searching:
             data = dataclasses.replace(data, part="holdout" if split == "test" else "fit")
         drawn = data.subset is not None or data.part != "all"
         return dataclasses.replace(data, subset_seed=settings.subset_seed) if drawn else data
+
+    def checkpoint(self) -> Prepared | None:
+        """What is prepared of this cell's backbone, whose weights were made elsewhere; marks their source as used."""
+        name = self.task.backbone
+        source = self._expansion.known.checkpoints[name]
+        for setting in OF_CHECKPOINTS:
+            self.setting("backbone", setting, None)
+        prepared = self._expansion.shared(
+            ("checkpoint", name), lambda: read_checkpoint(name, self._expansion.data_root)
+        )
+        if prepared is not None and (problem := source.differs(prepared)):
+            again = self._expansion.known.command([name], self._expansion.data_root)
+            raise self.blame("weights", f"{name} {problem}. Prepare it again: {again} --again")
+        found: Prepared | None = prepared
+        return found
+
+    def is_official_checkpoint(self) -> bool:
+        """Whether this cell's backbone is a public one with the weights that the suite names."""
+        return self.task.backbone not in self._expansion.known.own
 
     def corpus(self, name: str) -> Manifest | None:
         """What is prepared of an embedded corpus."""
@@ -402,16 +452,16 @@ class Cell:
 
 
 def data_of(manifest: Manifest | None, task: str, split: str, labelled: bool) -> Data:
-    """The spec of a whole split; without checksum and counts where the task is not prepared."""
-    facts = manifest.splits[split] if manifest else None
-    names = manifest.class_names if manifest else None
+    """The spec of a whole split, or of two joined by '+'; without checksum and counts where it is not prepared."""
+    if manifest is None:
+        return Data(task=task, split=split, labelled=labelled, checksum=None, examples=None, classes=None)
     return Data(
         task=task,
         split=split,
         labelled=labelled,
-        checksum=facts.checksum if facts else None,
-        examples=facts.examples if facts else None,
-        classes=len(names) if names and labelled else None,
+        checksum=manifest.checksum(split),
+        examples=sum(manifest.splits[part].examples for part in split.split("+")),
+        classes=len(manifest.class_names) if manifest.class_names and labelled else None,
     )
 
 

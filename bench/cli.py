@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.data import data_root as default_data_root
 from bench.errors import InputError
 from bench.plan import Plan
 from bench.store import Store
@@ -17,26 +18,37 @@ from bench.store import Store
 def parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that name a grid, its data, store and results."""
     made = argparse.ArgumentParser(prog=program, description=description)
-    made.add_argument(
+    add_bindings(made, required=True)
+    made.add_argument("--store", type=Path, default=Path("runs"), help="where stages are kept (default: runs)")
+    made.add_argument("--results", type=Path, default=Path("results"), help="where tables go (default: results)")
+    add_data(made)
+    return made
+
+
+def add_bindings(parser: argparse.ArgumentParser, required: bool) -> None:
+    """Let a command take gin files and `--set` lines."""
+    parser.add_argument(
         "--gin",
         nargs="+",
         action="extend",
-        required=True,
+        default=None if required else [],
+        required=required,
         metavar="FILE",
         help="gin files, here or shipped with the suite",
     )
-    made.add_argument(
+    parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="BINDING", help="bindings over the files'"
     )
-    made.add_argument("--store", type=Path, default=Path("runs"), help="where stages are kept (default: runs)")
-    made.add_argument("--results", type=Path, default=Path("results"), help="where tables go (default: results)")
-    made.add_argument("--data", type=Path, help="where data lie (default: BENCH_DATA, else data)")
-    return made
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Let a command take the folder of prepared data."""
+    parser.add_argument("--data", type=Path, help="where data lie (default: BENCH_DATA, else data)")
 
 
 def data_root(given: argparse.Namespace) -> Path:
     """The folder of prepared data."""
-    return given.data or Path(os.environ.get("BENCH_DATA") or "data")
+    return given.data or default_data_root()
 
 
 def check_writable(argument: str, folder: Path) -> None:

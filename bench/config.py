@@ -16,10 +16,12 @@ from typing import Any
 
 from gin import config_parser
 
+from bench.catalogue import OF_CHECKPOINTS, OF_OWN_TASKS, Catalogue
 from bench.cell import Binding, Bindings, Expansion, checked
-from bench.data import TASKS
+from bench.data import CORPORA
 from bench.errors import InputError, SpecError, nearest
-from bench.registry import BACKBONES, Grid, configurable_names, settings_of
+from bench.launch.cluster import Cluster
+from bench.registry import Grid, Row, configurable_names, settings_of
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,20 @@ def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bin
 
     Raises InputError listing every binding of an unknown name, setting or scope, or of a wrong type.
     """
+    bindings = load_bindings(files, overrides)
+    values, lines = _unscoped("grid", bindings)
+    try:
+        grid = Grid(**{"name": Path(files[0]).stem if files else None, **values})
+        known = Catalogue(bindings.all)
+        _check_names(grid, known)
+        _check_scopes(bindings, grid, known)
+    except SpecError as error:
+        raise InputError(f"{lines.get(error.field, ', '.join(files))}: {error}") from error
+    return grid, bindings
+
+
+def load_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
+    """The bindings of gin files, of which every name and type is checked, whether or not they describe a grid."""
     import baselines  # noqa: F401  (registers every method)
     import bench.embedded
     import bench.public_backbones  # noqa: F401  (register the backbones)
@@ -246,18 +262,28 @@ def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bin
     problems = [problem for binding in (*bindings.all, *tried) for problem in _unknown_names(binding)]
     if problems:
         raise InputError("\n".join(problems))
-    values: dict[str, Any] = {"name": Path(files[0]).stem if files else None}
-    lines = {}
-    for setting, (_, binding) in ((k[1], v) for k, v in bindings.layers(("",)).items() if k[0] == "grid"):
-        values[setting] = checked(binding, binding.value)
-        lines[setting] = binding.location
-        bindings.used.add(binding)
+    return bindings
+
+
+def load_cluster(bindings: Bindings) -> Cluster:
+    """What the bindings ask of a cluster; raises InputError for impossible values."""
+    values, lines = _unscoped("slurm", bindings)
     try:
-        grid = Grid(**values)
-        _check_scopes(bindings, grid)
+        return Cluster(**values)
     except SpecError as error:
-        raise InputError(f"{lines.get(error.field, ', '.join(files))}: {error}") from error
-    return grid, bindings
+        place = f"{lines[error.field]}: " if error.field in lines else ""
+        raise InputError(f"{place}{error}") from error
+
+
+def _unscoped(configurable: str, bindings: Bindings) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of settings that describe the whole grid, and where each is bound."""
+    values, lines = {}, {}
+    for (name, setting), (_, binding) in bindings.layers(("",)).items():
+        if name == configurable:
+            values[setting] = checked(binding, binding.value)
+            lines[setting] = binding.location
+            bindings.used.add(binding)
+    return values, lines
 
 
 def _unknown_names(binding: Binding) -> Iterator[str]:
@@ -275,16 +301,32 @@ def _unknown_names(binding: Binding) -> Iterator[str]:
             yield str(error)
 
 
-def _check_scopes(bindings: Bindings, grid: Grid) -> None:
+def _check_names(grid: Grid, known: Catalogue) -> None:
+    for task in grid.tasks:
+        if task not in known.tasks:
+            legal = nearest(task, known.tasks)
+            raise SpecError("tasks", f"grid.tasks: there is no task '{task}', nor is {task}/task.source bound.{legal}")
+    for row in map(Row.parse, grid.rows):
+        if row.name in known.tasks or row.name in CORPORA or row.name in known.backbones:
+            raise SpecError(
+                "rows", f"grid.rows: '{row.name}' is also a task or backbone; its scope would be ambiguous."
+            )
+
+
+def _check_scopes(bindings: Bindings, grid: Grid, known: Catalogue) -> None:
     rows = [label.split("/")[0] for label in grid.rows]
-    legal = {"", *rows, *TASKS, *BACKBONES, *(f"{task}/{row}" for task in grid.tasks for row in rows)}
+    places = {*known.tasks, *known.backbones}
+    legal = {"", *rows, *places, *(f"{task}/{row}" for task in grid.tasks for row in rows)}
     for binding in bindings.all:
-        if binding.configurable == "grid" and binding.scope:
-            raise InputError(f"{binding.location}: grid.{binding.setting} takes no scope: it describes the whole grid.")
-        if (binding.configurable, binding.setting) == ("task", "metric") and binding.scope.split("/")[-1] in rows:
-            raise InputError(f"{binding.location}: task.metric takes no row: all rows of a column share its metric.")
+        if binding.configurable in ("grid", "slurm") and binding.scope:
+            raise InputError(f"{binding.location}: {binding.target} takes no scope: it describes the whole grid.")
+        of_column = binding.configurable == "task" and binding.setting != "backbone"
+        if of_column and binding.scope.split("/")[-1] in rows:
+            raise InputError(
+                f"{binding.location}: task.{binding.setting} takes no row: all rows of a column share its task."
+            )
         if binding.scope not in legal:
-            names = legal - {""} if "/" in binding.scope else {*rows, *TASKS, *BACKBONES}
+            names = legal - {""} if "/" in binding.scope else {*rows, *places}
             swapped = "/".join(reversed(binding.scope.split("/")))
             hint = f" Did you mean '{swapped}'?" if swapped in legal else nearest(binding.scope, names)
             raise InputError(
@@ -296,15 +338,22 @@ def _check_scopes(bindings: Bindings, grid: Grid) -> None:
 def refuse_unused(expansion: Expansion) -> None:
     """Raise InputError for every binding that supplied no value to any cell, saying what hides it."""
     fine = expansion.bindings.used | expansion.bindings.overridden
-    unused = [binding for binding in expansion.bindings.all if binding not in fine]
+    unused = [binding for binding in expansion.bindings.all if binding not in fine and not _declares(binding)]
     if unused:
         raise InputError("\n".join(_why_unused(binding, expansion) for binding in unused))
+
+
+def _declares(binding: Binding) -> bool:
+    """Whether a line declares a task or checkpoint: one file of declarations may serve many grids."""
+    return (binding.configurable == "task" and binding.setting in OF_OWN_TASKS) or (
+        binding.configurable == "backbone" and binding.setting in OF_CHECKPOINTS
+    )
 
 
 def _why_unused(binding: Binding, expansion: Expansion) -> str:
     bindings = expansion.bindings
     task = binding.scope.split("/")[0]
-    if task in TASKS and task not in expansion.grid.tasks:
+    if task in expansion.known.tasks and task not in expansion.grid.tasks:
         return (
             f"{binding.location}: {binding.target} changes nothing: this grid does not run the task {task}. Remove it."
         )

@@ -1,23 +1,28 @@
 """Run a grid: `python -m bench.grid --gin gin/quickstart.gin`.
 
-Exit status: 0 all selected cells done, 1 some failed or blocked, 2 bad input (nothing was written), 130 interrupted.
+Exit status: 0 all selected cells done (with `--launcher slurm`: submitted), 1 some failed or blocked, 2 bad input
+(nothing was written), 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench import cli
-from bench.data import check_preparable, prepare
 from bench.errors import InputError
 from bench.plan import Plan, describe, make_plan
+from bench.provenance import cores
 from bench.specs import walk
 from bench.store import Store
+
+if TYPE_CHECKING:
+    from bench.launch import slurm
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,37 +32,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", action="extend", default=[], metavar="GLOB", help="cells: row/task/backbone/seed"
     )
-    parser.add_argument("--launcher", choices=("inline", "local"), default="local")
+    parser.add_argument("--launcher", choices=("inline", "local", "slurm"), default="local")
     parser.add_argument(
         "--workers", type=int, help="processes of the local launcher (default: one per GPU, or per core)"
     )
     parser.add_argument("--retry", action="store_true", help="run stages again whose last attempt failed")
+    parser.add_argument("--wait", action="store_true", help="slurm: follow the jobs until all have ended")
+    parser.add_argument(
+        "--cancel", action="store_true", help="cancel the jobs that --launcher slurm submitted for this grid"
+    )
     given = parser.parse_args(arguments)
-    if given.workers is not None and given.workers < 1:
-        raise InputError(f"--workers {given.workers}: must be at least 1.")
+    _check_arguments(given)
     store, data = Store(given.store), cli.data_root(given)
+    if given.cancel:
+        return _cancel(given)
     plan = make_plan(given.gin, given.set, given.only, data, store)
     if given.plan:
         print(describe(plan))
+        if given.launcher == "slurm":
+            _plan_jobs(plan, given, store, data)
         return 0
-    check_preparable(plan.unprepared)
+    plan.known.refuse_missing(plan.unprepared, data)
     cli.check_writable("--store", given.store)
     cli.check_results(given.results, plan.grid.name)
+    if given.launcher == "slurm":
+        _check_cluster(plan, given, data)
     if plan.unprepared:
         cli.check_writable("--data", data)
         for name in sorted(plan.unprepared):
-            print(f"preparing {name} in {data}", flush=True)
-            prepare(name, data)
+            print(f"preparing {name} in {data}: ", end="", flush=True)
+            print(plan.known.prepare(name, data), flush=True)
         plan = make_plan(given.gin, given.set, given.only, data, store)
     print(describe(plan), flush=True)
     interrupted = False
     if plan.to_run(given.retry):
+        if given.launcher == "slurm":
+            return _submit(plan, given, store, data)
         interrupted = _run(plan, given, store, data)
-    status = cli.write_tables(plan, store, given.results)
     if interrupted:
+        cli.write_tables(plan, store, given.results)
         print("interrupted: checkpoints are written; the same command goes on from them", file=sys.stderr)
         return 130
+    return _finish(plan, given, store)
+
+
+def _finish(plan: Plan, given: argparse.Namespace, store: Store) -> int:
+    """Write the tables; 0 if all selected cells are done."""
+    status = cli.write_tables(plan, store, given.results)
     return 0 if all(store.record(cell.stage) is not None for cell in plan.selected) else status
+
+
+def _check_arguments(given: argparse.Namespace) -> None:
+    if given.workers is not None and given.workers < 1:
+        raise InputError(f"--workers {given.workers}: must be at least 1.")
+    if given.workers is not None and given.launcher == "slurm":
+        raise InputError("--workers: is for --launcher local; how many jobs run at once is slurm.array_parallelism.")
+    if given.wait and given.launcher != "slurm":
+        raise InputError(f"--wait: --launcher {given.launcher} always waits; it is for --launcher slurm.")
+    if given.cancel and (given.plan or given.retry or given.wait):
+        raise InputError("--cancel: cannot be combined with --plan, --retry or --wait.")
+    if given.cancel and given.only:
+        raise InputError("--cancel: cancels all jobs of the grid; single ones can be ended with scancel.")
 
 
 def _run(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> bool:
@@ -80,16 +115,103 @@ def _run(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> boo
         if given.launcher == "inline":
             inline.run(queue, store, settings[0], stop, report)
         else:
-            count = given.workers or (len(devices) if devices != ["cpu"] else max(1, _cores() // plan.grid.threads))
+            count = given.workers or (len(devices) if devices != ["cpu"] else max(1, cores() // plan.grid.threads))
             count = min(count, len(stages))
             local.run(queue, store, [settings[i % len(settings)] for i in range(count)], stop, report)
-    for stage in plan.stages:
-        if stage.key in queue.failed:
-            print(f"failed: {stage.folder}: {queue.failed[stage.key]}\n  log: {store.folder(stage) / 'log.txt'}")
-    for cell in plan.selected:
-        if cell.stage.key in queue.blocked:
-            print(f"blocked: {cell.name}: {queue.blocked[cell.stage.key]}")
+    _report_failures(plan, store, queue.failed, queue.blocked)
     return stop()
+
+
+def _report_failures(plan: Plan, store: Store, failed: Mapping[str, str], blocked: Mapping[str, str]) -> None:
+    for stage in plan.stages:
+        if stage.key in failed:
+            print(f"failed: {stage.folder}: {failed[stage.key]}\n  log: {store.folder(stage) / 'log.txt'}")
+    for cell in plan.selected:
+        if cell.stage.key in blocked:
+            print(f"blocked: {cell.name}: {blocked[cell.stage.key]}")
+
+
+# ------------------------------------------------------------------------------------------------------- a cluster
+
+
+def _check_cluster(plan: Plan, given: argparse.Namespace, data: Path) -> None:
+    from bench.launch import slurm
+
+    for warning in slurm.check(plan.cluster, plan.grid.threads, {"--store": given.store, "--data": data}):
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _plan_jobs(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> None:
+    """Show the arrays that would be submitted."""
+    from bench.launch import slurm
+
+    if plan.unprepared:
+        print("jobs: unknown until the data are prepared")
+        return
+    _check_cluster(plan, given, data)
+    drafted = slurm.draft(plan, store, given.retry)
+    print(f"jobs: {len(drafted.arrays)} sbatch calls for {len(drafted.stages)} stages, and one for the tables")
+    print(slurm.describe(drafted))
+
+
+def _submit(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> int:
+    """Hand what is missing to Slurm; follow it if asked to."""
+    from bench.launch import slurm
+
+    named = [text for option in ("gin", "set") for text in _option(option, getattr(given, option))]
+    folders = [("--store", given.store), ("--results", given.results), ("--data", data)]
+    places = [text for argument, folder in folders for text in (argument, str(folder.absolute()))]
+    submitted = slurm.submit(plan, store, data, [*named, *places], given.retry)
+    stages = submitted.stages
+    if submitted.arrays:
+        print(f"submitted: {len(stages)} stages in {len(submitted.arrays)} job arrays\n{slurm.describe(submitted)}")
+    if submitted.in_flight:
+        print(f"attached: {len(submitted.in_flight)} stages are queued or running already")
+    for cell in plan.selected:
+        if cell.stage.key in submitted.blocked:
+            print(f"blocked: {cell.name}: {submitted.blocked[cell.stage.key]} (--retry runs it again)")
+    if not stages and not submitted.in_flight:
+        return _finish(plan, given, store)
+    print(f"the tables are written by job {submitted.tables_job}, when all others have ended")
+    told = [*named, "--store", str(given.store), *(["--data", str(given.data)] if given.data else [])]
+    command = shlex.join(["python", "-m", "bench.status", *told])
+    print(f"to follow: {command}", flush=True)
+    return _follow(plan, given, store, submitted) if given.wait else 0
+
+
+def _option(name: str, values: Sequence[str]) -> list[str]:
+    return [f"--{name}", *values] if values else []
+
+
+def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: slurm.Submitted) -> int:
+    from bench.launch import slurm
+    from bench.progress import Reporter
+    from bench.worker import StopFlag
+
+    keys = {*(stage.key for stage in submitted.stages), *submitted.in_flight}
+    stages = [stage for stage in plan.stages if stage.key in keys]
+    stop = StopFlag()
+    with stop.on_signals(), Reporter(len(stages), _rows(plan)) as report:
+        failed, blocked = slurm.follow(stages, store, stop, report)
+    if stop():
+        print("detached: the jobs go on; the same command follows them again, --cancel ends them", file=sys.stderr)
+        return 130
+    _report_failures(plan, store, failed, {**submitted.blocked, **blocked})
+    return _finish(plan, given, store)
+
+
+def _cancel(given: argparse.Namespace) -> int:
+    from bench.config import load_grid
+    from bench.launch import slurm
+
+    Store(given.store).check_exists()
+    grid, _ = load_grid(given.gin, given.set)
+    ids = slurm.cancel(given.store, str(grid.name))
+    print(f"cancelled {len(ids)} jobs of grid {grid.name}{': ' if ids else ''}{' '.join(ids)}")
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------- this computer
 
 
 def _rows(plan: Plan) -> dict[str, str]:
@@ -98,12 +220,6 @@ def _rows(plan: Plan) -> dict[str, str]:
         for stage in walk(cell.stage):
             rows[stage.key][cell.row] = None
     return {key: ", ".join(names) for key, names in rows.items()}
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _devices() -> list[str]:

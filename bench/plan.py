@@ -8,11 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.catalogue import Catalogue
 from bench.cell import Bindings, Expansion
-from bench.config import load_grid, refuse_unused
-from bench.data import EMBEDDED
+from bench.config import find_gin, load_cluster, load_grid, refuse_unused
 from bench.errors import InputError, nearest
-from bench.registry import BACKBONES, Grid
+from bench.launch.cluster import Cluster
+from bench.registry import Grid
 from bench.specs import Selected, Stage, walk
 from bench.store import Store
 
@@ -37,16 +38,19 @@ class Plan:
 
     grid: Grid
     origin: str
-    """Which gin files it came from, and what the command line changed."""
+    """Which gin files it came from, and what the command line changed; not what only a cluster is asked for."""
     cells: list[PlannedCell]
     selected: list[PlannedCell]
     stages: list[Stage]
+    known: Catalogue
+    data_root: Path
     splits: list[str]
     """Lines about bindings that split a stage which two rows would have shared."""
     done: dict[str, float] = field(default_factory=dict)
     """Key of a finished stage -> the seconds it took."""
     failed: dict[str, str] = field(default_factory=dict)
     """Key of a stage whose last attempt failed -> why."""
+    cluster: Cluster = field(default_factory=Cluster)
 
     @property
     def unprepared(self) -> set[str]:
@@ -59,15 +63,15 @@ class Plan:
         What only finished stages needed is not run again: intermediate stages may be deleted to free space.
         """
         needed: set[str] = set()
+        last = self._last
         for stage in reversed(self.stages):  # children before parents
-            if stage.key not in self.done and (stage.key in self._last or stage.key in needed):
+            if stage.key not in self.done and (stage.key in last or stage.key in needed):
                 needed |= {stage.key, *(parent.key for parent in stage.parents)}
+        needed -= self.done.keys()
         return [
             stage
             for stage in self.stages
-            if stage.key in needed - self.done.keys()
-            and not stage.unprepared
-            and (retry or stage.key not in self.failed)
+            if stage.key in needed and not stage.unprepared and (retry or stage.key not in self.failed)
         ]
 
     @property
@@ -84,15 +88,41 @@ def make_plan(
     record.
     """
     grid, bindings = load_grid(files, overrides)
+    cluster = load_cluster(bindings)
     expansion = Expansion(grid, bindings, data_root)
     cells = [_cell(expansion, row, task, seed) for row in expansion.rows for task in grid.tasks for seed in grid.seeds]
     refuse_unused(expansion)
     _refuse_unequal_search(cells)
     selected = _select(cells, only)
-    origin = ", ".join(Path(name).name for name in files) + "".join(f", --set {text!r}" for text in overrides)
-    plan = Plan(grid, origin, cells, selected, list(walk(*(cell.stage for cell in selected))), list(_splits(expansion)))
-    _look_up(plan, store)
+    plan = Plan(
+        grid,
+        _origin(files, overrides, bindings),
+        cells,
+        selected,
+        list(walk(*(cell.stage for cell in selected))),
+        expansion.known,
+        data_root,
+        list(_splits(expansion)),
+        cluster=cluster,
+    )
+    look_up(plan, store)
     return plan
+
+
+def _origin(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> str:
+    """The files and `--set` lines that say what is computed, without those that only ask something of a cluster."""
+    of_file: dict[str, set[str]] = defaultdict(set)
+    for binding in bindings.all:
+        of_file[Path(binding.location.rpartition(":")[0]).name].add(binding.configurable)
+    named = [Path(name).name for name in files if of_file.get(find_gin(name).name) != {"slurm"}]
+    changed = [f", --set {_told(text)!r}" for text in overrides if not text.lstrip().startswith("slurm.")]
+    return ", ".join(named) + "".join(changed)
+
+
+def _told(override: str) -> str:
+    """A --set line without the paths that declarations hold: tables are published."""
+    target, _, _ = override.partition("=")
+    return f"{target.rstrip()} = …" if target.rstrip().endswith((".source", ".weights")) else override
 
 
 def _cell(expansion: Expansion, row: str, task: str, seed: int) -> PlannedCell:
@@ -136,7 +166,10 @@ def _select(cells: list[PlannedCell], only: Sequence[str]) -> list[PlannedCell]:
     return [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, glob) for glob in only)]
 
 
-def _look_up(plan: Plan, store: Store) -> None:
+def look_up(plan: Plan, store: Store) -> None:
+    """Note which stages of a plan the store holds finished or failed by now."""
+    plan.done.clear()
+    plan.failed.clear()
     for stage in plan.stages:
         if stage.unprepared or not store.folder(stage).is_dir():
             continue
@@ -218,16 +251,19 @@ def describe(plan: Plan) -> str:
         "",
         "stages: " + ", ".join(f"{states[state]} {state}" for state in STATES if states[state] or state in STATES[:2]),
     ]
-    for task in sorted(plan.unprepared):
-        what = "weights" if task in BACKBONES else "data"
-        how = "the first run builds it" if task in EMBEDDED else f"public {what}, which this version cannot fetch"
-        lines.append(f"  {task}: not prepared ({how})")
+    lines += [f"  {line}" for line in _not_prepared(plan)]
     for stage in plan.stages:
         if stage.key in plan.failed:
             lines.append(f"  failed: {stage.folder}: {plan.failed[stage.key]} (run again with --retry)")
     lines += [f"  {line}" for line in plan.splits]
     lines.append(_cost(plan))
     return "\n".join(lines)
+
+
+def _not_prepared(plan: Plan) -> Iterable[str]:
+    for name in sorted(plan.unprepared):
+        how = "the first run builds it" if plan.known.local(name) else plan.known.command([name], plan.data_root)
+        yield f"{name}: not prepared ({how})"
 
 
 def _state(plan: Plan, stage: Stage, to_run: set[str]) -> str:

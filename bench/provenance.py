@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
 import platform
 import subprocess
 from importlib import metadata
@@ -12,12 +14,21 @@ from typing import Any
 import bench
 
 PACKAGES = ("torch", "timm", "transformers", "datasets", "scikit-learn", "numpy", "tokenizers", "pillow")
+SNAPSHOT = "snapshot.json"
+"""Beside the packages of a copy that `bench.launch.snapshot` made: the commit that they were copied from."""
 
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of the checkout this code runs from, with `-dirty` after it; None for an installed wheel."""
+    """The commit of the checkout this code runs from, with `-dirty` after it; None for an installed wheel.
+
+    A copy made for a submission knows it from there; if that was dirty, a checksum of the copied files follows.
+    """
     home = Path(bench.__file__).parent
+    if (home.parent / SNAPSHOT).is_file():
+        copied = json.loads((home.parent / SNAPSHOT).read_text(encoding="utf-8"))
+        told: str | None = copied["commit"]
+        return f"{told}-{copied['contents'][:12]}" if told and told.endswith("-dirty") else told
     git = functools.partial(subprocess.run, cwd=home, capture_output=True, text=True, check=True, timeout=20)
     try:
         git(["git", "ls-files", "--error-unmatch", "specs.py"])  # else it is somebody else's repository around a venv
@@ -38,8 +49,16 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
+        "cores": cores(),
     }
     return facts
+
+
+def cores() -> int:
+    """How many cores this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _versions() -> dict[str, str]:

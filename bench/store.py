@@ -21,7 +21,9 @@ import json
 import os
 import platform
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from bench.files import create_json, digest, read_json, sha256, write_json, writ
 from bench.specs import Stage, canonical_json, from_canonical
 
 HEARTBEAT_SECONDS = 5.0
+JOB_VARIABLE = "BENCH_JOB"
+"""Environment variable that names the cluster's job, so that the ledger does too."""
 STALE_SECONDS = 180.0
 """An owner on another machine whose heartbeat is older than this is taken for dead."""
 
@@ -123,21 +127,17 @@ class Store:
             self.finish(last, "died", "its process is gone")
         number = last.number + 1 if last else 1
         path = self.folder(stage) / "attempts" / f"{number:06}.json"
-        facts = {"attempt": number, "owner": _this_process(), "began": _now(), "from_step": None, "warnings": []}
+        facts = {"attempt": number, "owner": this_process(), "began": _now(), "from_step": None, "warnings": []}
         return Attempt(number, path, facts, None) if create_json(path, facts) else None
 
     def started(self, attempt: Attempt, from_step: int, warnings: list[str]) -> None:
         """Note from which step an attempt goes on, and which damage it passed over."""
-        attempt.facts.update(from_step=from_step, warnings=warnings)
+        attempt.facts.update(from_step=from_step, warnings=[*attempt.facts["warnings"], *warnings])
         write_json(attempt.path, attempt.facts)
 
     def owns(self, attempt: Attempt) -> bool:
         """Whether no later attempt has taken over (after a pause longer than the heartbeat allows)."""
         return not attempt.path.with_name(f"{attempt.number + 1:06}.json").exists()
-
-    def beat(self, attempt: Attempt) -> None:
-        """Show that the owner is alive."""
-        os.utime(attempt.path)
 
     def finish(self, attempt: Attempt, state: str, reason: str = "", step: int | None = None) -> None:
         """Note how an attempt ended: done, failed, refused (by damage elsewhere), interrupted or died."""
@@ -194,6 +194,25 @@ class Store:
 # -------------------------------------------------------------------------------------------------------- owners
 
 
+@contextlib.contextmanager
+def beating(path: Path) -> Iterator[None]:
+    """Meanwhile, touch a file every few seconds to show that its owner is alive."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a full or unreachable disk shows up where something is written
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _now() -> float:
     return round(time.time(), 3)
 
@@ -228,8 +247,10 @@ def _start_time(pid: int) -> str | None:
     return "unknown"
 
 
-def _this_process() -> dict[str, Any]:
-    return {"machine": _machine(), "pid": os.getpid(), "start": _start_time(os.getpid())}
+def this_process() -> dict[str, Any]:
+    """What tells this process from every other one, on other machines, too."""
+    owner = {"machine": _machine(), "pid": os.getpid(), "start": _start_time(os.getpid())}
+    return {**owner, "job": os.environ[JOB_VARIABLE]} if JOB_VARIABLE in os.environ else owner
 
 
 def _owner_alive(owner: dict[str, Any], heartbeat: Path) -> bool:

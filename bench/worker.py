@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -21,10 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError
+from bench.provenance import cores
 from bench.specs import Stage
-from bench.store import HEARTBEAT_SECONDS, Attempt, Store
+from bench.store import Attempt, Store, beating
 
 Progress = Callable[[int, int, float], None]
+
+DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE))
+"""What says that a disk is full, read-only or gone: no fault of the stage."""
+
+EXIT_STATUS = {"interrupted": 75, "failed": 1, "refused": 2, "busy": 76, "done": 0}
+"""State of an outcome -> exit status of the process; of several folders' states the first in this order counts."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,22 @@ def run(folder: Path, settings: Settings, stop: Callable[[], bool], progress: Pr
         attempt = store.claim(stage)
         if attempt is None:
             return Outcome("busy")
-        with _logged(folder), _heartbeat(store, attempt):
+        attempt.facts["warnings"] += _missing_cores(settings)
+        with _logged(folder), beating(attempt.path):
             outcome, step = _run_claimed(stage, store, attempt, settings, stop, progress)
             store.finish(attempt, outcome.state, outcome.reason, step)
             return outcome
     except (InputError, OSError) as error:  # a damaged or unreachable store
         return Outcome("refused", str(error))
+
+
+def _missing_cores(settings: Settings) -> list[str]:
+    """A warning where the threads must share cores: the result is the same, but later."""
+    if cores() >= settings.threads:
+        return []
+    return [
+        f"{settings.threads} threads share {cores()} core(s): the job or its step was given fewer than it asked for."
+    ]
 
 
 def _run_claimed(
@@ -97,28 +115,23 @@ def _run_claimed(
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         state, reason = "failed", f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        if isinstance(error, OSError) and error.errno in DISK:  # once there is room, the same command goes on
+            state = "refused"
     return Outcome(state, reason, attempt.facts["from_step"] or 0, tuple(attempt.facts["warnings"])), step
 
 
-# --------------------------------------------------------------------------------------- around one stage
-
-
-@contextlib.contextmanager
-def _heartbeat(store: Store, attempt: Attempt) -> Iterator[None]:
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a full or unreachable disk shows up where something is written
-                store.beat(attempt)
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
+def death(status: int) -> str:
+    """How a process ended that noted nothing: by its exit status, negative for a signal."""
+    if status >= 0:
+        return f"exit status {status}"
     try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal
+        name = str(-status)
+    return f"signal {name}" + (" (often the system's out-of-memory killer)" if status == -signal.SIGKILL else "")
+
+
+# --------------------------------------------------------------------------------------- around one stage
 
 
 @contextlib.contextmanager
@@ -201,7 +214,7 @@ def _serve(settings: Settings, stop: StopFlag) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run stages by folder; exit status 0 if all are done, 75 if interrupted, 1 otherwise."""
+    """Run stages by folder; exit status as in EXIT_STATUS, 0 if all are done."""
     parser = argparse.ArgumentParser(prog="python -m bench.worker", description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, help="stage folders of a store")
     parser.add_argument("--serve", action="store_true", help="take folders from standard input")
@@ -226,9 +239,7 @@ def _run_all(folders: Sequence[Path], settings: Settings, stop: StopFlag) -> int
             outcome = run(folder, settings, stop, lambda step, steps, loss: print(f"{step}/{steps}", file=terminal))
             print(f"{folder.name}: {outcome.state} {outcome.reason}".rstrip(), file=terminal)
             states.append(outcome.state)
-    if "interrupted" in states:
-        return 75
-    return 0 if all(state == "done" for state in states) else 1
+    return next((status for state, status in EXIT_STATUS.items() if state in states), 0)
 
 
 if __name__ == "__main__":

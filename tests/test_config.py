@@ -241,10 +241,20 @@ def test_a_missing_file_is_refused_with_the_nearest_name() -> None:
         find_gin("quikstart.gin")
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "gin").rglob("*.gin")), ids=lambda path: path.name)
+GIN = Path(__file__).parents[1] / "gin"
+
+
+@pytest.mark.parametrize("path", sorted(GIN.glob("*.gin")), ids=lambda path: path.name)
 def test_shipped_grids_plan_cleanly(path: Path, tmp_path: Path) -> None:
     plan = make_plan([str(path)], (), (), tmp_path, Store(tmp_path / "runs"))
     assert plan.cells
+    assert not plan.splits
+
+
+@pytest.mark.parametrize("path", sorted(GIN.glob("backbones/*.gin")), ids=lambda path: path.name)
+def test_shipped_backbones_can_be_named_beside_a_grid(path: Path, tmp_path: Path) -> None:
+    plan = make_plan(["image.gin", str(path)], (), (), tmp_path, Store(tmp_path / "runs"))
+    assert {cell.backbone for cell in plan.cells} == {path.stem}
     assert not plan.splits
 
 

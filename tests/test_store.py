@@ -16,7 +16,7 @@ from bench import cli
 from bench import store as store_module
 from bench.errors import DamagedStore, InputError
 from bench.files import replacing, sha256
-from bench.store import Store
+from bench.store import Store, beating
 from tests.examples import finetuning, pretraining
 
 
@@ -110,7 +110,10 @@ def test_an_owner_elsewhere_is_judged_by_its_heartbeat(store: Store, monkeypatch
     assert store.claim(pretraining()) is None
     old = time.time() - store_module.STALE_SECONDS - 1
     os.utime(attempt.path, (old, old))
-    store.beat(attempt)
+    monkeypatch.setattr(store_module, "HEARTBEAT_SECONDS", 0.01)
+    with beating(attempt.path):
+        while attempt.path.stat().st_mtime == old:
+            time.sleep(0.01)
     assert store.claim(pretraining()) is None
     os.utime(attempt.path, (old, old))
     assert store.claim(pretraining()) is not None

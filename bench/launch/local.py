@@ -20,7 +20,7 @@ from bench.launch.queue import Queue
 from bench.progress import Reporter
 from bench.specs import Stage
 from bench.store import Store
-from bench.worker import Outcome, Settings
+from bench.worker import Outcome, Settings, death
 
 
 class Worker:
@@ -124,7 +124,5 @@ def visible_device(device: str) -> str:
 def _outcome(event: dict[str, Any]) -> Outcome:
     if event["event"] == "end":
         return Outcome(event["state"], event["reason"], event["from_step"], tuple(event["warnings"]))
-    status = event["status"]
-    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    hint = " (often the system's out-of-memory killer)" if status == -signal.SIGKILL else ""
-    return Outcome("failed", f"the worker process died: {how}{hint}; run the grid again to go on from its checkpoint")
+    reason = f"the worker process died: {death(event['status'])}; run the grid again to go on from its checkpoint"
+    return Outcome("failed", reason)

@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from bench.files import write_text
 from bench.plan import Plan, PlannedCell, searched
-from bench.specs import expanded, walk
+from bench.specs import PublicWeights, expanded, walk
 from bench.store import Store
 from bench.tables.statistics import cell_text
 
@@ -97,6 +97,7 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
         *_unlabelled(plan),
         *_search(plan),
         f"Backbones: {'; '.join(f'{task}: {chr(44).join(names)}' for task, names in backbones.items())}.",
+        *_weights(plan),
         f"Grid: {plan.origin}.",
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
@@ -116,6 +117,17 @@ def _distinct(records: list[dict[str, Any]], *names: str) -> str:
         return str(provenance[name])
 
     return "; ".join(sorted({", ".join(told(r["provenance"], name) for name in names) for r in records}))
+
+
+def _weights(plan: Plan) -> list[str]:
+    """Which checkpoints made elsewhere the grid began with."""
+    backbones = {stage.backbone.name: stage.backbone.weights for stage in plan.stages}
+    told = [
+        f"{name}: {weights.repository or 'a local folder'}, weight file sha256 {str(weights.checksum)[:16]}"
+        for name, weights in sorted(backbones.items())
+        if isinstance(weights, PublicWeights) and weights.checksum is not None
+    ]
+    return [f"Checkpoints: {'; '.join(told)}."] if told else []
 
 
 def _unlabelled(plan: Plan) -> list[str]:

@@ -1,0 +1,187 @@
+"""What a grid needs of this computer, and whether that is there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import shutil
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import bench
+from bench.files import create_json, read_json, write_json
+from bench.provenance import cores
+
+LITTLE_GB, TOO_LITTLE_GB = 20.0, 1.0
+SKEW_SECONDS = 5.0
+DRIVER = Path("/proc/driver/nvidia/version")
+"""There where Linux has NVIDIA's driver."""
+
+
+class Fact(NamedTuple):
+    """Something that matters; verdict: ok, warning or problem."""
+
+    verdict: str
+    text: str
+    fix: str = ""
+
+
+# ----------------------------------------------------------------------------------------------- Python, packages, GPU
+
+
+def packages() -> Iterator[Fact]:
+    """Python and the required packages, by their lower bounds."""
+    python, required = _required()
+    enough = _numbers(platform.python_version()) >= _numbers(python)
+    verdict = "ok" if enough else "problem"
+    yield Fact(verdict, f"Python {platform.python_version()} (>= {python})", f"use Python {python} or newer")
+    wrong = 0
+    for name, least in required.items():
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            version = ""
+        if not version or _numbers(version) < _numbers(least):
+            wrong += 1
+            yield Fact("problem", f"{name} {version or 'is missing'} (>= {least})", f"pip install '{name}>={least}'")
+    if not wrong:
+        yield Fact("ok", f"{len(required)} packages are installed as required")
+    for name in ("torch", "torchvision", "timm"):
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # a broken build raises whatever it likes
+            yield Fact(
+                "problem", f"{name} cannot be imported: {_first_line(error)}", f"install {name} again; {_SAME_BUILD}"
+            )
+        else:
+            yield Fact("ok", f"{name} {metadata.version(name)} can be imported")
+
+
+_SAME_BUILD = "torch and torchvision must come from the same index"
+
+
+def _required() -> tuple[str, dict[str, str]]:
+    """The least version of Python, and of each package: from the checkout, else from the installed wheel."""
+    checkout = Path(bench.__file__).parents[1] / "pyproject.toml"
+    if checkout.is_file():
+        project = tomllib.loads(checkout.read_text(encoding="utf-8"))["project"]
+        python, lines = project["requires-python"], project["dependencies"]
+    else:
+        told = metadata.metadata("adaptation-bench")
+        python, lines = told["Requires-Python"], [line for line in told.get_all("Requires-Dist", []) if ";" not in line]
+    split = (re.fullmatch(r"([\w.-]+)\s*>=\s*([\d.]+)", line.strip()) for line in lines)
+    return python.strip(">= "), {match.group(1): match.group(2) for match in split if match}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    match = re.match(r"\d+(\.\d+)*", version)
+    numbers = [int(number) for number in match.group().split(".")] if match else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def devices() -> Iterator[Fact]:
+    """Cores and GPUs, and whether torch can compute on them."""
+    yield Fact("ok", f"{cores()} CPU cores may be used")
+    try:
+        import torch
+    except Exception:  # told of above
+        return
+    driver = DRIVER.exists() or shutil.which("nvidia-smi") is not None
+    if torch.version.cuda is None and torch.version.hip is None:
+        if driver:
+            yield Fact(
+                "warning", "there is an NVIDIA driver, but torch is built for CPUs", "install a CUDA build of torch"
+            )
+        else:
+            yield Fact("ok", "no GPU; torch is built for CPUs")
+        return
+    built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
+    if not torch.cuda.is_available():
+        try:
+            torch.zeros(1, device="cuda")
+            why = "it finds no GPU"
+        except Exception as error:
+            why = _first_line(error)
+        if driver and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+            fix = "update the driver, or install a torch built for its CUDA version (nvidia-smi shows it)"
+            yield Fact("problem", f"{built}, but cannot use the GPU: {why}", fix)
+        else:
+            yield Fact("ok", f"{built}; no GPU here (as usual on login nodes)")
+        return
+    for number in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(number)
+        name = f"GPU {number}: {about.name}, {about.total_memory / 2**30:.0f} GiB; {built}"
+        try:
+            with torch.cuda.device(number):
+                float(torch.ones(8, 8, device="cuda").matmul(torch.ones(8, 8, device="cuda")).sum())
+                bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        except Exception as error:
+            yield Fact(
+                "problem", f"{name}: cannot compute: {_first_line(error)}", "install a torch that knows this GPU"
+            )
+        else:
+            fix = "leave precision at float32, or use a newer GPU"
+            yield Fact("ok", f"{name}; bf16") if bf16 else Fact("warning", f"{name}; no bf16", fix)
+
+
+# -------------------------------------------------------------------------------------------------------------- disks
+
+
+def disk(argument: str, folder: Path) -> Iterator[Fact]:
+    """Free space where a folder is, or would be."""
+    place, what = existing(folder), f"{argument} {folder}"
+    free = shutil.disk_usage(place).free / 1e9
+    nodes = os.statvfs(place)
+    if free < LITTLE_GB:
+        yield Fact("problem" if free < TOO_LITTLE_GB else "warning", f"{what}: {free:.1f} GB free", "free some space")
+    elif nodes.f_files and nodes.f_favail < 10_000:
+        yield Fact("warning", f"{what}: only {nodes.f_favail} more files can be made", "delete files")
+    else:
+        yield Fact("ok", f"{what}: {free:.0f} GB free")
+
+
+def existing(folder: Path) -> Path:
+    """A folder, or the nearest one above it that exists."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+
+
+def file_system(store: Path) -> Iterator[Fact]:
+    """Whether the file system of the store does what the store relies on."""
+    fix = "put the store on another file system"
+    try:
+        with tempfile.TemporaryDirectory(dir=existing(store), prefix=".bench-doctor-") as name:
+            folder = Path(name)
+            with ThreadPoolExecutor(8) as pool:  # several at once: exactly one may win
+                won = list(pool.map(lambda number: create_json(folder / "one.json", {"number": number}), range(8)))
+            if sum(won) != 1 or read_json(folder / "one.json", fix)["number"] != won.index(True):
+                yield Fact("problem", f"--store {store}: of 8 that create a file, {sum(won)} succeed", fix)
+            write_json(folder / "two.json", {"number": 1})
+            write_json(folder / "two.json", {"number": 2})
+            if read_json(folder / "two.json", fix)["number"] != 2:
+                yield Fact("problem", f"--store {store}: a rename over a file does not replace it", fix)
+            before = time.time()
+            (folder / "now").touch()
+            skew = (folder / "now").stat().st_mtime - (before + time.time()) / 2
+    except OSError as error:
+        yield Fact("problem", f"--store {store}: cannot be written as needed (hard links, rename, fsync): {error}", fix)
+        return
+    yield Fact("ok", f"--store {store}: can be written; exclusive creation, hard links, rename and fsync work")
+    verdict = "warning" if abs(skew) > SKEW_SECONDS else "ok"
+    yield Fact(
+        verdict, f"--store {store}: its clock is {skew:+.1f} s from this computer's", "have the clocks set (NTP)"
+    )

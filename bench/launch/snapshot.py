@@ -1,0 +1,67 @@
+"""A copy of the code that a submission was made with: editing a checkout must not change the jobs that still wait."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import baselines
+import bench
+from bench import config, provenance
+from bench.errors import DamagedStore
+from bench.files import digest, sha256, sync, write_json
+
+
+def snapshot(store_root: Path) -> Path:
+    """Copy the packages as imported now, and the grids, into the store; returns the folder for PYTHONPATH.
+
+    The folder is named by its contents, so that equal code is copied once. Raises DamagedStore if an earlier copy was
+    changed since.
+    """
+    folder = store_root / ".code"
+    folder.mkdir(parents=True, exist_ok=True)
+    commit = provenance.commit()
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
+    try:
+        for package in (bench, baselines):
+            assert package.__file__ is not None  # a package with an __init__.py
+            _copy(Path(package.__file__).parent, temporary / package.__name__)
+        if not (temporary / "bench" / "gin").is_dir():  # else the wheel carries them inside
+            _copy(config.shipped_gin(), temporary / "gin")
+        contents = _digest(temporary, commit)
+        write_json(temporary / provenance.SNAPSHOT, {"commit": commit, "contents": contents})
+        made = folder / contents[:16]
+        temporary.chmod(0o755)  # mkdtemp's own would shut out the others that may read the store
+        _sync_all(temporary)
+        with contextlib.suppress(OSError):  # already there, from an earlier submission or one at the same time
+            temporary.rename(made)
+            sync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if not made.is_dir() or _digest(made, commit) != contents:
+        raise DamagedStore(f"{made}: the copy of the code was changed after it was made. Delete this folder.")
+    return made
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+
+
+def _files(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sorted(path for path in found if path != folder / provenance.SNAPSHOT)
+
+
+def _digest(folder: Path, commit: str | None) -> str:
+    """Over names and contents; and the commit, for equal code may be of several."""
+    return digest({"commit": commit, **{str(path.relative_to(folder)): sha256(path) for path in _files(folder)}})
+
+
+def _sync_all(folder: Path) -> None:
+    for place, _, names in os.walk(folder):
+        for name in names:
+            sync(Path(place) / name)
+        sync(Path(place))

@@ -1,0 +1,507 @@
+"""What runs inside a Slurm job: starts one worker process per stage, owns the signals, requeues its own element.
+
+Slurm announces a preemption or the time limit with SIGUSR2. Training must not run under a handler of that signal
+(forked children would inherit it, and a checkpoint in the middle of a step is no checkpoint), so this thin process has
+it, and tells the workers with SIGTERM to checkpoint at the next step boundary. Whether a stage is done is read from the
+store, never from what a process or Slurm says. This module imports neither torch nor numpy and starts no threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NoReturn
+
+from bench.errors import DamagedStore, InputError
+from bench.provenance import cores
+from bench.specs import Stage
+from bench.store import JOB_VARIABLE, Attempt, Store
+from bench.worker import EXIT_STATUS, Settings, death
+
+POLL_SECONDS = 0.2
+LOOK_SECONDS = 3.0
+"""Between two looks at the files of a stage that another process holds, or of a parent."""
+PARENT_SECONDS = 90.0
+"""For so long a parent's record may be invisible: network file systems cache for up to a minute what is not there."""
+MARGIN_SECONDS = 10.0
+"""Of the signal's delay, kept for ending the workers and asking Slurm for the requeue."""
+REQUEUE_TRIES = 5
+
+
+class ElementFailed(Exception):
+    """A stage of this element failed or was refused, so that the job must not count as completed."""
+
+
+@dataclass(frozen=True)
+class Element:
+    """What one element of a job array runs: stage folders of a store, and how.
+
+    `signal_delay_s` is how long before the end Slurm sends SIGUSR2; `give_up_after` is a number of attempts in a row
+    without progress; `gpus` are those of the whole job, which the stages share; `code` is a snapshot of the packages.
+    """
+
+    store: Path
+    data_root: Path
+    code: Path
+    checkpoint_steps: int
+    threads: int
+    gpus: int
+    signal_delay_s: int
+    give_up_after: int
+    stages: tuple[str, ...]
+
+    def arguments(self) -> list[str]:
+        """As strings for `supervise`."""
+        named = [field.name for field in fields(self) if field.name != "stages"]
+        options = [text for name in named for text in (f"--{name.replace('_', '-')}", str(getattr(self, name)))]
+        return [*options, "--", *self.stages]
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Element:
+        """From those strings; raises InputError for anything missing, unknown, relative or below its least value."""
+        parser = _Parser(prog="supervise", allow_abbrev=False)
+        for name in ("store", "data-root", "code"):
+            parser.add_argument(f"--{name}", type=_folder, required=True)
+        for name, least in (("checkpoint-steps", 1), ("threads", 1), ("gpus", 0)):
+            parser.add_argument(f"--{name}", type=_at_least(least), required=True)
+        for name in ("signal-delay-s", "give-up-after"):
+            parser.add_argument(f"--{name}", type=_at_least(1), required=True)
+        parser.add_argument("stages", nargs="+", type=_name)
+        given = vars(parser.parse_args(arguments))
+        return cls(**{**given, "stages": tuple(given["stages"])})
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}")
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_absolute():
+        raise argparse.ArgumentTypeError(f"'{text}' is no absolute path; a job's working directory is not the caller's")
+    return Path(text)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {least} up")
+        return int(text)
+
+    return number
+
+
+def _name(text: str) -> str:
+    if Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"'{text}' is no name of a stage's folder")
+    return text
+
+
+# --------------------------------------------------------------------------------------------- what Slurm asks for
+
+
+class Signals:
+    """The signals that ask for an end: whether SIGUSR2 announced it, and SIGTERM, which is the end itself."""
+
+    def __init__(self) -> None:
+        self.announced = False
+        self.terminated = False
+
+    def take_over(self) -> None:
+        """Replace submitit's handlers of these signals."""
+        signal.signal(signal.SIGUSR2, self._announce)
+        signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGCONT, lambda *_: None)  # Slurm sends it with the others, to wake what is suspended
+
+    def __bool__(self) -> bool:
+        return self.announced or self.terminated
+
+    def _announce(self, *_: object) -> None:
+        self.announced = True
+
+    def _terminate(self, *_: object) -> None:
+        self.terminated = True
+
+
+def job_name() -> str:
+    """How Slurm calls this job: A_i for element i of an array.
+
+    Never the raw id: that of an array's last element is the array's own, and would requeue the whole array.
+    """
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if "SLURM_JOB_ID" not in os.environ:
+        raise InputError("supervise: SLURM_JOB_ID is not set; this is what runs inside a Slurm job.")
+    return os.environ["SLURM_JOB_ID"]
+
+
+def _scontrol(*arguments: str) -> tuple[bool, str]:
+    try:
+        run = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, str(error)
+    return run.returncode == 0, (run.stdout if run.returncode == 0 else run.stderr).strip()
+
+
+def _requeue(job: str) -> None:
+    """Have Slurm start this element again; raises ElementFailed with Slurm's own words if it refuses."""
+    for _ in range(REQUEUE_TRIES):
+        done, told = _scontrol("requeue", job)
+        if done or "pending" in told.lower():  # Slurm was faster: it requeues a preempted job by itself
+            _say(f"requeued {job}")
+            return
+        _say(f"scontrol requeue {job}: {told}")
+        time.sleep(2)  # the controller may be restarting
+    raise ElementFailed(f"Slurm would not requeue {job}: {told}. The checkpoints are written: submit the grid again.")
+
+
+def _cancelled(job: str) -> bool:
+    done, told = _scontrol("--oneliner", "show", "job", job)
+    return done and "JobState=CANCELLED" in told
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
+
+
+# --------------------------------------------------------------------------------------------- one stage, one worker
+
+
+End = tuple[str, str]
+"""How a stage ended in this job, and why: done, failed, refused or interrupted."""
+
+
+class Run:
+    """A stage of this element and its worker; `end` is None while there is something left to do for it."""
+
+    def __init__(self, number: int, element: Element, job: str) -> None:
+        self.end: End | None = None
+        self.folder = element.store / element.stages[number]
+        self._number = number
+        self._element = element
+        self._job = job
+        self._store = Store(element.store)
+        self._stage: Stage | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._next_look = 0.0
+        self._refuse_at = time.monotonic() + PARENT_SECONDS
+        self._before: int | None = None
+        """How many attempts the ledger had before this job's first one."""
+        self._known = 0
+        """How many it had when the worker was started."""
+        self._told_busy = False
+
+    def look(self, stopping: bool) -> None:
+        """Notice what has changed; start the worker when it may start, unless an end is asked for."""
+        if self.end is not None:
+            return
+        try:
+            if self._process is not None:
+                self.end = self._worker_end(stopping)
+            elif stopping:
+                self.end = "interrupted", "before its worker was started"
+            elif time.monotonic() >= self._next_look:
+                self._next_look = time.monotonic() + LOOK_SECONDS
+                self.end = self._end_before_start()
+        except (InputError, OSError) as error:  # a damaged, full, read-only or unreachable store
+            self.end = "refused", str(error)
+        if self.end is not None:
+            _say(f"{self.folder.name}: {': '.join(filter(None, self.end))}")
+
+    # ------------------------------------------------------------------------------------------------ before it runs
+
+    def _end_before_start(self) -> End | None:
+        """Start the worker, or wait, or find that there is nothing to start."""
+        late = self._not_yet_visible()
+        if late is not None:
+            return ("refused", late) if time.monotonic() >= self._refuse_at else None
+        stage = self._found
+        if self._store.record(stage) is not None:
+            return "done", ""
+        attempts = self._store.attempts(stage)
+        if self._before is None:
+            self._before = self._attempts_before(attempts)
+        last = attempts[-1] if attempts else None
+        if last is not None and last.alive:
+            if not self._told_busy:
+                self._told_busy = True
+                _say(f"{self.folder.name}: held by another process; waiting for its record")
+            return None
+        failure = self._store.failure(stage)
+        if failure is not None and len(attempts) > self._before:
+            return "failed", failure
+        stuck = no_progress(attempts, self._element.give_up_after)
+        if stuck is not None:
+            return self._give_up(stuck)
+        self._start(len(attempts))
+        return None
+
+    @property
+    def _found(self) -> Stage:
+        assert self._stage is not None, "visible, else nothing would have been started"
+        return self._stage
+
+    def _attempts_before(self, attempts: Sequence[Attempt]) -> int:
+        """How many attempts do not count for this job: a requeued one does not try again what failed in it."""
+        if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0:
+            for number, attempt in enumerate(attempts):
+                if attempt.facts["owner"].get("job") == self._job:
+                    return number
+        return len(attempts) - (1 if attempts and attempts[-1].alive else 0)
+
+    def _not_yet_visible(self) -> str | None:
+        """What this stage needs and the store does not show, though a network file system may only be late."""
+        for place in (self._element.store, self.folder):
+            if place.is_dir():
+                os.listdir(place)  # has it look again
+        if not (self.folder / "spec.json").is_file():
+            return f"{self.folder / 'spec.json'}: missing. Run the grid again to write it."
+        if self._stage is None:
+            self._stage = self._store.load(self.folder)
+        for parent in self._stage.parents:
+            if self._store.folder(parent).is_dir():
+                os.listdir(self._store.folder(parent))
+            try:
+                if self._store.record(parent) is None:
+                    return f"its parent {parent.folder} has no record. Run the grid again to make it."
+            except DamagedStore as error:  # or a record that is seen before its weights
+                return str(error)
+        return None
+
+    def _give_up(self, reason: str) -> End | None:
+        """Note a failure in the ledger; None where another process has the stage by now."""
+        attempt = self._store.claim(self._found)
+        if attempt is None:
+            return None
+        self._store.finish(attempt, "failed", reason)
+        return "failed", reason
+
+    # ------------------------------------------------------------------------------------------------ the worker
+
+    def _start(self, known: int) -> None:
+        element = self._element
+        environment = {**os.environ, **_threads(element.threads)}
+        # Safe path: else the working directory, often a checkout, would come before the snapshot.
+        path = os.pathsep.join(filter(None, (str(element.code), os.environ.get("PYTHONPATH"))))
+        environment |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        devices = visible_devices(element.gpus)
+        environment["CUDA_VISIBLE_DEVICES"] = devices[self._number % len(devices)] if devices else ""
+        device = "cuda:0" if devices else "cpu"
+        settings = Settings(element.data_root, device, element.threads, element.checkpoint_steps)
+        command = [sys.executable, "-m", "bench.worker", *settings.arguments(), str(self.folder)]
+        self._known = known
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_child_of(os.getpid()),
+        )
+        _say(f"{self.folder.name}: started, process {self._process.pid}")
+
+    def _worker_end(self, stopping: bool) -> End | None:
+        """How the worker ended; None while it runs, and where the stage has to be looked at again."""
+        assert self._process is not None
+        pid = self._process.pid
+        if not _has_exited(pid):
+            return None
+        _kill_group(pid)  # what the worker left behind; while it is a zombie nobody else can have its number
+        status = self._process.wait()
+        self._process = None
+        if self._store.record(self._found) is not None:
+            return "done", ""
+        mine = [a for a in self._store.attempts(self._found)[self._known :] if a.facts["owner"]["pid"] == pid]
+        attempt = mine[-1] if mine else None
+        if attempt is not None and attempt.end is not None and attempt.end["state"] in ("failed", "refused"):
+            return str(attempt.end["state"]), str(attempt.end["reason"])
+        if status == EXIT_STATUS["refused"]:
+            reason = "the store is damaged or cannot be written; the worker's own message stands above"
+            if attempt is not None:
+                self._store.finish(attempt, "refused", reason)
+            return "refused", reason
+        if stopping:
+            if attempt is not None:  # a killed one; an end that the worker noted stays
+                self._store.finish(attempt, "died", f"{death(status)} before it came to the end of a step")
+            return "interrupted", ""
+        if status in (EXIT_STATUS["interrupted"], EXIT_STATUS["busy"]):
+            # A signal that did not reach this process (yet), or another process was faster: look again soon.
+            self._next_look = time.monotonic() + LOOK_SECONDS
+            return None
+        reason = f"the worker process died: {death(status)}"
+        attempt = attempt or self._store.claim(self._found)
+        if attempt is not None:
+            self._store.finish(attempt, "failed", reason)
+        return "failed", reason
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the worker, if there is one."""
+        if self._process is not None:
+            os.kill(self._process.pid, number)  # not Popen's: that would first take away a worker that has just ended
+
+    def close(self) -> None:
+        """Kill the worker and all that it started."""
+        if self._process is not None:
+            _kill_group(self._process.pid)
+            self._process.wait()
+
+    def give_up_if_stuck(self) -> None:
+        """Turn an interruption into a failure where another attempt would be pointless."""
+        try:
+            stuck = no_progress(self._store.attempts(self._found), self._element.give_up_after) if self._stage else None
+            if stuck is not None:
+                self.end = self._give_up(stuck) or self.end
+        except (InputError, OSError) as error:
+            self.end = "refused", str(error)
+
+
+def no_progress(attempts: Sequence[Attempt], give_up_after: int) -> str | None:
+    """Why a stage is given up: so many attempts in a row began at one step and none got beyond it; else None."""
+    last = attempts[-give_up_after:]
+    if len(last) < give_up_after or any(attempt.alive for attempt in last):
+        return None
+    if any(attempt.end is not None and attempt.end["state"] in ("done", "failed", "refused") for attempt in last):
+        return None
+    # An attempt that ended before it had begun tells of no step: it made no progress whatever the others' was.
+    begun = {step for attempt in last if (step := attempt.facts["from_step"]) is not None}
+    if len(begun) > 1 or any(_newest_checkpoint(last[-1]) > step for step in begun):
+        return None
+    where = f"all began at step {begun.pop()}" if begun else "none came to its first step"
+    return f"no progress in {give_up_after} attempts: {where}"
+
+
+def _newest_checkpoint(attempt: Attempt) -> int:
+    """The step of the newest checkpoint that the stage of an attempt has; 0 without one."""
+    folder = attempt.path.parent.parent / "checkpoints"
+    return max((int(path.stem.partition("-")[2]) for path in folder.glob("step-*.json")), default=0)
+
+
+def visible_devices(gpus: int) -> list[str]:
+    """The job's GPUs as CUDA_VISIBLE_DEVICES takes them; refuses a job that was given fewer than it asked for."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in given.split(",") if name.strip()] if given is not None else None
+    if names is None:
+        return [str(number) for number in range(gpus)]
+    if len(names) < gpus:
+        raise InputError(f"the job asked for {gpus} GPU(s) and was given CUDA_VISIBLE_DEVICES='{given}'.")
+    return names[:gpus]
+
+
+def _threads(count: int) -> dict[str, str]:
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(count))
+
+
+def _child_of(parent: int) -> Callable[[], None]:
+    """What a worker does between fork and exec: the preemption signal ignored, and no life after its supervisor."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+    set_death_signal = 1  # PR_SET_PDEATHSIG
+
+    def prepare() -> None:
+        # Slurm may signal every process of the job. An ignored signal stays so after exec; a handler would not.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if prctl is not None:
+            prctl(set_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare
+
+
+def _has_exited(pid: int) -> bool:
+    """Whether a child has ended; it stays a zombie."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing left but the zombie
+        os.killpg(pid, signal.SIGKILL)
+
+
+# --------------------------------------------------------------------------------------------------------- the job
+
+
+def supervise(*arguments: str) -> None:
+    """Run the stages of an element until each has its record; what submitit calls inside the job.
+
+    `arguments` are those of `Element`. Ends the process with status 75 when it was interrupted, after requeuing this
+    element if SIGUSR2 had announced the end; raises ElementFailed if a stage failed, after all others ended.
+    """
+    asked = Signals()
+    asked.take_over()
+    element = Element.parse(arguments)
+    import baselines  # noqa: F401  (the spec types that a stage may hold)
+    import bench.embedded  # noqa: F401
+
+    job = os.environ[JOB_VARIABLE] = job_name()
+    visible_devices(element.gpus)
+    wanted = element.threads * len(element.stages)
+    _say(f"job {job}: {len(element.stages)} stage(s), {cores()} core(s)")
+    if cores() < wanted:
+        _say(f"warning: {wanted} core(s) are wanted; the workers will share")
+    runs = [Run(number, element, job) for number in range(len(element.stages))]
+    try:
+        while not asked and any(run.end is None for run in runs):
+            _look(runs, stopping=False)
+        if any(run.end is None for run in runs):
+            _checkpoint(runs, asked, element.signal_delay_s)
+    finally:
+        for run in runs:
+            run.close()
+    ends = _ends(runs, requeuing=asked.announced)
+    if any(state == "interrupted" for state, _ in ends.values()):
+        _leave(job, asked)
+    failed = [f"{name} {state}: {reason}" for name, (state, reason) in ends.items() if state != "done"]
+    if failed:
+        raise ElementFailed("; ".join(failed))
+
+
+def _look(runs: Sequence[Run], stopping: bool) -> None:
+    for run in runs:
+        run.look(stopping)
+    time.sleep(POLL_SECONDS)
+
+
+def _checkpoint(runs: Sequence[Run], asked: Signals, signal_delay_s: float) -> None:
+    """Have the workers checkpoint, and kill those that are not done shortly before Slurm would."""
+    seconds = max(signal_delay_s - MARGIN_SECONDS, signal_delay_s / 2)
+    _say(f"{'SIGUSR2' if asked.announced else 'SIGTERM'}: checkpointing, for {seconds:g} s at most")
+    for run in runs:
+        run.send(signal.SIGTERM)
+    end = time.monotonic() + seconds
+    while any(run.end is None for run in runs):
+        if time.monotonic() >= end:
+            for run in runs:
+                run.send(signal.SIGKILL)
+        _look(runs, stopping=True)
+
+
+def _ends(runs: Sequence[Run], requeuing: bool) -> dict[str, End]:
+    ends = {}
+    for run in runs:
+        if requeuing and run.end is not None and run.end[0] == "interrupted":
+            run.give_up_if_stuck()
+        assert run.end is not None, "looked at until it had one"
+        ends[run.folder.name] = run.end
+    return ends
+
+
+def _leave(job: str, asked: Signals) -> NoReturn:
+    """Requeue this element, unless somebody wants it to end, and exit."""
+    if not asked.announced:
+        _say("SIGTERM without an announcement: not requeued by the job itself")
+    elif asked.terminated and _cancelled(job):
+        _say("cancelled meanwhile: not requeued")
+    else:
+        _requeue(job)
+    sys.exit(EXIT_STATUS["interrupted"])

@@ -1,0 +1,101 @@
+"""A real Slurm on this computer for the tests of this folder: that of `slurm/dev_cluster.sh up`, brought up before."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "slurm" / "dev_cluster.sh"
+
+
+class DevCluster:
+    """Two nodes of two CPUs; partitions `main`, `low` (preempted, after 20 s of grace) and `high` (preempts `low`)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.configuration = folder / "etc" / "slurm.conf"
+
+    def control(self, *arguments: str, **settings: str) -> str:
+        """Run the script's command, e.g. `control("node-kill", "n1")`."""
+        command = ["bash", str(SCRIPT), *arguments, "--folder", str(self.folder)]
+        environment = {**os.environ, **settings}
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, f"{' '.join(arguments)}: {run.stdout}{run.stderr}"
+        return run.stdout
+
+    def ask(self, *command: str) -> str:
+        """What a command of Slurm prints; fails where it fails."""
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert run.returncode == 0, f"{' '.join(command)}: {run.stderr}"
+        return run.stdout.strip()
+
+    def job(self, name: str) -> dict[str, str]:
+        """What the controller knows of one job or array element ("12_3"); a state UNKNOWN where it knows none."""
+        command = ["scontrol", "--oneliner", "show", "job", name]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        return {"JobState": "UNKNOWN", **dict(re.findall(r"(\S+?)=(\S*)", run.stdout))}
+
+    def preempt(self) -> str:
+        """Submit a short job of higher priority that needs every node, so that all of `low` must go."""
+        options = ["--parsable", "--partition=high", "--nodes=2", "--exclusive", "--time=1", "--output=/dev/null"]
+        return self.ask("sbatch", *options, "--wrap", "sleep 1")
+
+    def processes(self) -> dict[int, str]:
+        """Processes of jobs, also those that left their job's process tree: pid -> command line."""
+        name = re.search(r"^ClusterName=(\S+)", self.configuration.read_text(), re.MULTILINE)
+        assert name is not None
+        marker = f"SLURM_CLUSTER_NAME={name.group(1)}".encode()
+        found = {}
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                if marker in (place / "environ").read_bytes().split(b"\0"):
+                    found[int(place.name)] = (place / "cmdline").read_text().replace("\0", " ")
+            except OSError:  # gone, or somebody else's
+                continue
+        return found
+
+    def empty(self) -> bool:
+        """Whether no job is queued, running or completing."""
+        return self.ask("squeue", "--noheader") == ""
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> float:
+    """Wait until it is true; returns the seconds it took, fails after as many as given."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, f"not within {seconds:g} s"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+@pytest.fixture(scope="session")
+def dev_cluster() -> Iterator[DevCluster]:
+    """The cluster in BENCH_SLURM_FOLDER; SLURM_CONF names it, no other variable of Slurm's is set."""
+    cluster = DevCluster(Path(os.environ["BENCH_SLURM_FOLDER"]))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("SLURM", "SBATCH_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")):
+                patch.delenv(name)
+        cluster.control("up")  # again, where an interrupted run of these tests left a node down
+        patch.setenv("SLURM_CONF", str(cluster.configuration))
+        yield cluster
+
+
+@pytest.fixture
+def slurm(dev_cluster: DevCluster) -> Iterator[DevCluster]:
+    """The cluster, empty; after the test its jobs are cancelled, and none may have left a process behind."""
+    wait_for(dev_cluster.empty)
+    yield dev_cluster
+    subprocess.run(["scancel", "--me"], check=False)
+    wait_for(dev_cluster.empty)
+    try:
+        wait_for(lambda: not dev_cluster.processes(), 10)
+    except AssertionError:
+        pytest.fail(f"processes outlived their jobs: {dev_cluster.processes()}")

@@ -1,0 +1,106 @@
+"""What the status and the doctor say of a real Slurm."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from bench import doctor, grid, status
+from bench.plan import make_plan
+from bench.specs import Stage
+from bench.states import Look, Seen, look
+from bench.store import Store
+from tests.slurm.conftest import DevCluster, wait_for
+
+pytestmark = pytest.mark.group("slurm")
+
+# Ten seconds of training: a preemption comes in the middle.
+GRID = """
+include 'clusters/dev.gin'
+grid.rows = ['finetune', 'tapt']
+grid.tasks = ['digits']
+grid.seeds = [0]
+grid.checkpoint_steps = 100000
+finetune.steps = 1200
+finetune.batch_size = 16
+finetune.lr = 1e-3
+finetune.augmentation = 'none'
+tapt/further_pretrain.steps = 20
+source_pretrain.steps = 20
+"""
+
+
+class Place:
+    """A grid that is handed to Slurm, and looks at it."""
+
+    def __init__(self, folder: Path, data: Path, text: str) -> None:
+        gin = folder / "grid.gin"
+        gin.write_text(text)
+        self.store = Store(folder / "runs")
+        self.arguments = ["--gin", str(gin), "--store", str(self.store.root), "--data", str(data)]
+        self.arguments += ["--results", str(folder / "results")]
+        self.plan = make_plan([str(gin)], [], [], data, Store(folder / "nothing"))
+        assert grid.main([*self.arguments, "--launcher", "slurm"]) == 0
+
+    def look(self) -> Look:
+        found = look(self.plan, self.store, set())
+        assert found.warning == ""
+        return found
+
+    def seen(self, number: int = 0) -> Seen:
+        return self.look().of(self.plan.cells[number])
+
+    def element(self, stage: Stage) -> str:
+        made, index = self.look().places[stage.folder]
+        return f"{made.job_id}_{index}"
+
+
+def test_a_stage_is_queued_running_requeued_and_done(
+    slurm: DevCluster, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path, prepared, GRID.replace(", 'tapt'", "").replace("tapt/", "# "))
+    assert place.seen().state in ("queued", "running")
+    stage = place.plan.cells[0].stage
+    wait_for(lambda: place.look().seen[stage.key].share > 0, 120)
+    assert (place.seen().state, slurm.job(place.element(stage))["JobState"]) == ("running", "RUNNING")
+    slurm.preempt()
+    wait_for(lambda: place.seen().state == "requeued")
+    seen = place.seen()
+    assert seen.note.startswith("starts after ") and 0 < seen.share < 1
+    assert status.main(place.arguments) == 3
+    assert "↻" in capsys.readouterr().out
+    assert status.main([*place.arguments, "--watch"]) == 0
+    shown = capsys.readouterr().out
+    assert "▸ running" in shown and "cells: 1 done" in shown.splitlines()[-1]
+    assert status.main([*place.arguments, "--log", place.plan.cells[0].name]) == 0
+    assert "step 1200/1200" in capsys.readouterr().out
+
+
+def test_jobs_that_end_otherwise_are_told_apart(
+    slurm: DevCluster, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path, prepared, GRID)
+    cancelled, killed = (cell.stage for cell in place.plan.cells)
+    wait_for(lambda: all(place.look().seen[stage.key].share > 0 for stage in (cancelled, killed)), 180)
+    slurm.ask("scancel", place.element(cancelled))
+    os.kill(place.store.attempts(killed)[-1].facts["owner"]["pid"], signal.SIGKILL)
+    wait_for(lambda: place.seen(0).state == "planned" and place.seen(1).state == "failed")
+    assert place.seen(0).note == "its job was cancelled"
+    assert status.main([*place.arguments, "--failed"]) == 1
+    shown = capsys.readouterr().out
+    assert "out of memory: 1 stage" in shown and f"job {place.element(killed)}" in shown
+
+
+def test_the_doctor_finds_a_development_cluster_well(
+    slurm: DevCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor.main(["--store", str(tmp_path), "--data", str(tmp_path), "--partition", "low"]) == 0
+    shown = capsys.readouterr().out
+    assert "wrote into the store" in shown
+    assert "ok      preemption is announced" in shown
+    assert doctor.main(["--store", str(tmp_path), "--data", str(tmp_path), "--partition", "lwo", "--quick"]) == 1
+    assert "Did you mean 'low'" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []

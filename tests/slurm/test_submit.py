@@ -1,0 +1,272 @@
+"""Submitting to a real Slurm: once each, in the right order, and nothing of anybody else's touched."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bench import grid
+from bench.errors import InputError
+from bench.launch import jobs, slurm
+from bench.plan import Plan, make_plan
+from bench.progress import Reporter
+from bench.store import Store
+from tests import tiny_grid
+from tests.slurm.conftest import DevCluster, wait_for
+
+pytestmark = pytest.mark.group("slurm")
+
+CLUSTER = ("slurm.partition = 'main'", "slurm.mem_gb = 1.0", "slurm.timeout_min = 5", "slurm.signal_delay_s = 30")
+LATER = "slurm.extra = ['begin=now+3600']"
+"""Jobs that stay in the queue, for tests of what is submitted."""
+ONE_TASK = ("grid.tasks = ['digits']",)
+SHORT = {
+    "tapt": ("further_pretrain.steps = 4", "further_pretrain.warmup_steps = 1"),
+    "supcon": ("supcon_pretrain.steps = 4", "supcon_pretrain.warmup_steps = 1"),
+}
+"""Of each row, what keeps its stages short."""
+
+
+class Place:
+    """A grid in a folder of its own, with a store that other places may share."""
+
+    def __init__(self, folder: Path, data: Path, name: str, rows: Sequence[str], *bindings: str) -> None:
+        self.folder, self.data, self.store = folder, data, Store(folder / "runs")
+        (folder / name).mkdir(parents=True)
+        short = {line for row in rows for line in SHORT.get(row, ())}
+        written = tiny_grid.write(folder / name, list(rows), *CLUSTER, f"grid.name = '{name}'", *sorted(short))
+        self.gin = written
+        self.bindings = bindings
+
+    @property
+    def plan(self) -> Plan:
+        return make_plan([str(self.gin)], self.bindings, [], self.data, self.store)
+
+    def arguments(self, *more: str) -> list[str]:
+        places = ["--store", str(self.store.root), "--data", str(self.data), "--results", str(self.folder / "results")]
+        changed = ["--set", *self.bindings] if self.bindings else []
+        return ["--gin", str(self.gin), *changed, *places, *more]
+
+    def run(self, *more: str) -> int:
+        return grid.main(self.arguments("--launcher", "slurm", *more))
+
+    def queued(self) -> Counter[str]:
+        """Folder name of a stage -> the live elements that are to run it."""
+        known, queued = slurm.look(self.store.root)
+        return Counter(
+            name
+            for made in known
+            for index, task in enumerate(made.tasks)
+            for name in task
+            if jobs.element_state(made, index, queued).live
+        )
+
+    def weights(self) -> dict[str, str]:
+        records = {stage.folder: self.store.record(stage) for stage in self.plan.stages}
+        return {name: record["weights"]["sha256"] for name, record in records.items() if record is not None}
+
+
+def test_a_grid_by_slurm_equals_the_inline_one(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
+    place = Place(tmp_path / "a", prepared, "tiny", ["finetune", "tapt"], "slurm.runs_per_job = 2")
+    assert place.run("--wait") == 0
+    inline = Place(tmp_path / "b", prepared, "tiny", ["finetune", "tapt"])
+    assert grid.main(inline.arguments("--launcher", "inline")) == 0
+    assert place.weights() == inline.weights()
+    assert len(place.weights()) == len(place.plan.stages)
+    wait_for(slurm.empty)
+    tables = [(one.folder / "results" / "tiny.md").read_text() for one in (place, inline)]
+    assert tables[0].replace("-dirty", "").split("- Code")[0] == tables[1].split("- Code")[0]
+
+
+def test_the_last_job_writes_the_tables(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
+    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK)
+    assert place.run() == 0
+    table = tmp_path / "results" / "tiny.md"
+    assert not table.exists(), "submitting returns at once"
+    wait_for(table.exists, 90)
+    assert "(1)" in table.read_text()
+    assert place.run() == 0
+    assert not place.queued()
+
+
+def test_a_second_time_attaches(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], LATER)
+    assert place.run() == 0
+    before = slurm.ask("squeue", "--noheader", "--array", "--format=%i")
+    assert place.queued() == Counter({stage.folder: 1 for stage in place.plan.stages})
+    capsys.readouterr()
+    assert place.run() == 0
+    assert "attached: 8 stages" in capsys.readouterr().out
+    assert slurm.ask("squeue", "--noheader", "--array", "--format=%i") == before
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_killed_between_sbatch_and_its_note(
+    after: int, slurm: DevCluster, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], LATER)
+    complete, calls = jobs.complete, []
+
+    def die(*arguments: object) -> jobs.Submission:
+        calls.append(arguments)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return complete(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "complete", die)
+        with pytest.raises(KeyboardInterrupt):
+            place.run()
+    assert len(calls) == after + 1
+    assert place.run() == 0
+    assert place.queued() == Counter({stage.folder: 1 for stage in place.plan.stages})
+    assert all(one.job_id is not None for one in jobs.submissions(place.store.root))
+
+
+def _run(place: Place, *more: str) -> None:
+    sys.exit(place.run(*more))
+
+
+def test_ctrl_c_detaches(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
+    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(place, "--wait"))
+    process.start()
+    wait_for(lambda: any(not one.tasks and one.job_id for one in jobs.submissions(place.store.root)))
+    time.sleep(2)  # by now it follows
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    assert process.exitcode == 130
+    assert len(place.queued()) == 2
+
+
+def test_two_grids_at_once_on_one_store(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
+    """What they share is submitted once, and the other's stages wait for its element."""
+    rows = {"one": ["finetune", "tapt"], "two": ["tapt", "supcon"]}
+    places = [Place(tmp_path, prepared, name, rows[name], LATER) for name in rows]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_run, args=(place,)) for place in places for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    stages = {stage.folder for place in places for stage in place.plan.stages}
+    assert places[0].queued() == Counter(dict.fromkeys(stages, 1))
+
+
+def test_cancelling_a_grid_leaves_everything_else(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
+    mine = Place(tmp_path / "mine", prepared, "tiny", ["finetune"], LATER)
+    other = Place(tmp_path / "mine", prepared, "tiny2", ["mars"], LATER)
+    same_name_elsewhere = Place(tmp_path / "elsewhere", prepared, "tiny", ["finetune"], LATER)
+    strange = slurm.ask("sbatch", "--parsable", "--begin=now+3600", "--output=/dev/null", "--wrap", "true")
+    for place in (mine, same_name_elsewhere):
+        assert place.run() == 0
+    own = {stage.folder for stage in mine.plan.stages}
+    assert other.run() == 0
+    assert mine.run("--cancel") == 0
+    wait_for(lambda: not own & mine.queued().keys())
+    assert same_name_elsewhere.queued() == Counter(dict.fromkeys(own, 1))
+    assert slurm.job(strange)["JobState"] == "PENDING"
+    assert mine.run("--cancel") == 0
+
+
+def test_a_failed_parent_blocks_its_own_children_only(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path, prepared, "tiny", ["supcon"], *ONE_TASK, "grid.seeds = [0, 1]", "grid.checkpoint_steps = 1")
+    broken = next(stage for stage in place.plan.stages if stage.name == "supcon_pretrain" and stage.seed == 0)
+    place.store.folder(broken).mkdir(parents=True)
+    (place.store.folder(broken) / "checkpoints").write_text("no folder")
+    assert place.run("--wait") == 1
+    told = capsys.readouterr().out
+    assert f"failed: {broken.folder}" in told
+    assert "blocked: supcon/digits/photos_mae/0: its stage supcon_pretrain" in told
+    plan = place.plan
+    assert {stage.seed for stage in plan.stages if stage.name == "finetune" and stage.key in plan.done} == {1}
+    wait_for(slurm.empty)
+    assert place.run() == 1, "a failed stage is not tried again unasked"
+    assert not place.queued()
+    (place.store.folder(broken) / "checkpoints").unlink()
+    assert place.run("--retry", "--wait") == 0
+
+
+def test_arrays_at_and_above_the_limit(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
+    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, f"grid.seeds = {list(range(1002))}", LATER)
+    assert place.run() == 0
+    sizes = [len(one.tasks) for one in jobs.submissions(place.store.root)]
+    assert sizes == [1, 1001, 1, 0]
+    assert place.queued() == Counter({stage.folder: 1 for stage in place.plan.stages})
+    assert place.run("--cancel") == 0
+
+
+def test_a_surrounding_jobs_variables_do_not_reach_sbatch(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"SBATCH_PARTITION": "nope", "SLURM_CPUS_PER_TASK": "99", "SBATCH_TIMELIMIT": "x"}.items():
+        monkeypatch.setenv(name, value)
+    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
+    assert place.run() == 0
+    assert len(place.queued()) == 2
+    (first, *_) = jobs.submissions(place.store.root)
+    shown = slurm.job(f"{first.job_id}_0")
+    assert (shown["Partition"], shown["TimeLimit"], shown["Requeue"]) == ("main", "00:05:00", "1")
+
+
+@pytest.mark.parametrize(
+    ("binding", "words"),
+    [
+        ("slurm.constraint = 'cold'", "Invalid feature specification"),
+        ("slurm.extra = ['reservation=none']", "reservation is invalid"),
+        ("slurm.gpus = 9", "slurm.gpus = 9"),
+        ("slurm.partition = 'mean'", "no such partition"),
+    ],
+)
+def test_refused_before_anything_is_written(
+    binding: str, words: str, slurm: DevCluster, tmp_path: Path, prepared: Path
+) -> None:
+    place = Place(tmp_path, prepared, "tiny", ["finetune"], binding)
+    with pytest.raises(InputError, match=words):
+        place.run()
+    assert not place.store.root.exists()
+    assert slurm.empty()
+
+
+def test_the_plan_shows_the_calls_and_writes_nothing(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"])
+    assert place.run("--plan") == 0
+    told = capsys.readouterr().out
+    assert "sbatch calls for 8 stages" in told
+    assert "waits until task 0 of array 0 succeeded" in told
+    assert not place.store.root.exists()
+    assert slurm.empty()
+
+
+def test_following_ends_where_slurm_lost_the_jobs(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a wait for ever nor a success: the stage counts as failed, with what Slurm said last."""
+    import bench.launch.slurm as launcher
+
+    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
+    assert place.run() == 0
+    assert place.run("--cancel") == 0
+    monkeypatch.setattr(launcher, "LOST_SECONDS", 1.0)
+    monkeypatch.setattr(launcher, "POLL_SECONDS", 0.5)
+    stages = place.plan.stages
+    with Reporter(len(stages), {}) as report:
+        failed, blocked = launcher.follow(stages, place.store, lambda: False, report)
+    assert "CANCELLED" in failed[stages[0].key]
+    assert {*failed, *blocked} == {stage.key for stage in stages}

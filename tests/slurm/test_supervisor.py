@@ -1,0 +1,286 @@
+"""The supervisor under a real Slurm: preempted, out of time, cancelled, killed; the same bits and nothing left over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from submitit import SlurmExecutor
+
+from bench.launch.snapshot import snapshot
+from bench.launch.supervisor import Element, supervise
+from bench.plan import Plan, make_plan
+from bench.specs import Stage
+from bench.store import Store
+from bench.worker import Settings, run
+from tests.slurm.conftest import DevCluster, wait_for
+
+pytestmark = pytest.mark.group("slurm")
+
+# Ten seconds of training: a preemption comes in the middle. No checkpoint but those that a signal asks for.
+GRID = """
+grid.rows = ['finetune']
+grid.tasks = ['digits']
+grid.seeds = [0, 1]
+grid.checkpoint_steps = 100000
+finetune.steps = 1200
+finetune.batch_size = 16
+finetune.lr = 1e-3
+finetune.augmentation = 'none'
+source_pretrain.steps = 20
+"""
+
+
+class Place:
+    """A store with the parents' records, and a way to submit its two stages."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder, self.data = folder, data
+        self.store = Store(folder / "runs")
+        gin = folder / "grid.gin"
+        gin.parent.mkdir(parents=True, exist_ok=True)
+        gin.write_text(GRID)
+        self.plan: Plan = make_plan([str(gin)], [], [], data, self.store)
+        self.stages = [cell.stage for cell in self.plan.selected]
+
+    def submit(
+        self,
+        *elements: tuple[Stage, ...],
+        partition: str = "low",
+        minutes: int = 5,
+        delay: int = 30,
+        code: Path | None = None,
+    ) -> list[str]:
+        """One array through submitit (a plain job for one element); returns the elements' ids."""
+        executor = SlurmExecutor(
+            self.folder / "jobs", max_num_timeout=10**6, python=f"exec {shlex.quote(sys.executable)}"
+        )
+        code = code or snapshot(self.store.root)
+        executor.update_parameters(
+            use_srun=False,
+            stderr_to_stdout=True,
+            wckey="",
+            partition=partition,
+            time=minutes,
+            cpus_per_task=1,
+            setup=["trap '' USR2", f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}"],
+            additional_parameters={"signal": f"B:USR2@{delay}", "requeue": True},
+        )
+        with executor.batch():
+            jobs = []
+            for stages in elements:
+                element = Element(
+                    store=self.store.root,
+                    data_root=self.data,
+                    code=code,
+                    checkpoint_steps=self.plan.grid.checkpoint_steps,
+                    threads=1,
+                    gpus=0,
+                    signal_delay_s=delay,
+                    give_up_after=3,
+                    stages=tuple(stage.folder for stage in stages),
+                )
+                jobs.append(executor.submit(supervise, *element.arguments()))
+        return [job.job_id for job in jobs]
+
+    def step(self, stage: Stage) -> int:
+        """The last step that the stage's log tells of."""
+        log = self.store.folder(stage) / "log.txt"
+        lines = log.read_text().splitlines() if log.exists() else []
+        steps = [int(line.split()[1].partition("/")[0]) for line in lines if line.startswith("step ")]
+        return steps[-1] if steps else 0
+
+    def states(self, stage: Stage) -> list[str | None]:
+        return [attempt.end["state"] if attempt.end else None for attempt in self.store.attempts(stage)]
+
+    def weights(self, stage: Stage) -> str:
+        record = json.loads((self.store.folder(stage) / "record.json").read_text())
+        return str(record["weights"]["sha256"])
+
+    def worker(self, stage: Stage) -> int:
+        """The process id of the last attempt's worker."""
+        return int(self.store.attempts(stage)[-1].facts["owner"]["pid"])
+
+    def printed(self) -> str:
+        return "".join(path.read_text() for path in sorted((self.folder / "jobs").glob("*.out")))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("undisturbed"), prepared)
+    for stage in place.plan.stages:
+        outcome = run(
+            place.store.add(stage), Settings(prepared, checkpoint_steps=100000), lambda: False, lambda *_: None
+        )
+        assert outcome.state == "done", outcome
+    return place
+
+
+@pytest.fixture
+def place(undisturbed: Place, prepared: Path, tmp_path: Path) -> Place:
+    """The same grid with its parents done and its two last stages to run."""
+    last = {stage.folder for stage in undisturbed.stages}
+    shutil.copytree(undisturbed.store.root, tmp_path / "runs", ignore=lambda _, names: last & set(names))
+    place = Place(tmp_path, prepared)
+    for stage in place.stages:
+        place.store.add(stage)
+    return place
+
+
+def check_resumed(place: Place, undisturbed: Place, stage: Stage) -> None:
+    """Interrupted once, gone on with from that very step, and the same bits as if nothing had happened."""
+    first, second = place.store.attempts(stage)
+    assert first.end is not None
+    assert (first.end["state"], place.states(stage)[-1]) == ("interrupted", "done")
+    assert second.facts["from_step"] == first.end["step"] > 0
+    assert place.weights(stage) == undisturbed.weights(stage)
+
+
+def finished(slurm: DevCluster, name: str) -> str:
+    """The final state of a job that is over; a requeued one first waits, as Slurm has it."""
+    ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")
+    wait_for(lambda: slurm.job(name)["JobState"] in ends, 120)
+    return slurm.job(name)["JobState"]
+
+
+def test_preempted_by_a_job_of_higher_priority(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
+    stage = place.stages[0]
+    (name,) = place.submit((stage,))
+    dependency = ["--dependency", f"afterok:{name}", "--kill-on-invalid-dep=yes"]
+    child = slurm.ask(
+        "sbatch",
+        "--parsable",
+        *dependency,
+        "--output=/dev/null",
+        "--wrap",
+        f"ls {place.store.folder(stage)}/record.json",
+    )
+    wait_for(lambda: place.step(stage) > 0)
+    slurm.preempt()
+    wait_for(lambda: place.states(stage) == ["interrupted"], 30)
+    wait_for(lambda: slurm.job(name)["JobState"] == "PENDING", 30)
+    assert slurm.job(child)["JobState"] == "PENDING"
+    assert finished(slurm, name) == "COMPLETED"
+    assert slurm.job(name)["Restarts"] == "1"
+    assert finished(slurm, child) == "COMPLETED"
+    check_resumed(place, undisturbed, stage)
+
+
+def hold(place: Place, *stages: Stage) -> None:
+    """Stop the stages' workers once they train, so that nothing depends on this computer's speed."""
+    for stage in stages:
+        wait_for(lambda stage=stage: place.step(stage) > 0, 120)
+        os.kill(place.worker(stage), signal.SIGSTOP)
+
+
+def release(place: Place, *stages: Stage) -> None:
+    for stage in stages:
+        os.kill(place.worker(stage), signal.SIGCONT)
+
+
+def test_out_of_time(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
+    stage = place.stages[0]
+    (name,) = place.submit((stage,), partition="main", minutes=10, delay=90)
+    hold(place, stage)
+    # Shortened now that it trains: at least one minute is left, and less than the delay within half a minute.
+    minutes = int(slurm.job(name)["RunTime"].split(":")[1]) + 2
+    slurm.ask("scontrol", "update", f"JobId={name}", f"TimeLimit={minutes}")
+    wait_for(lambda: "SIGUSR2: checkpointing" in place.printed(), 120)
+    release(place, stage)
+    wait_for(lambda: slurm.job(name)["Restarts"] == "1" and slurm.job(name)["JobState"] == "PENDING", 30)
+    slurm.ask("scontrol", "update", f"JobId={name}", "TimeLimit=10")
+    assert finished(slurm, name) == "COMPLETED", place.printed()
+    assert slurm.job(name)["Restarts"] == "1"
+    check_resumed(place, undisturbed, stage)
+
+
+def test_one_element_is_cancelled(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
+    first, second = place.stages
+    first_name, last_name = place.submit((first,), (second,))
+    wait_for(lambda: place.step(first) > 0 and place.step(second) > 0)
+    slurm.ask("scancel", first_name)
+    assert finished(slurm, first_name) == "CANCELLED"
+    assert finished(slurm, last_name) == "COMPLETED"
+    assert place.states(first) == ["interrupted"]
+    assert slurm.job(first_name)["Restarts"] == "0"
+    assert place.weights(second) == undisturbed.weights(second)
+
+
+def test_only_the_last_element_is_requeued(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
+    first, second = place.stages
+    first_name, last_name = place.submit((first,), (second,))
+    hold(place, first, second)
+    assert (
+        slurm.job(last_name)["JobId"] == last_name.partition("_")[0]
+    )  # the raw id of the last one is the whole array's
+    slurm.ask("scancel", "--batch", "--signal=USR2", last_name)
+    wait_for(lambda: "SIGUSR2: checkpointing" in place.printed())
+    release(place, second)
+    wait_for(lambda: slurm.job(last_name)["Restarts"] == "1")
+    assert slurm.job(first_name)["JobState"] == "RUNNING"
+    release(place, first)
+    assert finished(slurm, last_name) == "COMPLETED"
+    assert finished(slurm, first_name) == "COMPLETED"
+    assert slurm.job(first_name)["Restarts"] == "0"
+    assert place.states(first) == ["done"]
+    assert place.weights(first) == undisturbed.weights(first)
+    check_resumed(place, undisturbed, second)
+
+
+def test_two_stages_in_one_element(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
+    (name,) = place.submit(tuple(place.stages))
+    hold(place, *place.stages)
+    slurm.preempt()
+    wait_for(lambda: "SIGUSR2: checkpointing" in place.printed())
+    release(place, *place.stages)
+    assert finished(slurm, name) == "COMPLETED"
+    for stage in place.stages:
+        check_resumed(place, undisturbed, stage)
+
+
+def test_a_worker_is_killed(slurm: DevCluster, place: Place) -> None:
+    stage = place.stages[0]
+    (name,) = place.submit((stage,))
+    dependency = ["--dependency", f"afterok:{name}", "--kill-on-invalid-dep=yes"]
+    child = slurm.ask("sbatch", "--parsable", *dependency, "--output=/dev/null", "--wrap", "true")
+    wait_for(lambda: place.step(stage) > 0)
+    os.kill(place.worker(stage), signal.SIGKILL)
+    assert finished(slurm, name) == "FAILED"
+    assert finished(slurm, child) == "CANCELLED"
+    assert place.states(stage) == ["failed"]
+    assert "SIGKILL" in (place.store.failure(stage) or "")
+    assert not (place.store.folder(stage) / "record.json").exists()
+
+
+def test_a_supervisor_is_killed(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
+    stage = place.stages[0]
+    (name,) = place.submit((stage,))
+    hold(place, stage)
+    supervisors = [pid for pid, command in slurm.processes().items() if "submitit" in command]
+    assert len(supervisors) == 1
+    os.kill(supervisors[0], signal.SIGKILL)
+    assert finished(slurm, name) == "FAILED"
+    wait_for(lambda: not slurm.processes(), 10)
+    (again,) = place.submit((stage,))
+    assert finished(slurm, again) == "COMPLETED"
+    assert place.states(stage) == ["died", "done"]
+    assert place.weights(stage) == undisturbed.weights(stage)
+
+
+def test_the_copied_code_is_what_runs(slurm: DevCluster, place: Place, tmp_path: Path) -> None:
+    """Whatever lies in the working directory or is installed by now."""
+    stage, code = place.stages[0], tmp_path / "code"
+    shutil.copytree(snapshot(place.store.root), code)
+    future = "from __future__ import annotations\n"
+    for path in (code / "bench" / "worker.py", code / "bench" / "launch" / "supervisor.py"):
+        path.write_text(path.read_text().replace(future, f"{future}print('copied {path.stem}')\n", 1))
+    (name,) = place.submit((stage,), code=code)
+    wait_for(lambda: "copied worker" in place.printed() and "copied supervisor" in place.printed())
+    slurm.ask("scancel", name)
+    assert finished(slurm, name) == "CANCELLED"

@@ -1,0 +1,399 @@
+"""The doctor: every fact gets the verdict it deserves, and says what helps; programs stand in for Slurm's."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import bench
+from bench import doctor, facts
+from bench.errors import InputError
+from bench.facts import Fact
+
+CONFIG = {
+    "AccountingStorageType": "accounting_storage/slurmdbd",
+    "AuthInfo": "socket=/run/munge.socket,cred_expire=10",
+    "JobRequeue": "1",
+    "KillWait": "30 sec",
+    "MaxArraySize": "1001",
+    "MinJobAge": "300 sec",
+    "PreemptMode": "REQUEUE",
+    "PreemptType": "preempt/partition_prio",
+    "SLURM_VERSION": "22.05.8",
+    "SlurmctldParameters": "preempt_send_user_signal",
+}
+PARTITIONS = """\
+PartitionName=main Default=YES GraceTime=0 MaxTime=UNLIMITED DefaultTime=NONE PreemptMode=OFF State=UP
+PartitionName=low Default=NO GraceTime=20 MaxTime=1-00:00:00 DefaultTime=01:00:00 PreemptMode=REQUEUE State=UP
+PartitionName=hasty Default=NO GraceTime=0 MaxTime=60 DefaultTime=NONE PreemptMode=CANCEL State=UP
+PartitionName=shut Default=NO GraceTime=0 MaxTime=60 DefaultTime=NONE PreemptMode=OFF State=DOWN
+"""
+SCONTROL = 'case "$*" in *config*) cat {config};; *) cat {partitions};; esac'
+
+
+def bad(found: Iterable[Fact]) -> list[tuple[str, str]]:
+    """What is not ok; all of that comes with a fix."""
+    told = [fact for fact in found if fact.verdict != "ok"]
+    assert all(fact.verdict in ("warning", "problem") and fact.fix for fact in told)
+    return [(fact.verdict, fact.text) for fact in told]
+
+
+class Programs:
+    """Programs on a PATH that holds nothing else but a shell's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        for name in ("cat", "sh", "touch", "sleep", "env"):
+            found = next(Path(place) / name for place in ("/bin", "/usr/bin") if (Path(place) / name).exists())
+            (folder / name).symlink_to(found)
+
+    def make(self, name: str, script: str) -> None:
+        path = self.folder / name
+        path.write_text(f'#!/bin/sh\necho "$@" >> {self.folder}/{name}.calls\n{script}\n')
+        path.chmod(stat.S_IRWXU)
+
+    def calls(self, name: str) -> list[str]:
+        path = self.folder / f"{name}.calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def slurm(self, **changes: str) -> None:
+        """A cluster with these settings; its sbatch runs the job at once."""
+        config, partitions = self.folder / "config", self.folder / "partitions"
+        lines = [f"{name:23} = {value}" for name, value in (CONFIG | changes).items()]
+        config.write_text("\n".join(["Configuration data as of now", *lines]) + "\n")
+        partitions.write_text(PARTITIONS)
+        self.make("scontrol", SCONTROL.format(config=config, partitions=partitions))
+        self.make("sacct", "true")
+        self.make("scancel", "true")
+        self.make("squeue", "true")
+        job = 'for a in "$@"; do case "$a" in --wrap=*) sh -c "${a#--wrap=}" >&2;; esac; done'
+        self.make("sbatch", f"{job}\necho 7")
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    made = Programs(tmp_path / "programs")
+    monkeypatch.setenv("PATH", str(made.folder))
+    return made
+
+
+@pytest.fixture
+def fast_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test job without torch, and little patience."""
+    monkeypatch.setattr(
+        doctor, "_ON_NODE", doctor._ON_NODE.replace("import torch, bench", "import bench; torch = bench")
+    )
+    monkeypatch.setattr(doctor, "LATE_SECONDS", 1.5)
+    monkeypatch.setattr("bench.doctor.time.sleep", lambda _: None)
+
+
+# ----------------------------------------------------------------------------------------------------- this computer
+
+
+def test_the_packages_of_this_environment_are_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.facts.importlib.import_module", lambda _: None)  # other tests import them, slowly
+    assert bad(facts.packages()) == []
+
+
+def test_what_is_missing_or_old_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        facts, "_required", lambda: ("99.1", {"no-such-package": "1.0", "numpy": "999.0", "timm": "0.1"})
+    )
+    texts = [text for verdict, text in bad(facts.packages()) if verdict == "problem"]
+    assert len(texts) == 3
+    assert "Python" in texts[0] and texts[1] == "no-such-package is missing (>= 1.0)"
+    assert texts[2] == f"numpy {metadata.version('numpy')} (>= 999.0)"
+
+
+@pytest.mark.parametrize(
+    ("version", "least", "enough"),
+    [
+        ("2.15.0+cu132", "2.11", True),
+        ("1.9", "1.10", False),
+        ("2", "2.0", True),
+        ("2.0.0", "2", True),
+        ("", "1", False),
+    ],
+)
+def test_versions_are_compared_as_numbers(version: str, least: str, enough: bool) -> None:
+    assert (facts._numbers(version) >= facts._numbers(least)) == enough
+
+
+def test_bounds_of_a_wheel_are_those_of_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    python, required = facts._required()
+    assert {"torch", "timm", "submitit", "gin-config"} <= required.keys()
+    lines = [f"{name}>={least}" for name, least in required.items()]
+
+    class Told(dict[str, str]):
+        def get_all(self, name: str, _: object) -> list[str]:
+            assert name == "Requires-Dist"
+            return [*lines, "pytest>=8.4; extra == 'test'"]
+
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "bench" / "__init__.py"))
+    monkeypatch.setattr(metadata, "metadata", lambda _: Told({"Requires-Python": f">={python}"}))
+    assert facts._required() == (python, required)
+
+
+def test_a_package_that_is_there_but_broken_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> None:
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist\nmore")
+
+    monkeypatch.setattr("bench.facts.importlib.import_module", load)
+    expected = "torchvision cannot be imported: RuntimeError: operator torchvision::nms does not exist"
+    assert bad(facts.packages()) == [("problem", expected)]
+
+
+class FakeTorch:
+    """As much of torch as the doctor asks."""
+
+    def __init__(self, cuda: str | None = "12.8", count: int = 0, bf16: bool = True, error: str = "") -> None:
+        self.version = SimpleNamespace(cuda=cuda, hip=None)
+        about = SimpleNamespace(name="Card", total_memory=80 * 2**30)
+        self.cuda = SimpleNamespace(
+            is_available=lambda: count > 0,
+            device_count=lambda: count,
+            get_device_properties=lambda _: about,
+            is_bf16_supported=lambda including_emulation: bf16,
+            device=lambda _: pytest.MonkeyPatch.context(),
+        )
+        self.error = error
+
+    def zeros(self, *_: int, device: str) -> Any:
+        raise RuntimeError(self.error or "Found no NVIDIA driver")
+
+    def ones(self, *_: int, device: str) -> Any:
+        if self.error:
+            raise RuntimeError(self.error)
+        return SimpleNamespace(matmul=lambda other: SimpleNamespace(sum=lambda: 1.0))
+
+
+@pytest.mark.parametrize(
+    ("torch", "driver", "expected"),
+    [
+        (FakeTorch(cuda=None), False, []),
+        (FakeTorch(cuda=None), True, [("warning", "torch is built for CPUs")]),
+        (FakeTorch(), False, []),
+        (
+            FakeTorch(error="The NVIDIA driver on your system is too old"),
+            True,
+            [("problem", "driver on your system is too old")],
+        ),
+        (FakeTorch(count=2), True, []),
+        (FakeTorch(count=1, bf16=False), True, [("warning", "no bf16")]),
+        (FakeTorch(count=1, error="no kernel image is available"), True, [("problem", "no kernel image is available")]),
+    ],
+)
+def test_gpus_are_tried_not_only_counted(
+    torch: FakeTorch, driver: bool, expected: list[tuple[str, str]], programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("bench.facts.DRIVER", programs.folder / "driver")
+    if driver:
+        (programs.folder / "driver").touch()
+    told = bad(facts.devices())
+    assert [verdict for verdict, _ in told] == [verdict for verdict, _ in expected]
+    assert all(part in text for (_, part), (_, text) in zip(expected, told, strict=True))
+
+
+# -------------------------------------------------------------------------------------------------------------- disks
+
+
+@pytest.mark.parametrize(("free", "verdicts"), [(500e9, []), (5e9, ["warning"]), (1e8, ["problem"])])
+def test_free_space_is_judged(
+    free: float, verdicts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.facts.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    assert [verdict for verdict, _ in bad(facts.disk("--store", tmp_path / "not" / "there"))] == verdicts
+
+
+def test_a_good_file_system_passes_and_is_left_as_it_was(tmp_path: Path) -> None:
+    assert bad(facts.file_system(tmp_path / "runs")) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["link", "fsync", "replace"])
+def test_a_file_system_that_lacks_something_is_a_problem(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, call, refuse)
+    ((verdict, text),) = bad(facts.file_system(tmp_path))
+    assert verdict == "problem" and "Operation not permitted" in text
+
+
+def test_creation_that_is_not_exclusive_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overwrite(path: Path, data: Any) -> bool:
+        path.write_text('{"number": 0}')
+        return True
+
+    monkeypatch.setattr(facts, "create_json", overwrite)
+    assert "of 8 that create a file, 8 succeed" in str(bad(facts.file_system(tmp_path)))
+
+
+def test_a_clock_that_is_wrong_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr("bench.facts.time.time", lambda: now - 60)
+    ((verdict, text),) = bad(facts.file_system(tmp_path))
+    assert verdict == "warning" and ("+60." in text or "+59." in text)
+
+
+# -------------------------------------------------------------------------------------------------------------- Slurm
+
+
+def test_a_good_cluster_passes(programs: Programs) -> None:
+    programs.slurm()
+    assert bad(doctor.cluster(None)) == []
+    assert bad(doctor.cluster("low")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "partition", "verdict", "part"),
+    [
+        ({"MaxArraySize": "5"}, None, "warning", "MaxArraySize 5"),
+        ({"KillWait": "2 sec"}, None, "warning", "KillWait 2 s"),
+        ({"AccountingStorageType": "accounting_storage/none"}, None, "warning", "forgets jobs 300 s after"),
+        ({"AccountingStorageType": "(null)"}, None, "warning", "no accounting"),
+        ({"SlurmctldParameters": "(null)"}, "low", "warning", "lacks preempt_send_user_signal"),
+        ({}, "hasty", "warning", "cancelled, not requeued"),
+        ({}, "shut", "problem", "partition shut: DOWN"),
+    ],
+)
+def test_settings_that_cost_something_are_told(
+    changes: dict[str, str], partition: str | None, verdict: str, part: str, programs: Programs
+) -> None:
+    programs.slurm(**changes)
+    told = bad(doctor.cluster(partition))
+    assert (verdict, True) in [(found, part in text) for found, text in told]
+
+
+def test_without_preemption_its_signal_does_not_matter(programs: Programs) -> None:
+    programs.slurm(PreemptType="preempt/none", SlurmctldParameters="(null)")
+    assert bad(doctor.cluster("low")) == []
+
+
+def test_accounting_that_does_not_answer_is_told_in_its_own_words(programs: Programs) -> None:
+    programs.slurm()
+    programs.make("sacct", "echo 'Problem talking to the database' >&2; exit 1")
+    assert "Problem talking to the database" in str(bad(doctor.cluster(None)))
+
+
+def test_an_unknown_partition_is_refused_with_the_nearest_name(programs: Programs) -> None:
+    programs.slurm()
+    with pytest.raises(InputError, match=r"there is no partition 'lwo'.*Did you mean 'low'"):
+        list(doctor.cluster("lwo"))
+
+
+# -------------------------------------------------------------------------------------------------------- the test job
+
+
+def test_a_job_that_writes_into_the_store_is_read_back(programs: Programs, fast_job: None, tmp_path: Path) -> None:
+    programs.slurm()
+    store, data = tmp_path / "a store" / "runs", tmp_path / "data"
+    store.mkdir(parents=True)
+    data.mkdir()
+    assert bad(doctor.test_job(store, data, "low")) == []
+    (call,) = [line for line in programs.calls("sbatch") if "--parsable" in line]
+    assert "--partition=low" in call and "--time=1" in call
+    assert list(store.iterdir()) == []
+
+
+def test_data_that_the_node_does_not_see_are_a_problem(programs: Programs, fast_job: None, tmp_path: Path) -> None:
+    programs.slurm()
+    data = tmp_path / "data"
+    data.mkdir()
+    runs_job = "\n".join((programs.folder / "sbatch").read_text().splitlines()[2:-1])
+    away = f'"{sys.executable}" -c "import os, sys; os.rename(*sys.argv[1:])"'
+    programs.make("sbatch", f"{away} {data} {data}.away\n{runs_job}\n{away} {data}.away {data}\necho 7")
+    assert bad(doctor.test_job(tmp_path, data, None)) == [("problem", f"--data {data}: not seen from a compute node")]
+
+
+def test_a_store_that_the_node_does_not_see_is_a_problem(programs: Programs, fast_job: None, tmp_path: Path) -> None:
+    programs.slurm()
+    programs.make("sbatch", "echo 7")
+    began = time.monotonic()
+    ((verdict, text),) = bad(doctor.test_job(tmp_path, tmp_path, None))
+    assert verdict == "problem" and "is not seen here" in text
+    assert time.monotonic() - began < doctor.JOB_SECONDS / 3  # a job that is over is not waited for
+    assert programs.calls("scancel") == ["7"]
+
+
+def test_a_python_that_the_node_does_not_have_is_a_problem(
+    programs: Programs, fast_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs.slurm()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    ((verdict, text),) = bad(doctor.test_job(tmp_path, tmp_path, None))
+    assert verdict == "problem" and "this Python does not work there" in text and "not found" in text
+
+
+def test_a_job_that_does_not_start_is_cancelled_and_nothing_is_claimed(
+    programs: Programs, fast_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs.slurm()
+    monkeypatch.setattr(doctor, "JOB_SECONDS", 1.0)
+    monkeypatch.setattr(doctor.secrets, "token_hex", lambda _: "0123abcd")
+    programs.make("sbatch", "echo 7")
+    name = f"bench-doctor-{int(time.time()):08x}"
+    monkeypatch.setattr("bench.doctor.time.time", lambda: int(name[-8:], 16))
+    programs.make("squeue", f"echo '7|{name}0123abcd|PENDING|N/A|N/A|Priority'")
+    ((verdict, text),) = bad(doctor.test_job(tmp_path, tmp_path, None))
+    assert verdict == "warning" and "did not start" in text and "Priority" in text
+    assert programs.calls("scancel") == ["7"]
+
+
+def test_sbatchs_own_words_are_shown(programs: Programs, tmp_path: Path) -> None:
+    programs.slurm()
+    programs.make("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
+    with pytest.raises(InputError, match="Invalid account"):
+        list(doctor.test_job(tmp_path, tmp_path, None))
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow facts left out."""
+    monkeypatch.setattr(facts, "packages", lambda: iter([Fact("ok", "packages")]))
+    monkeypatch.setattr(facts, "devices", lambda: iter([Fact("warning", "devices", "mend them")]))
+
+
+def test_without_slurm_the_computer_alone_is_judged(
+    healthy: None, programs: Programs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor.main(["--store", str(tmp_path / "runs"), "--data", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "no sbatch on the PATH" in shown and shown.endswith("0 problems\n")
+    assert "  warning devices\n          fix: mend them\n" in shown
+    assert sys.prefix not in shown
+
+
+def test_quick_runs_no_job(healthy: None, programs: Programs, tmp_path: Path) -> None:
+    programs.slurm()
+    assert doctor.main(["--store", str(tmp_path), "--data", str(tmp_path), "--quick"]) == 0
+    assert programs.calls("sbatch") == []
+
+
+def test_a_problem_is_counted_and_ends_with_status_1(
+    healthy: None, programs: Programs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    programs.slurm()
+    programs.make("scontrol", "echo 'slurm_load_ctl_conf error: Unable to contact slurm controller' >&2; exit 1")
+    assert doctor.main(["--store", str(tmp_path), "--data", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "Unable to contact slurm controller" in shown and shown.endswith("1 problem\n")
+    assert programs.calls("sbatch") == []  # nothing to be learned from a job then

@@ -1,0 +1,423 @@
+"""The ledger of submissions, what Slurm's answers mean, what is refused: with programs that stand in for Slurm's."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench import grid
+from bench.config import shipped_gin
+from bench.errors import InputError
+from bench.launch import jobs, slurm
+from bench.launch.cluster import Cluster
+from bench.launch.jobs import JobState, SlurmError, Submission
+from bench.plan import make_plan
+from bench.store import Store
+from tests import tiny_grid
+
+Fake = Callable[..., Path]
+
+SINFO = """\
+main*|gpu:2|1-00:00:00|8|16000|n1
+main*|(null)|1-00:00:00|16|64000|n2
+long|gpu:a100:4(S:0-1),tmp:5|infinite|64|256000|n3
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Make a program that prints a text, notes its arguments and environment, and ends with a status."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}/usr/bin{os.pathsep}/bin")
+
+    def make(name: str, prints: str = "", status: int = 0, error: str = "") -> Path:
+        (programs / f"{name}.out").write_text(prints)
+        (programs / f"{name}.err").write_text(error)
+        log = programs / f"{name}.calls"
+        program = programs / name
+        program.write_text(
+            f'#!/bin/sh\necho "$@" >> {log}\nenv > {programs}/{name}.env\n'
+            f"cat {programs}/{name}.out\ncat {programs}/{name}.err >&2\nexit {status}\n"
+        )
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        return log
+
+    return make
+
+
+@pytest.fixture
+def cluster(fake: Fake) -> Fake:
+    """A cluster that takes every job: two partitions, no queue, no accounting."""
+    for name in ("sbatch", "squeue", "scancel", "srun"):
+        fake(name)
+    fake("sinfo", SINFO)
+    fake("scontrol", "Configuration data\nMaxArraySize            = 1001\nMaxBatchRequeue = 5\n")
+    fake("sacct", status=1, error="Slurm accounting storage is disabled\n")
+    return fake
+
+
+# ------------------------------------------------------------------------------------------------------ the ledger
+
+
+def test_a_submission_is_noted_before_and_completed_after(tmp_path: Path) -> None:
+    made = jobs.note(tmp_path, "image", [["finetune-a-1", "finetune-a-2"], [], ["tapt-a-3"]])
+    assert jobs.submissions(tmp_path, "image") == [made]
+    assert (made.job_id, made.element(0)) == (None, None)
+    assert made.name == f"bench-image-{made.token}"
+    jobs.complete(tmp_path, made, "17")
+    (found,) = jobs.submissions(tmp_path)
+    assert (found.job_id, found.element(2), found.tasks) == ("17", "17_2", made.tasks)
+    assert jobs.submissions(tmp_path, "text") == []
+    jobs.forget(tmp_path, made)
+    assert jobs.submissions(tmp_path) == []
+
+
+def test_submissions_come_oldest_first_and_by_different_names(tmp_path: Path) -> None:
+    made = []
+    for _ in range(10):  # within the same second, which the token begins with
+        made.append(jobs.note(tmp_path, "a", []))
+        time.sleep(0.002)
+    assert jobs.submissions(tmp_path) == made
+    assert len({one.name for one in made}) == 10
+
+
+def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
+    made = jobs.note(tmp_path, "image", [])
+    path = jobs.folder(tmp_path) / "submissions" / f"{made.token}.json"
+    for text in ("{", "{}", json.dumps({"grid": "image", "name": "x", "job_id": None, "tasks": 3, "time": 0})):
+        path.write_text(text)
+        with pytest.raises(InputError, match=path.name):
+            jobs.submissions(tmp_path)
+
+
+def test_an_id_that_was_never_noted_is_found_by_name() -> None:
+    lost = Submission("0" * 16, "image", "bench-image-" + "0" * 16, None, (("a",), ("b",)), 0.0)
+    queued = {"9_0": JobState("RUNNING", name=lost.name), "9_1": JobState("PENDING", name=lost.name)}
+    (found,) = jobs.identified([lost], queued)
+    assert found.element(1) == "9_1"
+    assert jobs.identified([lost], {"9_0": JobState("RUNNING", name="bench-image-1")}) == [lost]
+
+
+def test_what_slurm_does_not_know_is_gone_and_never_live(tmp_path: Path) -> None:
+    made = jobs.note(tmp_path, "image", [["a"], ["b"]])
+    assert jobs.element_state(made, 0, {}).state == jobs.UNSUBMITTED
+    made = jobs.complete(tmp_path, made, "5")
+    queued = {"5_0": JobState("RUNNING", name=made.name), "5_1": JobState("RUNNING", name="somebody's")}
+    assert jobs.element_state(made, 0, queued).live
+    assert jobs.element_state(made, 1, queued).state == jobs.GONE  # ids began anew
+    assert not jobs.element_state(made, 1, queued).live
+    assert not JobState("PENDING", "DependencyNeverSatisfied").live
+
+
+def _submit(root: Path, log: Path) -> None:
+    with jobs.submitting(root):
+        with log.open("a") as file:
+            file.write("in\n")
+        time.sleep(0.05)
+        with log.open("a") as file:
+            file.write("out\n")
+
+
+def test_one_process_submits_at_a_time(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_submit, args=(tmp_path, log)) for _ in range(5)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert log.read_text().split() == ["in", "out"] * 5
+
+
+def _die_submitting(root: Path) -> None:
+    with jobs.submitting(root):
+        os._exit(1)
+
+
+def test_a_submitter_that_died_is_not_waited_for(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_die_submitting, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    assert list((jobs.folder(tmp_path) / "submitting").iterdir())
+    began = time.monotonic()
+    with jobs.submitting(tmp_path):
+        pass
+    assert time.monotonic() - began < 5
+
+
+# ----------------------------------------------------------------------------------------------------- asking Slurm
+
+
+def _names(*ages: float) -> list[str]:
+    return [f"bench-image-{int(time.time() - age):08x}{number:08x}" for number, age in enumerate(ages)]
+
+
+def test_queue_reads_squeue_and_what_only_sacct_remembers(fake: Fake) -> None:
+    ours, other = _names(60), "bench-image-other"
+    now = int(time.time())
+    fake(
+        "squeue",
+        f"7_0|{ours[0]}|RUNNING|{now}|{now + 5}|None\n7_1|{ours[0]}|PENDING|{now}|N/A|Dependency\n"
+        f"7_2|{ours[0]}|PENDING|{now}|{now + 99}|BeginTime\n8|{other}|RUNNING|{now}|{now}|None\n",
+    )
+    fake(
+        "sacct",
+        f"7_0|{ours[0]}|PENDING|{now}|{now}\n7_5|{ours[0]}|CANCELLED by 1000|{now}|{now}\n"
+        f"7_[6-8,10%4]|{ours[0]}|CANCELLED by 0|{now}|Unknown\n7_11|{ours[0]}|OUT_OF_MEMORY|{now}|{now}\n",
+    )
+    found = jobs.queue(ours)
+    assert found["7_0"] == JobState("RUNNING", "", now + 5, ours[0])
+    assert found["7_1"] == JobState("PENDING", "Dependency", None, ours[0])
+    assert found["7_2"].start == now + 99
+    assert found["7_5"].state == "CANCELLED"
+    assert found["7_11"].state == "OUT_OF_MEMORY"
+    assert {name for name, state in found.items() if not state.live} == {"7_5", "7_6", "7_7", "7_8", "7_10", "7_11"}
+    assert "8" not in found
+
+
+def test_a_job_of_our_name_from_before_ours_is_not_ours(fake: Fake) -> None:
+    (ours,) = _names(60)
+    fake("squeue", f"7_0|{ours}|RUNNING|{int(time.time()) - 86400}|N/A|None\n")
+    fake("sacct")
+    assert jobs.queue([ours]) == {}
+
+
+def test_times_may_be_dates(fake: Fake) -> None:
+    (ours,) = _names(60)
+    date = time.strftime("%Y-%m-%dT%H:%M:%S")
+    fake("squeue", f"7_0|{ours}|RUNNING|{date}|{date}|None\n")
+    fake("sacct")
+    assert jobs.queue([ours])["7_0"].start == pytest.approx(time.time(), abs=120)
+
+
+def test_without_accounting_the_queue_is_still_read(fake: Fake) -> None:
+    (ours,) = _names(60)
+    fake("squeue", f"7_0|{ours}|COMPLETED|{int(time.time())}|N/A|None\n")
+    fake("sacct", status=1, error="Slurm accounting storage is disabled")
+    assert jobs.queue([ours])["7_0"].state == "COMPLETED"
+
+
+def test_a_queue_that_cannot_be_asked_is_not_an_empty_one(fake: Fake) -> None:
+    fake("sacct")
+    fake("squeue", status=1, error="slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+    with pytest.raises(SlurmError, match="Unable to contact"):
+        jobs.queue(_names(60))
+    assert jobs.queue([]) == {}
+
+
+def test_the_queue_is_asked_once_and_by_name(fake: Fake) -> None:
+    fake("sacct")
+    log = fake("squeue")
+    names = _names(60, 70, 80)
+    jobs.queue(names)
+    (call,) = log.read_text().splitlines()
+    assert f"--name={','.join(names)}" in call
+    log.unlink()
+    jobs.queue(_names(*[60.0] * 5000))  # more than an argument can hold
+    assert "--name" not in log.read_text()
+
+
+def test_slurms_programs_get_none_of_a_surrounding_jobs_variables(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    leaking = ("SLURM_CPU_BIND", "SBATCH_PARTITION", "SRUN_CPUS_PER_TASK", "SQUEUE_FORMAT", "SACCT_FORMAT", "PMIX_RANK")
+    for name in leaking:
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("SLURM_CONF", "/etc/other/slurm.conf")
+    fake("sacct")
+    fake("squeue")
+    jobs.queue(_names(60))
+    given = (tmp_path / "programs" / "squeue.env").read_text()
+    assert "SLURM_CONF=/etc/other/slurm.conf" in given
+    assert not [name for name in leaking if f"{name}=" in given]
+
+
+# ---------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"timeout_min": 3, "signal_delay_s": 90}, ["timeout_min", "above 3 minutes", "signal_delay_s"]),
+        ({"timeout_min": "01:00:00"}, ["timeout_min", "whole number"]),
+        ({"timeout_min": 0}, ["timeout_min", "at least 1"]),
+        ({"runs_per_job": 0}, ["runs_per_job"]),
+        ({"gpus": -1}, ["gpus"]),
+        ({"mem_gb": 0}, ["mem_gb"]),
+        ({"partition": " "}, ["partition"]),
+        ({"extra": ("--exclude=n1",)}, ["extra", "--exclude=n1"]),
+        ({"extra": ("dependency=afterok:1",)}, ["extra", "dependency"]),
+        ({"extra": ("time=5",)}, ["slurm.timeout_min"]),
+        ({"extra": ("no-requeue",)}, ["extra", "no-requeue"]),
+    ],
+)
+def test_settings_that_no_cluster_can_serve(settings: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(InputError) as refused:
+        Cluster(**settings)  # type: ignore[arg-type]
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_the_limit_just_above_what_is_needed_is_accepted() -> None:
+    assert Cluster(timeout_min=4, signal_delay_s=120).timeout_min == 4
+    assert Cluster(extra=("exclusive", "exclude=n[1-2]")).options == {"exclusive": True, "exclude": "n[1-2]"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"partition": "mian"}, ["mian", "Did you mean 'main'", "long"]),
+        ({"partition": "main,nope"}, ["nope"]),
+        ({"gpus": 3}, ["slurm.gpus = 3", "main", "2"]),
+        ({"gpus": 5, "partition": "long"}, ["slurm.gpus = 5", "4"]),
+        ({"cpus": 6, "runs_per_job": 3}, ["18 CPUs", "16"]),
+        ({"mem_gb": 70.0}, ["slurm.mem_gb = 70", "62.5"]),
+        ({"timeout_min": 1441}, ["slurm.timeout_min = 1441", "1440"]),
+    ],
+)
+def test_what_this_cluster_cannot_serve(
+    settings: dict[str, object], words: list[str], cluster: Fake, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as refused:
+        slurm.check(Cluster(**settings), 1, {"--store": tmp_path})  # type: ignore[arg-type]
+    assert all(word in str(refused.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"gpus": 2}, {"partition": "long", "gpus": 4, "timeout_min": 10**6}, {"partition": "main,long"}]
+)
+def test_what_this_cluster_can_serve(settings: dict[str, object], cluster: Fake, tmp_path: Path) -> None:
+    slurm.check(Cluster(**settings), 1, {})  # type: ignore[arg-type]
+
+
+def test_without_slurm_the_way_out_is_named(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "programs"))
+    with pytest.raises(InputError, match=r"no sbatch on the PATH.*--launcher local"):
+        slurm.check(Cluster(), 1, {})
+
+
+def test_a_cluster_without_a_default_partition(cluster: Fake) -> None:
+    cluster("sinfo", SINFO.replace("*", ""))
+    with pytest.raises(InputError, match="no default partition"):
+        slurm.check(Cluster(), 1, {})
+
+
+def test_threads_need_as_many_cpus(cluster: Fake) -> None:
+    with pytest.raises(InputError, match=r"slurm.cpus = 1.*grid.threads = 2"):
+        slurm.check(Cluster(), 2, {})
+
+
+def test_sbatchs_own_words_are_shown(cluster: Fake) -> None:
+    words = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
+    cluster("sbatch", status=1, error=words)
+    with pytest.raises(InputError, match="Invalid account or account/partition"):
+        slurm.check(Cluster(), 1, {})
+
+
+def test_nodes_that_are_down_are_no_mistake(cluster: Fake) -> None:
+    cluster("sbatch", status=1, error="allocation failure: Requested node configuration is not available")
+    assert "not available" in "".join(slurm.check(Cluster(), 1, {}))
+
+
+def test_a_folder_in_memory_is_refused_where_there_are_other_machines(
+    cluster: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(slurm, "_file_system", lambda folder: "tmpfs")
+    with pytest.raises(InputError, match=r"--store .*memory"):
+        slurm.check(Cluster(), 1, {"--store": tmp_path})
+    monkeypatch.setattr(slurm, "_file_system", lambda folder: "ext4")
+    assert "--data" in "".join(slurm.check(Cluster(), 1, {"--data": tmp_path}))
+    monkeypatch.setattr(slurm, "_file_system", lambda folder: "nfs4")
+    assert slurm.check(Cluster(), 1, {"--data": tmp_path}) == []
+    monkeypatch.setattr(slurm, "_file_system", lambda folder: "tmpfs")
+    monkeypatch.setattr("platform.node", lambda: "n1.cluster")
+    cluster("sinfo", SINFO.splitlines()[0] + "\n")
+    assert slurm.check(Cluster(), 1, {"--store": tmp_path}) == []
+
+
+def test_a_path_that_slurm_would_rewrite_is_refused(cluster: Fake, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--store .*'%'"):
+        slurm.check(Cluster(), 1, {"--store": tmp_path / "runs%j"})
+
+
+def test_the_file_system_of_a_folder_that_is_not_there_yet() -> None:
+    assert slurm._file_system(Path("/proc/nothing/here")) == "proc"
+
+
+def test_the_limit_of_an_array_is_slurms(cluster: Fake) -> None:
+    assert slurm.max_array_size() == 1001
+    cluster("scontrol", "MaxArraySize            = 11\n")
+    assert slurm.max_array_size() == 11
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("infinite", float("inf")), ("30:00", 1800), ("2:00:00", 7200), ("1-00:00:00", 86400), ("3-12:30:15", 304215)],
+)
+def test_limits_of_partitions(text: str, seconds: float) -> None:
+    assert slurm._limit_seconds(text) == seconds
+
+
+def test_indices_as_slurm_writes_them() -> None:
+    assert slurm._ranges([0]) == "0"
+    assert slurm._ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+
+
+# ------------------------------------------------------------------------------------------------------- gin files
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("slurm.timeout_min = '01:00:00'", r"tiny.gin:11: .*timeout_min"),
+        ("slurm.timeout_min = 2", r"tiny.gin:11: slurm.timeout_min = 2: must be above 3.5 minutes"),
+        ("digits/slurm.gpus = 1", r"tiny.gin:11: digits/slurm.gpus takes no scope"),
+        ("slurm.partion = 'main'", r"tiny.gin:11: .*Did you mean 'partition'"),
+    ],
+)
+def test_a_wrong_binding_is_told_with_its_line(line: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        tiny_grid.plan(tmp_path, tmp_path / "data", ["finetune"], line)
+
+
+@pytest.mark.parametrize("profile", sorted(path.name for path in (shipped_gin() / "clusters").glob("*.gin")))
+def test_a_profile_changes_no_stage_and_is_not_named_by_the_table(profile: str, tmp_path: Path) -> None:
+    gin = str(tiny_grid.write(tmp_path, ["finetune"]))
+    plain = make_plan([gin], [], [], tmp_path / "data", Store(tmp_path))
+    changed = make_plan([gin, f"clusters/{profile}"], ["slurm.account = 'me'"], [], tmp_path / "data", Store(tmp_path))
+    assert [cell.stage for cell in changed.cells] == [cell.stage for cell in plain.cells]
+    assert changed.origin == plain.origin == "tiny.gin"
+    assert changed.cluster.account == "me"
+    assert (changed.cluster.partition, plain.cluster.partition)[1] is None
+
+
+def test_without_slurm_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gin = tiny_grid.write(tmp_path, ["finetune"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    places = ["--store", str(tmp_path / "runs"), "--data", str(tmp_path / "data"), "--results", str(tmp_path / "out")]
+    with pytest.raises(InputError, match="no sbatch on the PATH"):
+        grid.main(["--gin", str(gin), "--launcher", "slurm", *places])
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gin"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--wait"], "--wait"),
+        (["--launcher", "slurm", "--workers", "2"], "slurm.array_parallelism"),
+        (["--cancel", "--retry"], "--cancel"),
+        (["--cancel", "--only", "*"], "scancel"),
+    ],
+)
+def test_arguments_that_contradict_each_other(arguments: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        grid.main(["--gin", str(tiny_grid.write(tmp_path, ["finetune"])), *arguments])

@@ -1,0 +1,675 @@
+"""The supervisor of a Slurm job without Slurm: fake SLURM_* variables, a fake scontrol, workers that only pretend."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bench
+from bench.errors import DamagedStore, InputError
+from bench.files import sha256
+from bench.launch.snapshot import snapshot
+from bench.launch.supervisor import Element, no_progress
+from bench.provenance import commit
+from bench.specs import Stage
+from bench.store import Attempt, Store
+from tests.examples import finetuning, pretraining
+
+REPOSITORY = Path(bench.__file__).parents[1]
+
+# Everything of the suite but the worker is real: the package's path goes on to the real one.
+PACKAGE = f"""
+import sys
+sys.path.append({str(REPOSITORY)!r})
+__path__.append({str(REPOSITORY / "bench")!r})
+"""
+
+WORKER = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+import baselines, bench.embedded
+from bench.files import sha256
+from bench.store import Store
+
+folder = Path(sys.argv[-1])
+behaviour = (folder / "behaviour").read_text()
+stopped = []
+signal.signal(signal.SIGTERM, (lambda *_: stopped.append(1)) if behaviour != "deaf" else signal.SIG_IGN)
+store = Store(folder.parent)
+stage = store.load(folder)
+ignored = int(next(l for l in open("/proc/self/status") if l.startswith("SigIgn")).split()[1], 16)
+facts = {"environment": dict(os.environ), "ignored": ignored, "arguments": sys.argv[1:], "pid": os.getpid()}
+(folder / "worker.json.new").write_text(json.dumps(facts))
+os.rename(folder / "worker.json.new", folder / "worker.json")
+if behaviour == "refuse":
+    sys.exit(2)
+if behaviour == "crash":
+    raise ImportError("no such library")
+attempt = store.claim(stage)
+if attempt is None:
+    sys.exit(76)
+store.started(attempt, 0, [])
+subprocess.Popen(["sleep", "600"])  # what a worker may leave behind
+(folder / "began").touch()
+if behaviour == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+if behaviour == "fail":
+    store.finish(attempt, "failed", "ValueError: no")
+    sys.exit(1)
+while behaviour in ("train", "deaf", "stuck"):
+    time.sleep(0.02)
+    if stopped:
+        store.finish(attempt, "interrupted", step=7 if behaviour == "train" else 0)
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        if behaviour == "train":
+            (folder / "checkpoints" / "step-00000007.json").write_text("{}")
+        sys.exit(75)
+weights = folder / "weights.safetensors"
+weights.write_bytes(b"weights")
+told = {"file": weights.name, "sha256": sha256(weights), "bytes": 7}
+store.publish(attempt, stage, {"key": stage.key, "metrics": {}, "seconds": 1.0, "weights": told})
+store.finish(attempt, "done")
+"""
+
+# Limits that a test can wait for; at the end, what the process has imported.
+SUPERVISE = """
+import sys
+from bench.launch import supervisor
+supervisor.LOOK_SECONDS, supervisor.PARENT_SECONDS, supervisor.REQUEUE_TRIES = 0.1, 1.5, 1
+supervisor.supervise(*sys.argv[1:])
+print("imported:", sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+SCONTROL = """#!/bin/sh
+echo "$@" >> {calls}
+case "$*" in *show*) echo "JobId=7 JobState={state} Reason=None"; exit 0;; esac
+echo "{refusal}" >&2
+exit {status}
+"""
+
+
+class Job:
+    """A store, a fake worker's code and a fake scontrol, and a way to run `supervise` among them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = Store(folder / "runs")
+        self.code = folder / "code"
+        (self.code / "bench").mkdir(parents=True)
+        (self.code / "bench" / "__init__.py").write_text(PACKAGE)
+        (self.code / "bench" / "worker.py").write_text(WORKER)
+        self.processes: list[subprocess.Popen[str]] = []
+        self.scontrol()
+
+    def scontrol(self, status: int = 0, refusal: str = "", state: str = "RUNNING") -> None:
+        path = self.folder / "bin" / "scontrol"
+        path.parent.mkdir(exist_ok=True)
+        calls = self.folder / "calls"
+        path.write_text(SCONTROL.format(calls=calls, status=status, refusal=refusal, state=state))
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    @property
+    def calls(self) -> list[str]:
+        path = self.folder / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def add(self, stage: Stage, behaviour: str) -> Path:
+        folder = self.store.add(stage)
+        (folder / "behaviour").write_text(behaviour)
+        return folder
+
+    def element(self, *stages: Stage, **changes: Any) -> Element:
+        facts = {"checkpoint_steps": 5, "threads": 1, "gpus": 0, "signal_delay_s": 20, "give_up_after": 3}
+        facts |= {"store": self.store.root, "data_root": self.folder / "data", "code": self.code}
+        return Element(**{**facts, **changes}, stages=tuple(stage.folder for stage in stages))
+
+    def start(self, *stages: Stage, full: bool = False, slurm: dict[str, str] | None = None, **changes: Any) -> Any:
+        """Run it in a process of its own; with `full`, no file can grow as on a full disk."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "CUDA"))}
+        environment |= {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
+        environment |= slurm or {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "7"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISE, *self.element(*stages, **changes).arguments()],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))) if full else None,
+        )
+        self.processes.append(process)
+        return process
+
+    def run(self, *stages: Stage, **changes: Any) -> tuple[int, str]:
+        process = self.start(*stages, **changes)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def worker(self, stage: Stage) -> dict[str, Any]:
+        """What the stage's worker told of itself."""
+        told: dict[str, Any] = json.loads((self.store.folder(stage) / "worker.json").read_text())
+        return told
+
+    def ends(self, stage: Stage) -> list[str | None]:
+        return [attempt.end["state"] if attempt.end else None for attempt in self.store.attempts(stage)]
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
+    job = Job(tmp_path)
+    yield job
+    job.close()
+
+
+def until(condition: Callable[[], Any], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.02)
+
+
+def left_over(job: Job) -> list[str]:
+    """Processes whose environment names this test's code: workers and what they started."""
+    marker = f"PYTHONPATH={job.code}".encode()
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (place / "environ").read_bytes()
+            state = (place / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if marker in environment and state not in "ZX":
+            found.append((place / "cmdline").read_text())
+    return found
+
+
+def publish(store: Store, stage: Stage) -> None:
+    attempt = store.claim(stage)
+    assert attempt is not None
+    weights = store.folder(stage) / "weights.safetensors"
+    weights.write_bytes(b"weights")
+    told = {"file": weights.name, "sha256": sha256(weights), "bytes": 7}
+    store.publish(attempt, stage, {"key": stage.key, "metrics": {}, "seconds": 1.0, "weights": told})
+    store.finish(attempt, "done")
+
+
+FIRST, SECOND = pretraining(), pretraining(seed=1)
+
+
+# ------------------------------------------------------------------------------------------------- undisturbed
+
+
+def test_every_stage_gets_a_worker_of_its_own_and_the_job_ends_well(job: Job) -> None:
+    job.add(FIRST, "publish")
+    job.add(SECOND, "publish")
+    slurm = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "4,6"}
+    status, output = job.run(FIRST, SECOND, gpus=2, threads=3, slurm=slurm)
+    assert status == 0, output
+    assert job.ends(FIRST) == job.ends(SECOND) == ["done"]
+    assert job.calls == []
+    assert left_over(job) == []
+    first, second = job.worker(FIRST), job.worker(SECOND)
+    assert first["pid"] != second["pid"]
+    environment = first["environment"]
+    assert [environment["CUDA_VISIBLE_DEVICES"], second["environment"]["CUDA_VISIBLE_DEVICES"]] == ["4", "6"]
+    assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
+    assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(job.code)
+    assert first["arguments"] == [
+        *("--data", str(job.folder / "data"), "--device", "cuda:0", "--threads", "3", "--checkpoint-steps", "5"),
+        str(job.store.folder(FIRST)),
+    ]
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        assert first["ignored"] >> (number - 1) & 1
+    assert job.store.attempts(FIRST)[0].facts["owner"]["job"] == "7_2"
+    imported = output.splitlines()[-1]
+    assert "'bench'" in imported
+    assert not any(f"'{name}'" in imported for name in ("torch", "numpy", "gin", "submitit"))
+
+
+def test_stages_share_the_gpus_in_turn_and_a_cpu_job_sees_none(job: Job) -> None:
+    stages = [pretraining(seed=seed) for seed in range(3)]
+    for stage in stages:
+        job.add(stage, "publish")
+    assert job.run(*stages, gpus=2)[0] == 0
+    assert [job.worker(stage)["environment"]["CUDA_VISIBLE_DEVICES"] for stage in stages] == ["0", "1", "0"]
+    last = pretraining(seed=3)
+    job.add(last, "publish")
+    assert job.run(last)[0] == 0
+    assert job.worker(last)["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+    assert "cpu" in job.worker(last)["arguments"]
+
+
+def test_a_job_that_was_given_fewer_gpus_than_it_asked_for_starts_nothing(job: Job) -> None:
+    job.add(FIRST, "publish")
+    status, output = job.run(FIRST, gpus=2, slurm={"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "0"})
+    assert status == 1
+    assert "asked for 2 GPU(s) and was given CUDA_VISIBLE_DEVICES='0'" in output
+    assert job.ends(FIRST) == []
+
+
+def test_finished_stages_are_not_run_again(job: Job) -> None:
+    job.add(FIRST, "die")
+    publish(job.store, FIRST)
+    status, _ = job.run(FIRST)
+    assert status == 0
+    assert job.ends(FIRST) == ["done"]
+
+
+# ------------------------------------------------------------------------------------------------- asked to end
+
+
+@pytest.mark.parametrize(
+    ("slurm", "name"),
+    [
+        ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "7"}, "7_2"),
+        ({"SLURM_JOB_ID": "9"}, "9"),
+    ],
+)
+def test_an_announced_end_checkpoints_and_requeues_this_element_only(
+    slurm: dict[str, str], name: str, job: Job
+) -> None:
+    done, going = job.add(FIRST, "publish"), job.add(SECOND, "train")
+    process = job.start(FIRST, SECOND, slurm=slurm)
+    until(lambda: (done / "record.json").exists() and (going / "began").exists())
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=20) == 75
+    assert job.calls == [f"requeue {name}"]
+    assert job.ends(FIRST) == ["done"]
+    assert job.ends(SECOND) == ["interrupted"]
+    assert left_over(job) == []
+
+
+def test_sigterm_alone_checkpoints_and_requeues_nothing(job: Job) -> None:
+    folder = job.add(FIRST, "train")
+    process = job.start(FIRST)
+    until((folder / "began").exists)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 75
+    assert job.calls == []
+    assert job.ends(FIRST) == ["interrupted"]
+    assert left_over(job) == []
+
+
+def test_a_job_cancelled_after_the_announcement_stays_cancelled(job: Job) -> None:
+    folder = job.add(FIRST, "train")
+    job.scontrol(state="CANCELLED")
+    process = job.start(FIRST)
+    until((folder / "began").exists)
+    process.send_signal(signal.SIGUSR2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 75
+    assert job.calls == ["--oneliner show job 7_2"]
+
+
+def test_signals_to_every_process_of_the_job_are_as_good(job: Job) -> None:
+    folder = job.add(FIRST, "train")
+    process = job.start(FIRST)
+    until((folder / "began").exists)
+    for pid in (job.worker(FIRST)["pid"], process.pid):
+        os.kill(pid, signal.SIGUSR2)
+    assert process.wait(timeout=20) == 75
+    assert job.ends(FIRST) == ["interrupted"]
+
+
+def test_a_worker_told_to_stop_by_somebody_else_is_started_again(job: Job) -> None:
+    folder = job.add(FIRST, "train")
+    process = job.start(FIRST)
+    until((folder / "began").exists)
+    (folder / "behaviour").write_text("publish")
+    os.kill(job.worker(FIRST)["pid"], signal.SIGTERM)
+    assert process.wait(timeout=20) == 0
+    assert job.ends(FIRST) == ["interrupted", "done"]
+
+
+def test_a_worker_that_cannot_stop_in_time_is_killed_with_all_it_started(job: Job) -> None:
+    folder = job.add(FIRST, "deaf")
+    process = job.start(FIRST, signal_delay_s=2)
+    until((folder / "began").exists)
+    began = time.monotonic()
+    process.send_signal(signal.SIGUSR2)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 75, output
+    assert 0.9 < time.monotonic() - began < 2
+    assert job.calls == ["requeue 7_2"]
+    assert job.ends(FIRST) == ["died"]
+    assert left_over(job) == []
+
+
+def test_no_worker_outlives_a_supervisor_that_is_killed(job: Job) -> None:
+    folder = job.add(FIRST, "deaf")
+    process = job.start(FIRST)
+    until((folder / "began").exists)
+    worker = job.worker(FIRST)["pid"]
+    process.kill()
+    process.wait()
+    until(lambda: not Path(f"/proc/{worker}").exists() or not job.store.attempts(FIRST)[0].alive, 5)
+    os.killpg(worker, signal.SIGKILL)  # the sleeper that a real job's end would reach
+
+
+def test_a_requeue_that_slurm_refuses_is_told_in_its_own_words(job: Job) -> None:
+    folder = job.add(FIRST, "train")
+    job.scontrol(status=1, refusal="Requested operation is presently disabled")
+    process = job.start(FIRST)
+    until((folder / "began").exists)
+    process.send_signal(signal.SIGUSR2)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "would not requeue 7_2: Requested operation is presently disabled" in output
+    assert job.ends(FIRST) == ["interrupted"]
+
+
+def test_a_job_that_slurm_has_requeued_by_itself_is_left_alone(job: Job) -> None:
+    folder = job.add(FIRST, "train")
+    job.scontrol(status=1, refusal="Job is pending execution")
+    process = job.start(FIRST)
+    until((folder / "began").exists)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=20) == 75
+
+
+# ------------------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ("die", "the worker process died: signal SIGKILL (often the system's out-of-memory killer)"),
+        ("crash", "the worker process died: exit status 1"),
+        ("fail", "ValueError: no"),
+    ],
+)
+def test_a_failure_is_noted_and_fails_the_job_after_the_others_have_ended(
+    behaviour: str, reason: str, job: Job
+) -> None:
+    job.add(FIRST, behaviour)
+    job.add(SECOND, "publish")
+    status, output = job.run(FIRST, SECOND)
+    assert status == 1
+    assert f"{FIRST.folder} failed: {reason}" in output.splitlines()[-1]
+    assert job.ends(SECOND) == ["done"]
+    assert job.store.failure(FIRST) == reason
+    assert left_over(job) == []
+
+
+def test_a_refusal_fails_the_job_and_is_no_failed_attempt(job: Job) -> None:
+    job.add(FIRST, "refuse")
+    status, output = job.run(FIRST)
+    assert status == 1
+    assert "refused" in output
+    assert job.ends(FIRST) == []
+
+
+def test_a_requeued_job_does_not_repeat_what_failed_in_it_but_a_new_one_does(job: Job) -> None:
+    failing, going = job.add(FIRST, "fail"), job.add(SECOND, "train")
+    process = job.start(FIRST, SECOND)
+    until(lambda: job.ends(FIRST) == ["failed"] and (going / "began").exists())
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=20) == 75
+    for folder in (failing, going):
+        (folder / "behaviour").write_text("publish")
+    slurm = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "7"}
+    status, output = job.run(FIRST, SECOND, slurm={**slurm, "SLURM_RESTART_COUNT": "1"})
+    assert status == 1
+    assert f"{FIRST.folder} failed: ValueError: no" in output
+    assert job.ends(SECOND) == ["interrupted", "done"]
+    assert job.run(FIRST, slurm={**slurm, "SLURM_ARRAY_JOB_ID": "8"})[0] == 0
+    assert job.ends(FIRST) == ["failed", "done"]
+
+
+def test_a_full_disk_is_told_and_harms_nothing(job: Job) -> None:
+    job.add(FIRST, "publish")
+    job.code = REPOSITORY  # the real worker: it does not come to torch
+    status, output = job.run(FIRST, full=True)
+    assert status == 1
+    assert "File too large" in output
+    assert f"{FIRST.folder} refused" in output
+    assert job.ends(FIRST) == []
+    assert sorted(path.name for path in job.store.folder(FIRST).rglob("*")) == ["attempts", "behaviour", "spec.json"]
+
+
+# ------------------------------------------------------------------------------------------------- no progress
+
+
+def attempts(tmp_path: Path, *told: tuple[int | None, str | None]) -> list[Attempt]:
+    """A ledger of attempts with the steps they began at and the states they ended in."""
+    owner = {"machine": "elsewhere", "pid": 1, "start": "1"}
+    made = []
+    for number, (step, state) in enumerate(told, start=1):
+        path = tmp_path / "attempts" / f"{number:06}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        end = {"state": state, "reason": "", "step": None} if state else None
+        made.append(Attempt(number, path, {"owner": owner, "from_step": step}, end))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("told", "checkpoint", "reason"),
+    [
+        ([(0, "died"), (0, "interrupted"), (0, "died")], 0, "no progress in 3 attempts: all began at step 0"),
+        (
+            [(0, "died"), (40, "died"), (40, "died"), (40, "died")],
+            40,
+            "no progress in 3 attempts: all began at step 40",
+        ),
+        ([(40, "died"), (None, "died"), (None, "died")], 40, "no progress in 3 attempts: all began at step 40"),
+        ([(None, "died")] * 3, 40, "no progress in 3 attempts: none came to its first step"),
+        ([(0, "died"), (0, "died"), (0, "interrupted")], 7, None),
+        ([(0, "died"), (40, "died"), (80, "died")], 80, None),
+        ([(0, "died"), (0, "died")], 0, None),
+        ([(0, "died"), (0, "failed"), (0, "died")], 0, None),
+        ([(0, "died"), (0, "died"), (0, None)], 0, None),  # runs elsewhere
+    ],
+)
+def test_when_a_stage_is_given_up(
+    told: list[tuple[int | None, str | None]], checkpoint: int, reason: str | None, tmp_path: Path
+) -> None:
+    ledger = attempts(tmp_path, *told)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / f"step-{checkpoint:08}.json").touch()
+    assert no_progress(ledger, 3) == reason
+
+
+def test_a_stage_without_progress_is_neither_requeued_nor_run(job: Job) -> None:
+    folder = job.add(FIRST, "stuck")
+    for tries in (1, 2):
+        (folder / "began").unlink(missing_ok=True)
+        process = job.start(FIRST, give_up_after=2)
+        until((folder / "began").exists)
+        process.send_signal(signal.SIGUSR2)
+        output, _ = process.communicate(timeout=20)
+        assert (process.returncode, len(job.calls)) == ((75, 1) if tries == 1 else (1, 1))
+    assert "no progress in 2 attempts: all began at step 0" in output
+    assert job.ends(FIRST) == ["interrupted", "interrupted", "failed"]
+    for _ in range(2):
+        attempt = job.store.claim(FIRST)
+        assert attempt is not None
+        job.store.started(attempt, 0, [])
+        job.store.finish(attempt, "died")
+    (folder / "behaviour").write_text("publish")
+    status, _ = job.run(FIRST, give_up_after=2)
+    assert status == 1
+    assert job.ends(FIRST)[3:] == ["died", "died", "failed"]
+
+
+# ------------------------------------------------------------------------------------------------- other processes
+
+
+def test_a_stage_held_by_another_process_is_waited_for_and_never_run_twice(job: Job) -> None:
+    folder = job.add(FIRST, "publish")
+    attempt = job.store.claim(FIRST)  # this test is the other process
+    assert attempt is not None
+    process = job.start(FIRST)
+    time.sleep(1.5)
+    assert process.poll() is None
+    assert not (folder / "worker.json").exists()
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(b"weights")
+    told = {"file": weights.name, "sha256": sha256(weights), "bytes": 7}
+    job.store.publish(attempt, FIRST, {"key": FIRST.key, "metrics": {}, "seconds": 1.0, "weights": told})
+    job.store.finish(attempt, "done")
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert output.count("held by another process") == 1
+    assert not (folder / "worker.json").exists()
+
+
+@pytest.mark.parametrize(("state", "status"), [("interrupted", 0), ("failed", 1)])
+def test_what_another_process_leaves_is_gone_on_with_and_its_failure_counts(state: str, status: int, job: Job) -> None:
+    job.add(FIRST, "publish")
+    attempt = job.store.claim(FIRST)
+    assert attempt is not None
+    process = job.start(FIRST)
+    time.sleep(1)
+    job.store.finish(attempt, state, "because")
+    assert process.wait(timeout=20) == status
+    assert job.ends(FIRST) == [state, *(["done"] if status == 0 else [])]
+
+
+def test_a_parents_record_may_come_late_but_not_never(job: Job) -> None:
+    child = finetuning()
+    for parent in child.parents:
+        job.store.add(parent)
+    job.add(child, "publish")
+    status, output = job.run(child)
+    assert status == 1
+    assert f"refused: its parent {child.parents[0].folder} has no record" in output
+    assert job.ends(child) == []
+    process = job.start(child)
+    time.sleep(0.7)
+    for parent in child.parents:
+        publish(job.store, parent)
+    assert process.wait(timeout=20) == 0
+    assert job.ends(child) == ["done"]
+
+
+# ------------------------------------------------------------------------------------------------- arguments
+
+
+def test_an_element_survives_being_made_strings(job: Job) -> None:
+    element = job.element(FIRST, SECOND, gpus=1)
+    assert Element.parse(element.arguments()) == element
+    assert all(isinstance(argument, str) for argument in element.arguments())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--threads", "0"), "--threads: '0' is no whole number from 1 up"),
+        (("--threads", "1.5"), "'1.5' is no whole number"),
+        (("--gpus", "-1"), "--gpus"),
+        (("--signal-delay-s", "01:00"), "'01:00' is no whole number"),
+        (("--store", "runs"), "'runs' is no absolute path"),
+        (("--thread", "1"), "--thread"),
+    ],
+)
+def test_wrong_arguments_are_refused(change: tuple[str, str], message: str, job: Job) -> None:
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        Element.parse([*change, *job.element(FIRST).arguments()] if change[0] == "--thread" else replaced(job, change))
+
+
+def replaced(job: Job, change: tuple[str, str]) -> list[str]:
+    arguments = job.element(FIRST).arguments()
+    arguments[arguments.index(change[0]) + 1] = change[1]
+    return arguments
+
+
+def test_missing_arguments_and_paths_for_names_are_refused(job: Job) -> None:
+    arguments = job.element(FIRST).arguments()
+    for name in ("--store", "--code", "--gpus", "--give-up-after"):
+        where = arguments.index(name)
+        with pytest.raises(InputError, match=name):
+            Element.parse(arguments[:where] + arguments[where + 2 :])
+    with pytest.raises(InputError, match="stages"):
+        Element.parse(arguments[:-1])
+    with pytest.raises(InputError, match="no name of a stage's folder"):
+        Element.parse([*arguments, "../elsewhere"])
+
+
+def test_outside_a_job_nothing_is_supervised(job: Job) -> None:
+    job.add(FIRST, "publish")
+    status, output = job.run(FIRST, slurm={"NOT_SLURM": "1"})
+    assert status == 1
+    assert "SLURM_JOB_ID is not set" in output
+
+
+# ------------------------------------------------------------------------------------------------- the code's copy
+
+
+def copy_of_the_suite(folder: Path) -> Path:
+    for name in ("bench", "baselines", "gin"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+MAKE = "from pathlib import Path; from bench.launch.snapshot import snapshot; print(snapshot(Path({store!r})))"
+COMMIT = "from bench import provenance; import bench; print(bench.__file__, provenance.commit())"
+
+
+def python(code: str, path: Path, folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(path), "PYTHONSAFEPATH": "1", "GIT_CEILING_DIRECTORIES": "/"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True, check=True
+    )
+    return run.stdout.strip()
+
+
+def test_equal_code_is_copied_once_and_changed_code_again(tmp_path: Path) -> None:
+    suite, store = copy_of_the_suite(tmp_path / "suite"), tmp_path / "runs"
+    make = MAKE.format(store=str(store))
+    first = Path(python(make, suite, tmp_path))
+    assert first.parent == store / ".code"
+    assert (first / "bench" / "worker.py").read_text() == (suite / "bench" / "worker.py").read_text()
+    assert (first / "gin" / "quickstart.gin").is_file()
+    assert Path(python(make, suite, tmp_path)) == first
+    (suite / "baselines" / "mars.py").write_text((suite / "baselines" / "mars.py").read_text() + "\n# changed\n")
+    second = Path(python(make, suite, tmp_path))
+    assert second != first
+    assert "# changed" not in (first / "baselines" / "mars.py").read_text()
+    assert sorted(path.name for path in (store / ".code").iterdir()) == sorted([first.name, second.name])
+    # Run from a copy, the suite imports the copy's packages and can copy itself.
+    assert python(COMMIT, second, suite).split()[0] == str(second / "bench" / "__init__.py")
+    assert Path(python(make, second, suite)) == second
+
+
+def test_a_copy_knows_the_commit_and_what_was_changed_since(tmp_path: Path) -> None:
+    suite = copy_of_the_suite(tmp_path / "suite")
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", str(suite)]
+    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "first"]):
+        subprocess.run([*git, *arguments], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    make = MAKE.format(store=str(suite / "runs"))
+    clean = Path(python(make, suite, tmp_path))
+    assert python(COMMIT, clean, tmp_path).split()[1] == head
+    dirty = set()
+    for text in ("# one\n", "# two\n"):
+        (suite / "bench" / "theory.py").write_text(text)
+        dirty.add(python(COMMIT, Path(python(make, suite, tmp_path)), tmp_path).split()[1])
+    assert len(dirty) == 2
+    assert all(told.startswith(f"{head}-dirty-") for told in dirty)
+
+
+def test_a_copy_that_was_changed_is_refused(tmp_path: Path) -> None:
+    made = snapshot(tmp_path)
+    (made / "bench" / "__pycache__").mkdir(exist_ok=True)
+    (made / "bench" / "__pycache__" / "store.pyc").touch()
+    assert snapshot(tmp_path) == made
+    (made / "bench" / "store.py").write_text("")
+    with pytest.raises(DamagedStore, match=str(made)):
+        snapshot(tmp_path)
+    assert commit() == commit.__wrapped__()
