@@ -231,7 +231,7 @@ class Run:
         return start
 
     def _run(self, stage: Stage) -> None:
-        model = initial_model(stage, self.store)
+        model = initial_model(stage, self.store, Path("no-data"))
         if stage is self.last:
             head = {kind: tensor(self.case["inputs"]["finetune"][f"head_{kind}_init"]) for kind in ("weight", "bias")}
             copy_into(model, {f"head.{kind}": values for kind, values in head.items()})

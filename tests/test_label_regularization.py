@@ -329,10 +329,10 @@ def test_students_from_random_weights(tmp_path: Path) -> None:
     [
         (
             "digits/kd.teacher_backbone = 'wide_mea'",
-            "Did you mean 'wide_mae'? Legal: photos_mae, vit_mae_base, wide_mae.",
+            "Did you mean 'wide_mae'? Legal: photos_mae, vit_mae_base, vit_mae_large, vit_mae_tiny64, wide_mae.",
         ),
         ("digits/kd.teacher_backbone = 'wide_mlm'", "a backbone that reads images"),
-        ("digits/kd.teacher_backbone = 'wide_mlm'", "Legal: photos_mae, vit_mae_base, wide_mae."),
+        ("digits/kd.teacher_backbone = 'wide_mlm'", "vit_mae_tiny64, wide_mae."),
         ("Distillation.temperature = 0", "above 0"),
         ("Distillation.temperature = -2.0", "above 0"),
         ("Distillation.alpha = 1.5", "in [0, 1]"),
