@@ -41,10 +41,18 @@ def _cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def _dev_cluster() -> bool:
+    folder = os.environ.get("BENCH_SLURM_FOLDER", "")
+    return folder != "" and (Path(folder) / "etc" / "slurm.conf").is_file() and shutil.which("sbatch") is not None
+
+
 GROUPS = {
     "cuda": Group(_cuda, "a GPU that torch can use"),
     "data": Group(_real_data, "the environment variable BENCH_REAL_DATA naming the folder of real data sets"),
-    "slurm": Group(lambda: shutil.which("sbatch") is not None, "Slurm's sbatch on the PATH"),
+    "slurm": Group(
+        _dev_cluster,
+        "the environment variable BENCH_SLURM_FOLDER naming a cluster of slurm/dev_cluster.sh",
+    ),
 }
 
 

@@ -66,14 +66,19 @@ def test_data_group_needs_an_existing_folder(suite: pytest.Pytester, monkeypatch
     suite.runpytest().assert_outcomes(passed=1, skipped=1)
 
 
-def test_slurm_group_follows_the_path(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_group_needs_programs_and_a_cluster(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     suite.makepyfile(DATA_TEST.replace('"data"', '"slurm"'))
-    programs = suite.mkdir("programs")
+    programs, cluster = suite.mkdir("programs"), suite.mkdir("cluster")
+    (cluster / "etc").mkdir()
     monkeypatch.setenv("PATH", str(programs))
+    monkeypatch.setenv("BENCH_SLURM_FOLDER", str(cluster))
+    (cluster / "etc" / "slurm.conf").touch()
     suite.runpytest().assert_outcomes(passed=1, skipped=1)
     (programs / "sbatch").write_text("#!/bin/sh\n")
     (programs / "sbatch").chmod(0o755)
     suite.runpytest().assert_outcomes(passed=2)
+    monkeypatch.delenv("BENCH_SLURM_FOLDER")
+    suite.runpytest().assert_outcomes(passed=1, skipped=1)
 
 
 def test_all_groups_of_a_test_are_needed(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
