@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import json
 import os
 import re
 import secrets
@@ -17,15 +16,18 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import bench
 from bench import cli, facts
-from bench.errors import nearest
+from bench.errors import InputError, nearest
 from bench.facts import Fact, existing
 from bench.files import read_json
 from bench.launch import jobs
+from bench.launch.cluster import Cluster
 from bench.launch.jobs import SlurmError
 
 JOB_SECONDS = 180.0
@@ -37,16 +39,17 @@ LATE_SECONDS = 60.0
 # -------------------------------------------------------------------------------------------------------------- Slurm
 
 
-def cluster(partition: str | None) -> Iterator[Fact]:
+def settings(partition: str | None) -> Iterator[Fact]:
     """The settings of a Slurm cluster on which being stopped and going on rests."""
     config = _pairs(jobs.ask("scontrol", "show", "config"), "\n")
     yield Fact("ok", f"Slurm {config.get('SLURM_VERSION', '?')}")
     size = int(config.get("MaxArraySize", "0") or 0)
     small = Fact("warning", f"MaxArraySize {size}: large grids need many sbatch calls", "ask for a larger MaxArraySize")
     yield Fact("ok", f"MaxArraySize {size}; larger arrays are split") if size >= 100 else small
-    where = _partition(partition)
-    yield from _limits(where, config)
-    yield from _preemption(where, config)
+    for name in partition.split(",") if partition else [None]:
+        where = _partition(name)
+        yield _limits(where)
+        yield from _preemption(where, config)
     delay = re.search(r"cred_expire=(\d+)", config.get("AuthInfo", ""))
     requeue = "by default" if config.get("JobRequeue") == "1" else "only where asked for, which bench.grid does"
     yield Fact("ok", f"jobs can be requeued {requeue}; they then wait {delay.group(1) if delay else 120} s")
@@ -73,12 +76,12 @@ def _partition(name: str | None) -> dict[str, str]:
     raise SlurmError(f"there is no partition '{name}'.{legal}" if name else f"no partition is the default one.{legal}")
 
 
-def _limits(where: dict[str, str], config: dict[str, str]) -> Iterator[Fact]:
+def _limits(where: dict[str, str]) -> Fact:
     name, state = where["PartitionName"], where.get("State", "?")
     longest, usual = where.get("MaxTime", "?"), where.get("DefaultTime", "NONE")
     verdict = "ok" if state == "UP" else "problem"
-    fix = "name another with --partition and slurm.partition"
-    yield Fact(verdict, f"partition {name}: {state}, time limit at most {longest} (default {usual})", fix)
+    fix = "name another in slurm.partition"
+    return Fact(verdict, f"partition {name}: {state}, time limit at most {longest} (default {usual})", fix)
 
 
 def _preemption(where: dict[str, str], config: dict[str, str]) -> Iterator[Fact]:
@@ -117,44 +120,75 @@ def _accounting(config: dict[str, str]) -> Fact:
     return Fact("ok", "accounting works (sacct)")
 
 
+def accepted(cluster: Cluster, folders: Mapping[str, Path]) -> Iterator[Fact]:
+    """Whether this cluster takes jobs of these settings."""
+    from bench.launch import limits  # needs submitit
+
+    try:
+        warnings = limits.check(cluster, 1, folders)
+    except SlurmError:
+        raise
+    except InputError as error:
+        yield Fact("problem", str(error), "change the settings slurm.… of your gin files")
+        return
+    yield Fact("ok", "sbatch takes jobs of these settings (slurm.…)")
+    for warning in warnings:
+        yield Fact("warning", warning, "change it, or look whether the test job (without --quick) finds it well")
+
+
 # ------------------------------------------------------------------------------------------------------- a test job
 
 _ON_NODE = """
-import importlib.util, json, os, pathlib, platform, sys
+import os, pathlib, platform, sys
 import torch, bench
 from bench.files import write_json
-facts = {"node": platform.node(), "data": os.path.isdir(sys.argv[2]), "torch": torch.__version__}
+from bench.provenance import cores
+facts = {"node": platform.node(), "data": os.path.isdir(sys.argv[2]), "torch": torch.__version__,
+         "cores": cores(), "gpus": torch.cuda.device_count()}
 write_json(pathlib.Path(sys.argv[1], "answer.json"), facts)
 """
 
 
-def test_job(store: Path, data: Path, partition: str | None) -> Iterator[Fact]:
-    """Run a job of a minute at most that writes into the store, and read what it wrote."""
+def test_job(store: Path, data: Path, cluster: Cluster) -> Iterator[Fact]:
+    """Run a job of two minutes at most that writes into the store, with what a stage would get, and read its answer."""
+    from bench.launch import sbatch  # needs submitit
+
     name = f"bench-doctor-{int(time.time()):08x}{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory(dir=existing(store), prefix=".bench-doctor-", ignore_cleanup_errors=True) as made:
         folder = Path(made)
         here, program = shlex.quote(made), shlex.quote(sys.executable)
         path = shlex.quote(str(Path(bench.__file__).parents[1].absolute()))
-        script = (
+        command = (
             f"touch {here}/began || exit 1\n"
             f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1\n"
             f"{program} -c {shlex.quote(_ON_NODE)} {here} {shlex.quote(str(data.absolute()))} 2> {here}/error\n"
         )
-        options = ["--parsable", f"--job-name={name}", "--time=1", "--output=/dev/null", "--chdir=/", "--ntasks=1"]
-        options += [f"--partition={partition}"] if partition else []
-        job = jobs.ask("sbatch", *options, f"--wrap={script}").strip().partition(";")[0]
+        asked = replace(cluster, runs_per_job=1, timeout_min=2, signal_delay_s=1)
+        script = sbatch.write_script(folder, asked, name, command)
+        job = jobs.ask("sbatch", "--parsable", "--chdir=/", str(script)).strip().partition(";")[0]
         try:
-            began, state = time.monotonic(), _wait(folder, name, job)
+            began, state = time.monotonic(), _wait(folder, name, f"{job}_0")
             yield _answer(folder, state, time.monotonic() - began, store)
         finally:
             with contextlib.suppress(SlurmError):  # it has ended
                 jobs.ask("scancel", job)
-        if (folder / "answer.json").exists() and existing(data) == data.absolute():
-            seen = json.loads((folder / "answer.json").read_text(encoding="utf-8"))["data"]
-            fix = "name a folder that all nodes see"
-            yield Fact(
-                "ok" if seen else "problem", f"--data {data}: {'' if seen else 'not '}seen from a compute node", fix
-            )
+        if (folder / "answer.json").exists():
+            yield from _given(read_json(folder / "answer.json", "Try again."), cluster, data)
+
+
+def _given(answer: dict[str, Any], cluster: Cluster, data: Path) -> Iterator[Fact]:
+    """What a job had on its node, beside what it asked for."""
+    if existing(data) == data.absolute():
+        seen = "" if answer["data"] else "not "
+        fix = "name a folder that all nodes see"
+        yield Fact("problem" if seen else "ok", f"--data {data}: {seen}seen from a compute node", fix)
+    fix = "ask the cluster's administrators how jobs get CPUs; slurm.extra takes options of sbatch"
+    verdict = "ok" if answer["cores"] >= cluster.cpus else "warning"
+    yield Fact(verdict, f"a job that asks for {cluster.cpus} CPUs may use {answer['cores']}", fix)
+    if cluster.gpus:
+        fix = "install a torch built for the nodes' driver, or ask for GPUs as this cluster wants it: slurm.extra"
+        verdict = "ok" if answer["gpus"] >= cluster.gpus else "problem"
+        yield Fact(verdict, f"a job that asks for {cluster.gpus} GPUs: torch sees {answer['gpus']}", fix)
 
 
 def _wait(folder: Path, name: str, job: str) -> jobs.JobState:
@@ -183,7 +217,7 @@ def _answer(folder: Path, state: jobs.JobState, seconds: float, store: Path) -> 
         return Fact("problem", text, "install the environment where all nodes see it")
     if state.state in ("PENDING", "CONFIGURING"):
         text = f"a test job did not start within {JOB_SECONDS:.0f} s ({told}): visibility is unknown"
-        return Fact("warning", text, "try again, or name an idle partition with --partition")
+        return Fact("warning", text, "try again, or name an idle partition in slurm.partition")
     text = f"--store {store}: what a job writes there is not seen here (job: {told})"
     return Fact("problem", text, "name a store on a file system that all nodes share")
 
@@ -194,22 +228,32 @@ def _answer(folder: Path, state: jobs.JobState, seconds: float, store: Path) -> 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print all facts as they are found."""
     parser = argparse.ArgumentParser(prog="python -m bench.doctor", description=__doc__)
+    cli.add_bindings(parser, required=False)
     parser.add_argument("--store", type=Path, default=Path("runs"), help="where stages are to be kept (default: runs)")
-    parser.add_argument("--data", type=Path, help="where data lie (default: BENCH_DATA, else data)")
-    parser.add_argument("--partition", help="the cluster's partition to look at (default: its own default)")
+    cli.add_data(parser)
     parser.add_argument("--quick", action="store_true", help="run no test job on the cluster")
     given = parser.parse_args(arguments)
-    data = cli.data_root(given)
+    cluster, data = _cluster(given), cli.data_root(given)
     problems = _tell("this computer", (facts.packages(), facts.devices()))
     disks = facts.disk("--store", given.store), facts.disk("--data", data), facts.file_system(given.store)
     problems += _tell("disks", disks)
     if shutil.which("sbatch") is None:
         print("cluster:\n  none: there is no sbatch on the PATH, as there is on a cluster's login node")
     else:
-        test = () if given.quick else (test_job(given.store, data, given.partition),)
-        problems += _tell("cluster", (cluster(given.partition), *test))
+        folders = {"--store": given.store, "--data": data}
+        test = () if given.quick else (test_job(given.store, data, cluster),)
+        problems += _tell("cluster", (settings(cluster.partition), accepted(cluster, folders), *test))
     print(f"\n{problems} {'problem' if problems == 1 else 'problems'}")
     return 1 if problems else 0
+
+
+def _cluster(given: argparse.Namespace) -> Cluster:
+    """What the gin files that are named ask of a cluster."""
+    if not given.gin and not given.set:
+        return Cluster()  # without importing what may be broken here
+    from bench.config import load_bindings, load_cluster
+
+    return load_cluster(load_bindings(given.gin, given.set))
 
 
 def _tell(title: str, found: Iterable[Iterator[Fact]]) -> int:

@@ -135,9 +135,9 @@ def _report_failures(plan: Plan, store: Store, failed: Mapping[str, str], blocke
 
 
 def _check_cluster(plan: Plan, given: argparse.Namespace, data: Path) -> None:
-    from bench.launch import slurm
+    from bench.launch import limits
 
-    for warning in slurm.check(plan.cluster, plan.grid.threads, {"--store": given.store, "--data": data}):
+    for warning in limits.check(plan.cluster, plan.grid.threads, {"--store": given.store, "--data": data}):
         print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -184,7 +184,7 @@ def _option(name: str, values: Sequence[str]) -> list[str]:
 
 
 def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: slurm.Submitted) -> int:
-    from bench.launch import slurm
+    from bench.launch.follow import follow
     from bench.progress import Reporter
     from bench.worker import StopFlag
 
@@ -192,7 +192,7 @@ def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: slur
     stages = [stage for stage in plan.stages if stage.key in keys]
     stop = StopFlag()
     with stop.on_signals(), Reporter(len(stages), _rows(plan)) as report:
-        failed, blocked = slurm.follow(stages, store, stop, report)
+        failed, blocked = follow(stages, store, stop, report)
     if stop():
         print("detached: the jobs go on; the same command follows them again, --cancel ends them", file=sys.stderr)
         return 130

@@ -18,6 +18,7 @@ import bench
 from bench import doctor, facts
 from bench.errors import InputError
 from bench.facts import Fact
+from bench.launch.cluster import Cluster
 
 CONFIG = {
     "AccountingStorageType": "accounting_storage/slurmdbd",
@@ -53,7 +54,7 @@ class Programs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
-        for name in ("cat", "sh", "touch", "sleep", "env"):
+        for name in ("cat", "sh", "touch", "sleep", "env", "ln"):
             found = next(Path(place) / name for place in ("/bin", "/usr/bin") if (Path(place) / name).exists())
             (folder / name).symlink_to(found)
 
@@ -74,10 +75,11 @@ class Programs:
         partitions.write_text(PARTITIONS)
         self.make("scontrol", SCONTROL.format(config=config, partitions=partitions))
         self.make("sacct", "true")
-        self.make("scancel", "true")
-        self.make("squeue", "true")
-        job = 'for a in "$@"; do case "$a" in --wrap=*) sh -c "${a#--wrap=}" >&2;; esac; done'
-        self.make("sbatch", f"{job}\necho 7")
+        for name in ("scancel", "squeue", "srun"):
+            self.make(name, "true")
+        self.make("sinfo", "echo 'main*|(null)|infinite|8|16000|n1'; echo 'low|(null)|infinite|8|16000|n1'")
+        run = f'for script in "$@"; do :; done\ncat "$script" > {self.folder}/script\nsh "$script" >&2'
+        self.make("sbatch", f"{run}\necho 7")
 
 
 @pytest.fixture
@@ -89,10 +91,10 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
 
 @pytest.fixture
 def fast_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test job without torch, and little patience."""
-    monkeypatch.setattr(
-        doctor, "_ON_NODE", doctor._ON_NODE.replace("import torch, bench", "import bench; torch = bench")
-    )
+    """A test job that has two cores, one GPU and no torch, and little patience."""
+    light = "import bench, types; torch = types.SimpleNamespace(__version__='2', cuda=types.SimpleNamespace())"
+    script = doctor._ON_NODE.replace("import torch, bench", light).replace("cores()", "2")
+    monkeypatch.setattr(doctor, "_ON_NODE", script.replace("torch.cuda.device_count()", "1"))
     monkeypatch.setattr(doctor, "LATE_SECONDS", 1.5)
     monkeypatch.setattr("bench.doctor.time.sleep", lambda _: None)
 
@@ -256,8 +258,8 @@ def test_a_clock_that_is_wrong_is_a_warning(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_good_cluster_passes(programs: Programs) -> None:
     programs.slurm()
-    assert bad(doctor.cluster(None)) == []
-    assert bad(doctor.cluster("low")) == []
+    assert bad(doctor.settings(None)) == []
+    assert bad(doctor.settings("low")) == []
 
 
 @pytest.mark.parametrize(
@@ -276,25 +278,25 @@ def test_settings_that_cost_something_are_told(
     changes: dict[str, str], partition: str | None, verdict: str, part: str, programs: Programs
 ) -> None:
     programs.slurm(**changes)
-    told = bad(doctor.cluster(partition))
+    told = bad(doctor.settings(partition))
     assert (verdict, True) in [(found, part in text) for found, text in told]
 
 
 def test_without_preemption_its_signal_does_not_matter(programs: Programs) -> None:
     programs.slurm(PreemptType="preempt/none", SlurmctldParameters="(null)")
-    assert bad(doctor.cluster("low")) == []
+    assert bad(doctor.settings("low")) == []
 
 
 def test_accounting_that_does_not_answer_is_told_in_its_own_words(programs: Programs) -> None:
     programs.slurm()
     programs.make("sacct", "echo 'Problem talking to the database' >&2; exit 1")
-    assert "Problem talking to the database" in str(bad(doctor.cluster(None)))
+    assert "Problem talking to the database" in str(bad(doctor.settings(None)))
 
 
 def test_an_unknown_partition_is_refused_with_the_nearest_name(programs: Programs) -> None:
     programs.slurm()
     with pytest.raises(InputError, match=r"there is no partition 'lwo'.*Did you mean 'low'"):
-        list(doctor.cluster("lwo"))
+        list(doctor.settings("lwo"))
 
 
 # -------------------------------------------------------------------------------------------------------- the test job
@@ -305,9 +307,9 @@ def test_a_job_that_writes_into_the_store_is_read_back(programs: Programs, fast_
     store, data = tmp_path / "a store" / "runs", tmp_path / "data"
     store.mkdir(parents=True)
     data.mkdir()
-    assert bad(doctor.test_job(store, data, "low")) == []
-    (call,) = [line for line in programs.calls("sbatch") if "--parsable" in line]
-    assert "--partition=low" in call and "--time=1" in call
+    assert bad(doctor.test_job(store, data, Cluster(partition="low", cpus=2))) == []
+    script = (programs.folder / "script").read_text()
+    assert "--partition=low" in script and "--cpus-per-task=2" in script
     assert list(store.iterdir()) == []
 
 
@@ -318,14 +320,38 @@ def test_data_that_the_node_does_not_see_are_a_problem(programs: Programs, fast_
     runs_job = "\n".join((programs.folder / "sbatch").read_text().splitlines()[2:-1])
     away = f'"{sys.executable}" -c "import os, sys; os.rename(*sys.argv[1:])"'
     programs.make("sbatch", f"{away} {data} {data}.away\n{runs_job}\n{away} {data}.away {data}\necho 7")
-    assert bad(doctor.test_job(tmp_path, data, None)) == [("problem", f"--data {data}: not seen from a compute node")]
+    assert bad(doctor.test_job(tmp_path, data, Cluster())) == [
+        ("problem", f"--data {data}: not seen from a compute node")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "told"),
+    [
+        (Cluster(cpus=2, gpus=1), []),
+        (Cluster(cpus=3), [("warning", "a job that asks for 3 CPUs may use 2")]),
+        (Cluster(gpus=2), [("problem", "a job that asks for 2 GPUs: torch sees 1")]),
+    ],
+)
+def test_what_a_job_is_given_is_compared_with_what_it_asked_for(
+    cluster: Cluster, told: list[tuple[str, str]], programs: Programs, fast_job: None, tmp_path: Path
+) -> None:
+    programs.slurm()
+    assert bad(doctor.test_job(tmp_path, tmp_path, cluster)) == told
+
+
+def test_settings_that_the_cluster_refuses_are_a_problem(programs: Programs, tmp_path: Path) -> None:
+    programs.slurm()
+    ((verdict, text),) = bad(doctor.accepted(Cluster(gpus=3), {}))
+    assert verdict == "problem" and "slurm.gpus = 3" in text
+    assert bad(doctor.accepted(Cluster(), {})) == []
 
 
 def test_a_store_that_the_node_does_not_see_is_a_problem(programs: Programs, fast_job: None, tmp_path: Path) -> None:
     programs.slurm()
     programs.make("sbatch", "echo 7")
     began = time.monotonic()
-    ((verdict, text),) = bad(doctor.test_job(tmp_path, tmp_path, None))
+    ((verdict, text),) = bad(doctor.test_job(tmp_path, tmp_path, Cluster()))
     assert verdict == "problem" and "is not seen here" in text
     assert time.monotonic() - began < doctor.JOB_SECONDS / 3  # a job that is over is not waited for
     assert programs.calls("scancel") == ["7"]
@@ -336,7 +362,7 @@ def test_a_python_that_the_node_does_not_have_is_a_problem(
 ) -> None:
     programs.slurm()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    ((verdict, text),) = bad(doctor.test_job(tmp_path, tmp_path, None))
+    ((verdict, text),) = bad(doctor.test_job(tmp_path, tmp_path, Cluster()))
     assert verdict == "problem" and "this Python does not work there" in text and "not found" in text
 
 
@@ -349,8 +375,8 @@ def test_a_job_that_does_not_start_is_cancelled_and_nothing_is_claimed(
     programs.make("sbatch", "echo 7")
     name = f"bench-doctor-{int(time.time()):08x}"
     monkeypatch.setattr("bench.doctor.time.time", lambda: int(name[-8:], 16))
-    programs.make("squeue", f"echo '7|{name}0123abcd|PENDING|N/A|N/A|Priority'")
-    ((verdict, text),) = bad(doctor.test_job(tmp_path, tmp_path, None))
+    programs.make("squeue", f"echo '7_0|{name}0123abcd|PENDING|N/A|N/A|Priority'")
+    ((verdict, text),) = bad(doctor.test_job(tmp_path, tmp_path, Cluster()))
     assert verdict == "warning" and "did not start" in text and "Priority" in text
     assert programs.calls("scancel") == ["7"]
 
@@ -359,7 +385,7 @@ def test_sbatchs_own_words_are_shown(programs: Programs, tmp_path: Path) -> None
     programs.slurm()
     programs.make("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
     with pytest.raises(InputError, match="Invalid account"):
-        list(doctor.test_job(tmp_path, tmp_path, None))
+        list(doctor.test_job(tmp_path, tmp_path, Cluster()))
 
 
 # --------------------------------------------------------------------------------------------------------- the command
@@ -385,7 +411,7 @@ def test_without_slurm_the_computer_alone_is_judged(
 def test_quick_runs_no_job(healthy: None, programs: Programs, tmp_path: Path) -> None:
     programs.slurm()
     assert doctor.main(["--store", str(tmp_path), "--data", str(tmp_path), "--quick"]) == 0
-    assert programs.calls("sbatch") == []
+    assert [call for call in programs.calls("sbatch") if "--test-only" not in call] == []
 
 
 def test_a_problem_is_counted_and_ends_with_status_1(

@@ -15,7 +15,7 @@ import pytest
 from bench import grid
 from bench.config import shipped_gin
 from bench.errors import InputError
-from bench.launch import jobs, slurm
+from bench.launch import jobs, limits, sbatch
 from bench.launch.cluster import Cluster
 from bench.launch.jobs import JobState, SlurmError, Submission
 from bench.plan import make_plan
@@ -253,6 +253,7 @@ def test_slurms_programs_get_none_of_a_surrounding_jobs_variables(
         ({"gpus": -1}, ["gpus"]),
         ({"mem_gb": 0}, ["mem_gb"]),
         ({"partition": " "}, ["partition"]),
+        ({"signal": "TERM"}, ["signal", "USR2"]),
         ({"extra": ("--exclude=n1",)}, ["extra", "--exclude=n1"]),
         ({"extra": ("dependency=afterok:1",)}, ["extra", "dependency"]),
         ({"extra": ("time=5",)}, ["slurm.timeout_min"]),
@@ -286,7 +287,7 @@ def test_what_this_cluster_cannot_serve(
     settings: dict[str, object], words: list[str], cluster: Fake, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError) as refused:
-        slurm.check(Cluster(**settings), 1, {"--store": tmp_path})  # type: ignore[arg-type]
+        limits.check(Cluster(**settings), 1, {"--store": tmp_path})  # type: ignore[arg-type]
     assert all(word in str(refused.value) for word in words)
 
 
@@ -294,67 +295,67 @@ def test_what_this_cluster_cannot_serve(
     "settings", [{}, {"gpus": 2}, {"partition": "long", "gpus": 4, "timeout_min": 10**6}, {"partition": "main,long"}]
 )
 def test_what_this_cluster_can_serve(settings: dict[str, object], cluster: Fake, tmp_path: Path) -> None:
-    slurm.check(Cluster(**settings), 1, {})  # type: ignore[arg-type]
+    limits.check(Cluster(**settings), 1, {})  # type: ignore[arg-type]
 
 
 def test_without_slurm_the_way_out_is_named(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "programs"))
     with pytest.raises(InputError, match=r"no sbatch on the PATH.*--launcher local"):
-        slurm.check(Cluster(), 1, {})
+        limits.check(Cluster(), 1, {})
 
 
 def test_a_cluster_without_a_default_partition(cluster: Fake) -> None:
     cluster("sinfo", SINFO.replace("*", ""))
     with pytest.raises(InputError, match="no default partition"):
-        slurm.check(Cluster(), 1, {})
+        limits.check(Cluster(), 1, {})
 
 
 def test_threads_need_as_many_cpus(cluster: Fake) -> None:
     with pytest.raises(InputError, match=r"slurm.cpus = 1.*grid.threads = 2"):
-        slurm.check(Cluster(), 2, {})
+        limits.check(Cluster(), 2, {})
 
 
 def test_sbatchs_own_words_are_shown(cluster: Fake) -> None:
     words = "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified"
     cluster("sbatch", status=1, error=words)
     with pytest.raises(InputError, match="Invalid account or account/partition"):
-        slurm.check(Cluster(), 1, {})
+        limits.check(Cluster(), 1, {})
 
 
 def test_nodes_that_are_down_are_no_mistake(cluster: Fake) -> None:
     cluster("sbatch", status=1, error="allocation failure: Requested node configuration is not available")
-    assert "not available" in "".join(slurm.check(Cluster(), 1, {}))
+    assert "not available" in "".join(limits.check(Cluster(), 1, {}))
 
 
 def test_a_folder_in_memory_is_refused_where_there_are_other_machines(
     cluster: Fake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(slurm, "_file_system", lambda folder: "tmpfs")
+    monkeypatch.setattr(limits, "_file_system", lambda folder: "tmpfs")
     with pytest.raises(InputError, match=r"--store .*memory"):
-        slurm.check(Cluster(), 1, {"--store": tmp_path})
-    monkeypatch.setattr(slurm, "_file_system", lambda folder: "ext4")
-    assert "--data" in "".join(slurm.check(Cluster(), 1, {"--data": tmp_path}))
-    monkeypatch.setattr(slurm, "_file_system", lambda folder: "nfs4")
-    assert slurm.check(Cluster(), 1, {"--data": tmp_path}) == []
-    monkeypatch.setattr(slurm, "_file_system", lambda folder: "tmpfs")
+        limits.check(Cluster(), 1, {"--store": tmp_path})
+    monkeypatch.setattr(limits, "_file_system", lambda folder: "ext4")
+    assert "--data" in "".join(limits.check(Cluster(), 1, {"--data": tmp_path}))
+    monkeypatch.setattr(limits, "_file_system", lambda folder: "nfs4")
+    assert limits.check(Cluster(), 1, {"--data": tmp_path}) == []
+    monkeypatch.setattr(limits, "_file_system", lambda folder: "tmpfs")
     monkeypatch.setattr("platform.node", lambda: "n1.cluster")
     cluster("sinfo", SINFO.splitlines()[0] + "\n")
-    assert slurm.check(Cluster(), 1, {"--store": tmp_path}) == []
+    assert limits.check(Cluster(), 1, {"--store": tmp_path}) == []
 
 
 def test_a_path_that_slurm_would_rewrite_is_refused(cluster: Fake, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--store .*'%'"):
-        slurm.check(Cluster(), 1, {"--store": tmp_path / "runs%j"})
+        limits.check(Cluster(), 1, {"--store": tmp_path / "runs%j"})
 
 
 def test_the_file_system_of_a_folder_that_is_not_there_yet() -> None:
-    assert slurm._file_system(Path("/proc/nothing/here")) == "proc"
+    assert limits._file_system(Path("/proc/nothing/here")) == "proc"
 
 
 def test_the_limit_of_an_array_is_slurms(cluster: Fake) -> None:
-    assert slurm.max_array_size() == 1001
+    assert limits.max_array_size() == 1001
     cluster("scontrol", "MaxArraySize            = 11\n")
-    assert slurm.max_array_size() == 11
+    assert limits.max_array_size() == 11
 
 
 @pytest.mark.parametrize(
@@ -362,12 +363,12 @@ def test_the_limit_of_an_array_is_slurms(cluster: Fake) -> None:
     [("infinite", float("inf")), ("30:00", 1800), ("2:00:00", 7200), ("1-00:00:00", 86400), ("3-12:30:15", 304215)],
 )
 def test_limits_of_partitions(text: str, seconds: float) -> None:
-    assert slurm._limit_seconds(text) == seconds
+    assert limits._limit_seconds(text) == seconds
 
 
 def test_indices_as_slurm_writes_them() -> None:
-    assert slurm._ranges([0]) == "0"
-    assert slurm._ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+    assert sbatch._ranges([0]) == "0"
+    assert sbatch._ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
 
 
 # ------------------------------------------------------------------------------------------------------- gin files

@@ -129,8 +129,8 @@ class Job:
         return folder
 
     def element(self, *stages: Stage, **changes: Any) -> Element:
-        facts = {"checkpoint_steps": 5, "threads": 1, "gpus": 0, "signal_delay_s": 20, "give_up_after": 3}
-        facts |= {"store": self.store.root, "data_root": self.folder / "data", "code": self.code}
+        facts = {"checkpoint_steps": 5, "threads": 1, "gpus": 0, "signal": "USR2", "signal_delay_s": 20}
+        facts |= {"give_up_after": 3, "store": self.store.root, "data_root": self.folder / "data", "code": self.code}
         return Element(**{**facts, **changes}, stages=tuple(stage.folder for stage in stages))
 
     def start(self, *stages: Stage, full: bool = False, slurm: dict[str, str] | None = None, **changes: Any) -> Any:
@@ -292,6 +292,17 @@ def test_an_announced_end_checkpoints_and_requeues_this_element_only(
     assert job.ends(FIRST) == ["done"]
     assert job.ends(SECOND) == ["interrupted"]
     assert left_over(job) == []
+
+
+def test_the_end_may_be_announced_by_another_signal(job: Job) -> None:
+    folder = job.add(FIRST, "train")
+    process = job.start(FIRST, signal="USR1")
+    until((folder / "began").exists)
+    os.kill(job.worker(FIRST)["pid"], signal.SIGUSR1)  # a worker ignores it
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=20) == 75
+    assert job.calls == ["requeue 7_2"]
+    assert job.ends(FIRST) == ["interrupted"]
 
 
 def test_sigterm_alone_checkpoints_and_requeues_nothing(job: Job) -> None:
@@ -573,6 +584,7 @@ def test_an_element_survives_being_made_strings(job: Job) -> None:
         (("--threads", "0"), "--threads: '0' is no whole number from 1 up"),
         (("--threads", "1.5"), "'1.5' is no whole number"),
         (("--gpus", "-1"), "--gpus"),
+        (("--signal", "TERM"), "--signal: invalid choice: 'TERM'"),
         (("--signal-delay-s", "01:00"), "'01:00' is no whole number"),
         (("--store", "runs"), "'runs' is no absolute path"),
         (("--thread", "1"), "--thread"),

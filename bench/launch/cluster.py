@@ -11,6 +11,8 @@ CHECKPOINT_SECONDS = 60
 """What writing a checkpoint may take at most, for the limits that are refused."""
 START_SECONDS = 30
 """What a job takes before its first step."""
+SIGNALS = ("USR2", "USR1")
+"""Those that mean nothing else to a worker; NCCL has a use of its own for USR1."""
 OURS = {
     "partition": "partition",
     "account": "account",
@@ -21,7 +23,7 @@ OURS = {
     "gpus-per-node": "gpus",
     "mem": "mem_gb",
     "time": "timeout_min",
-    "signal": "signal_delay_s",
+    "signal": "signal and slurm.signal_delay_s",
 }
 """sbatch options that have a setting of their own."""
 FIXED = frozenset(
@@ -39,7 +41,7 @@ class Cluster(Spec):
     """What `slurm.…` sets: what every job of a grid asks for; none of it changes a result.
 
     `cpus` and `mem_gb` are for one stage; `gpus` for one job, whose `runs_per_job` stages share them. A job that
-    reaches `timeout_min` goes on in another: `signal_delay_s` before, it is told to checkpoint. `give_up_after`
+    reaches `timeout_min` goes on in another: `signal_delay_s` before, `signal` tells it to checkpoint. `give_up_after`
     attempts in a row without a further step end the retries. `extra` are sbatch options ('name=value', or 'name'),
     `setup` lines of shell to run before Python. A value of None leaves the choice to the cluster.
     """
@@ -52,6 +54,7 @@ class Cluster(Spec):
     gpus: int = 0
     mem_gb: float | None = None
     timeout_min: int = 60
+    signal: str = "USR2"
     signal_delay_s: int = 120
     runs_per_job: int = 1
     array_parallelism: int = 256
@@ -67,6 +70,7 @@ class Cluster(Spec):
         for name in ("partition", "account", "qos", "constraint"):
             value = getattr(self, name)
             self.require(name, value is None or value.strip() != "", "a name, or None for the cluster's default")
+        self.require("signal", self.signal in SIGNALS, f"one of {', '.join(SIGNALS)}")
         needed = self.signal_delay_s + CHECKPOINT_SECONDS + START_SECONDS
         if self.timeout_min * 60 <= needed:
             raise SpecError(

@@ -81,6 +81,9 @@ class JobState:
         return self.state in LIVE and self.reason != "DependencyNeverSatisfied"
 
 
+NOTHING = JobState(GONE)
+
+
 # ------------------------------------------------------------------------------------------------------ the ledger
 
 
@@ -181,6 +184,13 @@ def _facts(made: Submission) -> dict[str, object]:
 
 
 # ----------------------------------------------------------------------------------------------------- asking Slurm
+
+
+def look(store_root: Path) -> tuple[list[Submission], dict[str, JobState]]:
+    """The submissions of all grids to a store, and what Slurm says of them."""
+    known = submissions(store_root)
+    queued = queue([one.name for one in known])
+    return identified(known, queued), queued
 
 
 def environment() -> dict[str, str]:

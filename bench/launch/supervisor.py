@@ -1,9 +1,10 @@
 """What runs inside a Slurm job: starts one worker process per stage, owns the signals, requeues its own element.
 
-Slurm announces a preemption or the time limit with SIGUSR2. Training must not run under a handler of that signal
-(forked children would inherit it, and a checkpoint in the middle of a step is no checkpoint), so this thin process has
-it, and tells the workers with SIGTERM to checkpoint at the next step boundary. Whether a stage is done is read from the
-store, never from what a process or Slurm says. This module imports neither torch nor numpy and starts no threads.
+Slurm announces a preemption or the time limit with a signal: SIGUSR2, where `slurm.signal` names no other. Training
+must not run under a handler of it (forked children would inherit it, and a checkpoint in the middle of a step is no
+checkpoint), so this thin process has it, and tells the workers with SIGTERM to checkpoint at the next step boundary.
+Whether a stage is done is read from the store, never from what a process or Slurm says. This module imports neither
+torch nor numpy and starts no threads.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench.errors import DamagedStore, InputError
+from bench.launch.cluster import SIGNALS
 from bench.provenance import cores
 from bench.specs import Stage
 from bench.store import JOB_VARIABLE, Attempt, Store
@@ -45,8 +47,9 @@ class ElementFailed(Exception):
 class Element:
     """What one element of a job array runs: stage folders of a store, and how.
 
-    `signal_delay_s` is how long before the end Slurm sends SIGUSR2; `give_up_after` is a number of attempts in a row
-    without progress; `gpus` are those of the whole job, which the stages share; `code` is a snapshot of the packages.
+    `signal_delay_s` is how long before the end Slurm sends the signal SIG`signal`; `give_up_after` is a number of
+    attempts in a row without progress; `gpus` are those of the whole job, which the stages share; `code` is a snapshot
+    of the packages.
     """
 
     store: Path
@@ -55,6 +58,7 @@ class Element:
     checkpoint_steps: int
     threads: int
     gpus: int
+    signal: str
     signal_delay_s: int
     give_up_after: int
     stages: tuple[str, ...]
@@ -75,6 +79,7 @@ class Element:
             parser.add_argument(f"--{name}", type=_at_least(least), required=True)
         for name in ("signal-delay-s", "give-up-after"):
             parser.add_argument(f"--{name}", type=_at_least(1), required=True)
+        parser.add_argument("--signal", choices=SIGNALS, required=True)
         parser.add_argument("stages", nargs="+", type=_name)
         given = vars(parser.parse_args(arguments))
         return cls(**{**given, "stages": tuple(given["stages"])})
@@ -110,15 +115,15 @@ def _name(text: str) -> str:
 
 
 class Signals:
-    """The signals that ask for an end: whether SIGUSR2 announced it, and SIGTERM, which is the end itself."""
+    """The signals that ask for an end: whether one announced it, and SIGTERM, which is the end itself."""
 
     def __init__(self) -> None:
         self.announced = False
         self.terminated = False
 
-    def take_over(self) -> None:
+    def take_over(self, announcement: str) -> None:
         """Replace submitit's handlers of these signals."""
-        signal.signal(signal.SIGUSR2, self._announce)
+        signal.signal(_number(announcement), self._announce)
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGCONT, lambda *_: None)  # Slurm sends it with the others, to wake what is suspended
 
@@ -130,6 +135,10 @@ class Signals:
 
     def _terminate(self, *_: object) -> None:
         self.terminated = True
+
+
+def _number(name: str) -> signal.Signals:
+    return signal.Signals[f"SIG{name}"]
 
 
 def job_name() -> str:
@@ -407,8 +416,8 @@ def _child_of(parent: int) -> Callable[[], None]:
 
     def prepare() -> None:
         # Slurm may signal every process of the job. An ignored signal stays so after exec; a handler would not.
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        for name in SIGNALS:
+            signal.signal(_number(name), signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if prctl is not None:
             prctl(set_death_signal, signal.SIGKILL)
@@ -435,11 +444,11 @@ def supervise(*arguments: str) -> None:
     """Run the stages of an element until each has its record; what submitit calls inside the job.
 
     `arguments` are those of `Element`. Ends the process with status 75 when it was interrupted, after requeuing this
-    element if SIGUSR2 had announced the end; raises ElementFailed if a stage failed, after all others ended.
+    element if a signal had announced the end; raises ElementFailed if a stage failed, after all others ended.
     """
-    asked = Signals()
-    asked.take_over()
     element = Element.parse(arguments)
+    asked = Signals()
+    asked.take_over(element.signal)
     import baselines  # noqa: F401  (the spec types that a stage may hold)
     import bench.embedded  # noqa: F401
 
@@ -475,7 +484,7 @@ def _look(runs: Sequence[Run], stopping: bool) -> None:
 def _checkpoint(runs: Sequence[Run], asked: Signals, signal_delay_s: float) -> None:
     """Have the workers checkpoint, and kill those that are not done shortly before Slurm would."""
     seconds = max(signal_delay_s - MARGIN_SECONDS, signal_delay_s / 2)
-    _say(f"{'SIGUSR2' if asked.announced else 'SIGTERM'}: checkpointing, for {seconds:g} s at most")
+    _say(f"{'end announced' if asked.announced else 'SIGTERM'}: checkpointing, for {seconds:g} s at most")
     for run in runs:
         run.send(signal.SIGTERM)
     end = time.monotonic() + seconds

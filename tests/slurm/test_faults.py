@@ -18,7 +18,7 @@ import pytest
 from bench import grid, status
 from bench.errors import InputError
 from bench.files import sha256
-from bench.launch import slurm as launcher
+from bench.launch import follow, jobs
 from bench.plan import make_plan
 from bench.specs import Stage
 from bench.store import Store
@@ -42,7 +42,7 @@ class Trouble(Place):
 
     def element(self, stage: Stage) -> str:
         """The id of the array element that was submitted last to run a stage."""
-        known, _ = launcher.look(self.store.root)
+        known, _ = jobs.look(self.store.root)
         return [
             f"{made.job_id}_{index}"
             for made in known
@@ -363,8 +363,8 @@ def test_without_accounting(
     """A cancelled job is not followed for ever, its state is told while Slurm has it and after, and a grid ends."""
     place = Trouble(tmp_path, prepared)
     with monkeypatch.context() as patch:
-        patch.setattr(launcher, "LOST_SECONDS", 3.0)
-        patch.setattr(launcher, "POLL_SECONDS", 0.5)
+        patch.setattr(follow, "LOST_SECONDS", 3.0)
+        patch.setattr(follow, "POLL_SECONDS", 0.5)
         follower = multiprocessing.get_context("fork").Process(target=_run, args=(place, "--wait"))
         follower.start()
     try:

@@ -97,10 +97,16 @@ def test_jobs_that_end_otherwise_are_told_apart(
 def test_the_doctor_finds_a_development_cluster_well(
     slurm: DevCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert doctor.main(["--store", str(tmp_path), "--data", str(tmp_path), "--partition", "low"]) == 0
+    assert (
+        doctor.main(
+            ["--store", str(tmp_path), "--data", str(tmp_path), "--set", "slurm.partition='low'", "slurm.gpus=0"]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "wrote into the store" in shown
     assert "ok      preemption is announced" in shown
-    assert doctor.main(["--store", str(tmp_path), "--data", str(tmp_path), "--partition", "lwo", "--quick"]) == 1
+    wrong = ["--set", "slurm.partition='lwo'", "--quick"]
+    assert doctor.main(["--store", str(tmp_path), "--data", str(tmp_path), *wrong]) == 1
     assert "Did you mean 'low'" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

@@ -258,15 +258,15 @@ def test_following_ends_where_slurm_lost_the_jobs(
     slurm: DevCluster, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a wait for ever nor a success: the stage counts as failed, with what Slurm said last."""
-    import bench.launch.slurm as launcher
+    from bench.launch import follow
 
     place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
     assert place.run() == 0
     assert place.run("--cancel") == 0
-    monkeypatch.setattr(launcher, "LOST_SECONDS", 1.0)
-    monkeypatch.setattr(launcher, "POLL_SECONDS", 0.5)
+    monkeypatch.setattr(follow, "LOST_SECONDS", 1.0)
+    monkeypatch.setattr(follow, "POLL_SECONDS", 0.5)
     stages = place.plan.stages
     with Reporter(len(stages), {}) as report:
-        failed, blocked = launcher.follow(stages, place.store, lambda: False, report)
+        failed, blocked = follow.follow(stages, place.store, lambda: False, report)
     assert "CANCELLED" in failed[stages[0].key]
     assert {*failed, *blocked} == {stage.key for stage in stages}

@@ -82,6 +82,7 @@ class Place:
                     checkpoint_steps=self.plan.grid.checkpoint_steps,
                     threads=1,
                     gpus=0,
+                    signal="USR2",
                     signal_delay_s=delay,
                     give_up_after=3,
                     stages=tuple(stage.folder for stage in stages),
@@ -149,9 +150,29 @@ def finished(slurm: DevCluster, name: str) -> str:
     return slurm.job(name)["JobState"]
 
 
+FORK = """\
+        import multiprocessing
+        child = multiprocessing.get_context("fork").Process(target=threading.Event().wait, daemon=True)
+        child.start()
+        print("child", child.pid, flush=True)
+"""
+
+
+def with_child(place: Place) -> Path:
+    """A copy of the code whose workers fork a child, as a data loader does, and print its number."""
+    code = place.folder / "code"
+    shutil.copytree(snapshot(place.store.root), code)
+    worker, inside = code / "bench" / "worker.py", "    with stop.on_signals():\n"
+    text = worker.read_text()
+    assert text.count(inside) == 1
+    worker.write_text(text.replace(inside, inside + FORK))
+    return code
+
+
 def test_preempted_by_a_job_of_higher_priority(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
+    """Though the worker has a child, which outlives neither the worker nor its own, inherited, handlers' signals."""
     stage = place.stages[0]
-    (name,) = place.submit((stage,))
+    (name,) = place.submit((stage,), code=with_child(place))
     dependency = ["--dependency", f"afterok:{name}", "--kill-on-invalid-dep=yes"]
     child = slurm.ask(
         "sbatch",
@@ -162,9 +183,12 @@ def test_preempted_by_a_job_of_higher_priority(slurm: DevCluster, place: Place, 
         f"ls {place.store.folder(stage)}/record.json",
     )
     wait_for(lambda: place.step(stage) > 0)
+    forked = int(place.printed().split("child ")[1].split()[0])
+    assert forked in slurm.processes()
     slurm.preempt()
     wait_for(lambda: place.states(stage) == ["interrupted"], 30)
     wait_for(lambda: slurm.job(name)["JobState"] == "PENDING", 30)
+    assert forked not in slurm.processes()
     assert slurm.job(child)["JobState"] == "PENDING"
     assert finished(slurm, name) == "COMPLETED"
     assert slurm.job(name)["Restarts"] == "1"

@@ -1,0 +1,137 @@
+"""One sbatch call: the executor of submitit, and what of it had to be changed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from submitit import SlurmExecutor
+from submitit.core.core import Job
+from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
+
+from bench.launch import jobs
+from bench.launch.cluster import Cluster
+from bench.launch.jobs import SlurmError, Submission
+
+NEVER = 10**9
+"""submitit's own limit on restarts, which would count short jobs' preemptions as time-outs: the supervisor decides."""
+
+
+class _Arrays(SlurmExecutor):
+    """The executor of submitit, with what the jobs read written before sbatch is called instead of after it.
+
+    So a job that starts at once finds it, and so does one whose submitter is killed between sbatch and the next line.
+    """
+
+    indices: tuple[int, ...] = ()
+
+    def _internal_process_submissions(self, delayed_submissions: list[DelayedSubmission]) -> list[Job[Any]]:
+        for index, delayed in zip(self.indices, delayed_submissions, strict=True):
+            delayed.set_timeout(self.parameters["time"], self.max_num_timeout)
+            delayed.dump(self.folder / f"{index}.pkl")
+        return [self._submit_command(self._submitit_command_str)] * len(delayed_submissions)
+
+
+def executor(
+    folder: Path, cluster: Cluster, name: str, indices: Sequence[int], dependency: str | None, code: Path | None = None
+) -> _Arrays:
+    """The executor of submitit for one array, printing to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Python takes the shell's place, to be the process that Slurm signals.
+    made = _Arrays(folder, max_num_timeout=NEVER, python=f"exec {shlex.quote(sys.executable)}")
+    made.indices = tuple(indices)
+    options: dict[str, str | bool] = {
+        "array": f"{_ranges(indices)}%{cluster.array_parallelism}",
+        "signal": f"B:{cluster.signal}@{cluster.signal_delay_s}",
+        "requeue": True,
+        "kill-on-invalid-dep": "yes",
+        **cluster.options,
+    }
+    asked = {
+        "job_name": name,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "time": cluster.timeout_min,
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": cluster.cpus * cluster.runs_per_job,
+        "gres": f"gpu:{cluster.gpus}" if cluster.gpus and "gres" not in options else None,
+        "mem": f"{round(cluster.mem_gb * cluster.runs_per_job * 1024)}M" if cluster.mem_gb is not None else None,
+        "dependency": dependency,
+        "wckey": "",
+        "use_srun": False,
+        "stderr_to_stdout": True,
+        "setup": _setup(made.folder, cluster, code),
+        "additional_parameters": options,
+    }
+    made.update_parameters(**{option: value for option, value in asked.items() if value is not None})
+    made.parameters["map_count"] = len(indices)  # submitit then names the logs by element
+    return made
+
+
+def write_script(folder: Path, cluster: Cluster, name: str, command: str) -> Path:
+    """Write a script for sbatch that runs a line of shell as these settings would have a stage run."""
+    path = folder / "job.sh"
+    text = executor(folder, cluster, name, (0,), None)._make_submission_file_text(command, "")
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _setup(folder: Path, cluster: Cluster, code: Path | None) -> list[str]:
+    """Lines of shell that run in the job before Python."""
+    # Until Python has its handler: the signal would kill the shell, and the job would count as failed.
+    lines = [f"trap '' {cluster.signal}", *cluster.setup]
+    if code is not None:  # safe path: else the working directory, often a checkout, would come before the copy
+        lines.append(f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
+    task = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"
+    lines.append(f'ln -sf "$SLURM_ARRAY_TASK_ID.pkl" {shlex.quote(str(folder))}/"{task}"')
+    return lines
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """Indices as Slurm writes them: 0-4,7."""
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def make(
+    store_root: Path, made: Submission, executor: _Arrays, function: Callable[..., None], tasks: Sequence[Sequence[str]]
+) -> str:
+    """Make a submission that is noted, and note its id; raises InputError with sbatch's own words if it refuses."""
+    try:
+        with _scrubbed(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
+            made_jobs = executor.submit_array([functools.partial(function, *arguments) for arguments in tasks])
+    except (FailedJobError, FailedSubmissionError) as error:
+        with contextlib.suppress(SlurmError):
+            if not jobs.queue([made.name]):  # else it was accepted all the same
+                jobs.forget(store_root, made)
+        raise SlurmError(f"sbatch failed: {str(error).strip()}") from error
+    job = str(made_jobs[0].job_id)
+    jobs.complete(store_root, made, job)
+    return job
+
+
+@contextlib.contextmanager
+def _scrubbed() -> Iterator[None]:
+    """Meanwhile, without the variables of a surrounding job: sbatch would obey them, and hand them on."""
+    before = dict(os.environ)
+    for name in before.keys() - jobs.environment().keys():
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(before)
