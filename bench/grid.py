@@ -189,10 +189,9 @@ def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: slur
     from bench.worker import StopFlag
 
     keys = {*(stage.key for stage in submitted.stages), *submitted.in_flight}
-    stages = [stage for stage in plan.stages if stage.key in keys]
     stop = StopFlag()
-    with stop.on_signals(), Reporter(len(stages), _rows(plan)) as report:
-        failed, blocked = follow(stages, store, stop, report)
+    with stop.on_signals(), Reporter(len(keys), _rows(plan)) as report:
+        failed, blocked = follow(plan, keys, store, stop, report)
     if stop():
         print("detached: the jobs go on; the same command follows them again, --cancel ends them", file=sys.stderr)
         return 130

@@ -59,7 +59,7 @@ attempt = store.claim(stage)
 if attempt is None:
     sys.exit(76)
 store.started(attempt, 0, [])
-subprocess.Popen(["sleep", "600"])  # what a worker may leave behind
+subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # it may be left behind
 (folder / "began").touch()
 if behaviour == "die":
     os.kill(os.getpid(), signal.SIGKILL)

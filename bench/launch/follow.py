@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection
 
-from bench.launch import jobs
-from bench.launch.jobs import JobState, SlurmError, Submission
+from bench import states
+from bench.plan import Plan
 from bench.progress import Reporter
 from bench.specs import Stage
+from bench.states import Look, Seen
 from bench.store import Store
 from bench.worker import Outcome
 
@@ -18,84 +19,54 @@ LOST_SECONDS = 120.0
 
 
 def follow(
-    stages: Sequence[Stage], store: Store, stop: Callable[[], bool], report: Reporter
+    plan: Plan, keys: Collection[str], store: Store, stop: Callable[[], bool], report: Reporter
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Report on stages (parents first) until all have ended or a stop is asked for: what failed, what is blocked."""
-    pending = {stage.key: (number, stage) for number, stage in enumerate(stages)}
-    failed: dict[str, str] = {}
-    blocked: dict[str, str] = {}
+    """Report on the stages of these keys until all have ended or a stop is asked for: what failed, what is blocked."""
+    pending = {stage.key: (number, stage) for number, stage in enumerate(plan.stages) if stage.key in keys}
+    ends: dict[str, dict[str, str]] = {"failed": {}, "blocked": {}}
     running: set[str] = set()
-    absent: dict[str, float] = {}
-    told = False
+    done: set[str] = set()
+    lost: dict[str, float] = {}
+    warned = ""
     while pending and not stop():
-        try:
-            places = _places(*jobs.look(store.root))
-            told = False
-        except SlurmError as error:  # the controller may be restarting; the jobs go on
-            if not told:
-                report.console.print(f"warning: {error}", markup=False)
-            told = True
-            _sleep(stop)
-            continue
+        found = states.look(plan, store, done)
+        if found.warning and not warned:  # the controller may be restarting; the jobs go on
+            report.console.print(f"warning: {found.warning}", markup=False)
+        warned = found.warning
         for key, (number, stage) in list(pending.items()):
-            state = places.get(stage.folder, jobs.NOTHING)
-            outcome = _outcome(stage, store, state, failed, blocked, absent)
-            if state.state == "RUNNING" and key not in running:
-                running.add(key)
-                report.started(stage, number)
+            # What lies behind a finished stage is not looked at: it was finished before.
+            seen = found.seen.get(key, Seen("done"))
+            if seen.state == "running":
+                if key not in running:
+                    running.add(key)
+                    report.started(stage, number)
+                report.progress(number, round(seen.share * stage.total_steps), stage.total_steps, float("nan"))
+            outcome = _outcome(stage, store, seen, found, lost)
             if outcome is not None:
                 del pending[key]
                 report.ended(stage, number, outcome)
-                if outcome.state == "blocked":
-                    blocked[key] = outcome.reason
-                elif outcome.state == "failed":
-                    failed[key] = outcome.reason
+                if outcome.state != "done":
+                    ends[outcome.state][key] = outcome.reason
         if pending:
             _sleep(stop)
-    return failed, blocked
+    return ends["failed"], ends["blocked"]
 
 
-def _places(known: Sequence[Submission], queued: Mapping[str, JobState]) -> dict[str, JobState]:
-    """Folder name of a stage -> the state of the element that was submitted last to run it."""
-    return {
-        name: jobs.element_state(made, index, queued)
-        for made in known
-        for index, task in enumerate(made.tasks)
-        for name in task
-    }
-
-
-def _outcome(
-    stage: Stage,
-    store: Store,
-    state: JobState,
-    failed: Mapping[str, str],
-    blocked: Mapping[str, str],
-    absent: dict[str, float],
-) -> Outcome | None:
-    """How a stage ended, None while it has not; `absent` notes since when Slurm does not know its job any more."""
-    if (store.folder(stage) / "record.json").exists() and store.record(stage) is not None:
+def _outcome(stage: Stage, store: Store, seen: Seen, found: Look, lost: dict[str, float]) -> Outcome | None:
+    """How a stage ended, None while it has not; `lost` notes since when neither Slurm nor the store knows of it."""
+    if seen.state == "done":
         attempts = store.attempts(stage)
         last = attempts[-1].facts if attempts else {}
         return Outcome("done", from_step=last.get("from_step") or 0, warnings=tuple(last.get("warnings", ())))
-    if state.live:
-        absent.pop(stage.key, None)
-        return None
-    attempts = store.attempts(stage)
-    last_end = attempts[-1].end if attempts else None
-    if last_end is not None and last_end["state"] == "failed":
-        return Outcome("failed", str(last_end["reason"]))
-    for parent in stage.parents:
-        if parent.key in failed or parent.key in blocked:
-            why = f"its stage {parent.folder} failed: {failed.get(parent.key)}"
-            return Outcome("blocked", blocked.get(parent.key, why))
-    if attempts and attempts[-1].alive:  # another launcher has it
+    if seen.state in ("failed", "blocked"):
+        return Outcome(seen.state, seen.note)
+    if seen.state in ("running", "queued", "requeued") or found.warning:
+        lost.pop(stage.key, None)
         return None
     now = time.monotonic()
-    if now - absent.setdefault(stage.key, now) < LOST_SECONDS:
+    if now - lost.setdefault(stage.key, now) < LOST_SECONDS:
         return None
-    what = f"{state.state} {state.reason}".rstrip()
-    return Outcome("failed", f"its job is over ({what}) and it has no record; run the grid again to go on with it")
+    return Outcome("failed", f"it has no record ({seen.note or seen.state}); run the grid again to go on with it")
 
 
 def _sleep(stop: Callable[[], bool]) -> None:

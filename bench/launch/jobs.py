@@ -81,9 +81,6 @@ class JobState:
         return self.state in LIVE and self.reason != "DependencyNeverSatisfied"
 
 
-NOTHING = JobState(GONE)
-
-
 # ------------------------------------------------------------------------------------------------------ the ledger
 
 

@@ -170,7 +170,7 @@ def _submit_tables(
     """Have the tables written after all jobs of this grid have ended, well or not; replaces an earlier such job."""
     grid = str(plan.grid.name)
     earlier = [one.job_id for one in known if one.grid == grid and not one.tasks and one.job_id is not None]
-    waiting = [job for job in earlier if queued.get(f"{job}_0", jobs.NOTHING).live]
+    waiting = [job for job in earlier if f"{job}_0" in queued and queued[f"{job}_0"].live]
     flying = sorted({one.element.partition("_")[0] for one in submitted.in_flight.values()}, key=int)
     if not submitted.job_ids and (waiting or not flying):
         submitted.tables_job = waiting[-1] if waiting else None

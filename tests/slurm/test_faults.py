@@ -376,7 +376,7 @@ def test_without_accounting(
     finally:
         follower.kill()
         follower.join()
-    assert "its job is over (CANCELLED)" in capfd.readouterr().out
+    assert "it has no record (its job was cancelled)" in capfd.readouterr().out
     assert place.ends() == ["interrupted"]
 
     def told() -> str:
