@@ -199,6 +199,12 @@ def test_the_controller_is_restarted(
     place = Trouble(tmp_path / "a", prepared, short, "slurm.array_parallelism = 1", rows=rows)
     follower = multiprocessing.get_context("fork").Process(target=_run, args=(place, "--wait"))
     follower.start()
+    heard: list[str] = []
+
+    def warned() -> bool:
+        heard.append(capfd.readouterr().out)
+        return "warning: Slurm could not be asked" in "".join(heard)
+
     try:
         worker = place.hold()
         name = place.element(place.last)
@@ -207,10 +213,11 @@ def test_the_controller_is_restarted(
         slurm.control("controller-stop")
         try:
             os.kill(supervisor, signal.SIGUSR2)
-            wait_for(lambda: "SIGUSR2: checkpointing" in place.printed())
+            wait_for(lambda: "end announced: checkpointing" in place.printed())
             os.kill(worker, signal.SIGCONT)
             wait_for(lambda: place.ends() == ["interrupted"])
             wait_for(lambda: f"scontrol requeue {name}:" in place.printed(), 60)
+            wait_for(warned)
             assert follower.is_alive()
         finally:
             slurm.control("controller-start")
@@ -219,7 +226,6 @@ def test_the_controller_is_restarted(
     finally:
         follower.kill()
         follower.join()
-    assert "warning: squeue" in capfd.readouterr().out
     wait_for(slurm.empty)
     assert place.ends() == ["interrupted", "done"]
     assert (place.from_steps()[1] or 0) > 0
