@@ -215,7 +215,7 @@ def test_out_of_time(slurm: DevCluster, place: Place, undisturbed: Place) -> Non
     # Shortened now that it trains: at least one minute is left, and less than the delay within half a minute.
     minutes = int(slurm.job(name)["RunTime"].split(":")[1]) + 2
     slurm.ask("scontrol", "update", f"JobId={name}", f"TimeLimit={minutes}")
-    wait_for(lambda: "SIGUSR2: checkpointing" in place.printed(), 120)
+    wait_for(lambda: "end announced: checkpointing" in place.printed(), 120)
     release(place, stage)
     wait_for(lambda: slurm.job(name)["Restarts"] == "1" and slurm.job(name)["JobState"] == "PENDING", 30)
     slurm.ask("scontrol", "update", f"JobId={name}", "TimeLimit=10")
@@ -244,7 +244,7 @@ def test_only_the_last_element_is_requeued(slurm: DevCluster, place: Place, undi
         slurm.job(last_name)["JobId"] == last_name.partition("_")[0]
     )  # the raw id of the last one is the whole array's
     slurm.ask("scancel", "--batch", "--signal=USR2", last_name)
-    wait_for(lambda: "SIGUSR2: checkpointing" in place.printed())
+    wait_for(lambda: "end announced: checkpointing" in place.printed())
     release(place, second)
     wait_for(lambda: slurm.job(last_name)["Restarts"] == "1")
     assert slurm.job(first_name)["JobState"] == "RUNNING"
@@ -261,7 +261,7 @@ def test_two_stages_in_one_element(slurm: DevCluster, place: Place, undisturbed:
     (name,) = place.submit(tuple(place.stages))
     hold(place, *place.stages)
     slurm.preempt()
-    wait_for(lambda: "SIGUSR2: checkpointing" in place.printed())
+    wait_for(lambda: "end announced: checkpointing" in place.printed())
     release(place, *place.stages)
     assert finished(slurm, name) == "COMPLETED"
     for stage in place.stages:
