@@ -157,18 +157,45 @@ def _read_statements(statements: Iterator[Any], reader: _Reader, shown: str | No
         if isinstance(statement, config_parser.IncludeStatement):
             if shown:
                 raise InputError(f"{location}: include belongs in a gin file.")
-            target = path.parent / statement.filename
-            if not target.is_file():
-                target = shipped_gin() / statement.filename
-            if not target.is_file():
-                raise InputError(f"{location}: include '{statement.filename}': no such file beside {_shown(path)}.")
             before = set(reader.bindings)
-            _read_file(target, reader, location)
+            _read_file(_included(path, statement.filename, location), reader, location)
             included |= set(reader.bindings) - before
         elif isinstance(statement, config_parser.ImportStatement):
             raise InputError(f"{location}: import is not needed: every file under baselines/ is loaded.")
         elif isinstance(statement, config_parser.BindingStatement):
             _add(statement, location, reader, included)
+
+
+def _included(path: Path, name: str, location: str) -> Path:
+    """The file that an include means: beside the including one, else among the shipped ones."""
+    target = path.parent / name
+    if not target.is_file():
+        target = shipped_gin() / name
+    if not target.is_file():
+        raise InputError(f"{location}: include '{name}': no such file beside {_shown(path)}.")
+    return target
+
+
+def copy_gin(files: Sequence[str], folder: Path) -> list[Path]:
+    """Copy the files that --gin arguments mean, with all they include, into a new folder; returns the copies.
+
+    Each keeps its name, after which a grid may be called.
+    """
+    return [_copy_file(find_gin(name), folder / str(number)) for number, name in enumerate(files)]
+
+
+def _copy_file(path: Path, folder: Path) -> Path:
+    text = path.read_text(encoding="utf-8-sig")
+    lines = text.splitlines()
+    for statement in _statements(text, _shown(path)):
+        if isinstance(statement, config_parser.IncludeStatement):
+            line = statement.location.line_num
+            inner = _copy_file(_included(path, statement.filename, f"{_shown(path)}:{line}"), folder / str(line))
+            lines[line - 1] = f"include '{inner.relative_to(folder)}'"
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / path.name
+    copy.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return copy
 
 
 def _add(statement: Any, location: str, reader: _Reader, included: set[str]) -> None:

@@ -163,7 +163,7 @@ def test_job(store: Path, data: Path, cluster: Cluster) -> Iterator[Fact]:
             f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1\n"
             f"{program} -c {shlex.quote(_ON_NODE)} {here} {shlex.quote(str(data.absolute()))} 2> {here}/error\n"
         )
-        asked = replace(cluster, runs_per_job=1, timeout_min=2, signal_delay_s=1)
+        asked = replace(cluster, runs_per_job=1, timeout_min=2, signal_delay_s=20)
         script = sbatch.write_script(folder, asked, name, command)
         job = jobs.ask("sbatch", "--parsable", "--chdir=/", str(script)).strip().partition(";")[0]
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from bench import checkpoints, train
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.data import open_split
+from bench.errors import InputError
 from bench.evaluate import encoder_distance, evaluate
 from bench.files import sha256
 from bench.models import Model, build, load_weights, save_weights
@@ -41,6 +43,7 @@ def fit(
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
     torch.use_deterministic_algorithms(stage.execution.deterministic)
     device = torch.device(settings.device)
+    _check_device(device)
     dtype = weight_type(stage)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of this stage, not of those the process ran before
@@ -105,6 +108,15 @@ def fit(
         record["search"] = search
     store.publish(attempt, place, record)
     saved.clear()
+
+
+def _check_device(device: torch.device) -> None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"{device} was asked for on {platform.node()}, where torch {torch.__version__} (built for CUDA "
+            f"{torch.version.cuda}) finds no GPU: python -m bench.doctor tells why. Keep away from that node "
+            "(slurm.extra), or install a torch that knows its driver."
+        )
 
 
 def choose(stage: Selected, store: Store) -> tuple[Stage, dict[str, Any]]:

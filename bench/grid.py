@@ -125,7 +125,9 @@ def _run(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> boo
 def _report_failures(plan: Plan, store: Store, failed: Mapping[str, str], blocked: Mapping[str, str]) -> None:
     for stage in plan.stages:
         if stage.key in failed:
-            print(f"failed: {stage.folder}: {failed[stage.key]}\n  log: {store.folder(stage) / 'log.txt'}")
+            print(f"failed: {stage.folder}: {failed[stage.key]}")
+            if (log := store.folder(stage) / "log.txt").exists():
+                print(f"  log: {log}")
     for cell in plan.selected:
         if cell.stage.key in blocked:
             print(f"blocked: {cell.name}: {blocked[cell.stage.key]}")
@@ -158,10 +160,7 @@ def _submit(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> 
     """Hand what is missing to Slurm; follow it if asked to."""
     from bench.launch import slurm
 
-    named = [text for option in ("gin", "set") for text in _option(option, getattr(given, option))]
-    folders = [("--store", given.store), ("--results", given.results), ("--data", data)]
-    places = [text for argument, folder in folders for text in (argument, str(folder.absolute()))]
-    submitted = slurm.submit(plan, store, data, [*named, *places], given.retry)
+    submitted = slurm.submit(plan, store, slurm.Named(given.gin, given.set, given.results, data), given.retry)
     stages = submitted.stages
     if submitted.arrays:
         print(f"submitted: {len(stages)} stages in {len(submitted.arrays)} job arrays\n{slurm.describe(submitted)}")
@@ -172,15 +171,16 @@ def _submit(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> 
             print(f"blocked: {cell.name}: {submitted.blocked[cell.stage.key]} (--retry runs it again)")
     if not stages and not submitted.in_flight:
         return _finish(plan, given, store)
-    print(f"the tables are written by job {submitted.tables_job}, when all others have ended")
-    told = [*named, "--store", str(given.store), *(["--data", str(given.data)] if given.data else [])]
-    command = shlex.join(["python", "-m", "bench.status", *told])
-    print(f"to follow: {command}", flush=True)
-    return _follow(plan, given, store, submitted) if given.wait else 0
-
-
-def _option(name: str, values: Sequence[str]) -> list[str]:
-    return [f"--{name}", *values] if values else []
+    if submitted.tables_job is not None:
+        print(f"the tables are written by job {submitted.tables_job}, when all others have ended")
+    options = [("--gin", given.gin), ("--set", given.set), ("--store", [given.store])]
+    options += [("--data", [given.data])] if given.data else []
+    told = [str(text) for option, values in options if values for text in (option, *values)]
+    print(f"to follow: {shlex.join(['python', '-m', 'bench.status', *told])}", flush=True)
+    if submitted.refused:
+        print(f"error: {submitted.refused}\nWhen jobs have ended, run the same command to go on.", file=sys.stderr)
+    status = _follow(plan, given, store, submitted) if given.wait else 0
+    return max(status, 1 if submitted.refused else 0)
 
 
 def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: slurm.Submitted) -> int:
@@ -205,8 +205,11 @@ def _cancel(given: argparse.Namespace) -> int:
 
     Store(given.store).check_exists()
     grid, _ = load_grid(given.gin, given.set)
-    ids = slurm.cancel(given.store, str(grid.name))
+    source = slurm.Named(given.gin, given.set, given.results, cli.data_root(given)).source
+    ids, others = slurm.cancel(given.store, str(grid.name), source)
     print(f"cancelled {len(ids)} jobs of grid {grid.name}{': ' if ids else ''}{' '.join(ids)}")
+    for other, left in others.items():
+        print(f"left alone: {' '.join(left)}, submitted with {other}; --cancel with the same arguments ends them")
     return 0
 
 

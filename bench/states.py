@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.errors import InputError
+from bench.errors import DamagedStore, InputError
 from bench.launch import jobs
 from bench.launch.jobs import JobState, SlurmError, Submission
 from bench.plan import Plan, PlannedCell
@@ -49,6 +49,8 @@ class Look:
     places: dict[str, tuple[Submission, int]] = field(default_factory=dict)
     """Folder of an unfinished stage -> its last submission, and the index of its element there."""
     warning: str = ""
+    tables: str = ""
+    """What became of the job that writes the tables, if it failed."""
 
     def of(self, cell: PlannedCell) -> Seen:
         """What to show for a cell."""
@@ -60,7 +62,7 @@ def look(plan: Plan, store: Store, done: set[str]) -> Look:
     found = Look()
     damage = _read(plan, store, done, found)
     unfinished = [stage for stage in plan.stages if stage.key in found.attempts]
-    queued = _ask(store, unfinished, found)
+    queued = _ask(store, str(plan.grid.name), unfinished, found)
     for stage in plan.stages:  # parents first
         if stage.key in done:
             found.seen[stage.key], found.shown[stage.key] = Seen("done"), stage
@@ -97,13 +99,22 @@ def _read(plan: Plan, store: Store, done: set[str], found: Look) -> dict[str, st
     return damage
 
 
-def _ask(store: Store, unfinished: Iterable[Stage], found: Look) -> dict[str, JobState]:
+def _ask(store: Store, grid: str, unfinished: Iterable[Stage], found: Look) -> dict[str, JobState]:
     """Note which submissions hold these stages; returns what Slurm says of them."""
     names = {stage.folder for stage in unfinished}
-    known = [one for one in jobs.submissions(store.root) if any(name in names for task in one.tasks for name in task)]
+    known: list[Submission] = []
     queued: dict[str, JobState] = {}
     try:
-        queued = jobs.queue([one.name for one in known])
+        noted = jobs.submissions(store.root)
+        known = [one for one in noted if any(name in names for task in one.tasks for name in task)]
+        tables = [one for one in noted if one.grid == grid and not one.tasks][-1:]
+        queued = jobs.queue([one.name for one in (*known, *tables)])
+        for made in jobs.identified(tables, queued):
+            state = jobs.element_state(made, 0, queued)
+            if state.state in ENDED_BADLY:
+                found.tables = f"{state.state}, see {jobs.log_folder(store.root, made.token)}"
+    except DamagedStore as error:
+        found.warning = str(error)
     except SlurmError as error:
         found.warning = f"{UNASKED.reason}: {error}"
     for made in jobs.identified(known, queued):
@@ -197,8 +208,12 @@ def _share(stage: Stage, store: Store, last: Attempt | None) -> float:
 
 
 def _behind_failure(stage: Stage, seen: Seen, found: Look) -> Seen:
-    """A stage is blocked where one that it needs has failed, or is blocked itself."""
-    if seen.state in ("running", "failed"):
+    """A stage is blocked where one that it needs has failed, or is blocked itself; also if a job of it tried and ended.
+
+    What its own ledger tells of counts more.
+    """
+    attempts = found.attempts.get(stage.key, [])
+    if seen.state == "running" or (seen.state == "failed" and attempts and _failed(attempts[-1])):
         return seen
     for parent in stage.parents:
         state, note = found.seen[parent.key].state, found.seen[parent.key].note

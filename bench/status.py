@@ -51,7 +51,8 @@ LOG_LINES = 5
 CLASSES = {
     "out of memory": "OUT_OF_MEMORY|[Oo]ut[ -]of[ -]memory|OutOfMemory|MemoryError|Cannot allocate|bad_alloc|oom.?kill",
     "time-out": r"\bTIMEOUT\b|\bDEADLINE\b|DUE TO TIME LIMIT|no progress in",
-    "node": "NODE_FAIL|BOOT_FAIL|NODE FAILURE|SIGBUS|CUDA driver|CUDA-capable|ECC error|Input/output|Stale file handle",
+    "node": "finds no GPU|NODE_FAIL|BOOT_FAIL|NODE FAILURE|SIGBUS|CUDA driver|CUDA-capable|ECC error|Input/output"
+    "|Stale file handle",
     "data": "[Dd]amaged|checksum|NotPrepared|No space left|quota exceeded|Read-only file|FileNotFound|PermissionError",
     "code": "",
 }
@@ -82,6 +83,8 @@ def describe(plan: Plan, found: Look, encoding: str = "utf-8", width: int | None
     lines.append("  ".join(f"{glyphs[state]} {state}" for state in occurring))
     lines.append("cells: " + ", ".join(f"{totals[state]} {state}" for state in occurring))
     lines += _details(cells, found)
+    if found.tables:
+        lines.append(f"the job that writes the tables came to nothing: {found.tables}")
     return "\n".join([*lines, f"warning: {found.warning}"] if found.warning else lines)
 
 

@@ -31,6 +31,8 @@ Progress = Callable[[int, int, float], None]
 DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE))
 """What says that a disk is full, read-only or gone: no fault of the stage."""
 
+STOPS = frozenset((signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)))
+"""Signals that ask for a stop at the next step; the last one says that the terminal was closed."""
 EXIT_STATUS = {"interrupted": 75, "failed": 1, "refused": 2, "busy": 76, "done": 0}
 """State of an outcome -> exit status of the process; of several folders' states the first in this order counts."""
 
@@ -171,13 +173,23 @@ class StopFlag:
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
         """Meanwhile, take SIGTERM, SIGINT and SIGHUP (a closed terminal) as asking for a stop."""
-        numbers = {signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)}
-        before = {number: signal.signal(number, self.set) for number in numbers}
+        before = {number: signal.signal(number, self.set) for number in STOPS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _stop_children_as_usual() -> None:
+    """A forked child, such as a data loader's, must die of these signals: it has no steps to stop between."""
+    for number in STOPS:
+        if getattr(signal.getsignal(number), "__func__", None) is StopFlag.set:
+            signal.signal(number, signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_stop_children_as_usual)
 
 
 def _serve(settings: Settings, stop: StopFlag) -> int:

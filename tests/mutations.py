@@ -389,8 +389,8 @@ MUTATIONS = (
     Mutation(
         "a cancelled job requeues itself",
         "bench/launch/supervisor.py",
-        "elif asked.terminated and _cancelled(job):",
-        "elif _cancelled(job) and not asked.terminated:",
+        "elif asked.terminated and _out_of_time(job) is False:",
+        "elif asked.terminated and _out_of_time(job) is None:",
         ("tests/test_supervisor.py::test_a_job_cancelled_after_the_announcement_stays_cancelled",),
     ),
     Mutation(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import find_gin, load_grid
+from bench.config import copy_gin, find_gin, load_grid, read_bindings
 from bench.errors import InputError
 from bench.plan import Plan, make_plan
 from bench.store import Store
@@ -266,6 +266,27 @@ def test_a_rows_own_binding_that_splits_a_shared_stage_is_named(tmp_path: Path) 
     assert "tapt" in plan.splits[0]
     digits = [stage for stage in plan.stages if (stage.name, stage.data.task) == ("further_pretrain", "digits")]
     assert sorted(stage.schedule.lr for stage in digits) == [1.5e-4, 3e-3]
+
+
+def test_copies_mean_the_same_whatever_becomes_of_the_originals(tmp_path: Path) -> None:
+    files = {
+        "grid.gin": "# a comment\ninclude '../shared/base.gin'  # more\nfinetune.lr = 1e-3\n",
+        "own/shared.gin": "include 'quickstart.gin'\nfinetune.lr = 2e-3\n",
+        "shared/base.gin": "include '../own/shared.gin'\nfinetune.dropout = 0.3\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / "here" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "here" / "deep").mkdir()
+    grid = (tmp_path / "here" / "grid.gin").rename(tmp_path / "here" / "deep" / "grid.gin")
+    before = read_bindings([str(grid)], []).all
+    (copy,) = copy_gin([str(grid)], tmp_path / "copies")
+    for path in (tmp_path / "here").rglob("*.gin"):
+        path.write_text("nonsense")
+    assert copy.name == "grid.gin"
+    after = read_bindings([str(copy)], []).all
+    assert [(b.target, b.value) for b in after] == [(b.target, b.value) for b in before]
 
 
 def test_a_file_included_by_two_ways_is_read_once_in_effect(tmp_path: Path) -> None:

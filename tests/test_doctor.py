@@ -77,7 +77,7 @@ class Programs:
         self.make("sacct", "true")
         for name in ("scancel", "squeue", "srun"):
             self.make(name, "true")
-        self.make("sinfo", "echo 'main*|(null)|infinite|8|16000|n1'; echo 'low|(null)|infinite|8|16000|n1'")
+        self.make("sinfo", "for p in main* low; do echo $p'|(null)|infinite|8|16000|n1|idle'; done")
         run = f'for script in "$@"; do :; done\ncat "$script" > {self.folder}/script\nsh "$script" >&2'
         self.make("sbatch", f"{run}\necho 7")
 

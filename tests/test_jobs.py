@@ -25,9 +25,9 @@ from tests import tiny_grid
 Fake = Callable[..., Path]
 
 SINFO = """\
-main*|gpu:2|1-00:00:00|8|16000|n1
-main*|(null)|1-00:00:00|16|64000|n2
-long|gpu:a100:4(S:0-1),tmp:5|infinite|64|256000|n3
+main*|gpu:2|1-00:00:00|8|16000|n1|idle
+main*|(null)|1-00:00:00|16|64000|n2|mixed
+long|gpu:a100:4(S:0-1),tmp:5|infinite|64|256000|n3|drained
 """
 
 
@@ -68,7 +68,7 @@ def cluster(fake: Fake) -> Fake:
 
 
 def test_a_submission_is_noted_before_and_completed_after(tmp_path: Path) -> None:
-    made = jobs.note(tmp_path, "image", [["finetune-a-1", "finetune-a-2"], [], ["tapt-a-3"]])
+    made = jobs.note(tmp_path, "image", "--gin image.gin", [["finetune-a-1", "finetune-a-2"], [], ["tapt-a-3"]])
     assert jobs.submissions(tmp_path, "image") == [made]
     assert (made.job_id, made.element(0)) == (None, None)
     assert made.name == f"bench-image-{made.token}"
@@ -83,23 +83,23 @@ def test_a_submission_is_noted_before_and_completed_after(tmp_path: Path) -> Non
 def test_submissions_come_oldest_first_and_by_different_names(tmp_path: Path) -> None:
     made = []
     for _ in range(10):  # within the same second, which the token begins with
-        made.append(jobs.note(tmp_path, "a", []))
+        made.append(jobs.note(tmp_path, "a", "", []))
         time.sleep(0.002)
     assert jobs.submissions(tmp_path) == made
     assert len({one.name for one in made}) == 10
 
 
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
-    made = jobs.note(tmp_path, "image", [])
+    made = jobs.note(tmp_path, "image", "--gin image.gin", [])
     path = jobs.folder(tmp_path) / "submissions" / f"{made.token}.json"
-    for text in ("{", "{}", json.dumps({"grid": "image", "name": "x", "job_id": None, "tasks": 3, "time": 0})):
+    for text in ("", "{", "{}", json.dumps({"grid": "image", "name": "x", "job_id": None, "tasks": 3, "time": 0})):
         path.write_text(text)
         with pytest.raises(InputError, match=path.name):
             jobs.submissions(tmp_path)
 
 
 def test_an_id_that_was_never_noted_is_found_by_name() -> None:
-    lost = Submission("0" * 16, "image", "bench-image-" + "0" * 16, None, (("a",), ("b",)), 0.0)
+    lost = Submission("0" * 16, "image", "bench-image-" + "0" * 16, None, (("a",), ("b",)), 0.0, "")
     queued = {"9_0": JobState("RUNNING", name=lost.name), "9_1": JobState("PENDING", name=lost.name)}
     (found,) = jobs.identified([lost], queued)
     assert found.element(1) == "9_1"
@@ -107,7 +107,7 @@ def test_an_id_that_was_never_noted_is_found_by_name() -> None:
 
 
 def test_what_slurm_does_not_know_is_gone_and_never_live(tmp_path: Path) -> None:
-    made = jobs.note(tmp_path, "image", [["a"], ["b"]])
+    made = jobs.note(tmp_path, "image", "--gin image.gin", [["a"], ["b"]])
     assert jobs.element_state(made, 0, {}).state == jobs.UNSUBMITTED
     made = jobs.complete(tmp_path, made, "5")
     queued = {"5_0": JobState("RUNNING", name=made.name), "5_1": JobState("RUNNING", name="somebody's")}
@@ -142,6 +142,14 @@ def _die_submitting(root: Path) -> None:
         os._exit(1)
 
 
+def test_a_damaged_note_of_who_is_submitting_is_named(tmp_path: Path) -> None:
+    path = jobs.folder(tmp_path) / "submitting" / "000001.json"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(InputError, match=r"000001\.json"), jobs.submitting(tmp_path):
+        pass
+
+
 def test_a_submitter_that_died_is_not_waited_for(tmp_path: Path) -> None:
     process = multiprocessing.get_context("fork").Process(target=_die_submitting, args=(tmp_path,))
     process.start()
@@ -170,7 +178,8 @@ def test_queue_reads_squeue_and_what_only_sacct_remembers(fake: Fake) -> None:
     )
     fake(
         "sacct",
-        f"7_0|{ours[0]}|PENDING|{now}|{now}\n7_5|{ours[0]}|CANCELLED by 1000|{now}|{now}\n"
+        f"7_0|{ours[0]}|PENDING|{now}|{now}\n7_4|{ours[0]}|RUNNING|{now}|{now}\n"
+        f"7_5|{ours[0]}|CANCELLED by 1000|{now}|{now}\n"
         f"7_[6-8,10%4]|{ours[0]}|CANCELLED by 0|{now}|Unknown\n7_11|{ours[0]}|OUT_OF_MEMORY|{now}|{now}\n",
     )
     found = jobs.queue(ours)
@@ -181,6 +190,7 @@ def test_queue_reads_squeue_and_what_only_sacct_remembers(fake: Fake) -> None:
     assert found["7_11"].state == "OUT_OF_MEMORY"
     assert {name for name, state in found.items() if not state.live} == {"7_5", "7_6", "7_7", "7_8", "7_10", "7_11"}
     assert "8" not in found
+    assert "7_4" not in found  # of whose end the accounting never heard
 
 
 def test_a_job_of_our_name_from_before_ours_is_not_ours(fake: Fake) -> None:
@@ -281,6 +291,8 @@ def test_the_limit_just_above_what_is_needed_is_accepted() -> None:
         ({"cpus": 6, "runs_per_job": 3}, ["18 CPUs", "16"]),
         ({"mem_gb": 70.0}, ["slurm.mem_gb = 70", "62.5"]),
         ({"timeout_min": 1441}, ["slurm.timeout_min = 1441", "1440"]),
+        ({"extra": ("gres=gpu:5",)}, ["gres=gpu:5", "slurm.gpus = 0"]),
+        ({"gpus": 1, "extra": ("gres=tmp:5",)}, ["gres=tmp:5", "slurm.gpus = 1"]),
     ],
 )
 def test_what_this_cluster_cannot_serve(
@@ -324,7 +336,14 @@ def test_sbatchs_own_words_are_shown(cluster: Fake) -> None:
 
 def test_nodes_that_are_down_are_no_mistake(cluster: Fake) -> None:
     cluster("sbatch", status=1, error="allocation failure: Requested node configuration is not available")
-    assert "not available" in "".join(limits.check(Cluster(), 1, {}))
+    assert "not available" in "".join(limits.check(Cluster(partition="long"), 1, {}))
+    with pytest.raises(InputError, match="not available"):  # though all nodes are there
+        limits.check(Cluster(), 1, {})
+
+
+def test_gpus_that_no_stage_would_use_are_told(cluster: Fake) -> None:
+    assert "1 of each job stay idle" in "".join(limits.check(Cluster(gpus=2), 1, {}))
+    assert limits.check(Cluster(gpus=2, runs_per_job=3), 1, {}) == []
 
 
 def test_a_folder_in_memory_is_refused_where_there_are_other_machines(
@@ -343,9 +362,10 @@ def test_a_folder_in_memory_is_refused_where_there_are_other_machines(
     assert limits.check(Cluster(), 1, {"--store": tmp_path}) == []
 
 
-def test_a_path_that_slurm_would_rewrite_is_refused(cluster: Fake, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--store .*'%'"):
-        limits.check(Cluster(), 1, {"--store": tmp_path / "runs%j"})
+@pytest.mark.parametrize("name", ["runs%j", "a\\b", "a\nb"])
+def test_a_path_that_slurm_would_rewrite_is_refused(name: str, cluster: Fake, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Name a folder without it"):
+        limits.check(Cluster(), 1, {"--store": tmp_path / name})
 
 
 def test_the_file_system_of_a_folder_that_is_not_there_yet() -> None:
@@ -353,9 +373,9 @@ def test_the_file_system_of_a_folder_that_is_not_there_yet() -> None:
 
 
 def test_the_limit_of_an_array_is_slurms(cluster: Fake) -> None:
-    assert limits.max_array_size() == 1001
+    assert limits.array_size(Cluster()) == 1001
     cluster("scontrol", "MaxArraySize            = 11\n")
-    assert limits.max_array_size() == 11
+    assert limits.array_size(Cluster()) == 11
 
 
 @pytest.mark.parametrize(
@@ -364,6 +384,19 @@ def test_the_limit_of_an_array_is_slurms(cluster: Fake) -> None:
 )
 def test_limits_of_partitions(text: str, seconds: float) -> None:
     assert limits._limit_seconds(text) == seconds
+
+
+def test_what_the_accounting_lets_be_queued_limits_an_array(fake: Fake) -> None:
+    fake("scontrol", "ClusterName = ours\nMaxArraySize            = 1001\n")
+    program = fake("sacctmgr").with_name("sacctmgr")
+    tables = {"user": "lab", "assoc": "|normal|50|\nlong||7|\n", "qos": "normal|||\ntight|3|20|\n"}
+    cases = "".join(f"{name}) printf '{text}';;\n" for name, text in tables.items())
+    program.write_text(f'#!/bin/sh\ncase "$4" in\n{cases}esac\n'.replace("'lab'", "'lab\\n'"))
+    assert limits.array_size(Cluster()) == 50
+    assert limits.array_size(Cluster(partition="long")) == 7
+    assert limits.array_size(Cluster(qos="tight")) == 3
+    fake("sacctmgr", status=1)
+    assert limits.array_size(Cluster()) == 1001
 
 
 def test_indices_as_slurm_writes_them() -> None:

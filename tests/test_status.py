@@ -78,7 +78,7 @@ class Site:
 
     def submit(self, *stages: Stage, job: str | None = "7", packed: bool = False) -> jobs.Submission:
         names = [stage.folder for stage in stages]
-        made = jobs.note(self.store.root, "site", [names] if packed else [[name] for name in names])
+        made = jobs.note(self.store.root, "site", "", [names] if packed else [[name] for name in names])
         return jobs.complete(self.store.root, made, job) if job is not None else made
 
     def line(self, made: jobs.Submission, index: int, state: str, start: str = "N/A", reason: str = "None") -> str:
@@ -401,6 +401,30 @@ def test_children_of_a_failed_stage_are_blocked_also_while_still_queued(site: Si
         site.line(children, 1, "CANCELLED").replace("7_", "8_"),
     )
     assert site.cells() == ["blocked"] * SEEDS
+
+
+def test_a_packed_child_whose_job_failed_for_want_of_its_parent_is_blocked(site: Site) -> None:
+    """Its job may run where other stages share it: it waits for the end of its parents only."""
+    attempt = site.begin(site.parent)
+    site.store.finish(attempt, "failed", "ValueError: no")
+    made = site.submit(site.first, job="8", packed=True)
+    site.slurm(site.line(made, 0, "FAILED", reason="NonZeroExitCode").replace("7_", "8_"))
+    assert site.cells()[0] == "blocked"
+
+
+def test_a_failed_job_of_the_tables_is_told_of(site: Site) -> None:
+    made = jobs.complete(site.store.root, jobs.note(site.store.root, "site", "", ()), "7")
+    site.slurm(site.line(made, 0, "FAILED", reason="NonZeroExitCode"))
+    assert made.token in status.describe(site.plan, site.look())
+
+
+def test_a_damaged_submission_hides_nothing_that_files_tell(site: Site) -> None:
+    site.finish(site.parent)
+    site.finish(site.first)
+    made = site.submit(site.second)
+    (jobs.folder(site.store.root) / "submissions" / f"{made.token}.json").write_text("{")
+    assert site.cells()[0] == "done"
+    assert made.token in status.describe(site.plan, site.look())
 
 
 # ------------------------------------------------------------------------------------------------------- what is shown

@@ -92,7 +92,7 @@ print("imported:", sorted({name.partition(".")[0] for name in sys.modules}))
 
 SCONTROL = """#!/bin/sh
 echo "$@" >> {calls}
-case "$*" in *show*) echo "JobId=7 JobState={state} Reason=None"; exit 0;; esac
+case "$*" in *show*) echo "JobId=7 JobState=COMPLETING Reason={reason}"; exit 0;; esac
 echo "{refusal}" >&2
 exit {status}
 """
@@ -111,11 +111,11 @@ class Job:
         self.processes: list[subprocess.Popen[str]] = []
         self.scontrol()
 
-    def scontrol(self, status: int = 0, refusal: str = "", state: str = "RUNNING") -> None:
+    def scontrol(self, status: int = 0, refusal: str = "", reason: str = "None") -> None:
         path = self.folder / "bin" / "scontrol"
         path.parent.mkdir(exist_ok=True)
         calls = self.folder / "calls"
-        path.write_text(SCONTROL.format(calls=calls, status=status, refusal=refusal, state=state))
+        path.write_text(SCONTROL.format(calls=calls, status=status, refusal=refusal, reason=reason))
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
     @property
@@ -318,13 +318,23 @@ def test_sigterm_alone_checkpoints_and_requeues_nothing(job: Job) -> None:
 
 def test_a_job_cancelled_after_the_announcement_stays_cancelled(job: Job) -> None:
     folder = job.add(FIRST, "train")
-    job.scontrol(state="CANCELLED")
     process = job.start(FIRST)
     until((folder / "began").exists)
-    process.send_signal(signal.SIGUSR2)
     process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=20) == 75
     assert job.calls == ["--oneliner show job 7_2"]
+
+
+def test_a_job_whose_time_is_up_before_it_could_checkpoint_goes_on(job: Job) -> None:
+    folder = job.add(FIRST, "train")
+    job.scontrol(reason="TimeLimit")
+    process = job.start(FIRST)
+    until((folder / "began").exists)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=20) == 75
+    assert job.calls == ["--oneliner show job 7_2", "requeue 7_2"]
 
 
 def test_signals_to_every_process_of_the_job_are_as_good(job: Job) -> None:

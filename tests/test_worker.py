@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import torch
 from bench import fit
 from bench.checkpoint import Checkpoints
 from bench.store import Store
-from bench.worker import Settings, run
+from bench.worker import Settings, StopFlag, run
 from tests.examples import pretraining
 
 
@@ -40,6 +43,30 @@ def test_a_checkpoint_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match=r"\[Errno 28\]") as caught:
         Checkpoints(tmp_path).save(1, {"weights": torch.zeros(1000)})
     assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_dies_of_what_its_parent_takes_for_a_wish() -> None:
+    """Else multiprocessing, which ends such children at the end of a process, would wait for them for ever."""
+    stop = StopFlag()
+    with stop.on_signals():
+        context = multiprocessing.get_context("fork")
+        began = context.Event()
+        child = context.Process(target=lambda: (began.set(), time.sleep(60)), daemon=True)
+        child.start()
+        assert began.wait(20)
+        child.terminate()
+        child.join(20)
+        assert child.exitcode == -signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+
+
+def test_a_gpu_that_torch_cannot_use_is_no_fault_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    store, stage = Store(tmp_path), pretraining()
+    outcome = run(store.add(stage), Settings(tmp_path, device="cuda:0"), lambda: False, lambda step, steps, loss: None)
+    assert outcome.state == "refused" and "finds no GPU" in outcome.reason
 
 
 class _Full:

@@ -9,6 +9,8 @@ from bench.specs import Spec
 
 CHECKPOINT_SECONDS = 60
 """What writing a checkpoint may take at most, for the limits that are refused."""
+LEAST_DELAY_SECONDS = 20
+"""Of the announcement: half of it is kept for ending the workers and for Slurm."""
 START_SECONDS = 30
 """What a job takes before its first step."""
 SIGNALS = ("USR2", "USR1")
@@ -20,6 +22,7 @@ OURS = {
     "constraint": "constraint",
     "cpus-per-task": "cpus",
     "gpus": "gpus",
+    "gpus-per-task": "gpus",
     "gpus-per-node": "gpus",
     "mem": "mem_gb",
     "time": "timeout_min",
@@ -63,7 +66,7 @@ class Cluster(Spec):
     setup: tuple[str, ...] = ()
 
     def check(self) -> None:
-        for name in ("cpus", "timeout_min", "signal_delay_s", "runs_per_job", "array_parallelism", "give_up_after"):
+        for name in ("cpus", "timeout_min", "runs_per_job", "array_parallelism", "give_up_after"):
             self.require(name, getattr(self, name) >= 1, "at least 1")
         self.require("gpus", self.gpus >= 0, "0 or more")
         self.require("mem_gb", self.mem_gb is None or 0 < self.mem_gb < 1e6, "above 0, or None for the default")
@@ -71,6 +74,9 @@ class Cluster(Spec):
             value = getattr(self, name)
             self.require(name, value is None or value.strip() != "", "a name, or None for the cluster's default")
         self.require("signal", self.signal in SIGNALS, f"one of {', '.join(SIGNALS)}")
+        self.require(
+            "signal_delay_s", self.signal_delay_s >= LEAST_DELAY_SECONDS, f"at least {LEAST_DELAY_SECONDS} seconds"
+        )
         needed = self.signal_delay_s + CHECKPOINT_SECONDS + START_SECONDS
         if self.timeout_min * 60 <= needed:
             raise SpecError(

@@ -12,6 +12,7 @@ that merely has an id of ours (ids begin anew when a cluster is set up again) is
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import subprocess
@@ -48,7 +49,8 @@ class SlurmError(InputError):
 class Submission:
     """One sbatch call: `tasks[i]` are the folder names of the stages of array element i; none for the tables' job.
 
-    `job_id` is None from before the call until the id is noted; `time` in seconds since 1970.
+    `source` is what of the command line says which grid it was; `job_id` is None from before the call until the id is
+    noted; `time` in seconds since 1970.
     """
 
     token: str
@@ -57,6 +59,7 @@ class Submission:
     job_id: str | None
     tasks: tuple[tuple[str, ...], ...]
     time: float
+    source: str
 
     def element(self, index: int) -> str | None:
         """The id of an array element as Slurm writes it ('123_4'); None while the job's id is unknown."""
@@ -94,11 +97,12 @@ def log_folder(store_root: Path, token: str) -> Path:
     return folder(store_root) / "log" / token
 
 
-def note(store_root: Path, grid: str, tasks: Sequence[Sequence[str]]) -> Submission:
+def note(store_root: Path, grid: str, source: str, tasks: Sequence[Sequence[str]]) -> Submission:
     """Write down a submission that is about to be made."""
     now = time.time()
     token = f"{int(now):08x}{secrets.token_hex(4)}"
-    made = Submission(token, grid, f"bench-{grid}-{token}", None, tuple(tuple(task) for task in tasks), round(now, 3))
+    stages = tuple(tuple(task) for task in tasks)
+    made = Submission(token, grid, f"bench-{grid}-{token}", None, stages, round(now, 3), source)
     create_json(_path(store_root, token), _facts(made))
     return made
 
@@ -119,13 +123,19 @@ def submissions(store_root: Path, grid: str | None = None) -> list[Submission]:
     """Every submission of a grid (None: of all grids) to this store, oldest first."""
     found = []
     for path in (folder(store_root) / "submissions").glob("[0-9a-f]*.json"):
-        fix = "Delete it to forget that submission; cancel its jobs first."
-        data = read_json(path, fix)
+        fix = f"Delete it to forget that submission, and scancel its job: that whose name ends with {path.stem}."
+        try:
+            data = read_json(path, fix)
+        except DamagedStore:
+            if path.exists():
+                raise
+            continue  # forgotten meanwhile
         try:
             tasks = tuple(tuple(map(str, task)) for task in data["tasks"])
-            made = Submission(path.stem, data["grid"], data["name"], data["job_id"], tasks, float(data["time"]))
+            told = data["grid"], data["name"], data["job_id"]
+            made = Submission(path.stem, *told, tasks, float(data["time"]), data["source"])
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: damaged: not a submission ({error!r}). {fix}") from error
+            raise DamagedStore(f"{path}: damaged: not a submission ({error!r}). {fix}") from error
         if grid is None or made.grid == grid:
             found.append(made)
     return sorted(found, key=lambda one: one.time)
@@ -156,8 +166,10 @@ def submitting(store_root: Path) -> Iterator[None]:
         last = max(turns.glob("[0-9]*[0-9].json"), default=None)
         try:
             held = last is not None and Attempt(0, last, read_json(last, "Delete it."), None).alive
-        except (DamagedStore, FileNotFoundError):  # given back in between
-            continue
+        except DamagedStore:
+            if last is not None and last.exists():
+                raise
+            continue  # given back in between
         path = turns / f"{int(last.stem) + 1 if last else 1:06}.json"
         if not held and create_json(path, {"owner": this_process()}):
             break
@@ -177,7 +189,8 @@ def _path(store_root: Path, token: str) -> Path:
 
 
 def _facts(made: Submission) -> dict[str, object]:
-    return {"grid": made.grid, "name": made.name, "job_id": made.job_id, "tasks": made.tasks, "time": made.time}
+    facts = {name: value for name, value in dataclasses.asdict(made).items() if name != "token"}
+    return {**facts, "tasks": made.tasks}
 
 
 # ----------------------------------------------------------------------------------------------------- asking Slurm
@@ -246,9 +259,11 @@ def _finished(wanted: dict[str, float], by_name: list[str]) -> dict[str, JobStat
     fields = "--format=JobID,JobName,State,Submit,Start"
     options = ["--noheader", "--parsable2", "--allocations", "--allusers", f"--starttime={since}", fields]
     try:
-        return _lines(ask("sacct", *options, *by_name), wanted)
+        told = _lines(ask("sacct", *options, *by_name), wanted)
     except SlurmError:  # no accounting on this cluster, or none to be reached now
         return {}
+    # A job that only the accounting calls running is one of whose end it never heard.
+    return {element: state for element, state in told.items() if state.state not in LIVE}
 
 
 def _lines(text: str, wanted: dict[str, float]) -> dict[str, JobState]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import platform
 import re
 import shutil
@@ -28,6 +29,7 @@ class _Node:
     cpus: int
     memory_mb: int
     host: str
+    state: str
 
 
 def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[str]:
@@ -44,14 +46,17 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
     if cluster.cpus < threads:
         raise InputError(f"slurm.cpus = {cluster.cpus}: every stage runs grid.threads = {threads} threads. Raise it.")
     nodes = _nodes()
-    _check_size(cluster, _partition(cluster, nodes))
-    warnings = list(_shared(folders, {node.host for node in nodes}))
+    mine = _partition(cluster, nodes)
+    warnings = list(_check_size(cluster, mine))
+    warnings += _shared(folders, {node.host for node in nodes})
     with tempfile.TemporaryDirectory(prefix="bench-slurm-") as folder:
         script = sbatch.write_script(Path(folder), cluster, "bench-test", "true")
         try:
             jobs.ask("sbatch", "--test-only", str(script))
         except SlurmError as error:
-            if not re.search(r"(not available|busy|down)\b", str(error)):  # that can pass; all else would not
+            missing = any(re.match("down|drain|fail|maint|reserved|unk", node.state) for node in mine)
+            busy = re.search(r"(busy|down)\b", str(error)) or (missing and "not available" in str(error))
+            if not busy:  # that can pass; all else would not
                 raise
             warnings.append(f"no node can run such a job at present; the jobs will wait: {error}")
     return warnings
@@ -59,21 +64,28 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
 
 def _nodes() -> list[_Node]:
     found = []
-    for line in jobs.ask("sinfo", "--noheader", "--format=%P|%G|%l|%c|%m|%n").splitlines():
-        partition, gres, limit, cpus, memory, host = line.strip().split("|")
-        gpus = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres))
+    told = jobs.ask("sinfo", "--all", "--noheader", "--format=%P|%G|%l|%c|%m|%n|%T")
+    for line in told.splitlines():
+        partition, gres, limit, cpus, memory, host, state = line.strip().split("|")
         found.append(
             _Node(
                 partition.rstrip("*"),
                 partition.endswith("*"),
-                gpus,
+                _gpus(gres),
                 _limit_seconds(limit),
                 int(cpus.rstrip("+")),
                 int(memory.rstrip("+")),
                 host,
+                state,
             )
         )
     return found
+
+
+def _gpus(gres: str) -> int:
+    """How many GPUs Slurm's words for generic resources name: gpu:2, gpu:a100:4(S:0-1),tmp:5."""
+    found = re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres)
+    return sum(map(int, found)) if found else len(re.findall(r"\bgpu\b", gres))
 
 
 def _limit_seconds(text: str) -> float:
@@ -101,11 +113,23 @@ def _partition(cluster: Cluster, nodes: Sequence[_Node]) -> list[_Node]:
     return [node for node in nodes if node.partition in cluster.partition.split(",")]
 
 
-def _check_size(cluster: Cluster, nodes: Sequence[_Node]) -> None:
+def _check_size(cluster: Cluster, nodes: Sequence[_Node]) -> Iterator[str]:
+    """Refuse what no node has; warnings of what a job would hold and not use."""
     where = f"the partition {cluster.partition or nodes[0].partition}"
     most = max(node.gpus for node in nodes)
     if cluster.gpus > most:
         raise InputError(f"slurm.gpus = {cluster.gpus}: no node of {where} has more than {most}. Lower it.")
+    gres = str(cluster.options.get("gres", ""))
+    if "gres" in cluster.options and _gpus(gres) != cluster.gpus:
+        raise InputError(
+            f"slurm.extra: 'gres={gres}' asks for {_gpus(gres)} GPUs, and slurm.gpus = {cluster.gpus} is what stages "
+            "use. Make them equal."
+        )
+    if cluster.gpus > cluster.runs_per_job:
+        yield (
+            f"slurm.gpus = {cluster.gpus}, slurm.runs_per_job = {cluster.runs_per_job}: a stage uses one GPU, so that "
+            f"{cluster.gpus - cluster.runs_per_job} of each job stay idle"
+        )
     cpus, most = cluster.cpus * cluster.runs_per_job, max(node.cpus for node in nodes)
     if cpus > most:
         raise InputError(
@@ -129,8 +153,11 @@ def _check_size(cluster: Cluster, nodes: Sequence[_Node]) -> None:
 def _shared(folders: Mapping[str, Path], hosts: set[str]) -> Iterator[str]:
     """Warnings of folders that other machines may not see; refuses those that they certainly do not."""
     for argument, folder in folders.items():
-        if "%" in str(folder.absolute()):
-            raise InputError(f"{argument} {folder}: Slurm reads '%' in paths in its own way. Name a folder without it.")
+        for sign in "%\\\n":
+            if sign in str(folder.absolute()):
+                raise InputError(
+                    f"{argument} {folder}: Slurm reads {sign!r} in paths in its own way. Name a folder without it."
+                )
     if {host.partition(".")[0] for host in hosts} == {platform.node().partition(".")[0]}:
         return
     for argument, folder in folders.items():
@@ -159,7 +186,32 @@ def _file_system(folder: Path) -> str:
     return kind
 
 
-def max_array_size() -> int:
-    """How many elements an array may have: Slurm's MaxArraySize, which is one more than the highest index."""
+def array_size(cluster: Cluster) -> int:
+    """How many elements an array may have: MaxArraySize, one more than the highest index, or what accounting allows."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", jobs.ask("scontrol", "show", "config"), re.MULTILINE)
-    return max(1, int(found.group(1))) if found else 1001
+    return max(1, min([int(found.group(1)) if found else 1001, *submit_limits(cluster)]))
+
+
+def submit_limits(cluster: Cluster) -> list[int]:
+    """How many jobs, elements counted, this user's account and QOS let be queued at once; none without a limit."""
+    user = getpass.getuser()
+    name = re.search(r"^ClusterName\s*=\s*(\S+)", jobs.ask("scontrol", "show", "config"), re.MULTILINE)
+    try:
+        account = cluster.account or _accounts("user", f"name={user}", "DefaultAccount")[0][0]
+        where = [f"user={user}", f"account={account}", *([f"cluster={name.group(1)}"] if name else [])]
+        rows = _accounts("assoc", *where, "Partition,DefaultQOS,MaxSubmit,GrpSubmit")
+        wanted = {"", *(cluster.partition or "").split(",")}
+        mine = [row for row in rows if row[0] in wanted]
+        qos = {cluster.qos or row[1] or "normal" for row in mine}
+        limits = [text for row in mine for text in row[2:]]
+        for row in _accounts("qos", "Name,MaxSubmitPU,MaxSubmitPA,GrpSubmit"):
+            limits += row[1:] if row[0] in qos else []
+    except (SlurmError, IndexError):  # no accounting, or nothing there about this user
+        return []
+    return [int(text) for text in limits if text.isdigit()]
+
+
+def _accounts(what: str, *where: str) -> list[list[str]]:
+    """Rows of the accounting's own tables; the last argument names the columns."""
+    told = jobs.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *where[:-1], f"format={where[-1]}")
+    return [line.split("|") for line in told.splitlines()]

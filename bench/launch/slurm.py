@@ -7,23 +7,27 @@ before it noted an id. Jobs never submit; the whole graph is planned here.
 from __future__ import annotations
 
 import contextlib
-import sys
+import shlex
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench import cli, collate
+from bench import collate
+from bench.config import copy_gin, find_gin
 from bench.launch import jobs, sbatch, supervisor
 from bench.launch.arrays import Array, Element, Queued, arrange
 from bench.launch.jobs import JobState, SlurmError, Submission
-from bench.launch.limits import max_array_size
+from bench.launch.limits import array_size
 from bench.launch.snapshot import snapshot
 from bench.plan import Plan, look_up
 from bench.specs import Stage
 from bench.store import Store
 
+ENDING_SECONDS = 90.0
+"""For so long jobs that are just ending are waited for before their stages are submitted again."""
 TABLES_MINUTES = 15
 """The time limit of the job that writes the tables."""
 
@@ -39,6 +43,8 @@ class Submitted:
     blocked: dict[str, str] = field(default_factory=dict)
     """Key of a stage that was not submitted -> which failure is in its way."""
     tables_job: str | None = None
+    refused: str = ""
+    """Slurm's words where it refused an array after others were submitted, or the job that writes the tables."""
 
     @property
     def stages(self) -> list[Stage]:
@@ -46,19 +52,49 @@ class Submitted:
         return [stage for array in self.arrays for task in array.tasks for stage in task]
 
 
+@dataclass(frozen=True)
+class Named:
+    """What the command line names: gin files and `--set` lines, where results and data are."""
+
+    gin: Sequence[str]
+    set: Sequence[str]
+    results: Path
+    data: Path
+
+    @property
+    def source(self) -> str:
+        """Which grid it is: other files or lines make another one, also of the same name."""
+        return _command([str(find_gin(name).resolve()) for name in self.gin], self.set)
+
+    def for_tables(self, folder: Path, store_root: Path) -> list[str]:
+        """The arguments of `bench.collate`, with copies in a folder of the gin files, which may change meanwhile."""
+        copies = [str(path.absolute()) for path in copy_gin(self.gin, folder)]
+        places = [("--store", store_root), ("--results", self.results), ("--data", self.data)]
+        given = [text for option, place in places for text in (option, str(place.absolute()))]
+        return [*_option("--gin", copies), *_option("--set", self.set), *given]
+
+
+def _command(gin: Sequence[str], lines: Sequence[str]) -> str:
+    return shlex.join([*_option("--gin", gin), *_option("--set", lines)])
+
+
+def _option(name: str, values: Sequence[str]) -> list[str]:
+    return [name, *values] if values else []
+
+
 # ------------------------------------------------------------------------------------------------------ submitting
 
 
-def submit(plan: Plan, store: Store, data_root: Path, arguments: Sequence[str], retry: bool = False) -> Submitted:
+def submit(plan: Plan, store: Store, named: Named, retry: bool = False) -> Submitted:
     """Submit what of a plan is neither done nor queued, and a job that writes the tables when all has ended.
 
-    `arguments` are those of `bench.collate`, for that job. Raises InputError with sbatch's own words if it refuses;
-    what was submitted before that stays queued, and the same command goes on from there.
+    Raises InputError with sbatch's own words if it refuses the first one; what was submitted before another refusal
+    stays queued, and the same command goes on from there.
     """
-    size = max_array_size()
+    size = array_size(plan.cluster)
     with jobs.submitting(store.root):
         noted = jobs.submissions(store.root)
-        known, queued = jobs.look(store.root)
+        known, queued = _settled(plan, store)
         for before, now in zip(noted, known, strict=False):
             if before.job_id is None and now.job_id is not None:
                 jobs.complete(store.root, before, now.job_id)
@@ -67,15 +103,36 @@ def submit(plan: Plan, store: Store, data_root: Path, arguments: Sequence[str], 
         if submitted.arrays:
             with ThreadPoolExecutor(16) as pool:  # each waits for the disk
                 list(pool.map(store.add, (stage for stage in plan.stages if not stage.unprepared)))
-            _submit_arrays(submitted, plan, store, data_root)
-        _submit_tables(submitted, plan, store, arguments, known, queued)
+            _submit_arrays(submitted, plan, store, named)
+        if not submitted.refused:
+            _submit_tables(submitted, plan, store, named, known, queued)
     return submitted
+
+
+def _settled(plan: Plan, store: Store) -> tuple[list[Submission], dict[str, JobState]]:
+    """Look, and wait for those jobs of this plan that are just ending: whether to be requeued is not known yet."""
+    open_stages = {stage.folder for stage in plan.stages if stage.key not in plan.done}
+    end, told = time.monotonic() + ENDING_SECONDS, False
+    while True:
+        known, queued = jobs.look(store.root)
+        ending = [
+            index
+            for made in known
+            for index, task in enumerate(made.tasks)
+            if open_stages.intersection(task) and jobs.element_state(made, index, queued).state == "COMPLETING"
+        ]
+        if not ending or time.monotonic() >= end:
+            return known, queued
+        if not told:
+            told = True
+            print(f"waiting: {len(ending)} jobs of these stages are just ending", flush=True)
+        time.sleep(1)
 
 
 def draft(plan: Plan, store: Store, retry: bool = False) -> Submitted:
     """What `submit` would submit now; writes nothing."""
     known, queued = jobs.look(store.root)
-    return _missing(plan, store, known, queued, retry, max_array_size())
+    return _missing(plan, store, known, queued, retry, array_size(plan.cluster))
 
 
 def _in_flight(
@@ -130,14 +187,14 @@ def _missing(
     return submitted
 
 
-def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, data_root: Path) -> None:
+def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, named: Named) -> None:
     cluster, grid = plan.cluster, plan.grid
     code = snapshot(store.root).absolute()
     for array in submitted.arrays:
         elements = [
             supervisor.Element(
                 store=store.root.absolute(),
-                data_root=data_root.absolute(),
+                data_root=named.data.absolute(),
                 code=code,
                 checkpoint_steps=grid.checkpoint_steps,
                 threads=grid.threads,
@@ -149,27 +206,32 @@ def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, data_root: Pa
             ).arguments()
             for index in array.indices
         ]
-        made = jobs.note(store.root, str(grid.name), [[stage.folder for stage in task] for task in array.tasks])
+        folders = [[stage.folder for stage in task] for task in array.tasks]
+        made = jobs.note(store.root, str(grid.name), named.source, folders)
         log, dependency = jobs.log_folder(store.root, made.token), array.dependency(submitted.job_ids)
         executor = sbatch.executor(log, cluster, made.name, array.indices, dependency, code)
         try:
             submitted.job_ids.append(sbatch.make(store.root, made, executor, supervisor.supervise, elements))
         except SlurmError as error:
-            before = f"\n{len(submitted.job_ids)} of {len(submitted.arrays)} arrays were submitted before it."
-            raise SlurmError(f"{error}{before if submitted.job_ids else ''}\nRun the same command to go on.") from error
+            if not submitted.job_ids:
+                raise
+            submitted.refused = f"{error}\n{len(submitted.job_ids)} of {len(submitted.arrays)} arrays are submitted."
+            submitted.arrays = submitted.arrays[: len(submitted.job_ids)]
+            return
 
 
 def _submit_tables(
     submitted: Submitted,
     plan: Plan,
     store: Store,
-    arguments: Sequence[str],
+    named: Named,
     known: Sequence[Submission],
     queued: Mapping[str, JobState],
 ) -> None:
     """Have the tables written after all jobs of this grid have ended, well or not; replaces an earlier such job."""
     grid = str(plan.grid.name)
-    earlier = [one.job_id for one in known if one.grid == grid and not one.tasks and one.job_id is not None]
+    mine = [one for one in known if (one.grid, one.source) == (grid, named.source)]
+    earlier = [one.job_id for one in mine if not one.tasks and one.job_id is not None]
     waiting = [job for job in earlier if f"{job}_0" in queued and queued[f"{job}_0"].live]
     flying = sorted({one.element.partition("_")[0] for one in submitted.in_flight.values()}, key=int)
     if not submitted.job_ids and (waiting or not flying):
@@ -177,11 +239,17 @@ def _submit_tables(
         return
     code = snapshot(store.root).absolute()
     after = ":".join(["afterany", *flying, *submitted.job_ids])
-    small = replace(plan.cluster, cpus=1, gpus=0, mem_gb=None, timeout_min=TABLES_MINUTES, signal_delay_s=120)
-    made = jobs.note(store.root, grid, ())
+    extra = tuple(option for option in plan.cluster.extra if not option.startswith("gres"))
+    small = replace(plan.cluster, cpus=1, gpus=0, runs_per_job=1, timeout_min=TABLES_MINUTES, signal_delay_s=120)
+    made = jobs.note(store.root, grid, named.source, ())
     log = jobs.log_folder(store.root, made.token)
-    executor = sbatch.executor(log, replace(small, runs_per_job=1), made.name, (0,), after, code)
-    submitted.tables_job = sbatch.make(store.root, made, executor, write_tables, [arguments])
+    executor = sbatch.executor(log, replace(small, extra=extra), made.name, (0,), after, code)
+    arguments = named.for_tables(jobs.folder(store.root) / "gin" / made.token, store.root)
+    try:
+        submitted.tables_job = sbatch.make(store.root, made, executor, write_tables, [arguments])
+    except SlurmError as error:
+        submitted.refused = f"the job that writes the tables: {error}"
+        return
     if waiting:
         with contextlib.suppress(SlurmError):  # it began meanwhile, or ended; a table more does no harm
             jobs.ask("scancel", *waiting)
@@ -189,33 +257,38 @@ def _submit_tables(
 
 def write_tables(*arguments: str) -> None:
     """What the last job runs: `bench.collate` with these arguments; an incomplete table is no failure of that job."""
-    status = cli.reporting_errors(lambda: collate.main(arguments))
-    if status not in (0, 1):
-        sys.exit(status)
+    collate.main(arguments)
 
 
 # ------------------------------------------------------------------------------------------------------- cancelling
 
 
-def cancel(store_root: Path, grid: str) -> list[str]:
-    """Cancel all jobs of a grid that are still to run or running, and no others; returns the ids."""
+def cancel(store_root: Path, grid: str, source: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Cancel all jobs of a grid that are still to run or running, and no others.
+
+    Returns their ids, and those of other grids of that name, by what of the command line says which they are.
+    """
     with jobs.submitting(store_root):
-        ids = _live_jobs(store_root, grid)
+        others = _live_jobs(store_root, grid)
+        ids = others.pop(source, [])
         for start in range(0, len(ids), 500):
             try:
                 jobs.ask("scancel", *ids[start : start + 500])
             except SlurmError:
-                if {*ids} & {*_live_jobs(store_root, grid)}:  # else they ended meanwhile
+                if {*ids} & {*_live_jobs(store_root, grid).get(source, ())}:  # else they ended meanwhile
                     raise
-    return ids
+    return ids, others
 
 
-def _live_jobs(store_root: Path, grid: str) -> list[str]:
-    """The ids of a grid's jobs that are to run or running, and of those that Slurm will never start."""
+def _live_jobs(store_root: Path, grid: str) -> dict[str, list[str]]:
+    """The ids of jobs that are to run or running, or that Slurm will never start: of grids of a name, by source."""
     known, queued = jobs.look(store_root)
-    names = {one.name for one in known if one.grid == grid}
-    mine = (job for job, state in queued.items() if state.name in names and state.state in jobs.LIVE)
-    return sorted({job.partition("_")[0] for job in mine}, key=int)
+    sources = {one.name: one.source for one in known if one.grid == grid}
+    found: dict[str, set[str]] = {}
+    for job, state in queued.items():
+        if state.name in sources and state.state in jobs.LIVE:
+            found.setdefault(sources[state.name], set()).add(job.partition("_")[0])
+    return {source: sorted(ids, key=int) for source, ids in found.items()}
 
 
 # ------------------------------------------------------------------------------------------------------- in words

@@ -174,9 +174,13 @@ def _requeue(job: str) -> None:
     raise ElementFailed(f"Slurm would not requeue {job}: {told}. The checkpoints are written: submit the grid again.")
 
 
-def _cancelled(job: str) -> bool:
+def _out_of_time(job: str) -> bool | None:
+    """Whether Slurm ends this job for its time limit; None where Slurm cannot be asked.
+
+    While the job still runs its last lines, its state is COMPLETING whatever ended it: only the reason tells.
+    """
     done, told = _scontrol("--oneliner", "show", "job", job)
-    return done and "JobState=CANCELLED" in told
+    return "Reason=TimeLimit" in told if done else None
 
 
 def _say(text: str) -> None:
@@ -342,8 +346,9 @@ class Run:
             if attempt is not None:  # a killed one; an end that the worker noted stays
                 self._store.finish(attempt, "died", f"{death(status)} before it came to the end of a step")
             return "interrupted", ""
-        if status in (EXIT_STATUS["interrupted"], EXIT_STATUS["busy"]):
-            # A signal that did not reach this process (yet), or another process was faster: look again soon.
+        if status in (EXIT_STATUS["interrupted"], EXIT_STATUS["busy"], -signal.SIGTERM):
+            # A signal that did not reach this process (yet), or that the worker was too young to handle; or another
+            # process was faster: look again soon.
             self._next_look = time.monotonic() + LOOK_SECONDS
             return None
         reason = f"the worker process died: {death(status)}"
@@ -509,8 +514,8 @@ def _leave(job: str, asked: Signals) -> NoReturn:
     """Requeue this element, unless somebody wants it to end, and exit."""
     if not asked.announced:
         _say("SIGTERM without an announcement: not requeued by the job itself")
-    elif asked.terminated and _cancelled(job):
-        _say("cancelled meanwhile: not requeued")
+    elif asked.terminated and _out_of_time(job) is False:
+        _say("cancelled, or preempted and requeued by Slurm itself: not requeued by the job")
     else:
         _requeue(job)
     sys.exit(EXIT_STATUS["interrupted"])

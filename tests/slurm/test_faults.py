@@ -186,6 +186,19 @@ def test_a_node_is_lost_to_slurm_but_its_processes_live(
     place.check_same(undisturbed)
 
 
+def test_cancelled_and_submitted_again_at_once(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble
+) -> None:
+    """What is just ending is neither attached to nor waited for by new jobs, which would be cancelled with it."""
+    place = Trouble(tmp_path, prepared)
+    assert place.run() == 0
+    place.hold()  # so that its job ends only when Slurm kills it
+    assert place.run("--cancel") == 0
+    assert state(slurm, place.element(place.last)) == "COMPLETING"
+    finish(place, slurm)
+    place.check_same(undisturbed)
+
+
 def _run(place: Place, *more: str) -> None:
     sys.exit(place.run(*more))
 

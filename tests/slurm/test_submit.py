@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 
 from bench import grid
 from bench.errors import InputError
-from bench.launch import jobs, slurm
+from bench.launch import jobs
 from bench.plan import Plan, make_plan
 from bench.progress import Reporter
 from bench.store import Store
@@ -60,7 +61,7 @@ class Place:
 
     def queued(self) -> Counter[str]:
         """Folder name of a stage -> the live elements that are to run it."""
-        known, queued = slurm.look(self.store.root)
+        known, queued = jobs.look(self.store.root)
         return Counter(
             name
             for made in known
@@ -91,8 +92,11 @@ def test_the_last_job_writes_the_tables(slurm: DevCluster, tmp_path: Path, prepa
     assert place.run() == 0
     table = tmp_path / "results" / "tiny.md"
     assert not table.exists(), "submitting returns at once"
+    before = place.gin.read_text()
+    place.gin.write_text(f"{before}\nfinetune.batch_size = 3\n")  # for another experiment, while this one is queued
     wait_for(table.exists, 90)
     assert "(1)" in table.read_text()
+    place.gin.write_text(before)
     assert place.run() == 0
     assert not place.queued()
 
@@ -168,17 +172,56 @@ def test_two_grids_at_once_on_one_store(slurm: DevCluster, tmp_path: Path, prepa
 def test_cancelling_a_grid_leaves_everything_else(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
     mine = Place(tmp_path / "mine", prepared, "tiny", ["finetune"], LATER)
     other = Place(tmp_path / "mine", prepared, "tiny2", ["mars"], LATER)
+    variant = Place(tmp_path / "variant", prepared, "tiny", ["finetune"], LATER, "source_pretrain.steps = 9")
+    variant.store = mine.store
     same_name_elsewhere = Place(tmp_path / "elsewhere", prepared, "tiny", ["finetune"], LATER)
     strange = slurm.ask("sbatch", "--parsable", "--begin=now+3600", "--output=/dev/null", "--wrap", "true")
     for place in (mine, same_name_elsewhere):
         assert place.run() == 0
     own = {stage.folder for stage in mine.plan.stages}
     assert other.run() == 0
+    assert variant.run() == 0
     assert mine.run("--cancel") == 0
     wait_for(lambda: not own & mine.queued().keys())
+    assert {stage.folder for stage in variant.plan.stages} <= mine.queued().keys(), "of the same name and store"
+    tables = {one.source: one for one in jobs.submissions(mine.store.root, "tiny") if not one.tasks}
+    assert [slurm.job(f"{one.job_id}_0")["JobState"] for one in tables.values()] == ["CANCELLED", "PENDING"]
     assert same_name_elsewhere.queued() == Counter(dict.fromkeys(own, 1))
     assert slurm.job(strange)["JobState"] == "PENDING"
-    assert mine.run("--cancel") == 0
+
+
+REFUSING = """#!/bin/sh
+case "$*" in *--test-only*) exec {sbatch} "$@";; esac
+echo call >> {calls}
+[ $(wc -l < {calls}) -gt {accepted} ] && echo "sbatch: error: AssocMaxSubmitJobLimit" >&2 && exit 1
+exec {sbatch} "$@"
+"""
+
+
+@pytest.mark.parametrize(("accepted", "stages"), [(1, 1), (2, 2)], ids=["the second array", "the tables' job"])
+def test_sbatch_refuses_halfway(
+    accepted: int,
+    stages: int,
+    slurm: DevCluster,
+    tmp_path: Path,
+    prepared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What is queued stays so and is told, and so are sbatch's own words; the same command goes on."""
+    place = Place(tmp_path / "place", prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
+    program, calls = tmp_path / "programs" / "sbatch", tmp_path / "calls"
+    program.parent.mkdir()
+    program.write_text(REFUSING.format(sbatch=shutil.which("sbatch"), calls=calls, accepted=accepted))
+    program.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+        assert place.run() == 1
+    told = capsys.readouterr()
+    assert "AssocMaxSubmitJobLimit" in told.err and f"submitted: {stages} stages" in told.out
+    assert len(place.queued()) == stages
+    assert place.run() == 0
+    assert len(place.queued()) == 2
 
 
 def test_a_failed_parent_blocks_its_own_children_only(

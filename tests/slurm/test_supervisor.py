@@ -236,6 +236,19 @@ def test_one_element_is_cancelled(slurm: DevCluster, place: Place, undisturbed: 
     assert place.weights(second) == undisturbed.weights(second)
 
 
+def test_a_job_that_is_cancelled_while_it_checkpoints_stays_cancelled(slurm: DevCluster, place: Place) -> None:
+    stage = place.stages[0]
+    (name,) = place.submit((stage,))
+    hold(place, stage)
+    slurm.ask("scancel", "--batch", "--signal=USR2", name)
+    wait_for(lambda: "end announced: checkpointing" in place.printed())
+    slurm.ask("scancel", name)
+    release(place, stage)
+    wait_for(slurm.empty)
+    assert slurm.job(name)["JobState"] == "CANCELLED"
+    assert place.states(stage) == ["interrupted"]
+
+
 def test_only_the_last_element_is_requeued(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
     first, second = place.stages
     first_name, last_name = place.submit((first,), (second,))
