@@ -184,11 +184,11 @@ def _given(answer: dict[str, Any], cluster: Cluster, data: Path) -> Iterator[Fac
         yield Fact("problem" if seen else "ok", f"--data {data}: {seen}seen from a compute node", fix)
     fix = "ask the cluster's administrators how jobs get CPUs; slurm.extra takes options of sbatch"
     verdict = "ok" if answer["cores"] >= cluster.cpus else "warning"
-    yield Fact(verdict, f"a job that asks for {cluster.cpus} CPUs may use {answer['cores']}", fix)
+    yield Fact(verdict, f"a job that asks for {cluster.cpus} CPU(s) may use {answer['cores']}", fix)
     if cluster.gpus:
         fix = "install a torch built for the nodes' driver, or ask for GPUs as this cluster wants it: slurm.extra"
         verdict = "ok" if answer["gpus"] >= cluster.gpus else "problem"
-        yield Fact(verdict, f"a job that asks for {cluster.gpus} GPUs: torch sees {answer['gpus']}", fix)
+        yield Fact(verdict, f"a job that asks for {cluster.gpus} GPU(s): torch sees {answer['gpus']}", fix)
 
 
 def _wait(folder: Path, name: str, job: str) -> jobs.JobState:

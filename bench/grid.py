@@ -1,7 +1,7 @@
 """Run a grid: `python -m bench.grid --gin gin/quickstart.gin`.
 
-Exit status: 0 all selected cells done (with `--launcher slurm`: submitted), 1 some failed or blocked, 2 bad input
-(nothing was written), 130 interrupted.
+Exit status: 0 all selected cells done (with `--launcher slurm`: submitted), 1 some failed or blocked, or sbatch refused
+a part of the jobs, 2 bad input (nothing was written), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -329,8 +329,8 @@ def test_data_that_the_node_does_not_see_are_a_problem(programs: Programs, fast_
     ("cluster", "told"),
     [
         (Cluster(cpus=2, gpus=1), []),
-        (Cluster(cpus=3), [("warning", "a job that asks for 3 CPUs may use 2")]),
-        (Cluster(gpus=2), [("problem", "a job that asks for 2 GPUs: torch sees 1")]),
+        (Cluster(cpus=3), [("warning", "a job that asks for 3 CPU(s) may use 2")]),
+        (Cluster(gpus=2), [("problem", "a job that asks for 2 GPU(s): torch sees 1")]),
     ],
 )
 def test_what_a_job_is_given_is_compared_with_what_it_asked_for(

@@ -64,7 +64,8 @@ class Named:
     @property
     def source(self) -> str:
         """Which grid it is: other files or lines make another one, also of the same name."""
-        return _command([str(find_gin(name).resolve()) for name in self.gin], self.set)
+        files = [str(find_gin(name).resolve()) for name in self.gin]
+        return shlex.join([*_option("--gin", files), *_option("--set", self.set)])
 
     def for_tables(self, folder: Path, store_root: Path) -> list[str]:
         """The arguments of `bench.collate`, with copies in a folder of the gin files, which may change meanwhile."""
@@ -72,10 +73,6 @@ class Named:
         places = [("--store", store_root), ("--results", self.results), ("--data", self.data)]
         given = [text for option, place in places for text in (option, str(place.absolute()))]
         return [*_option("--gin", copies), *_option("--set", self.set), *given]
-
-
-def _command(gin: Sequence[str], lines: Sequence[str]) -> str:
-    return shlex.join([*_option("--gin", gin), *_option("--set", lines)])
 
 
 def _option(name: str, values: Sequence[str]) -> list[str]:
