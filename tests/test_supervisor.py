@@ -18,8 +18,9 @@ import pytest
 import bench
 from bench.errors import DamagedStore, InputError
 from bench.files import sha256
+from bench.launch.assignment import Assignment
 from bench.launch.snapshot import snapshot
-from bench.launch.supervisor import Element, no_progress
+from bench.launch.supervisor import no_progress
 from bench.provenance import commit
 from bench.specs import Stage
 from bench.store import Attempt, Store
@@ -128,10 +129,10 @@ class Job:
         (folder / "behaviour").write_text(behaviour)
         return folder
 
-    def element(self, *stages: Stage, **changes: Any) -> Element:
+    def assignment(self, *stages: Stage, **changes: Any) -> Assignment:
         facts = {"checkpoint_steps": 5, "threads": 1, "gpus": 0, "signal": "USR2", "signal_delay_s": 20}
         facts |= {"give_up_after": 3, "store": self.store.root, "data_root": self.folder / "data", "code": self.code}
-        return Element(**{**facts, **changes}, stages=tuple(stage.folder for stage in stages))
+        return Assignment(**{**facts, **changes}, stages=tuple(stage.folder for stage in stages))
 
     def start(self, *stages: Stage, full: bool = False, slurm: dict[str, str] | None = None, **changes: Any) -> Any:
         """Run it in a process of its own; with `full`, no file can grow as on a full disk."""
@@ -139,7 +140,7 @@ class Job:
         environment |= {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(REPOSITORY)}
         environment |= slurm or {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "7"}
         process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISE, *self.element(*stages, **changes).arguments()],
+            [sys.executable, "-c", SUPERVISE, *self.assignment(*stages, **changes).arguments()],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -583,9 +584,9 @@ def test_a_parents_record_may_come_late_but_not_never(job: Job) -> None:
 
 
 def test_an_element_survives_being_made_strings(job: Job) -> None:
-    element = job.element(FIRST, SECOND, gpus=1)
-    assert Element.parse(element.arguments()) == element
-    assert all(isinstance(argument, str) for argument in element.arguments())
+    assignment = job.assignment(FIRST, SECOND, gpus=1)
+    assert Assignment.parse(assignment.arguments()) == assignment
+    assert all(isinstance(argument, str) for argument in assignment.arguments())
 
 
 @pytest.mark.parametrize(
@@ -601,26 +602,28 @@ def test_an_element_survives_being_made_strings(job: Job) -> None:
     ],
 )
 def test_wrong_arguments_are_refused(change: tuple[str, str], message: str, job: Job) -> None:
+    plain = job.assignment(FIRST).arguments()
+    wrong = [*change, *plain] if change[0] == "--thread" else replaced(job, change)
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
-        Element.parse([*change, *job.element(FIRST).arguments()] if change[0] == "--thread" else replaced(job, change))
+        Assignment.parse(wrong)
 
 
 def replaced(job: Job, change: tuple[str, str]) -> list[str]:
-    arguments = job.element(FIRST).arguments()
+    arguments = job.assignment(FIRST).arguments()
     arguments[arguments.index(change[0]) + 1] = change[1]
     return arguments
 
 
 def test_missing_arguments_and_paths_for_names_are_refused(job: Job) -> None:
-    arguments = job.element(FIRST).arguments()
+    arguments = job.assignment(FIRST).arguments()
     for name in ("--store", "--code", "--gpus", "--give-up-after"):
         where = arguments.index(name)
         with pytest.raises(InputError, match=name):
-            Element.parse(arguments[:where] + arguments[where + 2 :])
+            Assignment.parse(arguments[:where] + arguments[where + 2 :])
     with pytest.raises(InputError, match="stages"):
-        Element.parse(arguments[:-1])
+        Assignment.parse(arguments[:-1])
     with pytest.raises(InputError, match="no name of a stage's folder"):
-        Element.parse([*arguments, "../elsewhere"])
+        Assignment.parse([*arguments, "../elsewhere"])
 
 
 def test_outside_a_job_nothing_is_supervised(job: Job) -> None:

@@ -19,6 +19,7 @@ from bench import collate
 from bench.config import copy_gin, find_gin
 from bench.launch import jobs, sbatch, supervisor
 from bench.launch.arrays import Array, Element, Queued, arrange
+from bench.launch.assignment import Assignment
 from bench.launch.jobs import JobState, SlurmError, Submission
 from bench.launch.limits import array_size
 from bench.launch.snapshot import snapshot
@@ -189,7 +190,7 @@ def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, named: Named)
     code = snapshot(store.root).absolute()
     for array in submitted.arrays:
         elements = [
-            supervisor.Element(
+            Assignment(
                 store=store.root.absolute(),
                 data_root=named.data.absolute(),
                 code=code,

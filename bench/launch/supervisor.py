@@ -9,7 +9,6 @@ torch nor numpy and starts no threads.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import os
@@ -18,11 +17,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import NoReturn
 
 from bench.errors import DamagedStore, InputError
+from bench.launch.assignment import Assignment
 from bench.launch.cluster import SIGNALS
 from bench.provenance import cores
 from bench.specs import Stage
@@ -41,74 +39,6 @@ REQUEUE_TRIES = 5
 
 class ElementFailed(Exception):
     """A stage of this element failed or was refused, so that the job must not count as completed."""
-
-
-@dataclass(frozen=True)
-class Element:
-    """What one element of a job array runs: stage folders of a store, and how.
-
-    `signal_delay_s` is how long before the end Slurm sends the signal SIG`signal`; `give_up_after` is a number of
-    attempts in a row without progress; `gpus` are those of the whole job, which the stages share; `code` is a snapshot
-    of the packages.
-    """
-
-    store: Path
-    data_root: Path
-    code: Path
-    checkpoint_steps: int
-    threads: int
-    gpus: int
-    signal: str
-    signal_delay_s: int
-    give_up_after: int
-    stages: tuple[str, ...]
-
-    def arguments(self) -> list[str]:
-        """As strings for `supervise`."""
-        named = [field.name for field in fields(self) if field.name != "stages"]
-        options = [text for name in named for text in (f"--{name.replace('_', '-')}", str(getattr(self, name)))]
-        return [*options, "--", *self.stages]
-
-    @classmethod
-    def parse(cls, arguments: Sequence[str]) -> Element:
-        """From those strings; raises InputError for anything missing, unknown, relative or below its least value."""
-        parser = _Parser(prog="supervise", allow_abbrev=False)
-        for name in ("store", "data-root", "code"):
-            parser.add_argument(f"--{name}", type=_folder, required=True)
-        for name, least in (("checkpoint-steps", 1), ("threads", 1), ("gpus", 0)):
-            parser.add_argument(f"--{name}", type=_at_least(least), required=True)
-        for name in ("signal-delay-s", "give-up-after"):
-            parser.add_argument(f"--{name}", type=_at_least(1), required=True)
-        parser.add_argument("--signal", choices=SIGNALS, required=True)
-        parser.add_argument("stages", nargs="+", type=_name)
-        given = vars(parser.parse_args(arguments))
-        return cls(**{**given, "stages": tuple(given["stages"])})
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message}")
-
-
-def _folder(text: str) -> Path:
-    if not Path(text).is_absolute():
-        raise argparse.ArgumentTypeError(f"'{text}' is no absolute path; a job's working directory is not the caller's")
-    return Path(text)
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {least} up")
-        return int(text)
-
-    return number
-
-
-def _name(text: str) -> str:
-    if Path(text).name != text:
-        raise argparse.ArgumentTypeError(f"'{text}' is no name of a stage's folder")
-    return text
 
 
 # --------------------------------------------------------------------------------------------- what Slurm asks for
@@ -197,13 +127,13 @@ End = tuple[str, str]
 class Run:
     """A stage of this element and its worker; `end` is None while there is something left to do for it."""
 
-    def __init__(self, number: int, element: Element, job: str) -> None:
+    def __init__(self, number: int, assignment: Assignment, job: str) -> None:
         self.end: End | None = None
-        self.folder = element.store / element.stages[number]
+        self.folder = assignment.store / assignment.stages[number]
         self._number = number
-        self._element = element
+        self._assignment = assignment
         self._job = job
-        self._store = Store(element.store)
+        self._store = Store(assignment.store)
         self._stage: Stage | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._next_look = 0.0
@@ -253,7 +183,7 @@ class Run:
         failure = self._store.failure(stage)
         if failure is not None and len(attempts) > self._before:
             return "failed", failure
-        stuck = no_progress(attempts, self._element.give_up_after)
+        stuck = no_progress(attempts, self._assignment.give_up_after)
         if stuck is not None:
             return self._give_up(stuck)
         self._start(len(attempts))
@@ -274,7 +204,7 @@ class Run:
 
     def _not_yet_visible(self) -> str | None:
         """What this stage needs and the store does not show, though a network file system may only be late."""
-        for place in (self._element.store, self.folder):
+        for place in (self._assignment.store, self.folder):
             if place.is_dir():
                 os.listdir(place)  # has it look again
         if not (self.folder / "spec.json").is_file():
@@ -302,15 +232,15 @@ class Run:
     # ------------------------------------------------------------------------------------------------ the worker
 
     def _start(self, known: int) -> None:
-        element = self._element
-        environment = {**os.environ, **_threads(element.threads)}
+        assignment = self._assignment
+        environment = {**os.environ, **_threads(assignment.threads)}
         # Safe path: else the working directory, often a checkout, would come before the snapshot.
-        path = os.pathsep.join(filter(None, (str(element.code), os.environ.get("PYTHONPATH"))))
+        path = os.pathsep.join(filter(None, (str(assignment.code), os.environ.get("PYTHONPATH"))))
         environment |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-        devices = visible_devices(element.gpus)
+        devices = visible_devices(assignment.gpus)
         environment["CUDA_VISIBLE_DEVICES"] = devices[self._number % len(devices)] if devices else ""
         device = "cuda:0" if devices else "cpu"
-        settings = Settings(element.data_root, device, element.threads, element.checkpoint_steps)
+        settings = Settings(assignment.data_root, device, assignment.threads, assignment.checkpoint_steps)
         command = [sys.executable, "-m", "bench.worker", *settings.arguments(), str(self.folder)]
         self._known = known
         self._process = subprocess.Popen(
@@ -370,8 +300,10 @@ class Run:
 
     def give_up_if_stuck(self) -> None:
         """Turn an interruption into a failure where another attempt would be pointless."""
+        if self._stage is None:
+            return
         try:
-            stuck = no_progress(self._store.attempts(self._found), self._element.give_up_after) if self._stage else None
+            stuck = no_progress(self._store.attempts(self._stage), self._assignment.give_up_after)
             if stuck is not None:
                 self.end = self._give_up(stuck) or self.end
         except (InputError, OSError) as error:
@@ -448,27 +380,27 @@ def _kill_group(pid: int) -> None:
 def supervise(*arguments: str) -> None:
     """Run the stages of an element until each has its record; what submitit calls inside the job.
 
-    `arguments` are those of `Element`. Ends the process with status 75 when it was interrupted, after requeuing this
+    `arguments` are those of `Assignment`. Ends the process with status 75 when it was interrupted, after requeuing this
     element if a signal had announced the end; raises ElementFailed if a stage failed, after all others ended.
     """
-    element = Element.parse(arguments)
+    assignment = Assignment.parse(arguments)
     asked = Signals()
-    asked.take_over(element.signal)
+    asked.take_over(assignment.signal)
     import baselines  # noqa: F401  (the spec types that a stage may hold)
     import bench.embedded  # noqa: F401
 
     job = os.environ[JOB_VARIABLE] = job_name()
-    visible_devices(element.gpus)
-    wanted = element.threads * len(element.stages)
-    _say(f"job {job}: {len(element.stages)} stage(s), {cores()} core(s)")
+    visible_devices(assignment.gpus)
+    wanted = assignment.threads * len(assignment.stages)
+    _say(f"job {job}: {len(assignment.stages)} stage(s), {cores()} core(s)")
     if cores() < wanted:
         _say(f"warning: {wanted} core(s) are wanted; the workers will share")
-    runs = [Run(number, element, job) for number in range(len(element.stages))]
+    runs = [Run(number, assignment, job) for number in range(len(assignment.stages))]
     try:
         while not asked and any(run.end is None for run in runs):
             _look(runs, stopping=False)
         if any(run.end is None for run in runs):
-            _checkpoint(runs, asked, element.signal_delay_s)
+            _checkpoint(runs, asked, assignment.signal_delay_s)
     finally:
         for run in runs:
             run.close()

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from submitit import SlurmExecutor
 
+from bench.launch.assignment import Assignment
 from bench.launch.snapshot import snapshot
-from bench.launch.supervisor import Element, supervise
+from bench.launch.supervisor import supervise
 from bench.plan import Plan, make_plan
 from bench.specs import Stage
 from bench.store import Store
@@ -75,7 +76,7 @@ class Place:
         with executor.batch():
             jobs = []
             for stages in elements:
-                element = Element(
+                assignment = Assignment(
                     store=self.store.root,
                     data_root=self.data,
                     code=code,
@@ -87,7 +88,7 @@ class Place:
                     give_up_after=3,
                     stages=tuple(stage.folder for stage in stages),
                 )
-                jobs.append(executor.submit(supervise, *element.arguments()))
+                jobs.append(executor.submit(supervise, *assignment.arguments()))
         return [job.job_id for job in jobs]
 
     def step(self, stage: Stage) -> int:

@@ -1,0 +1,80 @@
+"""What one element of a job array is told to run, as the strings that a job can be given."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import NoReturn
+
+from bench.errors import InputError
+from bench.launch.cluster import SIGNALS
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one element of a job array runs: stage folders of a store, and how.
+
+    `signal_delay_s` is how long before the end Slurm sends the signal SIG`signal`; `give_up_after` is a number of
+    attempts in a row without progress; `gpus` are those of the whole job, which the stages share; `code` is a snapshot
+    of the packages.
+    """
+
+    store: Path
+    data_root: Path
+    code: Path
+    checkpoint_steps: int
+    threads: int
+    gpus: int
+    signal: str
+    signal_delay_s: int
+    give_up_after: int
+    stages: tuple[str, ...]
+
+    def arguments(self) -> list[str]:
+        """As strings for `supervise`."""
+        named = [field.name for field in fields(self) if field.name != "stages"]
+        options = [text for name in named for text in (f"--{name.replace('_', '-')}", str(getattr(self, name)))]
+        return [*options, "--", *self.stages]
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> Assignment:
+        """From those strings; raises InputError for anything missing, unknown, relative or below its least value."""
+        parser = _Parser(prog="supervise", allow_abbrev=False)
+        for name in ("store", "data-root", "code"):
+            parser.add_argument(f"--{name}", type=_folder, required=True)
+        for name, least in (("checkpoint-steps", 1), ("threads", 1), ("gpus", 0)):
+            parser.add_argument(f"--{name}", type=_at_least(least), required=True)
+        for name in ("signal-delay-s", "give-up-after"):
+            parser.add_argument(f"--{name}", type=_at_least(1), required=True)
+        parser.add_argument("--signal", choices=SIGNALS, required=True)
+        parser.add_argument("stages", nargs="+", type=_name)
+        given = vars(parser.parse_args(arguments))
+        return cls(**{**given, "stages": tuple(given["stages"])})
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}")
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_absolute():
+        raise argparse.ArgumentTypeError(f"'{text}' is no absolute path; a job's working directory is not the caller's")
+    return Path(text)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"'{text}' is no whole number from {least} up")
+        return int(text)
+
+    return number
+
+
+def _name(text: str) -> str:
+    if Path(text).name != text:
+        raise argparse.ArgumentTypeError(f"'{text}' is no name of a stage's folder")
+    return text
