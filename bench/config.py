@@ -181,20 +181,25 @@ def copy_gin(files: Sequence[str], folder: Path) -> list[Path]:
 
     Each keeps its name, after which a grid may be called.
     """
-    return [_copy_file(find_gin(name), folder / str(number)) for number, name in enumerate(files)]
+    copies: dict[Path, Path] = {}
+    return [_copy_file(find_gin(name), folder.absolute(), copies) for name in files]
 
 
-def _copy_file(path: Path, folder: Path) -> Path:
+def _copy_file(path: Path, folder: Path, copies: dict[Path, Path]) -> Path:
+    """The copy of a file; `copies` holds those that are made, for a file may be included in two ways."""
+    original = path.resolve()
+    if original in copies:
+        return copies[original]
+    copies[original] = copy = folder / str(len(copies)) / path.name
     text = path.read_text(encoding="utf-8-sig")
-    lines = text.splitlines()
+    lines = text.split("\n")
     for statement in _statements(text, _shown(path)):
         if isinstance(statement, config_parser.IncludeStatement):
             line = statement.location.line_num
-            inner = _copy_file(_included(path, statement.filename, f"{_shown(path)}:{line}"), folder / str(line))
-            lines[line - 1] = f"include '{inner.relative_to(folder)}'"
-    folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / path.name
-    copy.write_text("\n".join([*lines, ""]), encoding="utf-8")
+            inner = _included(path, statement.filename, f"{_shown(path)}:{line}")
+            lines[line - 1] = f"include {str(_copy_file(inner, folder, copies))!r}"
+    copy.parent.mkdir(parents=True)
+    copy.write_text("\n".join(lines), encoding="utf-8")
     return copy
 
 

@@ -91,7 +91,8 @@ def _preemption(where: dict[str, str], config: dict[str, str]) -> Iterator[Fact]
         yield Fact("ok", f"jobs of partition {name} are not preempted")
         return
     if "CANCEL" in mode:
-        yield Fact("warning", f"preempted jobs of {name} are cancelled, not requeued", "run the grid again after it")
+        text = f"preempted jobs of {name} are cancelled, not requeued, unless they checkpoint within {grace} s"
+        yield Fact("warning", text, "lower grid.checkpoint_steps; run the grid again after it")
     else:
         yield Fact("ok", f"jobs of partition {name} may be preempted (PreemptMode {mode}, GraceTime {grace} s)")
     if "preempt_send_user_signal" not in config.get("SlurmctldParameters", ""):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bench import cli
 from bench.errors import InputError
-from bench.plan import Plan, describe, make_plan
+from bench.plan import Plan, describe, make_plan, source
 from bench.provenance import cores
 from bench.specs import walk
 from bench.store import Store
@@ -177,10 +177,11 @@ def _submit(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> 
     options += [("--data", [given.data])] if given.data else []
     told = [str(text) for option, values in options if values for text in (option, *values)]
     print(f"to follow: {shlex.join(['python', '-m', 'bench.status', *told])}", flush=True)
-    if submitted.refused:
-        print(f"error: {submitted.refused}\nWhen jobs have ended, run the same command to go on.", file=sys.stderr)
+    refused = submitted.refused or ("" if given.wait else submitted.tables_refused)  # who waits writes the tables
+    if refused:
+        print(f"error: {refused}\nWhen jobs have ended, run the same command to go on.", file=sys.stderr)
     status = _follow(plan, given, store, submitted) if given.wait else 0
-    return max(status, 1 if submitted.refused else 0)
+    return max(status, 1 if refused else 0)
 
 
 def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: slurm.Submitted) -> int:
@@ -204,9 +205,8 @@ def _cancel(given: argparse.Namespace) -> int:
     from bench.launch import slurm
 
     Store(given.store).check_exists()
-    grid, _ = load_grid(given.gin, given.set)
-    source = slurm.Named(given.gin, given.set, given.results, cli.data_root(given)).source
-    ids, others = slurm.cancel(given.store, str(grid.name), source)
+    grid, bindings = load_grid(given.gin, given.set)
+    ids, others = slurm.cancel(given.store, str(grid.name), source(given.gin, given.set, bindings))
     print(f"cancelled {len(ids)} jobs of grid {grid.name}{': ' if ids else ''}{' '.join(ids)}")
     for other, left in others.items():
         print(f"left alone: {' '.join(left)}, submitted with {other}; --cancel with the same arguments ends them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ class Plan:
     failed: dict[str, str] = field(default_factory=dict)
     """Key of a stage whose last attempt failed -> why."""
     cluster: Cluster = field(default_factory=Cluster)
+    source: str = ""
+    """Its origin with the files' paths: which grid a job belongs to."""
 
     @property
     def unprepared(self) -> set[str]:
@@ -104,19 +107,31 @@ def make_plan(
         data_root,
         list(_splits(expansion)),
         cluster=cluster,
+        source=source(files, overrides, bindings),
     )
     look_up(plan, store)
     return plan
 
 
 def _origin(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> str:
+    named, changed = _computing(files, overrides, bindings)
+    return ", ".join(Path(name).name for name in named) + "".join(f", --set {_told(text)!r}" for text in changed)
+
+
+def source(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> str:
+    """Which grid the gin files and `--set` lines mean, wherever they are named from: others make another one."""
+    named, changed = _computing(files, overrides, bindings)
+    paths = [str(find_gin(name).resolve()) for name in named]
+    return shlex.join(["--gin", *paths, *(["--set", *changed] if changed else [])])
+
+
+def _computing(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> tuple[list[str], list[str]]:
     """The files and `--set` lines that say what is computed, without those that only ask something of a cluster."""
     of_file: dict[str, set[str]] = defaultdict(set)
     for binding in bindings.all:
         of_file[Path(binding.location.rpartition(":")[0]).name].add(binding.configurable)
-    named = [Path(name).name for name in files if of_file.get(find_gin(name).name) != {"slurm"}]
-    changed = [f", --set {_told(text)!r}" for text in overrides if not text.lstrip().startswith("slurm.")]
-    return ", ".join(named) + "".join(changed)
+    named = [name for name in files if of_file.get(find_gin(name).name) != {"slurm"}]
+    return named, [text for text in overrides if not text.lstrip().startswith("slurm.")]
 
 
 def _told(override: str) -> str:

@@ -70,7 +70,8 @@ class Reporter:
 
     def ended(self, stage: Stage, worker: int, outcome: Outcome) -> None:
         """A worker's stage ended, well or not."""
-        seconds = time.monotonic() - self._began.pop(worker, time.monotonic())
+        now = time.monotonic()
+        seconds = now - self._began.pop(worker, now)
         if self._live and worker in self._bars:
             self._live.remove_task(self._bars.pop(worker))
         if outcome.state == "busy":

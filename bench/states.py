@@ -51,6 +51,8 @@ class Look:
     warning: str = ""
     tables: str = ""
     """What became of the job that writes the tables, if it failed."""
+    tables_time: float = 0.0
+    """When that job was submitted, in seconds since 1970."""
 
     def of(self, cell: PlannedCell) -> Seen:
         """What to show for a cell."""
@@ -62,7 +64,7 @@ def look(plan: Plan, store: Store, done: set[str]) -> Look:
     found = Look()
     damage = _read(plan, store, done, found)
     unfinished = [stage for stage in plan.stages if stage.key in found.attempts]
-    queued = _ask(store, str(plan.grid.name), unfinished, found)
+    queued = _ask(store, plan.source, unfinished, found)
     for stage in plan.stages:  # parents first
         if stage.key in done:
             found.seen[stage.key], found.shown[stage.key] = Seen("done"), stage
@@ -99,7 +101,7 @@ def _read(plan: Plan, store: Store, done: set[str], found: Look) -> dict[str, st
     return damage
 
 
-def _ask(store: Store, grid: str, unfinished: Iterable[Stage], found: Look) -> dict[str, JobState]:
+def _ask(store: Store, source: str, unfinished: Iterable[Stage], found: Look) -> dict[str, JobState]:
     """Note which submissions hold these stages; returns what Slurm says of them."""
     names = {stage.folder for stage in unfinished}
     known: list[Submission] = []
@@ -107,12 +109,13 @@ def _ask(store: Store, grid: str, unfinished: Iterable[Stage], found: Look) -> d
     try:
         noted = jobs.submissions(store.root)
         known = [one for one in noted if any(name in names for task in one.tasks for name in task)]
-        tables = [one for one in noted if one.grid == grid and not one.tasks][-1:]
+        tables = [one for one in noted if one.source == source and not one.tasks][-1:]
         queued = jobs.queue([one.name for one in (*known, *tables)])
         for made in jobs.identified(tables, queued):
             state = jobs.element_state(made, 0, queued)
             if state.state in ENDED_BADLY:
                 found.tables = f"{state.state}, see {jobs.log_folder(store.root, made.token)}"
+                found.tables_time = made.time
     except DamagedStore as error:
         found.warning = str(error)
     except SlurmError as error:
@@ -213,7 +216,8 @@ def _behind_failure(stage: Stage, seen: Seen, found: Look) -> Seen:
     What its own ledger tells of counts more.
     """
     attempts = found.attempts.get(stage.key, [])
-    if seen.state == "running" or (seen.state == "failed" and attempts and _failed(attempts[-1])):
+    last = attempts[-1] if attempts else None
+    if (seen.state == "running" and _alive(last)) or (seen.state == "failed" and _failed(last)):
         return seen
     for parent in stage.parents:
         state, note = found.seen[parent.key].state, found.seen[parent.key].note
@@ -221,6 +225,8 @@ def _behind_failure(stage: Stage, seen: Seen, found: Look) -> Seen:
             return Seen("blocked", note)
         if state == "failed":
             return Seen("blocked", f"its stage {parent.folder} failed: {note}")
+    if seen.state == "failed" and any(found.seen[parent.key].state != "done" for parent in stage.parents):
+        return Seen("planned", "its parents are not there yet")  # a job of it found that, and ended
     return seen
 
 

@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.log is not None:
         print_log(plan, store, found, given.log)
         return 0
-    print(describe_failures(plan, store, found) if given.failed else _text(plan, found))
+    print(describe_failures(plan, store, found) if given.failed else _text(plan, found, given.results))
     table = given.results / f"{plan.grid.name}.md"
     if table.is_file() and not given.failed:
         print(f"table: {table}")
@@ -246,7 +246,7 @@ def _watch(given: argparse.Namespace) -> int:
         plan = _plan(given)
         while True:
             found = look(plan, store, done)
-            if (text := _text(plan, found)) != before:
+            if (text := _text(plan, found, given.results)) != before:
                 print(f"\033[H\033[2J{text}" if sys.stdout.isatty() else text, flush=True)
             before, now = text, {seen.state for seen in found.seen.values()}
             if now & {"running", "queued", "requeued"}:
@@ -264,7 +264,10 @@ def _plan(given: argparse.Namespace) -> Plan:
     return make_plan(given.gin, given.set, given.only, cli.data_root(given), Store(Path(os.devnull)))
 
 
-def _text(plan: Plan, found: Look) -> str:
+def _text(plan: Plan, found: Look, results: Path) -> str:
+    table = results / f"{plan.grid.name}.md"
+    if table.is_file() and table.stat().st_mtime > found.tables_time:  # written since, by whomever
+        found.tables = ""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     return describe(plan, found, sys.stdout.encoding, width)
 

@@ -289,6 +289,17 @@ def test_copies_mean_the_same_whatever_becomes_of_the_originals(tmp_path: Path) 
     assert [(b.target, b.value) for b in after] == [(b.target, b.value) for b in before]
 
 
+def test_copies_of_files_that_meet_again(tmp_path: Path) -> None:
+    (tmp_path / "o'common.gin").write_text("finetune.lr = 2e-3\n")
+    first, second = tmp_path / "first.gin", tmp_path / "second.gin"
+    first.write_text('# a page \x0c and a line \u2028 that are none\ninclude "o\'common.gin"\n')
+    second.write_text('include "o\'common.gin"\nfinetune.dropout = 0.3\n')
+    names = [str(first), str(second), str(first)]
+    before = read_bindings(names, []).all
+    copies = [str(path) for path in copy_gin(names, tmp_path / "copies")]
+    assert [(b.target, b.value) for b in read_bindings(copies, []).all] == [(b.target, b.value) for b in before]
+
+
 def test_a_file_included_by_two_ways_is_read_once_in_effect(tmp_path: Path) -> None:
     (tmp_path / "common.gin").write_text(GRID)
     for name in ("a", "b"):

@@ -270,7 +270,7 @@ def test_a_good_cluster_passes(programs: Programs) -> None:
         ({"AccountingStorageType": "accounting_storage/none"}, None, "warning", "forgets jobs 300 s after"),
         ({"AccountingStorageType": "(null)"}, None, "warning", "no accounting"),
         ({"SlurmctldParameters": "(null)"}, "low", "warning", "lacks preempt_send_user_signal"),
-        ({}, "hasty", "warning", "cancelled, not requeued"),
+        ({}, "hasty", "warning", "cancelled, not requeued, unless they checkpoint within 0 s"),
         ({}, "shut", "problem", "partition shut: DOWN"),
     ],
 )

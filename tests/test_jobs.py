@@ -15,7 +15,7 @@ import pytest
 from bench import grid
 from bench.config import shipped_gin
 from bench.errors import InputError
-from bench.launch import jobs, limits, sbatch
+from bench.launch import jobs, limits, sbatch, slurm
 from bench.launch.cluster import Cluster
 from bench.launch.jobs import JobState, SlurmError, Submission
 from bench.plan import make_plan
@@ -387,7 +387,8 @@ def test_limits_of_partitions(text: str, seconds: float) -> None:
 
 
 def test_what_the_accounting_lets_be_queued_limits_an_array(fake: Fake) -> None:
-    fake("scontrol", "ClusterName = ours\nMaxArraySize            = 1001\n")
+    config = "ClusterName = ours\nMaxArraySize            = 1001\nAccountingStorageEnforce = associations,limits\n"
+    fake("scontrol", config)
     program = fake("sacctmgr").with_name("sacctmgr")
     tables = {"user": "lab", "assoc": "|normal|50|\nlong||7|\n", "qos": "normal|||\ntight|3|20|\n"}
     cases = "".join(f"{name}) printf '{text}';;\n" for name, text in tables.items())
@@ -395,13 +396,56 @@ def test_what_the_accounting_lets_be_queued_limits_an_array(fake: Fake) -> None:
     assert limits.array_size(Cluster()) == 50
     assert limits.array_size(Cluster(partition="long")) == 7
     assert limits.array_size(Cluster(qos="tight")) == 3
+    fake("scontrol", config.replace(",limits", ""))  # what is set there, and nobody enforces
+    assert limits.array_size(Cluster()) == 1001
+    fake("scontrol", config)
     fake("sacctmgr", status=1)
     assert limits.array_size(Cluster()) == 1001
+
+
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [
+        ("gpu", 1),
+        ("gpu:2", 2),
+        ("gpu:a100", 1),
+        ("gpu:a100:4(S:0-1),tmp:5", 4),
+        ("gpu:a100:1,gpu:2", 3),
+        ("gpu:3g.20gb", 1),
+        ("gpu:3g.20gb:2(S:0,2)", 2),
+        ("tmp:5", 0),
+        ("(null)", 0),
+    ],
+)
+def test_gpus_in_slurms_words(gres: str, count: int) -> None:
+    assert limits._gpus(gres) == count
 
 
 def test_indices_as_slurm_writes_them() -> None:
     assert sbatch._ranges([0]) == "0"
     assert sbatch._ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
+
+
+def test_what_is_to_run_a_child_of_a_failed_stage_is_no_substitute_for_running_it(
+    cluster: Fake, tmp_path: Path, prepared: Path
+) -> None:
+    """A packed element waits for its parents' end only, finds one missing and gives up; it is not attached to."""
+    store = Store(tmp_path / "runs")
+    (tmp_path / "gin").mkdir()
+    gin = tiny_grid.write(tmp_path / "gin", ["tapt"])
+    plan = make_plan([str(gin)], [], ["*/digits/*"], prepared, store)
+    parent, child = (next(one for one in plan.stages if one.name == name) for name in ("further_pretrain", "finetune"))
+    store.add(parent)
+    attempt = store.claim(parent)
+    assert attempt is not None
+    store.finish(attempt, "failed", "ValueError: no")
+    made = jobs.complete(store.root, jobs.note(store.root, "tiny", plan.source, [[child.folder, "another"]]), "5")
+    now = int(time.time())
+    cluster("squeue", f"5_0|{made.name}|RUNNING|{now}|{now}|None\n")
+    plan = make_plan([str(gin)], [], ["*/digits/*"], prepared, store)
+    retried = slurm.draft(plan, store, retry=True)
+    assert child.folder in [stage.folder for stage in retried.stages] and not retried.in_flight
+    assert child.key in slurm.draft(plan, store).blocked
 
 
 # ------------------------------------------------------------------------------------------------------- gin files

@@ -413,9 +413,20 @@ def test_a_packed_child_whose_job_failed_for_want_of_its_parent_is_blocked(site:
 
 
 def test_a_failed_job_of_the_tables_is_told_of(site: Site) -> None:
-    made = jobs.complete(site.store.root, jobs.note(site.store.root, "site", "", ()), "7")
-    site.slurm(site.line(made, 0, "FAILED", reason="NonZeroExitCode"))
+    other = jobs.complete(site.store.root, jobs.note(site.store.root, "site", "--gin another.gin", ()), "6")
+    site.slurm(site.line(other, 0, "FAILED"))
+    assert site.look().tables == ""
+    made = jobs.complete(site.store.root, jobs.note(site.store.root, "site", site.plan.source, ()), "7")
+    site.slurm(site.line(made, 0, "FAILED", reason="NonZeroExitCode"), site.line(other, 0, "FAILED"))
     assert made.token in status.describe(site.plan, site.look())
+
+
+def test_a_job_that_ended_for_want_of_a_parent_is_no_failure(site: Site) -> None:
+    made = site.submit(site.first, job="8", packed=True)
+    site.slurm(site.line(made, 0, "FAILED", reason="NonZeroExitCode"))
+    assert site.state(site.first) == "planned"
+    site.finish(site.parent)
+    assert site.state(site.first) == "failed"
 
 
 def test_a_damaged_submission_hides_nothing_that_files_tell(site: Site) -> None:

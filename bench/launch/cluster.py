@@ -22,6 +22,7 @@ OURS = {
     "constraint": "constraint",
     "cpus-per-task": "cpus",
     "gpus": "gpus",
+    "gpus-per-socket": "gpus",
     "gpus-per-task": "gpus",
     "gpus-per-node": "gpus",
     "mem": "mem_gb",

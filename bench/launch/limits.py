@@ -84,8 +84,9 @@ def _nodes() -> list[_Node]:
 
 def _gpus(gres: str) -> int:
     """How many GPUs Slurm's words for generic resources name: gpu:2, gpu:a100:4(S:0-1),tmp:5."""
-    found = re.findall(r"\bgpu(?::[^:,()]+)?:(\d+)", gres)
-    return sum(map(int, found)) if found else len(re.findall(r"\bgpu\b", gres))
+    kind = re.compile(r"(?:gres[:/])?gpu(?::(?P<type>[^:()]*[^:()\d][^:()]*))?(?::(?P<count>\d+))?(?:\(.*\))?")
+    found = map(kind.fullmatch, re.split(r",(?![^(]*\))", gres))
+    return sum(int(match["count"] or 1) for match in found if match)
 
 
 def _limit_seconds(text: str) -> float:
@@ -194,8 +195,10 @@ def array_size(cluster: Cluster) -> int:
 
 def submit_limits(cluster: Cluster) -> list[int]:
     """How many jobs, elements counted, this user's account and QOS let be queued at once; none without a limit."""
-    user = getpass.getuser()
-    name = re.search(r"^ClusterName\s*=\s*(\S+)", jobs.ask("scontrol", "show", "config"), re.MULTILINE)
+    user, config = getpass.getuser(), jobs.ask("scontrol", "show", "config")
+    if not re.search(r"^AccountingStorageEnforce\s*=.*(limits|qos|safe)", config, re.MULTILINE):
+        return []
+    name = re.search(r"^ClusterName\s*=\s*(\S+)", config, re.MULTILINE)
     try:
         account = cluster.account or _accounts("user", f"name={user}", "DefaultAccount")[0][0]
         where = [f"user={user}", f"account={account}", *([f"cluster={name.group(1)}"] if name else [])]

@@ -7,7 +7,7 @@ before it noted an id. Jobs never submit; the whole graph is planned here.
 from __future__ import annotations
 
 import contextlib
-import shlex
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench import collate
-from bench.config import copy_gin, find_gin
+from bench.config import copy_gin, load_grid
 from bench.launch import jobs, sbatch, supervisor
 from bench.launch.arrays import Array, Element, Queued, arrange
 from bench.launch.assignment import Assignment
@@ -45,7 +45,9 @@ class Submitted:
     """Key of a stage that was not submitted -> which failure is in its way."""
     tables_job: str | None = None
     refused: str = ""
-    """Slurm's words where it refused an array after others were submitted, or the job that writes the tables."""
+    """Slurm's words where it refused an array after others were submitted."""
+    tables_refused: str = ""
+    """Slurm's words where it refused the job that writes the tables."""
 
     @property
     def stages(self) -> list[Stage]:
@@ -62,15 +64,10 @@ class Named:
     results: Path
     data: Path
 
-    @property
-    def source(self) -> str:
-        """Which grid it is: other files or lines make another one, also of the same name."""
-        files = [str(find_gin(name).resolve()) for name in self.gin]
-        return shlex.join([*_option("--gin", files), *_option("--set", self.set)])
-
     def for_tables(self, folder: Path, store_root: Path) -> list[str]:
         """The arguments of `bench.collate`, with copies in a folder of the gin files, which may change meanwhile."""
-        copies = [str(path.absolute()) for path in copy_gin(self.gin, folder)]
+        copies = [str(path) for path in copy_gin(self.gin, folder)]
+        load_grid(copies, self.set)  # what cannot be read is better told now than by the last job
         places = [("--store", store_root), ("--results", self.results), ("--data", self.data)]
         given = [text for option, place in places for text in (option, str(place.absolute()))]
         return [*_option("--gin", copies), *_option("--set", self.set), *given]
@@ -173,8 +170,9 @@ def _missing(
     runnable: list[Stage] = []
     ends = {} if retry else {key: f"failed: {why}" for key, why in plan.failed.items() if key not in in_flight}
     for stage in plan.to_run(retry):
-        if stage.key in in_flight:
+        if stage.key in in_flight and all(one.key in plan.done or one.key in in_flight for one in stage.parents):
             continue
+        in_flight.pop(stage.key, None)  # what is to run it will find a parent missing
         cause = next((parent for parent in stage.parents if parent.key in ends), None)
         if cause is None:
             runnable.append(stage)
@@ -205,13 +203,13 @@ def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, named: Named)
             for index in array.indices
         ]
         folders = [[stage.folder for stage in task] for task in array.tasks]
-        made = jobs.note(store.root, str(grid.name), named.source, folders)
+        made = jobs.note(store.root, str(grid.name), plan.source, folders)
         log, dependency = jobs.log_folder(store.root, made.token), array.dependency(submitted.job_ids)
         executor = sbatch.executor(log, cluster, made.name, array.indices, dependency, code)
         try:
             submitted.job_ids.append(sbatch.make(store.root, made, executor, supervisor.supervise, elements))
         except SlurmError as error:
-            if not submitted.job_ids:
+            if not submitted.job_ids and not submitted.in_flight:
                 raise
             submitted.refused = f"{error}\n{len(submitted.job_ids)} of {len(submitted.arrays)} arrays are submitted."
             submitted.arrays = submitted.arrays[: len(submitted.job_ids)]
@@ -228,7 +226,7 @@ def _submit_tables(
 ) -> None:
     """Have the tables written after all jobs of this grid have ended, well or not; replaces an earlier such job."""
     grid = str(plan.grid.name)
-    mine = [one for one in known if (one.grid, one.source) == (grid, named.source)]
+    mine = [one for one in known if (one.grid, one.source) == (grid, plan.source)]
     earlier = [one.job_id for one in mine if not one.tasks and one.job_id is not None]
     waiting = [job for job in earlier if f"{job}_0" in queued and queued[f"{job}_0"].live]
     flying = sorted({one.element.partition("_")[0] for one in submitted.in_flight.values()}, key=int)
@@ -237,16 +235,16 @@ def _submit_tables(
         return
     code = snapshot(store.root).absolute()
     after = ":".join(["afterany", *flying, *submitted.job_ids])
-    extra = tuple(option for option in plan.cluster.extra if not option.startswith("gres"))
+    extra = tuple(option for option in plan.cluster.extra if not re.match(r"gres|tres|[\w-]*gpu", option))
     small = replace(plan.cluster, cpus=1, gpus=0, runs_per_job=1, timeout_min=TABLES_MINUTES, signal_delay_s=120)
-    made = jobs.note(store.root, grid, named.source, ())
+    made = jobs.note(store.root, grid, plan.source, ())
     log = jobs.log_folder(store.root, made.token)
     executor = sbatch.executor(log, replace(small, extra=extra), made.name, (0,), after, code)
     arguments = named.for_tables(jobs.folder(store.root) / "gin" / made.token, store.root)
     try:
         submitted.tables_job = sbatch.make(store.root, made, executor, write_tables, [arguments])
     except SlurmError as error:
-        submitted.refused = f"the job that writes the tables: {error}"
+        submitted.tables_refused = f"the job that writes the tables: {error}"
         return
     if waiting:
         with contextlib.suppress(SlurmError):  # it began meanwhile, or ended; a table more does no harm

@@ -447,7 +447,7 @@ def _leave(job: str, asked: Signals) -> NoReturn:
     if not asked.announced:
         _say("SIGTERM without an announcement: not requeued by the job itself")
     elif asked.terminated and _out_of_time(job) is False:
-        _say("cancelled, or preempted and requeued by Slurm itself: not requeued by the job")
+        _say("cancelled, or preempted, after which Slurm requeues where it is set to: not requeued by the job")
     else:
         _requeue(job)
     sys.exit(EXIT_STATUS["interrupted"])
