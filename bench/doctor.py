@@ -41,7 +41,7 @@ LATE_SECONDS = 60.0
 
 def settings(partition: str | None) -> Iterator[Fact]:
     """The settings of a Slurm cluster on which being stopped and going on rests."""
-    config = _pairs(jobs.ask("scontrol", "show", "config"), "\n")
+    config = jobs.configuration()
     yield Fact("ok", f"Slurm {config.get('SLURM_VERSION', '?')}")
     size = int(config.get("MaxArraySize", "0") or 0)
     small = Fact("warning", f"MaxArraySize {size}: large grids need many sbatch calls", "ask for a larger MaxArraySize")
@@ -61,14 +61,8 @@ def settings(partition: str | None) -> Iterator[Fact]:
     yield _accounting(config)
 
 
-def _pairs(text: str, between: str) -> dict[str, str]:
-    """What scontrol prints as 'name = value' or 'name=value'."""
-    split = (part.partition("=") for part in text.split(between))
-    return {name.strip(): value.strip() for name, equals, value in split if equals}
-
-
 def _partition(name: str | None) -> dict[str, str]:
-    known = [_pairs(line, " ") for line in jobs.ask("scontrol", "--oneliner", "show", "partition").splitlines()]
+    known = [jobs.pairs(line, " ") for line in jobs.ask("scontrol", "--oneliner", "show", "partition").splitlines()]
     for one in known:
         if one.get("PartitionName") == name or (name is None and one.get("Default") == "YES"):
             return one

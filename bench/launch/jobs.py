@@ -236,6 +236,17 @@ def ask(*command: str, seconds: float = 120.0) -> str:
     return done.stdout
 
 
+def configuration() -> dict[str, str]:
+    """The settings of the cluster, as its controller tells them."""
+    return pairs(ask("scontrol", "show", "config"), "\n")
+
+
+def pairs(text: str, between: str) -> dict[str, str]:
+    """What scontrol prints as 'name = value' or 'name=value'."""
+    split = (part.partition("=") for part in text.split(between))
+    return {name.strip(): value.strip() for name, equals, value in split if equals}
+
+
 def queue(names: Iterable[str]) -> dict[str, JobState]:
     """The state of every job and array element with one of these names, by id: '123' or '123_4'.
 

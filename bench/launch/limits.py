@@ -189,19 +189,18 @@ def _file_system(folder: Path) -> str:
 
 def array_size(cluster: Cluster) -> int:
     """How many elements an array may have: MaxArraySize, one more than the highest index, or what accounting allows."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", jobs.ask("scontrol", "show", "config"), re.MULTILINE)
-    return max(1, min([int(found.group(1)) if found else 1001, *submit_limits(cluster)]))
+    config = jobs.configuration()
+    return max(1, min([int(config.get("MaxArraySize") or 1001), *_submit_limits(cluster, config)]))
 
 
-def submit_limits(cluster: Cluster) -> list[int]:
+def _submit_limits(cluster: Cluster, config: Mapping[str, str]) -> list[int]:
     """How many jobs, elements counted, this user's account and QOS let be queued at once; none without a limit."""
-    user, config = getpass.getuser(), jobs.ask("scontrol", "show", "config")
-    if not re.search(r"^AccountingStorageEnforce\s*=.*(limits|qos|safe)", config, re.MULTILINE):
+    if not re.search("limits|qos|safe", config.get("AccountingStorageEnforce", "")):
         return []
-    name = re.search(r"^ClusterName\s*=\s*(\S+)", config, re.MULTILINE)
+    user = getpass.getuser()
     try:
         account = cluster.account or _accounts("user", f"name={user}", "DefaultAccount")[0][0]
-        where = [f"user={user}", f"account={account}", *([f"cluster={name.group(1)}"] if name else [])]
+        where = [f"user={user}", f"account={account}", f"cluster={config.get('ClusterName', '')}"]
         rows = _accounts("assoc", *where, "Partition,DefaultQOS,MaxSubmit,GrpSubmit")
         wanted = {"", *(cluster.partition or "").split(",")}
         mine = [row for row in rows if row[0] in wanted]
