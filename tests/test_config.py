@@ -270,9 +270,9 @@ def test_a_rows_own_binding_that_splits_a_shared_stage_is_named(tmp_path: Path) 
 
 def test_copies_mean_the_same_whatever_becomes_of_the_originals(tmp_path: Path) -> None:
     files = {
-        "grid.gin": "# a comment\ninclude '../shared/base.gin'  # more\nfinetune.lr = 1e-3\n",
+        "grid.gin": "# a comment\ninclude '../common/base.gin'  # more\nfinetune.lr = 1e-3\n",
         "own/shared.gin": "include 'quickstart.gin'\nfinetune.lr = 2e-3\n",
-        "shared/base.gin": "include '../own/shared.gin'\nfinetune.dropout = 0.3\n",
+        "common/base.gin": "include '../own/shared.gin'\nfinetune.dropout = 0.3\n",
     }
     for name, text in files.items():
         path = tmp_path / "here" / name
