@@ -49,8 +49,9 @@ def chosen_rows(data: Data, labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """The sorted positions that `data` asks for, of a split with these labels: its subset, then its part of that."""
     if data.subset is None and data.part == "all":
         return np.arange(len(np.asarray(labels)))
+    if data.part == "all":
+        assert data.subset is not None
+        return stratified_subset(labels, data.subset, data.subset_seed)
+    assert data.size is not None  # prepared, or the split would not be open
     order = stratified_order(labels, data.subset_seed)[: data.subset]
-    if data.part != "all":
-        assert data.size is not None  # prepared, or the split would not be open
-        order = order[-data.size :] if data.part == "holdout" else order[: data.size]
-    return np.sort(order)
+    return np.sort(order[-data.size :] if data.part == "holdout" else order[: data.size])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from bench import collate
 from bench.config import copy_gin, load_grid
+from bench.errors import InputError
 from bench.launch import jobs, sbatch, supervisor
 from bench.launch.arrays import Array, Element, Queued, arrange
 from bench.launch.assignment import Assignment
@@ -237,13 +239,15 @@ def _submit_tables(
     after = ":".join(["afterany", *flying, *submitted.job_ids])
     extra = tuple(option for option in plan.cluster.extra if not re.match(r"gres|tres|[\w-]*gpu", option))
     small = replace(plan.cluster, cpus=1, gpus=0, runs_per_job=1, timeout_min=TABLES_MINUTES, signal_delay_s=120)
-    made = jobs.note(store.root, grid, plan.source, ())
-    log = jobs.log_folder(store.root, made.token)
-    executor = sbatch.executor(log, replace(small, extra=extra), made.name, (0,), after, code)
-    arguments = named.for_tables(jobs.folder(store.root) / "gin" / made.token, store.root)
+    copies = jobs.folder(store.root) / "gin"
+    copies.mkdir(exist_ok=True)
     try:
+        arguments = named.for_tables(Path(tempfile.mkdtemp(dir=copies)), store.root)
+        made = jobs.note(store.root, grid, plan.source, ())
+        log = jobs.log_folder(store.root, made.token)
+        executor = sbatch.executor(log, replace(small, extra=extra), made.name, (0,), after, code)
         submitted.tables_job = sbatch.make(store.root, made, executor, write_tables, [arguments])
-    except SlurmError as error:
+    except InputError as error:  # sbatch's, or that of a gin file that was changed since it was read
         submitted.tables_refused = f"the job that writes the tables: {error}"
         return
     if waiting:
