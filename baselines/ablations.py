@@ -103,6 +103,7 @@ class PredictionMatching(Objective):
     """The student's predictions for the masked input move towards the teacher's for the same masked input."""
 
     NEEDS = frozenset({"mask", "decoder", "teacher"})
+    CAPTURABLE = True
 
     weight: float = 1.0
 
@@ -140,6 +141,7 @@ class WeightMatchingL2(Objective):
     """The student's trainable encoder tensors move towards the teacher's: squared L2 distance."""
 
     NEEDS = frozenset({"teacher"})
+    CAPTURABLE = True
 
     weight: float = 1.0
 
@@ -165,6 +167,7 @@ class WeightMatchingMARS(Objective):
     """The student's encoder matrices move towards the teacher's: largest row of absolute differences, per matrix."""
 
     NEEDS = frozenset({"teacher"})
+    CAPTURABLE = True
 
     weight: float = 1.0
 

@@ -131,6 +131,7 @@ class LabelSmoothing(Objective):
     """Cross-entropy of labels that give away `epsilon` to all classes, or to all others."""
 
     NEEDS = frozenset({"labels", "head"})
+    CAPTURABLE = True
 
     epsilon: float = 0.1
     spread: Literal["all", "others"] = "all"
@@ -159,6 +160,7 @@ class Distillation(Objective):
     """Learn from the labels and from a fine-tuned teacher's softened answers."""
 
     NEEDS = frozenset({"labels", "head", "teacher"})
+    CAPTURABLE = True
     UNBOUND: ClassVar[tuple[str, ...]] = ("kl_reduction", "multiplier")  # the recipes' own settings
 
     alpha: float = 0.5
@@ -228,6 +230,7 @@ class VirtualTeacher(Objective):
     """Learn from the labels and from a made-up teacher that is nearly always right."""
 
     NEEDS = frozenset({"labels", "head"})
+    CAPTURABLE = True
 
     alpha: float = 0.1
     temperature: float = 20.0

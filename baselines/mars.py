@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
 from bench.registry import recipe
@@ -39,39 +39,53 @@ if TYPE_CHECKING:
     from bench.models import Model
 
 
-def _row_distances(weight: Tensor, centre: Tensor | None) -> Tensor:
-    """Σ_i |W_ji − U_ji| for every output unit j; a vector is a diagonal matrix, one value per row."""
-    moved = weight if centre is None else weight - centre
+def _row_distances(moved: Tensor) -> Tensor:
+    """Σ_i |W_ji − U_ji| of W − U for every output unit j; a vector is a diagonal matrix, one value per row."""
     return moved.abs().reshape(len(moved), -1).sum(dim=1)
 
 
 def mars_distance(weight: Tensor, centre: Tensor | None) -> Tensor:
     """max_j Σ_i |W_ji − U_ji|, a scalar with a graph: the induced ∞-norm of the way from `centre` (None: origin)."""
-    return _row_distances(weight, centre).max()
+    return _row_distances(weight if centre is None else weight - centre).max()
 
 
 def mars_projection(weight: Tensor, centre: Tensor | None, radius: float) -> Tensor:
     """`weight` with every row outside the ball of `radius` around `centre`'s row pulled back onto it.
 
     A row is what feeds one output unit: `weight[j]`, of a matrix (out, in) or a convolution (out, in, height, width).
+    Without a centre the ball is around the origin.
     """
-    # (out,) -> (out, 1, ..., 1), to scale rows.
-    distances = _row_distances(weight, centre).reshape(-1, *[1] * (weight.ndim - 1))
-    return _scaled(weight, centre, distances, radius)
+    return _projected([weight], [centre], radius, "mars")[0]
 
 
 def frobenius_projection(weight: Tensor, centre: Tensor | None, radius: float) -> Tensor:
     """`weight`, pulled back as a whole where its Euclidean distance from `centre` is more than `radius`."""
-    return _scaled(weight, centre, (weight if centre is None else weight - centre).norm(), radius)
+    return _projected([weight], [centre], radius, "frobenius")[0]
 
 
-def _scaled(weight: Tensor, centre: Tensor | None, distances: Tensor, radius: float) -> Tensor:
+def _projected(
+    weights: list[Tensor], centres: list[Tensor | None], radius: float, norm: Literal["mars", "frobenius"]
+) -> list[Tensor]:
+    """All these weights projected (foreach operations: each is applied to the whole list at once)."""
     import torch
 
-    shrink = (distances / radius).clamp(min=1)
-    pulled = weight / shrink if centre is None else centre + (weight - centre) / shrink
+    origins = [
+        torch.zeros_like(weight) if centre is None else centre for weight, centre in zip(weights, centres, strict=True)
+    ]
+    moved = torch._foreach_sub(weights, origins)
+    if norm == "frobenius":
+        distances = list(torch._foreach_norm(moved))
+    else:
+        # (out,) -> (out, 1, ..., 1), to scale rows.
+        distances = [_row_distances(way).reshape(-1, *[1] * (way.ndim - 1)) for way in moved]
+    shrink = torch._foreach_div(distances, radius)
+    torch._foreach_clamp_min_(shrink, 1)
+    pulled = torch._foreach_add(origins, torch._foreach_div(moved, shrink))
     # U + (W − U) is not W: what is inside keeps its bits.
-    return torch.where(distances > radius, pulled, weight)
+    return [
+        torch.where(distance > radius, new, weight)
+        for distance, new, weight in zip(distances, pulled, weights, strict=True)
+    ]
 
 
 def gain_projection(
@@ -129,6 +143,8 @@ class MarsProjection(Constraint):
     norm_gains: bool = False
     norm: Literal["mars", "frobenius"] = "mars"
 
+    CAPTURABLE: ClassVar[bool] = True
+
     def check(self) -> None:
         self.require("radius", self.radius > 0, "above 0")
         self.require(
@@ -136,22 +152,25 @@ class MarsProjection(Constraint):
         )
 
     def apply(self, model: Model, reference: Mapping[str, Tensor], state: State) -> None:
-        project = mars_projection if self.norm == "mars" else frobenius_projection
-        for name, weight in kernels(model).items():
-            weight.copy_(project(weight, reference[name], self.radius))
+        # Encoder kernels and the layers of the head; an embedding table is (..., D) -> (rows, D).
+        bounded: dict[str, tuple[Tensor, Tensor | None]] = {
+            name: (weight, reference[name]) for name, weight in kernels(model).items()
+        }
         if self.embeddings:
-            for name, table in _encoder_tensors(model, "embedding"):
-                # (..., D) -> (rows, D)
-                rows = table.flatten(0, -2), reference[name].flatten(0, -2)
-                table.copy_(project(*rows, self.radius).view_as(table))
+            bounded |= {
+                name: (table.flatten(0, -2), reference[name].flatten(0, -2))
+                for name, table in _encoder_tensors(model, "embedding")
+            }
         if self.norm_gains:
-            for name, gain in _encoder_tensors(model, "gain"):
-                bound = gain_projection if self.norm == "mars" else frobenius_projection
-                gain.copy_(bound(gain, reference[name], self.radius))
+            bounded |= {name: (gain, reference[name]) for name, gain in _encoder_tensors(model, "gain")}
+        self._bound([*bounded.values()], self.radius)
         if self.head_radius is not None and model.head is not None:
-            for weight in model.head.parameters():
-                if weight.ndim > 1:
-                    weight.copy_(project(weight, None, self.head_radius))
+            self._bound([(weight, None) for weight in model.head.parameters() if weight.ndim > 1], self.head_radius)
+
+    def _bound(self, pairs: list[tuple[Tensor, Tensor | None]], radius: float) -> None:
+        weights, centres = [weight for weight, _ in pairs], [centre for _, centre in pairs]
+        for weight, projected in zip(weights, _projected(weights, centres, radius, self.norm), strict=True):
+            weight.copy_(projected)
 
 
 @recipe()

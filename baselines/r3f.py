@@ -66,6 +66,7 @@ class R3F(Objective):
     """
 
     NEEDS = frozenset({"labels", "head"})
+    CAPTURABLE = True
 
     strength: float = 1.0
     eps: float = 1e-5

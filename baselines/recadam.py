@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
 from bench.errors import SpecError
@@ -69,6 +69,9 @@ class RecAdam(Optimizer):
 
     `t0` None is a quarter of the stage's steps, at most 250.
     """
+
+    VERSION: ClassVar[int] = 2
+    CAPTURABLE: ClassVar[bool] = True
 
     anneal: Anneal = "sigmoid"
     k: float = 0.1
@@ -126,6 +129,12 @@ class RecAdam(Optimizer):
             eps=self.eps,
             correct_bias=self.correct_bias,
         )
+
+    def prepare(self, optimizer: torch.optim.Optimizer, step: int, lr: float) -> None:
+        from baselines.recadam_torch import AnchoredAdam
+
+        assert isinstance(optimizer, AnchoredAdam)  # what `build` made
+        optimizer.prepare(step, lr)
 
 
 @recipe()

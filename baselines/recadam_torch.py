@@ -11,12 +11,15 @@ from torch import Tensor
 
 from bench.hooks import ParameterGroup
 
+NUMBERS = ("step_size", "pull", "kept")
+"""Of one update: the rate of Adam's step, the strength of the pull, and the share that weight decay leaves."""
+
 
 class AnchoredAdam(torch.optim.Optimizer):
     """Adam that pulls every tensor outside the head to its value in `reference`.
 
-    `task_weight` is λ(t) of the t-th update of a tensor, from 1. The learning rate and the decay are the groups' own.
-    The anchors are no part of the optimiser's state: `reference` holds the stage's first weights after a restart too.
+    `task_weight` is λ(t) of the t-th update, from 1. The decay is the groups' own. The anchors are no part of the
+    optimiser's state: `reference` holds the stage's first weights after a restart too.
     """
 
     def __init__(
@@ -40,40 +43,62 @@ class AnchoredAdam(torch.optim.Optimizer):
             if not group["head"]
             for name, parameter in zip(group["names"], group["params"], strict=True)
         }
+        for group in self.param_groups:
+            like = group["params"][0]
+            # The step-dependent numbers of an update, on the device: what is recorded there reads them anew each time.
+            group.update({name: torch.zeros((), dtype=like.dtype, device=like.device) for name in NUMBERS})
+
+    def prepare(self, step: int, lr: float) -> None:
+        """Set the numbers of the update of `step` (from 0) at the learning rate `lr`, computed in float64."""
+        update = step + 1
+        (beta1, beta2), rate = self.betas, lr
+        if self.correct_bias:
+            rate *= math.sqrt(1 - beta2**update) / (1 - beta1**update)
+        for group in self.param_groups:
+            task = 1.0 if group["head"] else self.task_weight(update)
+            group["step_size"].fill_(rate * task)
+            group["pull"].fill_(lr * (self.w - task) * self.gamma)
+            group["kept"].fill_(1 - lr * group["weight_decay"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every tensor that has a gradient."""
+        """Update every tensor that has a gradient, with the numbers that `prepare` set."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group["lr"], group["weight_decay"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(group, parameters)
         return loss
 
-    def _update(self, parameter: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
-        state: dict[str, Any] = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        step, mean, square = state["step"], state["exp_avg"], state["exp_avg_sq"]
-        (beta1, beta2), rate = self.betas, lr
-        mean.mul_(beta1).add_(gradient, alpha=1 - beta1)
-        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        if self.correct_bias:
-            rate *= math.sqrt(1 - beta2**step) / (1 - beta1**step)
-        # Unlike torch's Adam, eps joins the square root before its bias is corrected.
-        denominator = square.sqrt().add_(self.eps)
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        """One update of tensors (foreach operations: each is applied to the whole list at once)."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        means = [self.state[parameter]["exp_avg"] for parameter in parameters]
+        squares = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
+        beta1, beta2 = self.betas
+        torch._foreach_mul_(means, beta1)
+        torch._foreach_add_(means, gradients, alpha=1 - beta1)
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
 
-        anchor = self.anchors.get(parameter)
-        task = 1.0 if anchor is None else self.task_weight(step)
-        parameter.addcdiv_(mean, denominator, value=-rate * task)
-        if anchor is not None:
-            parameter.sub_(parameter - anchor, alpha=lr * (self.w - task) * self.gamma)
-        if weight_decay:
-            parameter.mul_(1 - lr * weight_decay)
+        # Unlike torch's Adam, eps joins the square root before its bias is corrected.
+        denominators = torch._foreach_sqrt(squares)
+        torch._foreach_add_(denominators, self.eps)
+        changes = torch._foreach_div(means, denominators)
+        torch._foreach_mul_(changes, group["step_size"])
+        torch._foreach_sub_(parameters, changes)
+        if not group["head"]:
+            ways = torch._foreach_sub(parameters, [self.anchors[parameter] for parameter in parameters])
+            torch._foreach_mul_(ways, group["pull"])
+            torch._foreach_sub_(parameters, ways)
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, group["kept"])

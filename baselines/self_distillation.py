@@ -53,6 +53,7 @@ class FeatureMatching(Objective):
     """L_Distill: the student's features of the unmasked input move towards the teacher's."""
 
     NEEDS = frozenset({"teacher"})
+    CAPTURABLE = True
 
     def check_stage(self, stage: Stage) -> None:
         require_same_architecture(stage)

@@ -85,6 +85,7 @@ class SupervisedContrastive(Objective):
     """Views of one class are pulled together and apart from all others, behind a projection that is dropped later."""
 
     NEEDS = frozenset({"labels", "views"})
+    CAPTURABLE = True
 
     temperature: float = 0.07
     base_temperature: float = 0.07
@@ -147,6 +148,7 @@ class Probe(Objective):
     """Cross-entropy of a classifier on features that it cannot change, read from the encoder in eval mode."""
 
     NEEDS = frozenset({"labels", "head"})
+    CAPTURABLE = True
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         import torch

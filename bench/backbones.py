@@ -15,6 +15,7 @@ class MaskedAutoEncoder(Backbone):
     Sizes in pixels and channels; `norm_eps` is the epsilon of every layer norm but the decoder's last.
     """
 
+    VERSION: ClassVar[int] = 2
     MODALITY: ClassVar[Literal["image", "text"]] = "image"
     FIXED: ClassVar[tuple[str, ...]] = (
         "image_size",
@@ -83,8 +84,11 @@ class MaskedLanguageModel(Backbone):
     `tokenizer` names the prepared corpus that holds the vocabulary, None for a checkpoint that brings its own;
     `tokenizer_checksum` is the sha256 of that file, None until it is prepared. `max_length` counts tokens, special ones
     included; `positions` is the number of position embeddings, None for just enough. `special_ids` are never masked.
+    Batches in training are padded to the next multiple of `pad_to_multiple_of` tokens, at most `max_length`: few sizes
+    repeat often, which a GPU's recorded steps need; 1 pads to the longest text.
     """
 
+    VERSION: ClassVar[int] = 2
     MODALITY: ClassVar[Literal["image", "text"]] = "text"
     OF_VOCABULARY: ClassVar[tuple[str, ...]] = ("vocabulary", "pad_id", "mask_id", "special_ids")
     UNBOUND: ClassVar[tuple[str, ...]] = (
@@ -116,6 +120,7 @@ class MaskedLanguageModel(Backbone):
     heads: int = 12
     mlp_width: int = 3072
     max_length: int = 256
+    pad_to_multiple_of: int = 8
     positions: int | None = None
     segments: int = 2
     pad_id: int = 0
@@ -132,6 +137,7 @@ class MaskedLanguageModel(Backbone):
             self.require(size, getattr(self, size) >= 1, "at least 1")
         self.require("norm_eps", 0 < self.norm_eps < 1, "in (0, 1)")
         self.require("max_length", self.max_length >= 3, "at least 3 tokens")
+        self.require("pad_to_multiple_of", self.pad_to_multiple_of >= 1, "at least 1 token")
         self.require("vocabulary", self.vocabulary >= 8, "at least 8")
         self.require("segments", self.segments >= 1, "at least 1")
         if self.positions is not None:

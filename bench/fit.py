@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-import platform
 import resource
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +17,20 @@ from bench import checkpoints, train
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.data import open_split
-from bench.errors import InputError
+from bench.data.examples import Examples
+from bench.device import numerics, peak_memory, release_memory, reset_peak_memory, resolve
 from bench.evaluate import encoder_distance, evaluate
 from bench.files import sha256
 from bench.models import Model, build, load_weights, save_weights
 from bench.provenance import provenance
-from bench.specs import PRETRAINED, RANDOM, Objective, PublicWeights, Selected, Stage, stream
+from bench.specs import PRETRAINED, RANDOM, Data, Objective, PublicWeights, Selected, Stage, stream
 from bench.store import Attempt, Store
 
 if TYPE_CHECKING:
     from bench.worker import Progress, Settings
+
+OWNER_SECONDS = 1.0
+"""How often the store is asked whether another process has taken the stage over."""
 
 
 def fit(
@@ -36,87 +41,108 @@ def fit(
     A search's stage first takes the settings whose candidate scored best. Raises `Interrupted` when asked to stop, and
     whatever goes wrong.
     """
-    place, search = stage, None
-    if isinstance(stage, Selected):
-        stage, search = choose(stage, store)
-    torch.set_num_threads(settings.threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
-    torch.use_deterministic_algorithms(stage.execution.deterministic)
-    device = torch.device(settings.device)
-    _check_device(device)
-    dtype = weight_type(stage)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # of this stage, not of those the process ran before
-
-    model = initial_model(stage, store, settings.data_root).to(device)
-    training_set = open_split(stage.data, stage.backbone, settings.data_root)
-    training_set.dtype = dtype
-    teacher, teacher_set = None, None
-    if stage.teacher is not None:
-        teacher = trained_model(stage.teacher, store, dtype).to(device)
-        teacher_set = open_split(stage.data, stage.teacher.backbone, settings.data_root)
-        teacher_set.dtype = dtype
-
-    folder = store.folder(place)
+    chosen, search = choose(stage, store) if isinstance(stage, Selected) else (stage, None)
+    folder = store.folder(stage)
     for leftover in folder.glob(".weights-*"):  # of an attempt that was killed while it wrote
         leftover.unlink(missing_ok=True)
     saved = Checkpoints(folder / "checkpoints")
-    interval = 10 if stage.total_steps < 1000 else 50
+    torch.set_num_threads(settings.threads)
+    device = resolve(settings.device)
+    try:
+        with numerics(chosen.execution, device):
+            record = _trained(chosen, store, attempt, settings, device, saved, stop, progress)
+    finally:
+        release_memory(device)
+    facts = {"key": stage.key, "attempt": attempt.number, **({} if search is None else {"search": search})}
+    store.publish(attempt, stage, {**facts, **record})
+    saved.clear()
 
-    def started(step: int) -> None:
-        store.started(attempt, step, saved.warnings)
-        progress(step, stage.total_steps, float("nan"))
 
-    def stepped(step: int, losses: Mapping[str, torch.Tensor]) -> None:
-        if step % interval == 0:
-            told = " ".join(f"{name} {float(value):.6g}" for name, value in losses.items())
-            print(f"step {step}/{stage.total_steps} {told}", flush=True)  # to the stage's log
-            progress(step, stage.total_steps, float(losses["loss"]))
-
-    def stopping() -> bool:
-        return stop() or not store.owns(attempt)
-
-    supervision = train.Supervision(stopping, saved, settings.checkpoint_steps, started, stepped)
+def _trained(
+    stage: Stage,
+    store: Store,
+    attempt: Attempt,
+    settings: Settings,
+    device: torch.device,
+    saved: Checkpoints,
+    stop: Callable[[], bool],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train, measure and evaluate; returns what the record says of it, the weights being in the stage's folder."""
+    dtype = weight_type(stage)
+    reset_peak_memory(device)  # of this stage, not of those the process ran before
+    model = initial_model(stage, store, settings.data_root).to(device)
+    training_set = _open(stage.data, stage, settings)
+    teacher, teacher_set = None, None
+    if stage.teacher is not None:
+        teacher = trained_model(stage.teacher, store, dtype).to(device)
+        teacher_set = _open(stage.data, stage.teacher, settings)
+        teacher_set.dtype = dtype
+    supervision = _supervision(stage, store, attempt, settings, saved, stop, progress)
     batches = Batches(stage, training_set, model, device)
-    seconds = train.train(stage, model, teacher, batches, supervision, teacher_set)
+    seconds = train.train(stage, model, teacher, batches, supervision, teacher_set, settings.graphs)
 
     measured = _cost(stage, batches, seconds, device)
     measured |= encoder_distance(model, first_model(stage, store, settings.data_root))
     metrics: dict[str, float] = {}
     if stage.evaluation is not None:
         # The evaluation split is opened only now: nothing above could have seen it.
-        held_out = open_split(stage.evaluation, stage.backbone, settings.data_root)
-        held_out.dtype = dtype
-        metrics = evaluate(stage, model, held_out, device)
+        metrics = evaluate(stage, model, _open(stage.evaluation, stage, settings), device)
         measured["train_loss"] = evaluate(stage, model, training_set, device)["loss"]
         measured["generalisation_gap"] = metrics["loss"] - measured["train_loss"]
     read = [data for data in (stage.data, stage.evaluation) if data is not None]
-    record = {
-        "key": place.key,
+    return {
         "metrics": metrics,
         "measured": measured,
         "steps": stage.total_steps,
         "seconds": seconds,
-        "weights": _save_weights(model, folder),
-        "attempt": attempt.number,
+        "weights": _save_weights(model, saved.folder.parent),
         "provenance": {
             **provenance(settings.device, settings.threads),
             "data": {f"{data.task}/{data.split}": data.checksum for data in read},
         },
     }
-    if search is not None:
-        record["search"] = search
-    store.publish(attempt, place, record)
-    saved.clear()
 
 
-def _check_device(device: torch.device) -> None:
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"{device} was asked for on {platform.node()}, where torch {torch.__version__} (built for CUDA "
-            f"{torch.version.cuda}) finds no GPU: python -m bench.doctor tells why. Keep away from that node "
-            "(slurm.extra), or install a torch that knows its driver."
-        )
+def _open(data: Data, stage: Stage, settings: Settings) -> Examples:
+    examples = open_split(data, stage.backbone, settings.data_root)
+    examples.dtype = weight_type(stage)
+    return examples
+
+
+def _supervision(
+    stage: Stage,
+    store: Store,
+    attempt: Attempt,
+    settings: Settings,
+    saved: Checkpoints,
+    stop: Callable[[], bool],
+    progress: Progress,
+) -> train.Supervision:
+    """What the loop reports to: attempt, log and launcher; it stops when asked to, or when the stage is lost."""
+    interval = 10 if stage.total_steps < 1000 else 50
+    asked = -math.inf
+
+    def started(step: int) -> None:
+        store.started(attempt, step, saved.warnings)
+        progress(step, stage.total_steps, math.nan)
+
+    def stepped(step: int, losses: Mapping[str, float]) -> None:
+        if step % interval == 0:
+            parts = [f"{name} {value:.6g}" for name, value in losses.items() if name != "loss"]
+            print(f"step {step}/{stage.total_steps} loss {losses['loss']:.6g}", *parts, flush=True)  # to the log
+            progress(step, stage.total_steps, losses["loss"])
+
+    def stopping() -> bool:
+        nonlocal asked
+        if stop():
+            return True
+        if time.monotonic() - asked < OWNER_SECONDS:
+            return False
+        asked = time.monotonic()
+        return not store.owns(attempt)
+
+    return train.Supervision(stopping, saved, settings.checkpoint_steps, started, stepped)
 
 
 def choose(stage: Selected, store: Store) -> tuple[Stage, dict[str, Any]]:
@@ -133,7 +159,7 @@ def _cost(stage: Stage, batches: Batches, seconds: float, device: torch.device) 
     """Examples per second of training, and the peak memory in bytes: of the device, or of this process on a CPU."""
     examples = sum(batches.size(step) for step in range(stage.total_steps))
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
+        peak = peak_memory(device)
     else:
         # Kilobytes on Linux, bytes on macOS; the peak of the process, so of every stage it ran before as well.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -54,6 +54,14 @@ class State:
     constants: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class Clock:
+    """The step of a stage in training, and how often an objective asked for it."""
+
+    step: int = 0
+    reads: int = 0
+
+
 @dataclass(frozen=True)
 class Context:
     """What an objective may know besides model and batch: the step, the step count and the training examples.
@@ -62,12 +70,18 @@ class Context:
     `teacher_set` is the training set as the teacher's backbone reads it (its own tokens or image size).
     """
 
-    step: int
+    clock: Clock
     total_steps: int
     augmented: bool
     device: torch.device
     training_set: Examples
     teacher_set: Examples | None = None
+
+    @property
+    def step(self) -> int:
+        """The step, from 0. A loss that reads it is not recorded on a GPU: the number would stay what it was."""
+        self.clock.reads += 1
+        return self.clock.step
 
     def examples(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Inputs]]:
         """The whole training set in order, unaugmented, as (index, inputs)."""

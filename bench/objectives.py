@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from bench.errors import InputError
 from bench.specs import Objective, Optimizer
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class CrossEntropy(Objective):
     """The mean cross-entropy of the labels."""
 
     NEEDS = frozenset({"labels", "head"})
+    CAPTURABLE = True
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         from torch.nn.functional import cross_entropy
@@ -41,6 +43,7 @@ class MaskedAutoEncoding(Objective):
     """
 
     NEEDS = frozenset({"mask", "decoder"})
+    CAPTURABLE = True
 
     weight: float = 1.0
 
@@ -56,12 +59,18 @@ class MaskedAutoEncoding(Objective):
 
 @dataclass(frozen=True)
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (torch.optim.AdamW); which roles decay is the backbone's to say."""
+    """Adam with decoupled weight decay (torch.optim.AdamW); which roles decay is the backbone's to say.
+
+    `fused` updates each tensor in one pass over its memory.
+    """
+
+    CAPTURABLE: ClassVar[bool] = True
+    NEEDS_REFERENCE: ClassVar[bool] = False
 
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    fused: bool = False
+    fused: bool = True
 
     def check(self) -> None:
         self.require("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more, and finite")
@@ -73,12 +82,23 @@ class AdamW(Optimizer):
     ) -> torch.optim.Optimizer:
         import torch
 
-        # The loop sets the learning rate of every step itself; decay per group was decided by parameter role.
-        return torch.optim.AdamW(
-            [dict(group) for group in groups],
-            lr=0.0,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            fused=self.fused,
-        )
+        device = groups[0]["params"][0].device
+        on_gpu = device.type == "cuda"
+        # `prepare` sets the rate of every step. A GPU's fused kernel reads it in float32, a CPU rounds nothing away.
+        rate = torch.zeros((), dtype=torch.float32 if on_gpu else torch.float64, device=device)
+        try:
+            return torch.optim.AdamW(
+                [{**group, "lr": rate.clone()} for group in groups],  # decay per group was decided by parameter role
+                betas=self.betas,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+                fused=self.fused,
+                capturable=on_gpu,
+            )
+        except RuntimeError as error:
+            if not self.fused:
+                raise
+            raise InputError(
+                f"AdamW.fused = True: torch {torch.__version__} has no fused AdamW for {device} ({error}). "
+                "Set fused = False for these stages, as in finetune.fused = False."
+            ) from error

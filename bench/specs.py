@@ -30,6 +30,15 @@ Json = dict[str, Any]
 Need = Literal["labels", "head", "mask", "decoder", "teacher", "views"]
 
 SPECS: dict[str, type[Spec]] = {}
+ADDED = "added"
+
+
+def added(default: Any) -> Any:
+    """Declare a field that came later and whose default computes what was computed before it came.
+
+    The canonical JSON leaves the field out while it has that value, so keys stay, and older JSON is still read.
+    """
+    return dataclasses.field(default=default, metadata={ADDED: True})
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,12 @@ class Spec:
 
     @cached_property
     def _canonical(self) -> Json:
-        fields = {field.name: canonical(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {
+            field.name: canonical(value)
+            for field, value in values.items()
+            if not (field.metadata.get(ADDED) and value == field.default)
+        }
         return {"type": type(self).__name__, "version": self.VERSION, **fields}
 
     def require(self, field: str, legal: bool, what: str) -> None:
@@ -195,9 +209,10 @@ def from_canonical(data: Any, load_stage: Callable[[str], Stage]) -> Any:
     cls = SPECS.get(data["type"])
     if cls is None:
         raise ValueError(f"the spec type {data['type']!r} is unknown to this version")
-    names = {field.name for field in dataclasses.fields(cls)}
-    found = data.keys() - {"type", "version"}
-    if data["version"] != cls.VERSION or found != names:
+    legal = {field.name for field in dataclasses.fields(cls)}
+    required = {field.name for field in dataclasses.fields(cls) if not field.metadata.get(ADDED)}
+    names = data.keys() - {"type", "version"}
+    if data["version"] != cls.VERSION or not required <= names <= legal:
         raise ValueError(f"{data['type']} version {data['version']} is an older or newer spec than this code's")
     return cls(**{name: from_canonical(data[name], load_stage) for name in names})
 
@@ -305,7 +320,8 @@ class Schedule(Spec):
     `lr` is the peak; it rises linearly over the warm-up (`warmup_steps`, or `warmup_fraction` of all steps), then falls
     linearly to 0 or stays. `clip_norm` is the global gradient norm, None for no clipping. `dropout` None keeps the
     backbone's own rate. `micro_batches` splits a batch for gradient accumulation: the loss is the micro-batches' mean,
-    weighted by their examples (so a mean over masked tokens becomes a mean of means).
+    weighted by their examples (so a mean over masked tokens becomes a mean of means). `batching` 'random' draws every
+    batch from all examples; 'length' makes batches of texts of similar lengths, which needs less padding.
     """
 
     EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs"), ("warmup_steps", "warmup_fraction"))
@@ -321,6 +337,7 @@ class Schedule(Spec):
     dropout: float | None = None
     augmentation: Literal["none", "flip"] = "none"
     micro_batches: int = 1
+    batching: Literal["random", "length"] = added("random")
 
     def check(self) -> None:
         given = [name for name in ("steps", "epochs") if getattr(self, name) is not None]
@@ -358,10 +375,15 @@ class Schedule(Spec):
 
 @dataclass(frozen=True)
 class Execution(Spec):
-    """Numerical choices that can change the result of the same training: all of them are part of a stage's key."""
+    """Numerical choices that can change the result of the same training: all of them are part of a stage's key.
 
-    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    `precision` is that of the arithmetic: 'tf32' rounds the factors of matrix products (GPUs only), 'bfloat16' computes
+    under autocast; weights stay in float32 under both. `compile` has torch compile the transformer blocks.
+    """
+
+    precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"
     deterministic: bool = False
+    compile: bool = added(False)
 
 
 @dataclass(frozen=True)
@@ -374,11 +396,18 @@ class Objective(Spec):
     """
 
     NEEDS: ClassVar[frozenset[Need]] = frozenset()
+    CAPTURABLE: ClassVar[bool] = False
+    """Whether a GPU may record `loss` once and repeat it: see `bench.graphs`."""
 
     @property
     def needs(self) -> frozenset[Need]:
         """What the harness must provide."""
         return self.NEEDS
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a GPU may record `loss` once and repeat it."""
+        return self.CAPTURABLE
 
     def check_stage(self, stage: Stage) -> None:
         """Refuse, with `SpecError`, what cannot work in this stage."""
@@ -406,6 +435,10 @@ class Sum(Objective):
     @property
     def needs(self) -> frozenset[Need]:
         return frozenset().union(*(term.needs for term in self.terms))
+
+    @property
+    def capturable(self) -> bool:
+        return all(term.capturable for term in self.terms)
 
     def check_stage(self, stage: Stage) -> None:
         for term in self.terms:
@@ -440,6 +473,11 @@ class Sum(Objective):
 class Optimizer(Spec):
     """How gradients become updates. A field `weight_decay` is applied to the groups that the loop chose by role."""
 
+    CAPTURABLE: ClassVar[bool] = False
+    """Whether a GPU may record the update once and repeat it; step-dependent numbers then come from `prepare`."""
+    NEEDS_REFERENCE: ClassVar[bool] = True
+    """Whether `build` reads the stage's first weights; else it is handed none, and none are kept."""
+
     def check_stage(self, stage: Stage) -> None:
         """Refuse, with `SpecError`, what cannot work in this stage."""
 
@@ -449,10 +487,28 @@ class Optimizer(Spec):
         """The optimiser of these groups for so many steps; `reference` holds the stage's first weights, by name."""
         raise TypeError(f"{type(self).__name__} builds no optimiser")
 
+    def prepare(self, optimizer: torch.optim.Optimizer, step: int, lr: float) -> None:
+        """Set the numbers of the update of `step` (from 0), before each; here the learning rate of every group.
+
+        Numbers are computed in float64 and written into tensors on the device, which a recorded update reads.
+        """
+        import torch
+
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
 
 @dataclass(frozen=True)
 class Constraint(Spec):
     """Where weights may go: applied after every optimiser step that was taken, under no_grad."""
+
+    CAPTURABLE: ClassVar[bool] = False
+    """Whether a GPU may record `apply` once and repeat it."""
+    NEEDS_REFERENCE: ClassVar[bool] = True
+    """Whether `apply` reads the stage's first weights; else it is handed none, and none are kept."""
 
     def check_stage(self, stage: Stage) -> None:
         """Refuse, with `SpecError`, what cannot work in this stage."""
@@ -506,6 +562,8 @@ class Stage(Spec):
             raise SpecError("init", f"stage {self.name} needs a decoder, and stage {self.init.name} trained none.")
         if self.schedule.augmentation == "flip" and self.backbone.MODALITY != "image":
             raise SpecError("augmentation", f"stage {self.name}: only images can be flipped, {self.data.task} is text.")
+        if self.schedule.batching == "length" and self.backbone.MODALITY != "text":
+            raise SpecError("batching", f"stage {self.name}: only texts have lengths, {self.data.task} holds images.")
         steps, size = self.schedule.steps, self.data.size
         if steps is None and size is not None:
             steps = self.schedule.total_steps(size)

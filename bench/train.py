@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +17,16 @@ from torch import Tensor
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.data.examples import Examples
-from bench.hooks import Context, ParameterGroup, State
+from bench.device import Arriving, has_graphs, receive, side_stream
+from bench.graphs import Losses, Recorder
+from bench.hooks import Batch, Clock, Context, ParameterGroup, State
 from bench.models import Model
 from bench.specs import Schedule, Stage, stream
+
+LATE_STEPS = 16
+"""How many steps a GPU may be behind the host before the host waits for it."""
+MOST_COMPILED = 64
+"""How many shapes of a network are compiled before a stage fails rather than go on uncompiled."""
 
 
 class Interrupted(Exception):
@@ -36,14 +45,14 @@ class Diverged(Exception):
 class Supervision:
     """What the loop reports to and obeys: when to stop, where checkpoints go, who hears about progress.
 
-    `progress` is told the steps done and the losses of the last micro-batch: the total and its named parts.
+    `progress` is told the steps done and the losses of the last of them: the total, "loss", and its named parts.
     """
 
     stop: Callable[[], bool]
     checkpoints: Checkpoints
     checkpoint_steps: int
     started: Callable[[int], None]
-    progress: Callable[[int, Mapping[str, Tensor]], None]
+    progress: Callable[[int, Mapping[str, float]], None]
 
 
 def learning_rate(schedule: Schedule, step: int, total_steps: int) -> float:
@@ -90,23 +99,39 @@ def train(
     batches: Batches,
     supervision: Supervision,
     teacher_set: Examples | None = None,
+    graphs: bool = True,
 ) -> float:
     """Train `model` in place; returns the seconds it took, asking a teacher and time before interruptions included.
 
-    Raises `Interrupted` after saving a checkpoint when asked to stop, `Diverged` when the loss is not finite.
+    `graphs` allows a GPU to record steps and repeat them, which changes no bit (see `bench.graphs`). Raises
+    `Interrupted` after saving a checkpoint when asked to stop, `Diverged` when the loss is not finite.
     """
-    schedule, device, total_steps = stage.schedule, batches.device, stage.total_steps
+    with side_stream(batches.device), compiled(stage, model):
+        return _train(stage, model, teacher, batches, supervision, teacher_set, graphs)
 
-    def context(step: int) -> Context:
-        return Context(step, total_steps, schedule.augmentation != "none", device, batches.examples, teacher_set)
+
+def _train(
+    stage: Stage,
+    model: Model,
+    teacher: Model | None,
+    batches: Batches,
+    supervision: Supervision,
+    teacher_set: Examples | None,
+    graphs: bool,
+) -> float:
+    schedule, device, total_steps = stage.schedule, batches.device, stage.total_steps
+    clock = Clock()
+    context = Context(clock, total_steps, schedule.augmentation != "none", device, batches.examples, teacher_set)
 
     # ---- the objective's state, then the optimiser over model and state ------------------------------------------
     began = time.perf_counter()
-    reference = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    reference: dict[str, Tensor] = {}
+    if stage.optimizer.NEEDS_REFERENCE or (stage.constraint is not None and stage.constraint.NEEDS_REFERENCE):
+        reference = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     torch.manual_seed(stream(stage.seed, stage.name, "begin"))
     model.eval()
     with autocast(stage, device):
-        state = stage.objective.begin(model, teacher, context(0))
+        state = stage.objective.begin(model, teacher, context)
     if state.module is not None:
         state.module.to(device=device, dtype=next(model.parameters()).dtype)
     model.train()
@@ -122,46 +147,154 @@ def train(
         earlier_seconds = content["seconds"]
     supervision.started(start)
 
-    # ---- steps -----------------------------------------------------------------------------------------------------
-    for step in range(start, total_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(schedule, step, total_steps)
-        optimizer.zero_grad(set_to_none=True)
-        micro_batches = batches.at(step)
-        examples = sum(len(batch.index) for batch in micro_batches)
-        step_loss = 0.0
-        for number, batch in enumerate(micro_batches):
-            # One stream per micro-batch: dropout is the same whatever else a method computes, and after a restart.
-            torch.manual_seed(stream(stage.seed, stage.name, "step", step, number))
-            with autocast(stage, device):
-                loss = stage.objective.loss(model, batch, state, context(step))
-            scaled = loss.total * (len(batch.index) / examples) if len(micro_batches) > 1 else loss.total
-            scaled.backward()  # type: ignore[no-untyped-call]
-            step_loss += float(scaled.detach())
-        if not math.isfinite(step_loss):
-            raise Diverged(
-                f"the loss is {step_loss} at step {step} of {total_steps} "
-                f"(learning rate {optimizer.param_groups[0]['lr']:.3g}); lower the learning rate or clip gradients"
-            )
+    # ---- the work of one step: gradients of each micro-batch, then the update --------------------------------------
+    recorder = Recorder(device, clock, state, print) if graphs and _recordable(stage, device) else None
+    one_pass = schedule.micro_batches == 1
+    # Accumulated by recorded passes, gradients must stay the same tensors.
+    keeps_gradients = recorder is not None and not one_pass
+
+    def gradients(batch: Batch, share: float) -> Losses:
+        with autocast(stage, device):
+            loss = stage.objective.loss(model, batch, state, context)
+        total = loss.total if share == 1 else loss.total * share
+        total.backward()  # type: ignore[no-untyped-call]
+        parts = {name: part.detach() if share == 1 else part.detach() * share for name, part in loss.parts.items()}
+        return {**parts, "loss": total.detach()}  # last: a method may give one of its parts that name
+
+    def update(_: object) -> Losses:
         if schedule.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(trained, schedule.clip_norm)
+            torch.nn.utils.clip_grad_norm_(trained, schedule.clip_norm, foreach=True)
         optimizer.step()
         if stage.constraint is not None:
             with torch.no_grad():
                 stage.constraint.apply(model, reference, state)
-        done = step + 1
-        supervision.progress(
-            done, {"loss": loss.total.detach(), **{name: part.detach() for name, part in loss.parts.items()}}
-        )
-        stopping = supervision.stop() and done < total_steps
-        if stopping or (done % supervision.checkpoint_steps == 0 and done < total_steps):
-            seconds = earlier_seconds + time.perf_counter() - began
-            supervision.checkpoints.save(done, {"seconds": seconds, **_snapshot(model, optimizer, state)})
-        if stopping:
-            raise Interrupted(done)
-    if not all(bool(parameter.isfinite().all()) for parameter in trained):
+        return {}
+
+    def whole_step(batch: Batch) -> Losses:
+        optimizer.zero_grad(set_to_none=True)
+        losses = gradients(batch, 1.0)
+        update(None)
+        optimizer.zero_grad(set_to_none=True)  # other recordings may use their memory
+        return losses
+
+    def run(work: Callable[[Any], Losses], inputs: Any, name: str, share: float = 1.0) -> Losses:
+        if recorder is None:
+            return work(inputs)
+        return recorder.run(work, inputs, name, share)
+
+    # ---- steps -----------------------------------------------------------------------------------------------------
+    def checkpoint(done: int) -> None:
+        watch.settle()
+        seconds = earlier_seconds + time.perf_counter() - began
+        supervision.checkpoints.save(done, {"seconds": seconds, **_snapshot(model, optimizer, state)})
+
+    watch = LossWatch(supervision.progress, total_steps, LATE_STEPS if device.type == "cuda" else 0)
+    try:
+        for step in range(start, total_steps):
+            clock.step = step
+            rate = learning_rate(schedule, step, total_steps)
+            stage.optimizer.prepare(optimizer, step, rate)
+            micro_batches = batches.at(step)
+            examples = sum(len(batch.index) for batch in micro_batches)
+            losses: Losses = {}
+            if not one_pass:
+                optimizer.zero_grad(set_to_none=not keeps_gradients)
+            for number, batch in enumerate(micro_batches):
+                # One stream per micro-batch: dropout is the same whatever else a method computes, and after a restart.
+                torch.manual_seed(stream(stage.seed, stage.name, "step", step, number))
+                if one_pass:
+                    losses = run(whole_step, batch, "step")
+                else:
+                    share = len(batch.index) / examples
+                    parts = run(partial(gradients, share=share), batch, "gradients", share)
+                    losses = {name: losses[name] + part if name in losses else part for name, part in parts.items()}
+            if not one_pass:
+                run(update, None, "update")
+            done = step + 1
+            watch.add(done, rate, losses)
+            stopping = supervision.stop() and done < total_steps
+            if stopping or (done % supervision.checkpoint_steps == 0 and done < total_steps):
+                checkpoint(done)
+            if stopping:
+                raise Interrupted(done)
+        watch.settle()
+    finally:
+        if recorder is not None:
+            recorder.drop()
+        optimizer.zero_grad(set_to_none=True)
+    if not bool(torch.stack([parameter.isfinite().all() for parameter in trained]).all()):
         raise Diverged("weights are no longer finite after the last step; lower the learning rate or clip gradients")
     return round(earlier_seconds + time.perf_counter() - began, 3)
+
+
+def _recordable(stage: Stage, device: torch.device) -> bool:
+    """Whether steps may be recorded and repeated; the log is told where a method stands in the way."""
+    if not has_graphs(device):
+        return False
+    parts = {
+        type(stage.objective).__name__: stage.objective.capturable,
+        type(stage.optimizer).__name__: stage.optimizer.CAPTURABLE,
+        type(stage.constraint).__name__: stage.constraint is None or stage.constraint.CAPTURABLE,
+    }
+    undeclared = [name for name, capturable in parts.items() if not capturable]
+    if undeclared:
+        print(f"steps are not recorded: {', '.join(undeclared)} is not declared CAPTURABLE")
+    return not undeclared
+
+
+class LossWatch:
+    """Reads losses from the device when they are there, so that no step waits for them; refuses to go on without.
+
+    `report` is told each step's losses, in order. A loss that is no number is noticed at most `late` steps later.
+    """
+
+    def __init__(self, report: Callable[[int, Mapping[str, float]], None], total_steps: int, late: int) -> None:
+        self._report, self._total_steps, self._late = report, total_steps, late
+        self._pending: deque[tuple[int, float, tuple[str, ...], Arriving]] = deque()
+
+    def add(self, done: int, rate: float, losses: Losses) -> None:
+        """Take the losses of the step that ends as the `done`-th, made at that learning rate."""
+        kind = losses["loss"].dtype
+        arriving = receive(torch.stack([loss.to(kind) for loss in losses.values()]))
+        self._pending.append((done, rate, tuple(losses), arriving))
+        self.settle(self._late)
+
+    def settle(self, pending: int = 0) -> None:
+        """Read and report until only so many are left; raises `Diverged` at the first that is no number."""
+        while len(self._pending) > pending:
+            done, rate, names, arriving = self._pending.popleft()
+            losses = dict(zip(names, arriving.wait(), strict=True))
+            if not math.isfinite(losses["loss"]):
+                raise Diverged(
+                    f"the loss is {losses['loss']} at step {done - 1} of {self._total_steps} "
+                    f"(learning rate {rate:.3g}); lower the learning rate or clip gradients"
+                )
+            self._report(done, losses)
+
+
+@contextlib.contextmanager
+def compiled(stage: Stage, model: Model) -> Iterator[None]:
+    """Have torch compile the blocks of the network meanwhile, where the stage asks for it.
+
+    Each shape is compiled by itself: a kernel for all shapes would depend on which came first, and a stage that was
+    interrupted would end with other bits.
+    """
+    if not stage.execution.compile:
+        yield
+        return
+    import torch._dynamo
+
+    limits: dict[str, Any] = {
+        "recompile_limit": MOST_COMPILED,
+        "accumulated_recompile_limit": 8 * MOST_COMPILED,
+        "fail_on_recompile_limit_hit": True,
+    }
+    with torch._dynamo.config.patch(limits):
+        model.compile_blocks()
+        try:
+            yield
+        finally:
+            torch.compiler.reset()  # what was compiled holds on to the network
 
 
 def autocast(stage: Stage, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -174,7 +307,7 @@ def autocast(stage: Stage, device: torch.device) -> contextlib.AbstractContextMa
 def _snapshot(model: Model, optimizer: torch.optim.Optimizer, state: State) -> dict[str, Any]:
     return {
         "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer.state_dict()["state"],  # moments and counts; rates and switches follow from the stage
         "state_module": state.module.state_dict() if state.module is not None else {},
         "state_tensors": state.tensors,
     }
@@ -182,7 +315,8 @@ def _snapshot(model: Model, optimizer: torch.optim.Optimizer, state: State) -> d
 
 def _restore(content: Mapping[str, Any], model: Model, optimizer: torch.optim.Optimizer, state: State) -> None:
     model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
     if state.module is not None:
         state.module.load_state_dict(content["state_module"])
     state.tensors = dict(content["state_tensors"])

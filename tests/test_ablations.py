@@ -26,7 +26,7 @@ from bench.checkpoint import Checkpoints
 from bench.data.examples import Examples
 from bench.errors import InputError, SpecError
 from bench.fit import parts
-from bench.hooks import Context
+from bench.hooks import Clock, Context
 from bench.models import Model, build
 from bench.objectives import MaskedAutoEncoding
 from bench.plan import Plan, make_plan
@@ -293,7 +293,7 @@ def test_without_mae_neither_a_decoder_nor_a_mask_is_there(modality: str, tmp_pa
 def losses(objective: Objective, modality: str, students: Model, teacher: Model) -> float:
     stage = stage_with(modality, objective, schedule=Schedule(steps=4, batch_size=6, dropout=0.0))
     examples = MODALITIES[modality][1]()
-    context = Context(0, 4, False, CPU, examples, examples)
+    context = Context(Clock(), 4, False, CPU, examples, examples)
     batch = Batches(stage, examples, students, CPU).at(0)[0]
     return objective.loss(students, batch, objective.begin(students, teacher, context), context).total.item()
 
@@ -315,7 +315,7 @@ def test_which_weights_are_matched(modality: str) -> None:
     stage = stage_with(modality, MaskedAutoEncoding())
     student, teacher = model_of(stage, 1), model_of(stage, 2)
     examples = MODALITIES[modality][1]()
-    context = Context(0, 4, False, CPU, examples, examples)
+    context = Context(Clock(), 4, False, CPU, examples, examples)
     names = {id(parameter): name for name, parameter in student.named_parameters()}
 
     def matched(objective: Objective) -> set[str]:

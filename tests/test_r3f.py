@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 from baselines import r3f as module
 from baselines.r3f import R3F, draw_noise, symmetric_kl
 from bench.errors import InputError, SpecError
-from bench.hooks import Batch, Context, Loss, State
+from bench.hooks import Batch, Clock, Context, Loss, State
 from bench.models import build
 from bench.objectives import CrossEntropy
 from bench.specs import Objective
@@ -27,7 +27,7 @@ NOISED = R3F(eps=0.1)
 
 
 def context() -> Context:
-    return Context(0, 10, False, torch.device("cpu"), training_set=None)  # type: ignore[arg-type]
+    return Context(Clock(), 10, False, torch.device("cpu"), training_set=None)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------ golden numbers

@@ -57,12 +57,12 @@ def test_every_update_is_the_released_codes() -> None:
         anchors = {f"backbone.{i}": tensor(values) for i, values in enumerate(inputs["backbone_pretrained"])}
         decays = {"backbone": hyper["weight_decay"], "head": hyper["head_weight_decay"]}
         groups = [group(params[part], part, decays[part]) for part in params]
-        optimizer = spec(hyper).build(groups, anchors, hyper["steps"])
+        recadam = spec(hyper)
+        optimizer = recadam.build(groups, anchors, hyper["steps"])
         compared = set()
         for step in range(hyper["steps"]):
             rate = inputs["lr_per_step"][step] if "lr_per_step" in inputs else hyper["lr"]
-            for torch_group in optimizer.param_groups:
-                torch_group["lr"] = rate
+            recadam.prepare(optimizer, step, rate)
             for part in params:
                 for i, parameter in enumerate(params[part]):
                     if inputs["gradient_mode"] == "given":
@@ -117,9 +117,10 @@ def test_without_pull_and_at_half_weight_it_is_its_own_adam_at_half_the_rate() -
         params = parameters(start)
         settings = {"gamma": 0.0, "anneal": "constant", "weight_decay": 0.0, **changes}
         reference = {f"backbone.{i}": values for i, values in enumerate(start)}
-        optimizer = RecAdam(w=w, **settings).build([group(params, "backbone")], reference, len(gradients))
-        for gradient in gradients:
-            optimizer.param_groups[0]["lr"] = lr
+        recadam = RecAdam(w=w, **settings)
+        optimizer = recadam.build([group(params, "backbone")], reference, len(gradients))
+        for step, gradient in enumerate(gradients):
+            recadam.prepare(optimizer, step, lr)
             params[0].grad, params[1].grad = gradient[:12].view(4, 3).clone(), gradient[12:].clone()
             optimizer.step()
         return params
@@ -175,19 +176,19 @@ def test_the_state_survives_a_round_trip_through_a_file(tmp_path: Path) -> None:
         optimizers.append(RecAdam(t0=2).build([group(params, "backbone")], {"backbone.0": start[0] + 1}, 4))
         everything.append(params[0])
 
-    def step(i: int) -> None:
-        optimizers[i].param_groups[0]["lr"] = 1e-4
+    def step(i: int, number: int) -> None:
+        RecAdam(t0=2).prepare(optimizers[i], number, 1e-4)
         everything[i].grad = everything[i].detach() ** 2
         optimizers[i].step()
 
-    step(0)
-    step(0)
+    step(0, 0)
+    step(0, 1)
     torch.save(optimizers[0].state_dict(), tmp_path / "state.pt")
     optimizers[1].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     with torch.no_grad():
         everything[1].copy_(everything[0])
-    step(0)
-    step(1)
+    step(0, 2)
+    step(1, 2)
     assert torch.equal(everything[0], everything[1])
     assert not torch.equal(everything[0], start[0])
 
@@ -235,11 +236,11 @@ def test_a_pull_that_diverges_is_refused_and_one_below_is_not() -> None:
 def test_it_diverges_where_it_is_refused_and_not_below() -> None:
     def distance(product: float) -> float:
         params, rate = parameters([torch.ones(1, dtype=torch.float64)]), 1e-3
-        optimizer = RecAdam(t0=1000, gamma=product / rate).build(
-            [group(params, "backbone")], {"backbone.0": torch.zeros(1, dtype=torch.float64)}, 1000
-        )
-        for _ in range(100):
-            optimizer.param_groups[0]["lr"] = rate
+        recadam = RecAdam(t0=1000, gamma=product / rate)
+        anchors = {"backbone.0": torch.zeros(1, dtype=torch.float64)}
+        optimizer = recadam.build([group(params, "backbone")], anchors, 1000)
+        for step in range(100):
+            recadam.prepare(optimizer, step, rate)
             params[0].grad = torch.zeros_like(params[0])
             optimizer.step()
         return float(params[0].detach().abs())

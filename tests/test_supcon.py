@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from baselines.supcon import Probe, SupervisedContrastive, supervised_contrastive_loss
 from bench import grid
 from bench.errors import InputError
-from bench.hooks import Batch, Context, Loss, State
+from bench.hooks import Batch, Clock, Context, Loss, State
 from bench.models import Model, build
 from bench.plan import Plan, make_plan
 from bench.specs import Stage
@@ -57,13 +57,13 @@ def test_a_single_example_gives_zero_and_no_nan(views: int, mode: Any) -> None:
 
 def begun(objective: Any, model: Model) -> State:
     torch.manual_seed(2)
-    state: State = objective.begin(model, None, Context(0, 10, False, CPU, training_set=None))  # type: ignore[arg-type]
+    state: State = objective.begin(model, None, Context(Clock(), 10, False, CPU, training_set=None))  # type: ignore[arg-type]
     return state
 
 
 def loss_of(objective: Any, model: Model, state: State, batch: Batch) -> Loss:
     torch.manual_seed(3)
-    loss: Loss = objective.loss(model, batch, state, Context(0, 10, False, CPU, training_set=None))  # type: ignore[arg-type]
+    loss: Loss = objective.loss(model, batch, state, Context(Clock(), 10, False, CPU, training_set=None))  # type: ignore[arg-type]
     return loss
 
 
@@ -105,7 +105,7 @@ def test_a_probe_reads_features_without_dropout() -> None:
     losses = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        batch, context = picture_batch(), Context(0, 10, False, CPU, training_set=None)  # type: ignore[arg-type]
+        batch, context = picture_batch(), Context(Clock(), 10, False, CPU, training_set=None)  # type: ignore[arg-type]
         losses.append(Probe().loss(model, batch, State(), context).total)
     assert torch.equal(*losses)
 

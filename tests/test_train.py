@@ -72,8 +72,9 @@ def run(
     folder: Path,
     stop_at: int | None = None,
     every: int = 1000,
-    progress: Callable[[int, Mapping[str, Tensor]], None] = lambda step, losses: None,
+    progress: Callable[[int, Mapping[str, float]], None] = lambda step, losses: None,
     dtype: torch.dtype = torch.float32,
+    graphs: bool = True,
 ) -> dict[str, Tensor]:
     """Train from the folder's last checkpoint; returns the weights."""
     torch.manual_seed(1)
@@ -88,7 +89,7 @@ def run(
     examples.dtype = dtype
     seen: list[int] = []
 
-    def on_progress(step: int, losses: Mapping[str, Tensor]) -> None:
+    def on_progress(step: int, losses: Mapping[str, float]) -> None:
         seen.append(step)
         progress(step, losses)
 
@@ -99,7 +100,7 @@ def run(
         started=lambda step: None,
         progress=on_progress,
     )
-    train(stage, model, None, Batches(stage, examples, model, CPU), supervision)
+    train(stage, model, None, Batches(stage, examples, model, CPU), supervision, graphs=graphs)
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 

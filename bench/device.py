@@ -1,0 +1,224 @@
+"""The devices that training runs on. Only this module calls `torch.cuda`; every function initialises CUDA first.
+
+A device is a CPU ('cpu') or one GPU ('cuda:0'). Functions that a CPU has no use for do nothing there, so that callers
+need no branch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.errors import InputError
+from bench.specs import Execution
+
+CPU = torch.device("cpu")
+
+
+def _ready(device: torch.device) -> bool:
+    """Initialise CUDA for a GPU and say whether it is one; most functions of torch.cuda fail before that."""
+    if device.type != "cuda":
+        return False
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    return True
+
+
+# ------------------------------------------------------------------------------------------------ which devices
+
+
+def gpu_count() -> int:
+    """Count the GPUs that torch can use here, after CUDA_VISIBLE_DEVICES."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def resolve(name: str) -> torch.device:
+    """Turn 'cpu', 'cuda' or 'cuda:N' into a device; refuses any other name, and a GPU that torch cannot use."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cpu" and name != "cpu"):
+        raise InputError(f"the device {name!r} is unknown. Legal: cpu, cuda, cuda:0, cuda:1, …")
+    if device.type == "cpu":
+        return device
+    count = gpu_count()
+    if count == 0:
+        raise InputError(
+            f"{device} was asked for on {platform.node()}, where torch {torch.__version__} (built for CUDA "
+            f"{torch.version.cuda}) finds no GPU: python -m bench.doctor tells why. Keep away from that node "
+            "(slurm.extra), or install a torch that knows its driver."
+        )
+    index = device.index or 0
+    if index >= count:
+        legal = ", ".join(f"cuda:{i}" for i in range(count))
+        raise InputError(f"cuda:{index} was asked for on {platform.node()}, which has {count} GPU(s): {legal}.")
+    return torch.device("cuda", index)
+
+
+def name(device: torch.device) -> str:
+    """Name the model of a GPU."""
+    _ready(device)
+    return torch.cuda.get_device_name(device)
+
+
+def properties(device: torch.device) -> tuple[str, int, bool]:
+    """Give a GPU's model, its memory in bytes and whether it computes in bfloat16 without emulation."""
+    _ready(device)
+    about = torch.cuda.get_device_properties(device)
+    with torch.cuda.device(device):
+        return about.name, int(about.total_memory), torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+# ------------------------------------------------------------------------------------------------ memory and time
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done everything it was given."""
+    if _ready(device):
+        torch.cuda.synchronize(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin a new measurement of `peak_memory`."""
+    if _ready(device):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Give the most bytes that tensors on a GPU took at once since `reset_peak_memory`."""
+    _ready(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Give the bytes of a GPU's memory that no process uses."""
+    _ready(device)
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def release_memory(device: torch.device) -> None:
+    """Return memory that torch keeps for later to the GPU, for other processes and the next stage."""
+    if _ready(device):
+        torch.cuda.empty_cache()
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+@contextlib.contextmanager
+def numerics(execution: Execution, device: torch.device) -> Iterator[None]:
+    """Compute as `execution` says while a stage runs, then as before; refuses 'tf32' on a CPU.
+
+    'float32' is full precision: TF32 is off in matrix products and in cuDNN's convolutions, where torch has it on by
+    default. 'tf32' turns both on.
+    """
+    if execution.precision == "tf32" and device.type != "cuda":
+        raise InputError(
+            "execution.precision = 'tf32': a CPU has no TF32. Set execution.precision = 'float32', or run on a GPU."
+        )
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
+    # The older of torch's two interfaces: its compiler still reads it, and fails where the newer one was used.
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32, torch.are_deterministic_algorithms_enabled()
+    products.allow_tf32 = convolutions.allow_tf32 = execution.precision == "tf32"
+    torch.use_deterministic_algorithms(execution.deterministic)
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before[:2]
+        torch.use_deterministic_algorithms(before[2])
+
+
+# ------------------------------------------------------------------------------------------------ copies
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a host tensor to a device without waiting for it.
+
+    The copy reads from pinned memory, which torch keeps untouched until the copy has happened.
+    """
+    if not _ready(device):
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """Numbers on their way from a device to the host."""
+
+    _host: Tensor
+    _event: Any
+
+    def wait(self) -> list[float]:
+        """Give the numbers, once the device has got that far."""
+        if self._event is not None:
+            self._event.synchronize()
+        return [float(value) for value in self._host.tolist()]
+
+
+def receive(tensor: Tensor) -> Arriving:
+    """Start to copy a vector from its device to the host, without waiting for it."""
+    if not _ready(tensor.device):
+        return Arriving(tensor, None)
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return Arriving(host, event)
+
+
+# ------------------------------------------------------------------------------------------------ CUDA graphs
+
+
+class Graph:
+    """Work that a device has recorded once and repeats as a whole: a CUDA graph.
+
+    `pool` is shared by graphs of which only one runs at a time, so that they use the same memory.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._graph, self._pool = torch.cuda.CUDAGraph(), pool
+
+    def capture(self, work: Callable[[], Any]) -> Any:
+        """Record what `work` asks of the device, without doing it; returns what `work` returns."""
+        with torch.cuda.graph(self._graph, pool=self._pool, stream=torch.cuda.current_stream()):
+            return work()
+
+    def replay(self) -> None:
+        """Do what was recorded."""
+        self._graph.replay()
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether the device can record work and repeat it."""
+    return device.type == "cuda"
+
+
+def graph_pool(device: torch.device) -> Any:
+    """Name a new memory pool for graphs of one stage."""
+    _ready(device)
+    return torch.cuda.graph_pool_handle()
+
+
+@contextlib.contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
+    """Work on a GPU's stream of its own meanwhile: graphs cannot be captured on the default one."""
+    if not _ready(device):
+        yield
+        return
+    with torch.cuda.device(device):
+        before = torch.cuda.current_stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(before)
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            before.wait_stream(stream)

@@ -1,0 +1,164 @@
+"""Steps that a GPU records once and then repeats as a whole (CUDA graphs), so that it never waits for Python.
+
+A training step asks a GPU for thousands of small pieces of work. Recorded, they are started by one call:
+
+    first uses of a shape    the work runs as it is written: networks, optimiser state and libraries set themselves up
+    next use                 it is recorded, which does nothing yet, then repeated: that is the step
+    every later use          inputs are copied to where the recording reads them, and it is repeated
+
+A recording has frozen what Python computed: a repeated step would go on with the numbers of the recorded one. What a
+step needs anew therefore stands in tensors: its batch, the optimiser's numbers (`Optimizer.prepare`), and random
+numbers, whose generator is seeded before each repetition. Objectives, optimisers and constraints say by `CAPTURABLE`
+that they keep to this. What breaks it all the same and can be seen (`_broken`) has all recordings dropped, and the
+stage goes on unrecorded. A repeated step computes the same bits as an unrecorded one, so it is no part of a key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.device import Graph, graph_pool
+from bench.hooks import Clock, State
+
+Losses = dict[str, Tensor]
+
+UNRECORDED_USES = 2
+"""How often a shape is computed as written before it is recorded."""
+MOST_RECORDINGS = 32
+"""How many recordings a stage keeps; the shapes that come up often reach `UNRECORDED_USES` first."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A graph, the tensors it reads its inputs from, and those it leaves its losses in."""
+
+    graph: Graph
+    inputs: Any
+    losses: Losses
+
+    def repeat(self, inputs: Any) -> Losses:
+        """Compute with these inputs; the losses are copies, as the graph's own are overwritten by the next."""
+        for target, source in zip(_tensors(self.inputs), _tensors(inputs), strict=True):
+            target.copy_(source, non_blocking=True)
+        self.graph.replay()
+        return {name: loss.clone() for name, loss in self.losses.items()}
+
+
+class Recorder:
+    """Runs the work of a stage's steps: recorded and repeated where a shape comes up often.
+
+    `clock` and `state` are those of the stage's objective. `log` is told once why nothing is recorded any more.
+    """
+
+    def __init__(self, device: torch.device, clock: Clock, state: State, log: Callable[[str], None]) -> None:
+        self._clock, self._state, self._log = clock, state, log
+        self._pool = graph_pool(device)
+        self._uses: Counter[Any] = Counter()
+        self._recordings: dict[Any, Recording] = {}
+        self._dropped = False
+
+    def run(self, work: Callable[[Any], Losses], inputs: Any, name: str, share: float) -> Losses:
+        """The losses of `work(inputs)`, which goes by its `name`, the shapes of inputs and their share of the step."""
+        shape = (name, share, *((tuple(tensor.shape), tensor.dtype) for tensor in _tensors(inputs)))
+        recording = self._recordings.get(shape)
+        if recording is None:
+            self._uses[shape] += 1
+            if self._dropped or self._uses[shape] <= UNRECORDED_USES or len(self._recordings) == MOST_RECORDINGS:
+                return work(inputs)
+            recording = self._record(work, inputs)
+            if recording is None:
+                self.drop()
+                return work(inputs)
+            self._recordings[shape] = recording
+        return recording.repeat(inputs)
+
+    def drop(self) -> None:
+        """Free all recordings and their memory, and record nothing from now on."""
+        self._recordings.clear()
+        self._dropped = True
+
+    def _record(self, work: Callable[[Any], Losses], inputs: Any) -> Recording | None:
+        """A recording of `work`, which does nothing yet; None, with everything as it was, where it would be wrong."""
+        tensors, draws, reads = dict(self._state.tensors), _host_draws(), self._clock.reads
+        inputs = _copies(inputs)
+        graph = Graph(self._pool)
+        try:
+            losses = graph.capture(lambda: work(inputs))
+            reason = self._broken(tensors, draws, reads)
+        except Exception as error:  # whatever a recording cannot hold; a fault of the step itself comes again below
+            first_line = (str(error).strip().splitlines() or ["no message"])[0]
+            reason = f"{type(error).__name__}: {first_line}"
+        if reason is None:
+            return Recording(graph, inputs, losses)
+        self._log(f"steps are not recorded: {reason}")
+        self._state.tensors = tensors
+        _restore_host_draws(draws)
+        return None
+
+    def _broken(self, tensors: dict[str, Tensor], draws: Any, reads: int) -> str | None:
+        """Why a repetition of what was just recorded would go wrong, as far as that can be seen."""
+        if self._clock.reads != reads:
+            return "the loss reads context.step, which would stay what it was"
+        replaced = [name for name, tensor in self._state.tensors.items() if tensors.get(name) is not tensor]
+        if replaced or tensors.keys() != self._state.tensors.keys():
+            names = ", ".join(sorted({*replaced, *(tensors.keys() ^ self._state.tensors.keys())}))
+            return f"the loss puts other tensors into its state ({names}) instead of changing those there in place"
+        if not _same_draws(draws, _host_draws()):
+            return "the loss draws random numbers on the host, which would stay what they were"
+        return None
+
+
+# ------------------------------------------------------------------------------------------------ tensors in a batch
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """`value` with every tensor in its dataclasses, dicts and tuples replaced by `change` of it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _mapped(item, change) for name, item in value.items()}
+    if isinstance(value, tuple):
+        items = [_mapped(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _mapped(getattr(value, field.name), change) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
+
+
+def _copies(value: Any) -> Any:
+    return _mapped(value, torch.clone)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    tensors: list[Tensor] = []
+    _mapped(value, tensors.append)
+    return tensors
+
+
+# ------------------------------------------------------------------------------------------------ draws on the host
+
+
+def _host_draws() -> tuple[Any, Any, Tensor]:
+    """The states of the generators whose draws a recording freezes: Python's, NumPy's and torch's on the CPU."""
+    return random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()  # noqa: NPY002
+
+
+def _same_draws(before: tuple[Any, Any, Tensor], after: tuple[Any, Any, Tensor]) -> bool:
+    same_numpy = repr(before[1]) == repr(after[1])
+    return before[0] == after[0] and same_numpy and torch.equal(before[2], after[2])
+
+
+def _restore_host_draws(draws: tuple[Any, Any, Tensor]) -> None:
+    random.setstate(draws[0])
+    np.random.set_state(draws[1])  # noqa: NPY002
+    torch.set_rng_state(draws[2])

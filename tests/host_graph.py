@@ -1,0 +1,110 @@
+"""A stand-in for a GPU's graph that records and repeats work on the CPU, so that recording is tested without a GPU.
+
+Like a CUDA graph it does nothing while it records, it freezes what Python computes, it reads its inputs from the
+tensors it was recorded with, and it refuses what asks the device for a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal"}
+"""Operations that bring a value to the host, or whose result has a shape that only the device knows."""
+
+
+class HostGraph:
+    """Stands in for `bench.device.Graph`."""
+
+    made = 0
+
+    def __init__(self, pool: object) -> None:
+        self._operations: list[Callable[[], None]] = []
+        self.replays = 0
+        type(self).made += 1
+
+    def capture(self, work: Callable[[], Any]) -> Any:
+        recording = _Recording()
+        generator = torch.get_rng_state()  # of the device that this stands in for
+        try:
+            with recording:
+                return work()
+        finally:
+            self._operations = recording.operations
+            recording.undo()
+            torch.set_rng_state(generator)
+
+    def replay(self) -> None:
+        self.replays += 1
+        for operation in self._operations:
+            operation()
+
+
+class _Recording(TorchDispatchMode):
+    """Carries out and notes every operation; `undo` puts back what they overwrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Callable[[], None]] = []
+        self._made: set[int] = set()  # storages that the work allocated
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._kept: list[Any] = []
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = operation._schema.name.partition("::")[2]
+        # `index` may choose by truth values, whose number only the device knows.
+        chooses = name.startswith("index") and any(
+            isinstance(leaf, Tensor) and leaf.dtype in (torch.bool, torch.uint8) for leaf in pytree.tree_leaves(args[1])
+        )
+        if name in WAITING or chooses:
+            raise RuntimeError(f"{name} asks the device for a value while work is recorded")
+        written = self._written(operation, args, kwargs)
+        for tensor in written:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._made and storage.data_ptr() not in self._before:
+                whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+                self._before[storage.data_ptr()] = whole, whole.clone()
+        results = operation(*args, **kwargs)
+        inputs = {id(tensor) for tensor in pytree.tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        storages = {t.untyped_storage().data_ptr() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        fresh = [
+            tensor
+            for tensor in pytree.tree_leaves(results)
+            if isinstance(tensor, Tensor)
+            and id(tensor) not in inputs
+            and tensor.untyped_storage().data_ptr() not in storages
+        ]
+        self._made |= {tensor.untyped_storage().data_ptr() for tensor in fresh}
+        self._kept.append((args, kwargs, results))  # as a graph's memory, none of it is used again
+        if written or fresh:
+            self.operations.append(lambda: self._repeat(operation, args, kwargs, results))
+        return results
+
+    def _written(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The tensors that the operation changes in place, by its schema."""
+        written: list[Tensor] = []
+        for position, argument in enumerate(operation._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            written += [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        return written
+
+    def _repeat(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: Any) -> None:
+        with torch.no_grad():
+            again = operation(*args, **kwargs)
+            for target, source in zip(pytree.tree_leaves(results), pytree.tree_leaves(again), strict=True):
+                if isinstance(target, Tensor) and target.data_ptr() != source.data_ptr():
+                    target.detach().copy_(source)
+
+    def undo(self) -> None:
+        for whole, before in self._before.values():
+            whole.copy_(before)
