@@ -188,7 +188,7 @@ def _train(
         seconds = earlier_seconds + time.perf_counter() - began
         supervision.checkpoints.save(done, {"seconds": seconds, **_snapshot(model, optimizer, state)})
 
-    watch = LossWatch(supervision.progress, total_steps, LATE_STEPS if device.type == "cuda" else 0)
+    watch = LossWatch(supervision.progress, total_steps, late_steps(device))
     try:
         for step in range(start, total_steps):
             clock.step = step
@@ -240,6 +240,11 @@ def _recordable(stage: Stage, device: torch.device) -> bool:
     if undeclared:
         print(f"steps are not recorded: {', '.join(undeclared)} is not declared CAPTURABLE")
     return not undeclared
+
+
+def late_steps(device: torch.device) -> int:
+    """How many steps the losses are read late: a GPU is not waited for, a CPU has them at once."""
+    return LATE_STEPS if device.type == "cuda" else 0
 
 
 class LossWatch:

@@ -183,8 +183,8 @@ class Watch:
             self.distances.append(found.item())
             return found
 
-        def watched_clip(*arguments: Any) -> Tensor:
-            norm = clip(*arguments)
+        def watched_clip(*arguments: Any, **options: Any) -> Tensor:
+            norm = clip(*arguments, **options)
             self.norms.append(norm.item())
             return norm
 
@@ -198,8 +198,8 @@ class Watch:
         patch.setattr(torch.nn.utils, "clip_grad_norm_", watched_clip)
         patch.setattr(ImageModel, "logits", watched_logits)
 
-    def step(self, step: int, losses: Mapping[str, Tensor]) -> None:
-        self.totals.append(float(losses["loss"]))
+    def step(self, step: int, losses: Mapping[str, float]) -> None:
+        self.totals.append(losses["loss"])
 
 
 # ------------------------------------------------------------------------------------------------ running it

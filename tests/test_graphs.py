@@ -86,7 +86,7 @@ def test_losses_are_those_of_their_own_step(recording: type[HostGraph], tmp_path
     for kind, losses in seen.items():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "has_graphs", lambda device, kind=kind: kind == "recorded")
-            patch.setattr(train, "LATE_STEPS", 5)
+            patch.setattr(train, "late_steps", lambda device: 5)
             run(stage, tmp_path / kind, progress=lambda step, parts, losses=losses: losses.append(float(parts["loss"])))
     assert seen["plain"] == seen["recorded"]
     assert len(set(seen["plain"])) == 14

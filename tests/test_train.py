@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import bench.train
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.data.examples import Examples
@@ -20,7 +21,7 @@ from bench.hooks import Batch, Context, Loss, State
 from bench.models import Model, build
 from bench.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.specs import Constraint, Objective, Schedule, Stage
-from bench.train import Diverged, Interrupted, Supervision, learning_rate, parameter_groups, train
+from bench.train import Diverged, Interrupted, LossWatch, Supervision, learning_rate, parameter_groups, train
 from tests.examples import finetuning, pretraining
 
 CPU = torch.device("cpu")
@@ -370,3 +371,89 @@ def test_the_masked_loss_is_weighted(tmp_path: Path) -> None:
     run(dataclasses.replace(STAGES["masked"], objective=MaskedAutoEncoding(weight=0.25)), tmp_path, progress=progress)
     assert len(seen) == 7
     assert all(total == 0.25 * masked > 0 for total, masked in seen)
+
+
+# ------------------------------------------------------------------------------------------------ the same bits
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_rate_in_a_tensor_updates_as_a_number_does(fused: bool) -> None:
+    """What a GPU needs for recorded steps changes no bit on a CPU."""
+    start = [torch.randn(5, 3), torch.randn(4)]
+    ours, theirs = ([torch.nn.Parameter(values.clone()) for values in start] for _ in range(2))
+    spec = AdamW(weight_decay=0.1, fused=fused)
+    optimizer = spec.build([{"params": ours, "names": ["a", "b"], "weight_decay": 0.1, "head": False}], {}, 20)
+    plain = torch.optim.AdamW(theirs, weight_decay=0.1, fused=fused)
+    for step in range(20):
+        rate = 1e-2 / (step + 3)
+        spec.prepare(optimizer, step, rate)
+        plain.param_groups[0]["lr"] = rate
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            other.grad = one.grad.clone()
+        optimizer.step()
+        plain.step()
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert not torch.equal(ours[0], start[0])
+
+
+def test_gradients_clipped_all_at_once_are_those_clipped_one_by_one() -> None:
+    gradients = [torch.randn(7, 5), torch.randn(3), torch.randn(2, 2, 2)]
+    clipped = []
+    for foreach in (True, False):
+        parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_(parameters, 0.3, foreach=foreach)
+        clipped.append([parameter.grad for parameter in parameters])
+    assert all(torch.equal(one, other) for one, other in zip(*clipped, strict=True))
+
+
+def test_only_who_reads_the_first_weights_is_handed_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[int] = []
+    build_optimizer = AdamW.build
+
+    def build(self: AdamW, groups: Any, reference: Mapping[str, Tensor], total_steps: int) -> torch.optim.Optimizer:
+        handed.append(len(reference))
+        return build_optimizer(self, groups, reference, total_steps)
+
+    monkeypatch.setattr(AdamW, "build", build)
+    run(FINETUNE, tmp_path / "a")
+    run(dataclasses.replace(FINETUNE, constraint=Shrink()), tmp_path / "b")
+    assert handed[0] == 0 < handed[1]
+
+
+def test_a_checkpoint_holds_moments_but_neither_rates_nor_switches(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(FINETUNE, tmp_path, stop_at=3)
+    saved = Checkpoints(tmp_path).load(CPU)
+    assert saved is not None
+    moments = saved[1]["optimizer"]
+    assert all(state.keys() == {"step", "exp_avg", "exp_avg_sq"} for state in moments.values())
+    assert {float(state["step"]) for state in moments.values()} == {3.0}
+
+
+def test_late_losses_name_the_first_bad_step_and_come_in_order() -> None:
+    seen: list[tuple[int, float]] = []
+    watch = LossWatch(lambda step, losses: seen.append((step, losses["loss"])), total_steps=9, late=3)
+    for step in range(1, 4):
+        watch.add(step, 0.1, {"part": torch.tensor(1.0), "loss": torch.tensor(float(step))})
+    assert seen == []
+    watch.add(4, 0.1, {"loss": torch.tensor(float("inf"))})
+    watch.add(5, 0.1, {"loss": torch.tensor(float("nan"))})
+    assert seen == [(1, 1.0), (2, 2.0)]
+    with pytest.raises(Diverged, match="inf at step 3 of 9"):
+        watch.settle()
+    assert seen[-1] == (3, 3.0)
+
+
+@pytest.mark.parametrize("every", [3, 1000])
+def test_nothing_is_saved_or_finished_with_a_loss_that_is_no_number(
+    every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late losses are read: before a checkpoint, and before the end."""
+    monkeypatch.setattr(bench.train, "late_steps", lambda device: 100)
+    stage = dataclasses.replace(FINETUNE, schedule=Schedule(steps=7, batch_size=8, lr=1e30))
+    with pytest.raises(Diverged, match=r"the loss is .* at step [1-6] of 7"):
+        run(stage, tmp_path, every=every)
+    assert Checkpoints(tmp_path).load(CPU) is None or every == 1000
