@@ -64,17 +64,18 @@ def prediction_distance(student: Tensor, teacher: Tensor, removed: Tensor) -> Te
     return reconstruction_loss(student, teacher.detach(), removed)
 
 
-def prediction_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(softmax teacher ‖ softmax student) of logits (n, V): summed over the vocabulary, averaged over the n tokens.
+def prediction_divergence(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """KL(softmax teacher ‖ softmax student) of logits (n, V): summed over the vocabulary, averaged over `valid` rows.
 
-    0, with a graph, where no token is selected; no gradient reaches the teacher.
+    `valid` (n,) is true where a row is a selected token. 0, with a graph, where none is; no gradient reaches the
+    teacher.
     """
     from torch.nn.functional import kl_div, log_softmax
 
     divergence = kl_div(
-        log_softmax(student, dim=-1), log_softmax(teacher.detach(), dim=-1), reduction="sum", log_target=True
+        log_softmax(student, dim=-1), log_softmax(teacher.detach(), dim=-1), reduction="none", log_target=True
     )
-    return divergence / max(len(student), 1)
+    return divergence.sum(dim=-1).masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def squared_distance(pairs: Iterable[Pair]) -> Tensor:
@@ -132,7 +133,7 @@ class PredictionMatching(Objective):
         if model.backbone.MODALITY == "image":
             distance = prediction_distance(predictions, target, batch.mask.removed)
         else:
-            distance = prediction_divergence(predictions, target)
+            distance = prediction_divergence(predictions, target, batch.mask.valid)
         return Loss(self.weight * distance, {"predictions": distance})
 
 

@@ -7,21 +7,26 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from bench.backbones import MaskedLanguageModel
 from bench.data.augment import random_view
-from bench.data.examples import Examples
+from bench.data.examples import Examples, by_length, padded
+from bench.device import CPU, has_graphs, send
 from bench.hooks import Batch, Inputs
 from bench.models import Model
 from bench.specs import Stage, stream
 
 LENGTH_POOL = 50
-"""Batches of text are made of similar lengths within a pool of this many batches."""
+"""Texts of similar lengths are looked for within so many batches at a time."""
 
 
 class Batches:
     """The micro-batches of every step of a stage.
 
-    Each epoch has its own shuffle and keeps its last, smaller batch. Another `at` injects recorded data.
+    Each epoch has its own shuffle and one smaller batch, where the batch size leaves a remainder: the last one, or with
+    batches by length any. Which examples it holds is drawn at random in either case. Another `at` injects recorded
+    data. Nothing here waits for a GPU.
     """
 
     def __init__(self, stage: Stage, examples: Examples, model: Model, device: torch.device) -> None:
@@ -35,53 +40,71 @@ class Batches:
     def _seed(self, *names: str | int) -> int:
         return stream(self.stage.seed, self.stage.name, *names)
 
-    def _shuffled(self, epoch: int) -> list[torch.Tensor]:
+    def _shuffled(self, epoch: int) -> list[Tensor]:
         """The index batches of one epoch."""
         size = self.stage.schedule.batch_size
         random = np.random.Generator(np.random.PCG64(self._seed("order", epoch)))
         order = random.permutation(len(self.examples))
-        if self.examples.lengths is not None:
-            pool = LENGTH_POOL * size
-            pools = [order[start : start + pool] for start in range(0, len(order), pool)]
-            order = np.concatenate([part[np.argsort(self.examples.lengths[part], kind="stable")] for part in pools])
-        batches = [torch.from_numpy(order[start : start + size]) for start in range(0, len(order), size)]
-        if self.examples.lengths is not None:
-            batches = [batches[i] for i in random.permutation(len(batches))]
-        return batches
+        if self.stage.schedule.batching == "random":
+            return list(torch.split(torch.from_numpy(order), size))
+        lengths = self.examples.lengths
+        assert lengths is not None  # a stage that reads images is refused
+        # Taken off before anything is sorted: else the smaller batch, whose examples weigh more, would be the longest.
+        whole = len(order) - len(order) % size
+        for start in range(0, whole, LENGTH_POOL * size):
+            pool = order[start : min(start + LENGTH_POOL * size, whole)]
+            pool[:] = pool[np.argsort(lengths[pool], kind="stable")]
+        batches = torch.split(torch.from_numpy(order), size)
+        return [batches[i] for i in random.permutation(len(batches))]
+
+    def _index(self, step: int) -> Tensor:
+        epoch, position = divmod(step, self.per_epoch)
+        return self._epoch(epoch)[position]
 
     def size(self, step: int) -> int:
-        """How many examples a step sees."""
-        size, last = self.stage.schedule.batch_size, len(self.examples) % self.stage.schedule.batch_size
-        return last if last and (step + 1) % self.per_epoch == 0 else min(size, len(self.examples))
+        """Count the examples that a step sees."""
+        return len(self._index(step))
 
     def at(self, step: int) -> list[Batch]:
         """The micro-batches of step `step` (from 0); together they are one batch of the schedule."""
-        epoch, position = divmod(step, self.per_epoch)
-        index = self._epoch(epoch)[position]
+        index = self._index(step)
+        # One stream for each purpose, which the micro-batches go on drawing from: their number changes no draw.
+        draws = {name: torch.Generator().manual_seed(self._seed(name, step)) for name in ("flip", "mask", "view")}
         parts = index.tensor_split(min(self.stage.schedule.micro_batches, len(index)))
-        return [self._batch(part, step, number) for number, part in enumerate(parts)]
+        return [self._batch(part, draws) for part in parts]
 
-    def _batch(self, index: torch.Tensor, step: int, number: int) -> Batch:
+    def _batch(self, index: Tensor, draws: dict[str, torch.Generator]) -> Batch:
+        schedule, needs = self.stage.schedule, self.stage.objective.needs
         flip = None
-        if self.stage.schedule.augmentation == "flip":
-            generator = torch.Generator().manual_seed(self._seed("flip", step, number))
-            flip = torch.rand(len(index), generator=generator) < 0.5
-        inputs = self.examples.inputs(index, self.device, flip)
-        mask = None
-        if "mask" in self.stage.objective.needs:
-            mask = self.model.draw_mask(inputs, torch.Generator().manual_seed(self._seed("mask", step, number)))
+        if schedule.augmentation == "flip":
+            flip = torch.rand(len(index), generator=draws["flip"]) < 0.5
+        inputs, mask = self._inputs(index, flip), None
+        if "mask" in needs:
+            mask = self.model.draw_mask(inputs, draws["mask"])
+            mask = mask._make(send(part, self.device) for part in mask)
+        if isinstance(inputs, dict):  # until now on the host, where a mask is drawn
+            inputs = {name: part if name == "parts" else send(part, self.device) for name, part in inputs.items()}
         labels = None
-        if "labels" in self.stage.objective.needs:
+        if "labels" in needs:
             assert self.examples.labels is not None  # a labelled stage reads labels
-            labels = self.examples.labels[index].to(self.device)
-        views = None
-        if "views" in self.stage.objective.needs:
-            views = self._view(inputs, step, number, 0), self._view(inputs, step, number, 1)
-        return Batch(inputs, index.to(self.device), labels, mask, views)
+            labels = send(self.examples.labels[index], self.device)
+        views = (self._view(inputs, draws["view"]), self._view(inputs, draws["view"])) if "views" in needs else None
+        return Batch(inputs, send(index, self.device), labels, mask, views)
 
-    def _view(self, inputs: Inputs, step: int, number: int, view: int) -> Inputs:
+    def _inputs(self, index: Tensor, flip: Tensor | None) -> Inputs:
+        """Images on the device, or texts on the host: in parts of similar lengths, or padded to one of few lengths."""
+        backbone = self.stage.backbone
+        if not isinstance(backbone, MaskedLanguageModel):
+            return self.examples.inputs(index, self.device, flip)
+        inputs = self.examples.inputs(index, CPU, flip)
+        shapes_have_to_repeat = has_graphs(self.device) or self.stage.execution.compile
+        if not shapes_have_to_repeat:
+            return {**inputs, "parts": by_length(inputs["attention_mask"])}
+        longest, unit = inputs["input_ids"].shape[1], backbone.pad_to_multiple_of
+        return padded(inputs, min(-(-longest // unit) * unit, backbone.max_length), backbone.pad_id)
+
+    def _view(self, inputs: Inputs, generator: torch.Generator) -> Inputs:
         """A random view of images, mirrored only where the schedule allows flips; text as it is."""
-        if self.stage.backbone.MODALITY != "image":
+        if isinstance(inputs, dict):
             return inputs
-        generator = torch.Generator().manual_seed(self._seed("view", step, number, view))
         return random_view(inputs, generator, flips=self.stage.schedule.augmentation == "flip")

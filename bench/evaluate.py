@@ -6,26 +6,34 @@ import numpy as np
 import torch
 
 from bench.data.examples import Examples
+from bench.device import synchronize
 from bench.models import Model
 from bench.specs import Stage
 from bench.train import autocast
 
 BATCH_SIZE = 256
+MOST_AHEAD = 32
+"""How many batches may be on their way to a GPU: each takes memory on the host until it is there."""
 
 
 @torch.no_grad()
 def evaluate(stage: Stage, model: Model, examples: Examples, device: torch.device) -> dict[str, float]:
-    """Accuracy, macro and micro F1 (fractions) and the per-example mean cross-entropy of a split, in eval mode."""
+    """Accuracy, macro and micro F1 (fractions) and the per-example mean cross-entropy of a split, in eval mode.
+
+    Waits for a GPU now and then, not for every batch.
+    """
     assert examples.labels is not None  # an evaluation split is labelled
     model.eval()
     order = torch.arange(len(examples))
     if examples.lengths is not None:
         order = torch.from_numpy(np.argsort(examples.lengths, kind="stable"))
     logits = []
-    for index in torch.split(order, BATCH_SIZE):
+    for number, index in enumerate(torch.split(order, BATCH_SIZE)):
+        if number % MOST_AHEAD == 0:
+            synchronize(device)
         with autocast(stage, device):
-            logits.append(model.logits(examples.inputs(index, device)).double().cpu())
-    return metrics(torch.cat(logits), examples.labels[order])
+            logits.append(model.logits(examples.inputs(index, device)))
+    return metrics(torch.cat(logits).double().cpu(), examples.labels[order])
 
 
 def metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:

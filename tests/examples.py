@@ -1,10 +1,17 @@
-"""Small stages that several tests build on."""
+"""Small stages that several tests build on, and masks of tokens that a test chooses."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from bench.backbones import MaskedAutoEncoder
 from bench.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.specs import RANDOM, Data, Execution, Schedule, Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.models.text import TokenMask
 
 
 def tiny_backbone(**changes: Any) -> MaskedAutoEncoder:
@@ -42,3 +49,11 @@ def finetuning(**changes: Any) -> Stage:
         "seed": 3,
     }
     return pretraining(**{**fields, **changes})
+
+
+def token_mask(input_ids: Tensor, labels: Tensor) -> TokenMask:
+    """A mask that shows `input_ids` (B, T) and selects where `labels` (B, T) are not -100, without rows behind."""
+    from bench.models.text import TokenMask
+
+    positions = (labels.flatten() != -100).nonzero()[:, 0]
+    return TokenMask(input_ids, positions, labels.flatten()[positions])

@@ -177,16 +177,29 @@ def test_predicted_pixels_are_compared_on_removed_patches() -> None:
 def test_predicted_words_are_compared_from_the_teachers_side() -> None:
     # The teacher's distribution is (1/2, 1/2), the student's (1/4, 3/4).
     student, teacher = leaf([0.0, np.log(3.0)], [5.0, 5.0]), leaf([2.0, 2.0], [1.0, 1.0])
-    loss = prediction_divergence(student, teacher)
-    assert loss.item() == pytest.approx((0.5 * np.log(2) + 0.5 * np.log(2 / 3)) / 2)
-    only_the_student_learns(loss, student, teacher)
+    expected = 0.5 * np.log(2) + 0.5 * np.log(2 / 3)
+    for valid, average in (([True, True], expected / 2), ([True, False], expected), ([False, True], 0.0)):
+        loss = prediction_divergence(student, teacher, torch.tensor(valid))
+        assert loss.item() == pytest.approx(average)
+        if average:
+            only_the_student_learns(loss, student, teacher)
 
 
-def test_no_selected_token_gives_zero_with_a_graph() -> None:
-    student = torch.zeros(0, 7, requires_grad=True)
-    loss = prediction_divergence(student, torch.zeros(0, 7))
+def test_rows_that_are_no_selected_token_count_for_nothing() -> None:
+    student, teacher = leaf([0.0, np.log(3.0)], [5.0, 50.0]), leaf([2.0, 2.0], [1.0, 1.0])
+    loss = prediction_divergence(student, teacher, torch.tensor([True, False]))
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert torch.equal(gradient[1], torch.zeros(2, dtype=torch.float64))
+    torch.testing.assert_close(gradient[0], torch.tensor([-0.25, 0.25], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rows", [0, 8])
+def test_no_selected_token_gives_zero_with_a_graph(rows: int) -> None:
+    student = torch.randn(rows, 7, requires_grad=True)
+    loss = prediction_divergence(student, torch.randn(rows, 7), torch.zeros(rows, dtype=torch.bool))
     assert loss.item() == 0
     loss.backward()  # type: ignore[no-untyped-call]
+    assert student.grad is not None and not student.grad.any()
 
 
 def test_weights_are_compared_over_all_pairs() -> None:

@@ -14,12 +14,13 @@ from PIL import Image
 from timm.models import save_for_hf
 from transformers import BertConfig, BertModel
 
-from bench import cli, grid, speed
+from bench import cli, grid
 from bench.backbones import MaskedLanguageModel
 from bench.data import read_manifest
 from bench.errors import InputError
 from bench.plan import Plan, describe, make_plan
 from bench.specs import PublicWeights
+from bench.speed import __main__ as speed
 from bench.store import Store
 
 GRID = """
@@ -350,14 +351,15 @@ def test_a_public_backbones_weights_can_be_replaced(bert: Path, data: Path) -> N
 
 def test_speeds_are_measured_on_the_last_stages(sources: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(sources)
-    arguments = ["--gin", str(path), "--data", str(data), "--store", str(sources.parent / "s"), "--steps", "2"]
+    page = sources.parent / "speed.md"
+    arguments = ["--gin", str(path), "--data", str(data), "--steps", "2", "--threads", "1", "--output", str(page)]
     assert cli.reporting_errors(lambda: speed.main(arguments)) == 2  # not prepared
     assert run(path, data) == 0
     capsys.readouterr()
     assert speed.main(arguments) == 0
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| finetune/")]
     assert [row[1].strip().split("/")[1] for row in rows] == ["pets", "reviews"]
-    assert rows[0][3].strip() != "-"  # images are decoded
-    assert rows[1][3].strip() == "-"
-    assert all(float(row[2]) > 0 and float(row[4]) > 0 for row in rows)
-    assert not (sources.parent / "s").exists()
+    assert rows[0][4].strip() != "-"  # images are decoded
+    assert rows[1][4].strip() == "-"
+    assert all(float(row[3]) > 0 and float(row[5]) > 0 for row in rows)
+    assert "| finetune/pets" in page.read_text(encoding="utf-8")

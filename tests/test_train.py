@@ -275,27 +275,6 @@ def test_constraints_apply_after_every_step(tmp_path: Path, monkeypatch: pytest.
     assert len(applied) == 7
 
 
-def batches_of(stage: Stage, examples: Examples) -> Batches:
-    needs = stage.objective.needs
-    model = build(stage.backbone, classes=10 if "head" in needs else None, decoder="decoder" in needs)
-    return Batches(stage, examples, model, CPU)
-
-
-def test_every_epoch_sees_every_example_once_in_its_own_order() -> None:
-    batches = batches_of(FINETUNE, Pictures())
-    epochs = [torch.cat([batches.at(3 * epoch + i)[0].index for i in range(3)]).tolist() for epoch in range(2)]
-    assert [sorted(epoch) for epoch in epochs] == [list(range(22))] * 2
-    assert epochs[0] != epochs[1]
-    assert [len(batches.at(i)[0].index) for i in range(3)] == [8, 8, 6]
-
-
-def test_a_batch_knows_its_size_without_being_made() -> None:
-    for count in (22, 24, 5):
-        batches = batches_of(FINETUNE, Pictures(count))
-        for step in range(7):
-            assert batches.size(step) == len(batches.at(step)[0].index)
-
-
 def test_the_encoders_way_is_its_euclidean_distance(tmp_path: Path) -> None:
     models = [build(FINETUNE.backbone, classes=10) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
@@ -306,52 +285,6 @@ def test_the_encoders_way_is_its_euclidean_distance(tmp_path: Path) -> None:
     assert encoder_distance(models[1], models[0]) == pytest.approx(
         {"encoder_distance": 5.0, "encoder_distance_without_positions": 3.0}, rel=1e-6
     )
-
-
-def test_a_step_is_a_pure_function_of_seed_and_step() -> None:
-    stage = STAGES["masked"]
-    first, second = batches_of(stage, Pictures()), batches_of(stage, Pictures())
-    second.at(5)
-    a, b = first.at(3)[0], second.at(3)[0]
-    assert torch.equal(a.index, b.index)
-    assert torch.equal(a.inputs, b.inputs)
-    assert all(torch.equal(x, y) for x, y in zip(a.mask, b.mask, strict=True))
-    assert not torch.equal(a.mask.removed, first.at(4)[0].mask.removed)
-    other = batches_of(dataclasses.replace(stage, seed=1), Pictures()).at(3)[0]
-    assert not torch.equal(a.index, other.index)
-
-
-def test_two_methods_stages_of_one_name_see_the_same_data() -> None:
-    other = dataclasses.replace(FINETUNE, objective=Distance(), optimizer=AdamW(weight_decay=0.5))
-    assert other.key != FINETUNE.key
-    for step in range(7):
-        a, b = (batches_of(stage, Pictures()).at(step)[0] for stage in (FINETUNE, other))
-        assert torch.equal(a.index, b.index)
-        assert torch.equal(a.inputs, b.inputs)
-
-
-class Sentences(Examples):
-    """Texts that are nothing but lengths."""
-
-    def __init__(self, lengths: list[int]) -> None:
-        super().__init__(np.arange(len(lengths)), torch.zeros(len(lengths), dtype=torch.long), np.array(lengths))
-
-    def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> Any:
-        return index
-
-
-def test_texts_are_batched_by_length() -> None:
-    random = np.random.Generator(np.random.PCG64(0))
-    lengths = random.integers(3, 200, size=400)
-    stage = dataclasses.replace(FINETUNE, schedule=Schedule(steps=50, batch_size=8))
-    batches = batches_of(stage, Sentences(lengths.tolist()))
-    index = [batches.at(step)[0].index for step in range(50)]
-    assert sorted(torch.cat(index).tolist()) == list(range(400))
-    padding = sum(int((lengths[i].max() - lengths[i]).sum()) for i in index)
-    unsorted = sum(int((part.max() - part).sum()) for part in lengths.reshape(50, 8))
-    assert padding < 0.1 * unsorted
-    order = [int(lengths[i].max()) for i in index]
-    assert order != sorted(order)
 
 
 def test_masked_objective_trains_the_decoder_and_reports_its_part(tmp_path: Path) -> None:

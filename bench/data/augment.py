@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from bench.data.examples import MEAN, STD
+from bench.data.examples import per_channel, statistics
+from bench.device import send
 
 CROP_SCALE = (0.2, 1.0)
 CROP_ASPECT = (3 / 4, 4 / 3)
@@ -37,9 +38,9 @@ def random_view(images: Tensor, generator: torch.Generator, flips: bool = True) 
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         drawn = torch.rand(*shape, generator=generator, dtype=torch.float32)
-        return (low + (high - low) * drawn).to(images)
+        return send(low + (high - low) * drawn, images.device).to(images.dtype)
 
-    mean, std = (images.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+    mean, std = statistics(images.dtype, images.device)
     pixels = (images * std + mean).clamp(0, 1)
 
     scale = uniform(*CROP_SCALE, count, CROP_TRIES)
@@ -82,7 +83,7 @@ def crop(images: Tensor, left: Tensor, top: Tensor, width: Tensor, height: Tenso
 
 def grey(images: Tensor) -> Tensor:
     """Images in [0, 1] without their colour, still with three channels."""
-    luma = (images * images.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
+    luma = (images * per_channel(LUMA, images.dtype, images.device)).sum(dim=1, keepdim=True)
     return luma.expand_as(images)
 
 

@@ -22,6 +22,7 @@ from bench.data.content import Rows, checksum, joined
 from bench.data.decode import rgb
 from bench.data.disk import TOKENIZER, again, read_rows
 from bench.data.subset import chosen_rows
+from bench.device import free_memory, send
 from bench.errors import InputError, NotPrepared
 from bench.files import replacing, sha256, write_text
 from bench.hooks import Inputs
@@ -35,6 +36,8 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
+IMAGES_AT_ONCE = 1024
+"""How many images are copied to a GPU at once, through memory that torch keeps for the next copies."""
 ARRAYS_VERSION = 2
 """Raised when decoding or tokenising the same data gives other arrays."""
 
@@ -57,7 +60,7 @@ class Examples(ABC):
 
     @abstractmethod
     def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> Inputs:
-        """The inputs of the examples at `index` (B,), on `device`."""
+        """The inputs of the examples at `index` (B,), sent to `device`; `index` and `flip` (B,) lie on the host."""
 
 
 class ImageExamples(Examples):
@@ -72,31 +75,45 @@ class ImageExamples(Examples):
         """Float images (B, 3, H, W), normalised; those where `flip` (B,) is true are mirrored left to right."""
         resident = self._on(device)
         if resident is None:
-            pixels = torch.from_numpy(self._pixels[self._rows[index.cpu().numpy()]]).to(device)
+            pixels = send(torch.from_numpy(self._pixels[self._rows[index.numpy()]]), device)
         else:
-            pixels = resident[index.to(device)]
+            pixels = resident[send(index, device)]
         images = normalised(pixels, self.dtype)
-        if flip is not None:
-            flip = flip.to(device)
-            images[flip] = images[flip].flip(3)
-        return images
+        if flip is None:
+            return images
+        return torch.where(send(flip, device)[:, None, None, None], images.flip(3), images)
 
     def _on(self, device: torch.device) -> Tensor | None:
         if device.type != "cuda":
             return None
         if device not in self._resident:
             size = len(self) * self._pixels[0].nbytes
-            fits = size <= torch.cuda.mem_get_info(device)[0] // 4
-            self._resident[device] = torch.from_numpy(self._pixels[self._rows]).to(device) if fits else None
+            self._resident[device] = self._copied_to(device) if size <= free_memory(device) // 4 else None
         return self._resident[device]
+
+    def _copied_to(self, device: torch.device) -> Tensor:
+        copy = torch.empty((len(self), *self._pixels.shape[1:]), dtype=torch.uint8, device=device)
+        for start in range(0, len(self), IMAGES_AT_ONCE):
+            some = slice(start, start + IMAGES_AT_ONCE)
+            copy[some].copy_(send(torch.from_numpy(self._pixels[self._rows[some]]), device))
+        return copy
 
 
 def normalised(pixels: Tensor, dtype: torch.dtype) -> Tensor:
     """Images (B, 3, H, W) of bytes as floats of about zero mean and unit variance."""
-    images = pixels.to(dtype)
-    mean = torch.tensor(MEAN, dtype=dtype, device=pixels.device)[:, None, None]
-    std = torch.tensor(STD, dtype=dtype, device=pixels.device)[:, None, None]
+    images, (mean, std) = pixels.to(dtype), statistics(dtype, pixels.device)
     return images.div_(255).sub_(mean).div_(std)
+
+
+def statistics(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel (3, 1, 1), as images in [0, 1] are normalised by them."""
+    return per_channel(MEAN, dtype, device), per_channel(STD, dtype, device)
+
+
+@functools.cache
+def per_channel(values: tuple[float, float, float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A constant for each channel (3, 1, 1), sent to the device once; never to be changed."""
+    return send(torch.tensor(values, dtype=dtype)[:, None, None], device)
 
 
 class TextExamples(Examples):
@@ -128,7 +145,7 @@ class TextExamples(Examples):
         """
         assert flip is None, "a text stage that flips is refused when it is planned"
         assert self.lengths is not None
-        chosen = index.cpu().numpy()
+        chosen = index.numpy()
         lengths = self.lengths[chosen]
         position = np.arange(lengths.max(initial=0))
         mask = position < lengths[:, None]
@@ -136,7 +153,37 @@ class TextExamples(Examples):
         arrays = {"input_ids": np.where(mask, tokens, self._pad), "attention_mask": mask}
         if self._seconds is not None:
             arrays["token_type_ids"] = mask & (position >= self._seconds[chosen][:, None])
-        return {name: torch.from_numpy(array.astype(np.int64)).to(device) for name, array in arrays.items()}
+        return {name: send(torch.from_numpy(array.astype(np.int64)), device) for name, array in arrays.items()}
+
+
+def padded(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor]:
+    """Text inputs (B, T) padded further, to (B, `length`), with the token `pad`."""
+    missing = length - inputs["input_ids"].shape[1]
+    if missing == 0:
+        return inputs
+    filling = {"input_ids": pad}
+    return {
+        name: torch.nn.functional.pad(tensor, (0, missing), value=filling.get(name, 0))
+        for name, tensor in inputs.items()
+    }
+
+
+def by_length(attention_mask: Tensor) -> tuple[Tensor, ...]:
+    """Sort the tokens of texts (B, T) into parts of similar lengths: indices (b, t) into the B·T tokens.
+
+    What is computed part by part needs little padding. A part begins where a text has fewer than three quarters of the
+    tokens of the longest one in the part before.
+    """
+    lengths, rows = attention_mask.sum(1).sort(descending=True, stable=True)
+    starts: list[tuple[int, int]] = []
+    for row, length in enumerate(lengths.tolist()):
+        if not starts or length < 0.75 * starts[-1][1]:
+            starts.append((row, length))
+    ends = [row for row, _ in starts[1:]] + [len(rows)]
+    width = attention_mask.shape[1]
+    return tuple(
+        rows[start:end, None] * width + torch.arange(length) for (start, length), end in zip(starts, ends, strict=True)
+    )
 
 
 def open_examples(data: Data, backbone: Backbone, root: Path) -> Examples:

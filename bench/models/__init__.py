@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, ParamSpec
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +18,7 @@ from bench.files import replacing
 from bench.hooks import Inputs
 from bench.specs import Backbone
 
+P = ParamSpec("P")
 Role = Literal["matrix", "bias", "norm", "token", "position"]
 PARTS = ("encoder", "decoder", "head")
 
@@ -32,12 +33,18 @@ class Model(nn.Module, ABC):
 
     POSITIONS: ClassVar[tuple[str, ...]]
     TOKENS: ClassVar[tuple[str, ...]]
+    COMPILED: ClassVar[tuple[Callable[..., Tensor], ...]]
+    """The functions of a transformer block and its tensors that `compile_blocks` compiles."""
 
     backbone: Backbone
     encoder: nn.Module
     decoder: nn.Module | None
     head: nn.Module | None
     width: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
 
     @abstractmethod
     def features(self, inputs: Inputs, embeddings: Tensor | None = None) -> Tensor:
@@ -52,13 +59,17 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def draw_mask(self, inputs: Inputs, generator: torch.Generator) -> Any:
-        """A random mask for this batch, on its device; `generator` lives on the CPU, so every device gets the same."""
+        """Draw a mask for this batch, as a tuple of tensors on the host, where `generator` lives too.
+
+        The draws are made in the order of the examples and depend neither on padding nor on how a batch is split among
+        calls with one generator. Text must lie on the host, of images only the number is asked.
+        """
 
     @abstractmethod
     def masked_predictions(self, inputs: Inputs, mask: Any) -> Tensor:
         """What the decoder makes of the masked input.
 
-        Images: all patches (B, K, patch·patch·3). Text: logits (n, vocabulary) at the n selected tokens, row by row.
+        Images: all patches (B, K, patch·patch·3). Text: logits (n, vocabulary) at the n positions of the mask.
         """
 
     @abstractmethod
@@ -70,6 +81,17 @@ class Model(nn.Module, ABC):
         assert self.head is not None, "this model was built without classes"
         scores: Tensor = self.head(self.features(inputs, embeddings))
         return scores
+
+    def compile_blocks(self) -> None:
+        """Have torch compile the transformer blocks for training; in eval mode they run as they are written.
+
+        No name of a parameter changes. Each shape is compiled by itself.
+        """
+        self._compiled = {function: torch.compile(function, dynamic=False) for function in self.COMPILED}
+
+    def _run(self, function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+        """The function itself, or what was compiled of it."""
+        return self._compiled.get(function, function) if self.training else function
 
     def roles(self) -> dict[str, Role]:
         """The role of every parameter by its name, frozen ones included; weight decay is decided by it."""

@@ -5,16 +5,20 @@ Symbols: B images, K patches, D encoder width; a patch is a vector of p·p·3 va
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, cast
 
 import torch
+from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from bench.backbones import MaskedAutoEncoder
 from bench.models import Model
+from bench.models.layers import attend, use_dropout
 
 # The reference implementation's; too small to matter unless a patch is flat.
 TARGET_EPS = 1e-6
@@ -24,12 +28,11 @@ class PatchMask(NamedTuple):
     """Which patches of each image are removed.
 
     `kept` (B, k): patch indices in the order in which the encoder sees them. `removed` (B, K): 1.0 where removed, else
-    0.0. `restore` (B, K): where each patch stands in the shuffled order, kept patches first.
+    0.0.
     """
 
     kept: Tensor
     removed: Tensor
-    restore: Tensor
 
 
 # ------------------------------------------------------------------------------------------------ plain functions
@@ -58,12 +61,10 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 
 def mask_from_noise(noise: Tensor, mask_ratio: float) -> PatchMask:
     """Keep exactly int(K·(1 − mask_ratio)) patches per image: those with the smallest noise (B, K)."""
-    patches = noise.shape[1]
-    keep = int(patches * (1 - mask_ratio))
-    # Stable, because float32 noise does tie, and devices must break ties alike.
-    order = torch.argsort(noise, dim=1, stable=True)
-    restore = torch.empty_like(order).scatter_(1, order, torch.arange(patches, device=noise.device).expand_as(order))
-    return PatchMask(kept=order[:, :keep], removed=(restore >= keep).to(noise.dtype), restore=restore)
+    keep = int(noise.shape[1] * (1 - mask_ratio))
+    # Stable, because float32 noise does tie, and ties must be broken alike everywhere.
+    kept = torch.argsort(noise, dim=1, stable=True)[:, :keep]
+    return PatchMask(kept, torch.ones_like(noise).scatter_(1, kept, 0.0))
 
 
 def patch_targets(images: Tensor, patch_size: int, norm_pix: bool) -> Tensor:
@@ -85,6 +86,36 @@ def reconstruction_loss(predictions: Tensor, targets: Tensor, removed: Tensor) -
     """
     per_patch = (predictions - targets).square().mean(dim=-1)
     return (per_patch * removed).sum() / removed.sum()
+
+
+# ------------------------------------------------------------------------------------------------ blocks
+
+
+def block_of_all(block: Block, tokens: Tensor) -> Tensor:
+    """Apply a transformer block to tokens (B, T, D)."""
+    hidden: Tensor = block(tokens)
+    return hidden
+
+
+def block_of_first(block: Block, tokens: Tensor) -> Tensor:
+    """Compute what a transformer block makes of the first of tokens (B, T, D) alone: (B, D).
+
+    The other tokens only give keys and values.
+    """
+    attention = cast(Attention, block.attn)
+    batch, length, width = tokens.shape
+    first, heads = tokens[:, :1], (attention.num_heads, width // attention.num_heads)
+    hidden = block.norm1(tokens)
+    (query_weight, weight), (query_bias, bias) = (
+        torch.split(parameter, [width, 2 * width]) for parameter in (attention.qkv.weight, attention.qkv.bias)
+    )
+    query = linear(hidden[:, :1], query_weight, query_bias).view(batch, 1, *heads).transpose(1, 2)
+    key, value = linear(hidden, weight, bias).view(batch, length, 2, *heads).permute(2, 0, 3, 1, 4).unbind()
+    rate = attention.attn_drop.p if attention.training else 0.0
+    attended = attend(query, key, value, None, rate).transpose(1, 2).flatten(2)
+    first = first + attention.proj_drop(attention.proj(attended))
+    output: Tensor = first + block.mlp(block.norm2(first))
+    return output[:, 0]
 
 
 # ------------------------------------------------------------------------------------------------ the network
@@ -115,15 +146,17 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=backbone.decoder_norm_eps)
         self.predict = nn.Linear(width, 3 * backbone.patch_size**2)
 
-    def forward(self, tokens: Tensor, mask: PatchMask) -> Tensor:
-        """Tokens (B, 1 + k, D), CLS first, to pixel values (B, K, patch·patch·3)."""
+    def forward(self, tokens: Tensor, mask: PatchMask, block: Callable[[Block, Tensor], Tensor]) -> Tensor:
+        """Tokens (B, 1 + k, D), CLS first, to pixel values (B, K, patch·patch·3); `block` applies a block to tokens."""
         tokens = self.embed(tokens)
-        batch, patches = mask.restore.shape
+        batch, patches = mask.removed.shape
         # A mask token everywhere, then the visible ones in their places.
         index = mask.kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
         restored = self.mask_token.to(tokens.dtype).expand(batch, patches, -1).scatter(1, index, tokens[:, 1:])
         hidden = torch.cat([tokens[:, :1], restored], dim=1) + self.pos_embed
-        predictions: Tensor = self.predict(self.norm(self.blocks(hidden))[:, 1:])
+        for layer in cast("list[Block]", self.blocks):
+            hidden = block(layer, hidden)
+        predictions: Tensor = self.predict(self.norm(hidden)[:, 1:])
         return predictions
 
 
@@ -136,6 +169,7 @@ class ImageModel(Model):
 
     POSITIONS = ("pos_embed",)
     TOKENS = ("cls_token", "mask_token")
+    COMPILED = (block_of_all, block_of_first)
 
     encoder: VisionTransformer
     decoder: Decoder | None
@@ -172,40 +206,57 @@ class ImageModel(Model):
         self.decoder = Decoder(backbone, rate) if decoder else None
         if self.decoder is not None:
             _initialise(self.decoder, backbone)
+        use_dropout(self)
 
     def features(self, inputs: Tensor, embeddings: Tensor | None = None) -> Tensor:
         tokens = self._tokens(self.embed(inputs) if embeddings is None else embeddings)
-        features: Tensor = self.encoder.norm(self.encoder.blocks(tokens)[:, 0])
+        *blocks, last = cast("list[Block]", self.encoder.blocks)
+        for block in blocks:
+            tokens = self._run(block_of_all)(block, tokens)
+        features: Tensor = self.encoder.norm(self._run(block_of_first)(last, tokens))
         return features
 
     def embed(self, inputs: Tensor) -> Tensor:
-        patches: Tensor = self.encoder.patch_embed(inputs)
-        return patches
+        return self._project(patchify(inputs, self.backbone.patch_size))
 
     def draw_mask(self, inputs: Tensor, generator: torch.Generator) -> PatchMask:
         noise = torch.rand(len(inputs), self.backbone.patches, generator=generator, dtype=torch.float32)
-        return mask_from_noise(noise.to(inputs.device, non_blocking=True), self.backbone.mask_ratio)
+        return mask_from_noise(noise, self.backbone.mask_ratio)
 
     def masked_predictions(self, inputs: Tensor, mask: PatchMask) -> Tensor:
         assert self.decoder is not None, "this model was built without a decoder"
-        tokens = self._tokens(self.embed(inputs), mask.kept)
-        predictions: Tensor = self.decoder(self.encoder.norm(self.encoder.blocks(tokens)), mask)
+        patches = _gathered(patchify(inputs, self.backbone.patch_size), mask.kept)
+        tokens = self._tokens(self._project(patches), mask.kept)
+        block_of_tokens = self._run(block_of_all)
+        for block in cast("list[Block]", self.encoder.blocks):
+            tokens = block_of_tokens(block, tokens)
+        predictions: Tensor = self.decoder(self.encoder.norm(tokens), mask, block_of_tokens)
         return predictions
 
     def masked_loss(self, inputs: Tensor, mask: PatchMask) -> Tensor:
         targets = patch_targets(inputs, self.backbone.patch_size, self.backbone.norm_pix_loss)
         return reconstruction_loss(self.masked_predictions(inputs, mask), targets, mask.removed)
 
+    def _project(self, patches: Tensor) -> Tensor:
+        """Patch vectors (B, K, patch·patch·3) through timm's convolution, which sees every patch once: (B, K, D)."""
+        projection = self.encoder.patch_embed.proj
+        return linear(patches, projection.weight.permute(0, 2, 3, 1).flatten(1), projection.bias)
+
     def _tokens(self, embeddings: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The encoder's input (B, 1 + K or 1 + k, D): CLS, then patches with their positions, removed ones left out."""
-        positions, cls_token = self.encoder.pos_embed, self.encoder.cls_token
-        assert positions is not None and cls_token is not None
-        patches = embeddings + positions[:, 1:]
+        """The encoder's input (B, 1 + K, D): CLS, then patches, at all positions or those `kept` (B, K)."""
+        table, cls_token = self.encoder.pos_embed, self.encoder.cls_token
+        assert table is not None and cls_token is not None
+        batch, positions = len(embeddings), table[:, 1:]
         if kept is not None:
-            patches = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
-        cls = (cls_token + positions[:, :1]).expand(len(patches), -1, -1)
-        tokens: Tensor = self.encoder.pos_drop(torch.cat([cls, patches], dim=1))
+            positions = _gathered(positions.expand(batch, -1, -1), kept)
+        cls = (cls_token + table[:, :1]).expand(batch, -1, -1)
+        tokens: Tensor = self.encoder.pos_drop(torch.cat([cls, embeddings + positions], dim=1))
         return tokens
+
+
+def _gathered(values: Tensor, index: Tensor) -> Tensor:
+    """The vectors at `index` (B, k) of `values` (B, K, D): (B, k, D)."""
+    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
 def _norm_layer(backbone: MaskedAutoEncoder) -> type[nn.Module]:

@@ -5,25 +5,44 @@ Symbols: B sequences of T tokens, D width, V vocabulary size, n selected tokens 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, RobertaForMaskedLM, RobertaModel
+from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.roberta.modeling_roberta import RobertaLayer
 
 from bench.backbones import MaskedLanguageModel
 from bench.models import Model
+from bench.models.layers import attend, use_dropout
 
 NOT_SELECTED = -100
 INIT_STD = 0.02
 
 
 class TokenMask(NamedTuple):
-    """A masked batch: `input_ids` (B, T) as the encoder sees them, `labels` (B, T) the true ids, -100 elsewhere."""
+    """A masked batch: `input_ids` (B, T) as the encoder sees them, and which of its tokens are to be predicted.
+
+    `positions` (n,) are indices into the B·T tokens, `labels` (n,) their true ids. n is rounded up to one of few sizes,
+    so that shapes repeat: the rows behind the last selected token have the label -100 and count for nothing.
+    """
 
     input_ids: Tensor
+    positions: Tensor
     labels: Tensor
+
+    @property
+    def valid(self) -> Tensor:
+        """Which rows (n,) are selected tokens."""
+        return self.labels != NOT_SELECTED
+
+
+def rounded_size(selected: int) -> int:
+    """Round a number of tokens up to 8, or to one of eight sizes between a power of two and the next."""
+    unit = 1 << max(0, selected.bit_length() - 4)
+    return max(8, -(-selected // unit) * unit)
 
 
 def masked_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -33,6 +52,73 @@ def masked_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     total = cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=NOT_SELECTED, reduction="sum")
     return total / (labels != NOT_SELECTED).sum().clamp(min=1)
+
+
+# ------------------------------------------------------------------------------------------------ blocks
+
+# Besides the symbols above: the tokens of a batch stand one behind the other, N in all, in parts of b sequences of t
+# tokens (see `bench.data.examples.by_length`). Hidden states are (N, D). A part's mask (b, 1, 1, t) is true where there
+# is no padding; the masks also tell the parts' shapes.
+
+TextBlock = BertLayer | RobertaLayer
+Masks = tuple[Tensor, ...]
+
+
+def block_of_all(block: TextBlock, hidden: Tensor, masks: Masks) -> Tensor:
+    """Apply a transformer block to all tokens: (N, D)."""
+    return _rest(block, _attended(block, hidden, masks), hidden)
+
+
+def block_of_first(block: TextBlock, hidden: Tensor, masks: Masks) -> Tensor:
+    """Compute what a transformer block makes of the first token of each sequence alone: (B, D)."""
+    first = _joined([part[:, 0] for part in _parts(hidden, masks)])
+    return _rest(block, _attended(block, hidden, masks, first), first)
+
+
+def block_of_selected(block: TextBlock, hidden: Tensor, masks: Masks, selected: Tensor) -> Tensor:
+    """Compute what a transformer block makes of the tokens `selected` (n,) of all N: (n, D).
+
+    Attention is computed whole, because each sequence has another number of selected tokens.
+    """
+    attended = _attended(block, hidden, masks).index_select(0, selected)
+    return _rest(block, attended, hidden.index_select(0, selected))
+
+
+def _attended(block: TextBlock, hidden: Tensor, masks: Masks, first: Tensor | None = None) -> Tensor:
+    """What all tokens, or the `first` ones (B, D), gather from their sequences: (N, D) or (B, D), not yet projected."""
+    attention = block.attention.self
+    rate = attention.dropout.p if attention.training else 0.0
+    keys, values = (_parts(projection(hidden), masks) for projection in (attention.key, attention.value))
+    if first is None:
+        queries = _parts(attention.query(hidden), masks)
+    else:
+        queries = tuple(part[:, None] for part in attention.query(first).split_with_sizes([len(m) for m in masks]))
+    gathered = []
+    for mask, *tokens in zip(masks, queries, keys, values, strict=True):
+        b, heads, width = len(mask), attention.num_attention_heads, hidden.shape[-1]
+        query, key, value = (part.view(b, -1, heads, width // heads).transpose(1, 2) for part in tokens)
+        gathered.append(attend(query, key, value, mask, rate).transpose(1, 2).reshape(-1, width))
+    return _joined(gathered)
+
+
+def _parts(tokens: Tensor, masks: Masks) -> tuple[Tensor, ...]:
+    """Tokens (N, D) by parts (b, t, D)."""
+    parts = tokens.split_with_sizes([mask.numel() for mask in masks])
+    return tuple(part.view(len(mask), -1, part.shape[-1]) for part, mask in zip(parts, masks, strict=True))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _rest(block: TextBlock, attended: Tensor, residual: Tensor) -> Tensor:
+    """What follows in a block, token by token: the output projection and the MLP, each added and normalised."""
+    hidden = block.attention.output(attended, residual)
+    output: Tensor = block.output(block.intermediate(hidden), hidden)
+    return output
+
+
+# ------------------------------------------------------------------------------------------------ the network
 
 
 class TextModel(Model):
@@ -45,10 +131,10 @@ class TextModel(Model):
 
     POSITIONS = ("position_embeddings.weight",)
     TOKENS = ("token_type_embeddings.weight",)
+    COMPILED = (block_of_all, block_of_first, block_of_selected)
 
     encoder: BertModel | RobertaModel
     backbone: MaskedLanguageModel
-    is_ordinary: Tensor
 
     def __init__(
         self, backbone: MaskedLanguageModel, *, classes: int | None, decoder: bool, dropout: float | None
@@ -61,13 +147,15 @@ class TextModel(Model):
         self.encoder = encoder
         self.head = None if classes is None else _classifier(backbone.width, classes, rate)
         self.decoder = masked_head if decoder else None
-        is_ordinary = torch.ones(backbone.vocabulary, dtype=torch.bool)
-        is_ordinary[list(backbone.special_ids)] = False
-        self.register_buffer("is_ordinary", is_ordinary, persistent=False)
+        use_dropout(self)
+        # On the host, where masks are drawn.
+        self._is_ordinary = torch.ones(backbone.vocabulary, dtype=torch.bool)
+        self._is_ordinary[list(backbone.special_ids)] = False
 
-    def features(self, inputs: dict[str, Tensor], embeddings: Tensor | None = None) -> Tensor:
-        input_ids = inputs["input_ids"] if embeddings is None else None
-        return self._hidden(inputs, input_ids, embeddings)[:, 0]
+    def features(self, inputs: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
+        layout = _Layout.of(inputs)
+        words = self._words(inputs["input_ids"], layout) if embeddings is None else layout.taken(embeddings)
+        return layout.of_sequences(self._run(block_of_first)(*self._until_last_block(inputs, words, layout)))
 
     def embed(self, inputs: dict[str, Tensor]) -> Tensor:
         words: Tensor = self.encoder.embeddings.word_embeddings(inputs["input_ids"])
@@ -79,39 +167,93 @@ class TextModel(Model):
         Source: Devlin et al. 2019; special and pad tokens are never selected.
         """
         input_ids = inputs["input_ids"]
-        shape, device = input_ids.shape, input_ids.device
-        selection, fate = torch.rand(2, *shape, generator=generator, dtype=torch.float32).to(device)
-        random_ids = torch.randint(self.backbone.vocabulary, shape, generator=generator).to(device)
-        ordinary = self.is_ordinary[input_ids] & inputs["attention_mask"].bool()
-        selected = ordinary & (selection < self.backbone.mask_ratio)
-        masked = input_ids.masked_fill(selected & (fate < 0.8), self.backbone.mask_id)
-        masked = torch.where(selected & (fate >= 0.9), random_ids, masked)
-        return TokenMask(masked, input_ids.masked_fill(~selected, NOT_SELECTED))
+        present = inputs["attention_mask"].flatten().nonzero()[:, 0]  # example by example
+        ids = input_ids.flatten()[present]
+        selection, fate, choice = torch.rand(len(ids), 3, generator=generator, dtype=torch.float32).unbind(1)
+        chosen = (self._is_ordinary[ids] & (selection < self.backbone.mask_ratio)).nonzero()[:, 0]
+        selected, true_ids, fate = present[chosen], ids[chosen], fate[chosen]
+        random_ids = (choice[chosen].double() * self.backbone.vocabulary).long()
+        shown = torch.where(fate < 0.9, true_ids.masked_fill(fate < 0.8, self.backbone.mask_id), random_ids)
+        masked = input_ids.flatten().index_copy(0, selected, shown).view_as(input_ids)
+        missing = rounded_size(len(selected)) - len(selected)
+        return TokenMask(masked, pad(selected, (0, missing)), pad(true_ids, (0, missing), value=NOT_SELECTED))
 
-    def masked_predictions(self, inputs: dict[str, Tensor], mask: TokenMask) -> Tensor:
+    def masked_predictions(self, inputs: dict[str, Any], mask: TokenMask) -> Tensor:
         assert self.decoder is not None, "this model was built without a decoder"
-        hidden = self._hidden(inputs, mask.input_ids)
+        layout = _Layout.of(inputs)
+        before_last = self._until_last_block(inputs, self._words(mask.input_ids, layout), layout)
         # The vocabulary projection is most of a small model's work: only where it is needed.
-        logits: Tensor = self.decoder(hidden[mask.labels != NOT_SELECTED])
+        selected = self._run(block_of_selected)(*before_last, layout.found(mask.positions))
+        logits: Tensor = self.decoder(selected)
         return logits
 
     def masked_loss(self, inputs: dict[str, Tensor], mask: TokenMask) -> Tensor:
-        return masked_token_loss(self.masked_predictions(inputs, mask), mask.labels[mask.labels != NOT_SELECTED])
+        return masked_token_loss(self.masked_predictions(inputs, mask), mask.labels)
 
-    def _hidden(self, inputs: dict[str, Tensor], input_ids: Tensor | None, embeddings: Tensor | None = None) -> Tensor:
-        attention_mask = inputs["attention_mask"]
-        # Told, because RoBERTa would count the tokens that are not padding: differently where embeddings are given, and
-        # where masking has put the padding token in the place of a word.
-        first, length = self.backbone.first_position, attention_mask.shape[1]
-        outputs = self.encoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=inputs.get("token_type_ids"),
-            position_ids=torch.arange(first, first + length, device=attention_mask.device)[None],
-            inputs_embeds=embeddings,
+    def _words(self, input_ids: Tensor, layout: _Layout) -> Tensor:
+        words: Tensor = self.encoder.embeddings.word_embeddings(layout.taken(input_ids))
+        return words
+
+    def _until_last_block(
+        self, inputs: dict[str, Any], words: Tensor, layout: _Layout
+    ) -> tuple[TextBlock, Tensor, Masks]:
+        """Run word embeddings (N, D) through all blocks but the last: returns that one and what it is to be given."""
+        table, first = self.encoder.embeddings, self.backbone.first_position
+        types = inputs.get("token_type_ids")
+        segments = (
+            table.token_type_embeddings.weight[0] if types is None else table.token_type_embeddings(layout.taken(types))
         )
-        hidden: Tensor = outputs.last_hidden_state
-        return hidden
+        positions = table.position_embeddings.weight[first : first + layout.shape[1]].expand(*layout.shape, -1)
+        hidden: Tensor = table.dropout(table.LayerNorm(words + segments + layout.taken(positions)))
+        masks = layout.masks(inputs["attention_mask"])
+        *blocks, last = cast("list[TextBlock]", self.encoder.encoder.layer)
+        for block in blocks:
+            hidden = self._run(block_of_all)(block, hidden, masks)
+        return last, hidden, masks
+
+
+class _Layout(NamedTuple):
+    """Where the tokens of a batch stand among the N that are computed.
+
+    `shape` is (B, T); `parts` hold indices (b, t) into the B·T tokens and `order` (N,) all of them. Without parts the
+    tokens stand where they stood.
+    """
+
+    shape: tuple[int, ...]
+    parts: tuple[Tensor, ...]
+    order: Tensor | None
+
+    @classmethod
+    def of(cls, inputs: dict[str, Any]) -> _Layout:
+        parts = inputs.get("parts", ())
+        order = torch.cat([part.flatten() for part in parts]) if parts else None
+        return cls(inputs["input_ids"].shape, parts, order)
+
+    def taken(self, tokens: Tensor) -> Tensor:
+        """What (B, T, …) holds for the N tokens: (N, …)."""
+        flat = tokens.flatten(0, 1)
+        return flat if self.order is None else flat.index_select(0, self.order)
+
+    def masks(self, attention_mask: Tensor) -> Masks:
+        # Given a mask of two dimensions, transformers' encoders would ask the device whether there is any padding.
+        present = attention_mask.bool()
+        if not self.parts:
+            return (present[:, None, None],)
+        return tuple(present.flatten()[part][:, None, None] for part in self.parts)
+
+    def found(self, positions: Tensor) -> Tensor:
+        """Where the tokens at `positions` (n,) of B·T stand among the N."""
+        if self.order is None:
+            return positions
+        places = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long, device=positions.device)
+        return places.index_copy(0, self.order, torch.arange(len(self.order), device=positions.device))[positions]
+
+    def of_sequences(self, values: Tensor) -> Tensor:
+        """One row for each sequence, part by part, in the order of the batch: (B, …)."""
+        if not self.parts:
+            return values
+        rows = torch.cat([part[:, 0] for part in self.parts]) // self.shape[1]
+        return torch.empty_like(values).index_copy(0, rows, values)
 
 
 def _network(backbone: MaskedLanguageModel, dropout: float) -> tuple[BertModel | RobertaModel, nn.Module]:

@@ -30,8 +30,8 @@ from bench.errors import InputError
 from bench.files import sha256
 from bench.models import Model, build, load_weights
 from bench.models.image import mask_from_noise, sincos_positions
-from bench.models.text import TokenMask
 from bench.models.vit_mae import from_transformers
+from tests.examples import token_mask
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -432,7 +432,7 @@ def test_a_masked_language_model_computes_the_same(kind: str, tmp_path: Path) ->
             torch.testing.assert_close(ours.features(inputs), expected, **EXACT)
             embedded = ours.features(inputs, ours.embed(inputs))
             torch.testing.assert_close(embedded, expected, **EXACT)
-            found = ours.masked_predictions(inputs, TokenMask(inputs["input_ids"], labels))
+            found = ours.masked_predictions(inputs, token_mask(inputs["input_ids"], labels))
             torch.testing.assert_close(found, theirs(**inputs).logits[labels != -100], **EXACT)
 
 

@@ -15,6 +15,8 @@ from bench.models import build, load_weights, save_weights
 from bench.models.image import (
     ImageModel,
     PatchMask,
+    block_of_all,
+    block_of_first,
     mask_from_noise,
     patch_targets,
     patchify,
@@ -99,7 +101,6 @@ def test_smallest_noise_is_kept_and_the_count_truncates() -> None:
     mask = mask_from_noise(noise, 0.6)  # int(9 * 0.4) = 3
     assert mask.kept.tolist() == [[1, 5, 3]]
     assert mask.removed.tolist() == [[1, 0, 1, 0, 1, 0, 1, 1, 1]]
-    assert mask.restore.tolist() == [[8, 0, 7, 2, 6, 1, 5, 4, 3]]
 
 
 def test_tied_noise_keeps_the_first() -> None:
@@ -302,7 +303,7 @@ def test_removed_patches_never_reach_the_encoder() -> None:
 def test_kept_order_does_not_matter() -> None:
     built = model(decoder=True).double().eval()
     mask = built.draw_mask(images(), generator(1))
-    shuffled = PatchMask(mask.kept.flip(1), mask.removed, mask.restore)
+    shuffled = PatchMask(mask.kept.flip(1), mask.removed)
     with torch.no_grad():
         one, two = (built.masked_predictions(images(dtype=torch.float64), m) for m in (mask, shuffled))
     torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
@@ -320,6 +321,42 @@ def test_features_depend_on_one_image_only_and_accept_embeddings() -> None:
         assert torch.equal(built.features(batch, embeddings), features)
         assert torch.equal(built.logits(batch, embeddings), built.logits(batch))
         assert not torch.allclose(built.logits(batch, 2 * embeddings), built.logits(batch))
+
+
+def test_the_last_block_of_the_first_token_alone_is_that_of_all() -> None:
+    built = model(classes=4).double().eval()
+    random = generator(3)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=random, dtype=torch.float64))
+    batch = images(dtype=torch.float64)
+    torch.testing.assert_close(built.embed(batch), built.encoder.patch_embed(batch), rtol=0, atol=1e-12)
+    weights = torch.randn(3, 56, generator=random, dtype=torch.float64)
+    parameters = dict(built.encoder.named_parameters())
+
+    def gradients(features: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((features * weights).sum(), list(parameters.values()))
+
+    expected = built.encoder.forward_features(batch)[:, 0]
+    theirs = gradients(expected)
+    for found in (built.features(batch), built.features(batch, built.embed(batch))):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        for name, our, their in zip(parameters, gradients(found), theirs, strict=True):
+            assert their.abs().max() > 1e-3, name
+            torch.testing.assert_close(our, their, rtol=0, atol=1e-12)
+
+
+def test_the_last_block_drops_where_the_whole_one_does() -> None:
+    """What is dropped of the first token is drawn anew, so only averages can be compared."""
+    torch.manual_seed(0)
+    built = model(classes=4, dropout=0.4)
+    last = built.encoder.blocks[-1]
+    tokens = torch.randn(1, 17, 56, generator=generator(1)).expand(4000, -1, -1)
+    with torch.no_grad():
+        whole, first = block_of_all(last, tokens)[:, 0], block_of_first(last, tokens)
+    assert 0.9 < first.std(dim=0).mean() / whole.std(dim=0).mean() < 1.1
+    torch.testing.assert_close(first.mean(dim=0), whole.mean(dim=0), rtol=0, atol=0.06)
+    assert first.std(dim=0).mean() > 0.1
 
 
 def test_dropout_is_never_inside_the_mlp() -> None:

@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.autograd import backward
 
 from bench.backbones import MaskedLanguageModel
+from bench.data.examples import by_length
 from bench.errors import InputError
 from bench.models import build, load_weights, save_weights
-from bench.models.text import TextModel, TokenMask, masked_token_loss
+from bench.models.text import TextModel, TokenMask, masked_token_loss, rounded_size
+from tests.examples import token_mask
 
 BACKBONE = MaskedLanguageModel(
     name="tiny",
@@ -61,13 +63,20 @@ def text(batch: int = 3, length: int = 10) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------------------------ masking
 
 
+def true_ids(mask: TokenMask) -> Tensor:
+    """The true ids (B, T) of the selected tokens, -100 elsewhere."""
+    labels = torch.full(mask.input_ids.shape, -100)
+    labels.flatten()[mask.positions[mask.valid]] = mask.labels[mask.valid]
+    return labels
+
+
 def test_selection_rates() -> None:
     inputs = {"input_ids": torch.full((400, 100), 7), "attention_mask": torch.ones(400, 100, dtype=torch.long)}
     mask = model().draw_mask(inputs, generator(0))
-    selected = mask.labels != -100
+    selected = true_ids(mask) != -100
     count = int(selected.sum())
     assert abs(count / 40_000 - 0.15) < 4 * math.sqrt(0.15 * 0.85 / 40_000)
-    assert (mask.labels[selected] == 7).all()
+    assert (true_ids(mask)[selected] == 7).all()
     assert (mask.input_ids[~selected] == 7).all()
     # 80 % masks and 10 % unchanged, each with its share of the 10 % random ids.
     for token, rate in ((MASK, 0.8 + 0.1 / 40), (7, 0.1 + 0.1 / 40)):
@@ -83,7 +92,7 @@ def test_special_and_padded_tokens_are_never_selected() -> None:
     attention_mask = torch.ones_like(input_ids)
     attention_mask[:, 50:] = 0
     mask = model().draw_mask({"input_ids": input_ids, "attention_mask": attention_mask}, generator(0))
-    selected = mask.labels != -100
+    selected = true_ids(mask) != -100
     assert not selected[:, 50:].any()
     assert set(input_ids[selected].tolist()) == {5, 6, 7, 8, 9}
     assert torch.equal(mask.input_ids[~selected], input_ids[~selected])
@@ -96,7 +105,22 @@ def test_mask_depends_only_on_its_generator() -> None:
     again = built.double().draw_mask(inputs, generator(1))
     for one, two in zip(first, again, strict=True):
         assert torch.equal(one, two)
-    assert not torch.equal(first.labels, built.draw_mask(inputs, generator(2)).labels)
+    assert not torch.equal(true_ids(first), true_ids(built.draw_mask(inputs, generator(2))))
+
+
+def test_a_mask_has_one_of_few_sizes() -> None:
+    assert [rounded_size(n) for n in (0, 1, 8, 9, 15, 16, 17, 31, 32, 33, 100, 127, 129)] == [
+        *(8, 8, 8, 9, 15, 16, 18, 32, 32, 36, 104, 128, 144)
+    ]
+    assert all(n <= rounded_size(n) <= max(8, 1.125 * n) for n in range(5000))
+    assert len({rounded_size(n) for n in range(5000)}) < 90
+    built, inputs = model(), text()
+    for seed in range(20):
+        mask = built.draw_mask(inputs, generator(seed))
+        count = int(mask.valid.sum())
+        assert len(mask.positions) == len(mask.labels) == rounded_size(count)
+        assert mask.valid.tolist() == [True] * count + [False] * (len(mask.labels) - count)
+        assert torch.equal(inputs["input_ids"].flatten()[mask.positions[mask.valid]], mask.labels[mask.valid])
 
 
 # ------------------------------------------------------------------------------------------------ loss
@@ -112,12 +136,34 @@ def test_loss_averages_over_all_selected_tokens() -> None:
 
 def test_no_selected_token_gives_zero_with_a_graph() -> None:
     built, inputs = model(decoder=True), text()
-    mask = TokenMask(inputs["input_ids"], torch.full_like(inputs["input_ids"], -100))
+    mask = built.draw_mask(inputs | {"attention_mask": 0 * inputs["attention_mask"]}, generator(0))
+    assert not mask.valid.any() and len(mask.labels) == 8
     loss = built.masked_loss(inputs, mask)
     backward(loss)
     assert loss.item() == 0
     assert all(p.grad is None or not p.grad.any() for p in built.parameters())
     assert masked_token_loss(torch.zeros(2, 3, 5, requires_grad=True), torch.full((2, 3), -100)).item() == 0
+
+
+def test_rows_behind_the_selected_tokens_count_for_nothing() -> None:
+    built, inputs = model(decoder=True).double().eval(), text()
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[0, 2], labels[0, 5], labels[2, 1] = 9, 30, 6
+    bare = token_mask(inputs["input_ids"], labels)
+    longer = TokenMask(
+        bare.input_ids,
+        torch.cat([bare.positions, torch.zeros(5, dtype=torch.long)]),
+        torch.cat([bare.labels, torch.full((5,), -100)]),
+    )
+    losses, gradients = [], []
+    for mask in (bare, longer):
+        built.zero_grad()
+        losses.append(built.masked_loss(inputs, mask))
+        backward(losses[-1])
+        gradients.append([parameter.grad for parameter in built.parameters()])
+    assert built.masked_predictions(inputs, longer).shape == (8, 40)
+    torch.testing.assert_close(losses[0], losses[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-12)
 
 
 def test_masked_loss_is_that_of_the_whole_network() -> None:
@@ -128,7 +174,7 @@ def test_masked_loss_is_that_of_the_whole_network() -> None:
     with torch.no_grad():
         hidden = built.encoder(inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state
         everywhere = built.decoder(hidden)
-        mask = TokenMask(inputs["input_ids"], labels)
+        mask = token_mask(inputs["input_ids"], labels)
         chosen = torch.stack([everywhere[0, 2], everywhere[0, 5], everywhere[2, 1]])
         torch.testing.assert_close(built.masked_predictions(inputs, mask), chosen, rtol=0, atol=1e-12)
         expected = -sum(chosen[i].log_softmax(-1)[token].item() for i, token in enumerate((9, 30, 6))) / 3
@@ -212,7 +258,7 @@ def test_every_parameter_gets_a_gradient() -> None:
     pretraining, classifier, inputs = model(decoder=True), model(classes=4), text()
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[0, 1] = 8
-    backward(pretraining.masked_loss(inputs, TokenMask(inputs["input_ids"], labels)))
+    backward(pretraining.masked_loss(inputs, token_mask(inputs["input_ids"], labels)))
     backward(classifier.logits(inputs).square().sum())
     for built in (pretraining, classifier):
         for name, parameter in built.named_parameters():
@@ -240,7 +286,7 @@ def roberta_text() -> dict[str, Tensor]:
 def test_special_ids_and_the_mask_are_the_backbones() -> None:
     input_ids = torch.arange(40).repeat(500, 1)
     mask = roberta().draw_mask({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}, generator(0))
-    selected = mask.labels != -100
+    selected = true_ids(mask) != -100
     assert set(input_ids[selected].tolist()) == set(range(4, 39))
     changed = mask.input_ids[selected & (mask.input_ids != input_ids)]
     assert changed.bincount(minlength=40).argmax() == 39
@@ -284,7 +330,7 @@ def test_a_padding_token_in_the_place_of_a_word_moves_no_position() -> None:
         words = built.embed({"input_ids": masked})
         hidden = built.encoder(inputs_embeds=words, attention_mask=inputs["attention_mask"]).last_hidden_state
         assert built.decoder is not None
-        found = built.masked_predictions(inputs, TokenMask(masked, labels))
+        found = built.masked_predictions(inputs, token_mask(masked, labels))
         torch.testing.assert_close(found, built.decoder(hidden[:, 5]), rtol=0, atol=1e-12)
 
 
@@ -292,7 +338,7 @@ def test_roberta_trains_every_parameter() -> None:
     pretraining, classifier, inputs = roberta(decoder=True), roberta(classes=4), roberta_text()
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[0, 1] = 8
-    backward(pretraining.masked_loss(inputs, TokenMask(inputs["input_ids"], labels)))
+    backward(pretraining.masked_loss(inputs, token_mask(inputs["input_ids"], labels)))
     backward(classifier.logits(inputs).square().sum())
     for built in (pretraining, classifier):
         for name, parameter in built.named_parameters():
@@ -309,7 +355,7 @@ def test_segments_reach_the_encoder() -> None:
     pairs = inputs | {"token_type_ids": segments}
     labels = torch.full_like(segments, -100)
     labels[:, 2] = 8
-    mask = TokenMask(inputs["input_ids"], labels)
+    mask = token_mask(inputs["input_ids"], labels)
     with torch.no_grad():
         expected = built.encoder(**pairs).last_hidden_state
         torch.testing.assert_close(built.features(pairs), expected[:, 0], rtol=0, atol=1e-12)
@@ -319,6 +365,77 @@ def test_segments_reach_the_encoder() -> None:
         torch.testing.assert_close(built.masked_predictions(pairs, mask), predictions, rtol=0, atol=1e-12)
         assert not torch.allclose(built.features(pairs), built.features(inputs))
         assert torch.equal(built.features(inputs | {"token_type_ids": 0 * segments}), built.features(inputs))
+
+
+# ------------------------------------------------------------------------------------------------ only what is asked
+
+
+def different(name: str) -> tuple[TextModel, dict[str, Tensor]]:
+    """A network whose biases and gains differ from 0 and 1, and a padded batch with segments where it knows them."""
+    built, inputs = (roberta(classes=4, decoder=True), roberta_text())
+    if name == "bert":
+        built, inputs = model(classes=4, decoder=True).double().eval(), text()
+        inputs["token_type_ids"] = (torch.arange(10) >= 4).long().expand(3, -1) * inputs["attention_mask"]
+    with torch.no_grad():
+        for i, parameter in enumerate(built.parameters()):
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator(i), dtype=torch.float64))
+    return built, inputs
+
+
+def gradients(built: TextModel, output: Tensor) -> dict[str, Tensor]:
+    weights = torch.randn(output.shape, generator=generator(5), dtype=output.dtype)
+    parameters = {name: p for name, p in built.named_parameters() if not name.startswith("head.")}
+    found = torch.autograd.grad((output * weights).sum(), list(parameters.values()), allow_unused=True)
+    return {name: torch.zeros(()) if g is None else g for name, g in zip(parameters, found, strict=True)}
+
+
+def agree(built: TextModel, found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    ours, theirs = gradients(built, found), gradients(built, expected)
+    assert sum(bool(g.abs().max() > 1e-3) for g in ours.values()) > 30
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient.expand_as(theirs[name]), theirs[name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("parts", ["whole", "parts"])
+@pytest.mark.parametrize("given", ["words", "embeddings"])
+@pytest.mark.parametrize("network", ["bert", "roberta"])
+def test_the_last_block_of_the_first_token_alone_is_that_of_all(network: str, given: str, parts: str) -> None:
+    built, inputs = different(network)
+    asked = inputs | ({"parts": by_length(inputs["attention_mask"])} if parts == "parts" else {})
+    embeddings, words = None, inputs
+    if given == "embeddings":
+        embeddings = built.embed(inputs).detach() + 0.1
+        words = {name: tensor for name, tensor in inputs.items() if name != "input_ids"} | {"inputs_embeds": embeddings}
+    positions = torch.arange(10)[None] + built.backbone.first_position
+    expected = built.encoder(**words, position_ids=positions).last_hidden_state[:, 0]
+    agree(built, built.features(asked, embeddings), expected)
+
+
+@pytest.mark.parametrize("parts", ["whole", "parts"])
+@pytest.mark.parametrize("network", ["bert", "roberta"])
+def test_the_last_block_of_selected_tokens_alone_is_that_of_all(network: str, parts: str) -> None:
+    built, inputs = different(network)
+    asked = inputs | ({"parts": by_length(inputs["attention_mask"])} if parts == "parts" else {})
+    drawn = (built.draw_mask(inputs, generator(seed)) for seed in range(100))
+    mask = next(mask for mask in drawn if 3 < mask.valid.sum() < 8)
+    positions = torch.arange(10)[None] + built.backbone.first_position
+    hidden = built.encoder(**inputs | {"input_ids": mask.input_ids}, position_ids=positions).last_hidden_state
+    assert built.decoder is not None
+    agree(built, built.masked_predictions(asked, mask), built.decoder(hidden.flatten(0, 1)[mask.positions]))
+
+
+def test_parts_of_similar_lengths_hold_every_token_once_with_little_padding() -> None:
+    lengths = torch.tensor([3, 48, 5, 37, 12, 4, 36, 35, 5, 20])
+    mask = (torch.arange(48) < lengths[:, None]).long()
+    parts = by_length(mask)
+    rows = [(part[:, 0] // 48).tolist() for part in parts]
+    assert rows == [[1, 3, 6], [7], [9], [4], [2, 8, 5], [0]]
+    for part, of in zip(parts, rows, strict=True):
+        assert part.shape == (len(of), int(lengths[of].max()))
+        assert (part == torch.tensor(of)[:, None] * 48 + torch.arange(part.shape[1])).all()
+    equal = by_length(torch.ones(4, 9, dtype=torch.long))
+    assert [part.tolist() for part in equal] == [torch.arange(36).view(4, 9).tolist()]
 
 
 # ------------------------------------------------------------------------------------------------ weights on disk
