@@ -1,0 +1,1 @@
+"""What training costs on this computer: `python -m bench.speed` (see `__main__.py`)."""

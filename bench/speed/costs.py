@@ -1,0 +1,69 @@
+"""What the tables of the first paper would cost at the speeds that were measured; imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.data.public import SOURCES
+from bench.plan import make_plan
+from bench.specs import Data, Stage
+from bench.speed.measure import Line
+from bench.speed.work import KINDS, OURS
+from bench.store import Store
+
+
+class PaperTable(NamedTuple):
+    """A published table: the grid that computes it and the network whose speeds count."""
+
+    grid: str
+    network: str
+
+
+TABLES = {
+    "Table 1": PaperTable("gin/image.gin", "vit_base_224"),
+    "Table 2": PaperTable("gin/text.gin", "roberta_base"),
+}
+
+
+@functools.cache
+def examples(table: PaperTable) -> tuple[Counter[str], Counter[str]]:
+    """Count the stages of a grid and the examples that they see in all, both by kind of stage.
+
+    Where a task is not prepared, its examples are those that its source promises.
+    """
+    with tempfile.TemporaryDirectory() as nothing:
+        stages = make_plan([table.grid], [], [], Path(nothing), Store(Path(nothing) / "runs")).stages
+    counts: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
+    for stage in stages:
+        kind = next(kind for kind in KINDS if stage.name.startswith(kind))
+        counts[kind] += 1
+        seen[kind] += _counted(stage).total_steps * stage.schedule.batch_size
+    return counts, seen
+
+
+def _counted(stage: Stage) -> Stage:
+    promised = SOURCES[stage.data.task].counts[0].splits
+    total = sum(promised[split] for split in stage.data.split.split("+"))
+    data: Data = dataclasses.replace(stage.data, examples=total)
+    return dataclasses.replace(stage, data=data)
+
+
+def hours(table: PaperTable, lines: Mapping[str, Line]) -> float | None:
+    """Estimate the hours of training behind a table on one device; None where a kind of stage was not measured.
+
+    Every fine-tuning counts as plain: that of R3F takes about twice as long. Evaluation and reading data are left out.
+    """
+    total = 0.0
+    for kind, count in examples(table)[1].items():
+        line = lines.get(f"{kind}/{table.network}")
+        if line is None or not line.speeds.get(OURS):
+            return None
+        total += count / line.median(line.best)
+    return total / 3600
