@@ -85,6 +85,25 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or one of its libraries, had too little memory."""
+    text = str(error)
+    told = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(words in text for words in told))
+
+
+def describe(device: torch.device) -> str:
+    """Name a device with its memory in GiB and, where several GPUs are told apart, which one it is."""
+    if device.type == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return f"the CPU ({memory / 2**30:.1f} GiB)"
+    model, memory, _ = properties(device)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    which = f", CUDA_VISIBLE_DEVICES={visible}" if visible else ""
+    return f"{device} ({model}, {memory / 2**30:.1f} GiB{which})"
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Begin a new measurement of `peak_memory`."""
     if _ready(device):

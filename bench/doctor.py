@@ -30,7 +30,7 @@ from bench.launch import jobs
 from bench.launch.cluster import Cluster
 from bench.launch.jobs import SlurmError
 
-JOB_SECONDS = 180.0
+JOB_SECONDS = 300.0
 """How long the test job may wait and run before it is cancelled."""
 LATE_SECONDS = 60.0
 """For so long a network file system may not show what another machine wrote."""
@@ -135,17 +135,18 @@ def accepted(cluster: Cluster, folders: Mapping[str, Path]) -> Iterator[Fact]:
 
 _ON_NODE = """
 import os, pathlib, platform, sys
-import torch, bench
+import torch
+from bench import device, facts
 from bench.files import write_json
 from bench.provenance import cores
-facts = {"node": platform.node(), "data": os.path.isdir(sys.argv[2]), "torch": torch.__version__,
-         "cores": cores(), "gpus": torch.cuda.device_count()}
-write_json(pathlib.Path(sys.argv[1], "answer.json"), facts)
+answer = {"node": platform.node(), "data": os.path.isdir(sys.argv[2]), "torch": torch.__version__,
+          "cores": cores(), "gpus": device.gpu_count(), "devices": list(facts.devices())}
+write_json(pathlib.Path(sys.argv[1], "answer.json"), answer)
 """
 
 
 def test_job(store: Path, data: Path, cluster: Cluster) -> Iterator[Fact]:
-    """Run a job of two minutes at most that writes into the store, with what a stage would get, and read its answer."""
+    """Run a job of five minutes at most, with what a stage would get, that writes into the store; read its answer."""
     from bench.launch import sbatch  # needs submitit
 
     name = f"bench-doctor-{int(time.time()):08x}{secrets.token_hex(4)}"
@@ -158,7 +159,7 @@ def test_job(store: Path, data: Path, cluster: Cluster) -> Iterator[Fact]:
             f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1\n"
             f"{program} -c {shlex.quote(_ON_NODE)} {here} {shlex.quote(str(data.absolute()))} 2> {here}/error\n"
         )
-        asked = replace(cluster, runs_per_job=1, timeout_min=2, signal_delay_s=20)
+        asked = replace(cluster, runs_per_job=1, timeout_min=5, signal_delay_s=20)
         script = sbatch.write_script(folder, asked, name, command)
         job = jobs.ask("sbatch", "--parsable", "--chdir=/", str(script)).strip().partition(";")[0]
         try:
@@ -184,6 +185,8 @@ def _given(answer: dict[str, Any], cluster: Cluster, data: Path) -> Iterator[Fac
         fix = "install a torch built for the nodes' driver, or ask for GPUs as this cluster wants it: slurm.extra"
         verdict = "ok" if answer["gpus"] >= cluster.gpus else "problem"
         yield Fact(verdict, f"a job that asks for {cluster.gpus} GPU(s): torch sees {answer['gpus']}", fix)
+    for verdict, text, fix in answer["devices"]:
+        yield Fact(verdict, f"in that job: {text}", fix)
 
 
 def _wait(folder: Path, name: str, job: str) -> jobs.JobState:

@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import bench
 from bench.files import create_json, read_json, write_json
 from bench.provenance import cores
+
+if TYPE_CHECKING:
+    import torch
 
 LITTLE_GB, TOO_LITTLE_GB = 20.0, 1.0
 SKEW_SECONDS = 5.0
@@ -95,12 +98,15 @@ def _first_line(error: BaseException) -> str:
 
 
 def devices() -> Iterator[Fact]:
-    """Cores and GPUs, and whether torch can compute on them."""
+    """Cores and GPUs, and whether a few steps of training succeed on each."""
     yield Fact("ok", f"{cores()} CPU cores may be used")
     try:
         import torch
+
+        from bench import device
     except Exception:  # told of above
         return
+    yield _trained(device.CPU, "CPU", f"install torch, torchvision and timm again; {_SAME_BUILD}")
     driver = DRIVER.exists() or shutil.which("nvidia-smi") is not None
     if torch.version.cuda is None and torch.version.hip is None:
         if driver:
@@ -111,7 +117,8 @@ def devices() -> Iterator[Fact]:
             yield Fact("ok", "no GPU; torch is built for CPUs")
         return
     built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
-    if not torch.cuda.is_available():
+    count = device.gpu_count()
+    if count == 0:
         try:
             torch.zeros(1, device="cuda")
             why = "it finds no GPU"
@@ -122,21 +129,34 @@ def devices() -> Iterator[Fact]:
             yield Fact("problem", f"{built}, but cannot use the GPU: {why}", fix)
         else:
             yield Fact("ok", f"{built}; no GPU here (as usual on login nodes)")
-        return
-    for number in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(number)
-        name = f"GPU {number}: {about.name}, {about.total_memory / 2**30:.0f} GiB; {built}"
+    for number in range(count):
+        gpu = torch.device("cuda", number)
         try:
-            with torch.cuda.device(number):
-                float(torch.ones(8, 8, device="cuda").matmul(torch.ones(8, 8, device="cuda")).sum())
-                bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            model, memory, bf16 = device.properties(gpu)
         except Exception as error:
-            yield Fact(
-                "problem", f"{name}: cannot compute: {_first_line(error)}", "install a torch that knows this GPU"
-            )
-        else:
-            fix = "leave precision at float32, or use a newer GPU"
-            yield Fact("ok", f"{name}; bf16") if bf16 else Fact("warning", f"{name}; no bf16", fix)
+            yield Fact("problem", f"GPU {number}: {_first_line(error)}; {built}", _OTHER_TORCH)
+            continue
+        name = f"GPU {number}: {model}, {memory / 2**30:.0f} GiB; {built}"
+        yield _trained(gpu, name, _OTHER_TORCH)
+        if not bf16:
+            yield Fact("warning", f"{name}; no bf16", "leave precision at float32, or use a newer GPU")
+
+
+_OTHER_TORCH = "install a torch that knows this GPU"
+
+
+def _trained(where: torch.device, name: str, fix: str) -> Fact:
+    """Whether a stage can be trained on a device, tried with a tiny one."""
+    from bench.device import is_out_of_memory
+
+    try:
+        from bench.trial import train_briefly
+
+        train_briefly(where)
+    except Exception as error:  # a driver, a build or a package may raise whatever it likes
+        fix = "free its memory: nvidia-smi lists the processes on it" if is_out_of_memory(error) else fix
+        return Fact("problem", f"{name}: cannot train: {_first_line(error)}", fix)
+    return Fact("ok", f"{name}: a few steps of training succeed")
 
 
 # -------------------------------------------------------------------------------------------------------------- disks

@@ -7,10 +7,12 @@ a part of the jobs, 2 bad input (nothing was written), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ from bench.store import Store
 
 if TYPE_CHECKING:
     from bench.launch import slurm
+    from bench.worker import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--launcher", choices=("inline", "local", "slurm"), default="local")
     parser.add_argument(
+        "--device", help="cpu, cuda (every GPU) or cuda:N (default: BENCH_DEVICE, else every GPU, or the CPU)"
+    )
+    parser.add_argument(
         "--workers", type=int, help="processes of the local launcher (default: one per GPU, or per core)"
     )
+    parser.add_argument("--workers-per-device", type=int, help="processes of the local launcher on each GPU")
     parser.add_argument("--retry", action="store_true", help="run stages again whose last attempt failed")
     parser.add_argument("--wait", action="store_true", help="slurm: follow the jobs until all have ended")
     parser.add_argument(
@@ -55,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan.known.refuse_missing(plan.unprepared, data)
     cli.check_writable("--store", given.store)
     cli.check_results(given.results, plan.grid.name)
+    devices = [] if given.launcher == "slurm" else _devices(given)
     if given.launcher == "slurm":
         _check_cluster(plan, given, data)
     if plan.unprepared:
@@ -68,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if plan.to_run(given.retry):
         if given.launcher == "slurm":
             return _submit(plan, given, store, data)
-        interrupted = _run(plan, given, store, data)
+        interrupted = _run(plan, given, store, data, devices)
     if interrupted:
         cli.write_tables(plan, store, given.results)
         print("interrupted: checkpoints are written; the same command goes on from them", file=sys.stderr)
@@ -83,10 +91,21 @@ def _finish(plan: Plan, given: argparse.Namespace, store: Store) -> int:
 
 
 def _check_arguments(given: argparse.Namespace) -> None:
-    if given.workers is not None and given.workers < 1:
-        raise InputError(f"--workers {given.workers}: must be at least 1.")
-    if given.workers is not None and given.launcher == "slurm":
-        raise InputError("--workers: is for --launcher local; how many jobs run at once is slurm.array_parallelism.")
+    for name, count in (("--workers", given.workers), ("--workers-per-device", given.workers_per_device)):
+        if count is not None and count < 1:
+            raise InputError(f"{name} {count}: must be at least 1.")
+    if given.launcher == "slurm":
+        for name, value, instead in (
+            ("--device", given.device, "a job asks for GPUs by slurm.gpus, 0 for the CPU"),
+            ("--workers", given.workers, "how many jobs run at once is slurm.array_parallelism"),
+            ("--workers-per-device", given.workers_per_device, "stages share a job's GPUs by slurm.runs_per_job"),
+        ):
+            if value is not None:
+                raise InputError(f"{name}: is not for --launcher slurm; {instead}.")
+    if given.workers_per_device is not None and given.launcher == "inline":
+        raise InputError("--workers-per-device: --launcher inline runs one stage at a time; use --launcher local.")
+    if given.workers_per_device is not None and given.workers is not None:
+        raise InputError("--workers counts the processes of all devices, --workers-per-device those of one: give one.")
     if given.wait and given.launcher != "slurm":
         raise InputError(f"--wait: --launcher {given.launcher} always waits; it is for --launcher slurm.")
     if given.cancel and (given.plan or given.retry or given.wait):
@@ -95,29 +114,48 @@ def _check_arguments(given: argparse.Namespace) -> None:
         raise InputError("--cancel: cancels all jobs of the grid; single ones can be ended with scancel.")
 
 
-def _run(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> bool:
+def _devices(given: argparse.Namespace) -> list[str]:
+    """The devices that stages may run on; refuses what is not there, and to share what is not shared that way."""
+    from bench.launch.devices import local_devices
+
+    devices = local_devices(given.device or os.environ.get("BENCH_DEVICE") or None)
+    if given.workers_per_device is not None and devices == ["cpu"]:
+        raise InputError("--workers-per-device: is for GPUs, and stages would run on the CPU; use --workers.")
+    return devices
+
+
+def _workers(plan: Plan, given: argparse.Namespace, data: Path, devices: Sequence[str], most: int) -> list[Settings]:
+    """The workers of the local launcher, `most` at most, each with its device."""
+    from bench.worker import Settings
+
+    grid = plan.grid
+    usual = max(1, cores() // grid.threads) if devices == ["cpu"] else len(devices) * (given.workers_per_device or 1)
+    used = [devices[number % len(devices)] for number in range(min(given.workers or usual, most))]
+    return [
+        Settings(data, device, grid.threads, grid.checkpoint_steps, grid.cuda_graphs, used.count(device) > 1)
+        for device in used
+    ]
+
+
+def _run(plan: Plan, given: argparse.Namespace, store: Store, data: Path, devices: Sequence[str]) -> bool:
     """Run what is to run; says whether it was interrupted."""
     from bench.launch import inline, local
     from bench.launch.queue import Queue
     from bench.progress import Reporter
-    from bench.worker import Settings, StopFlag
+    from bench.worker import StopFlag
 
     stages = plan.to_run(given.retry)
     failed = {} if given.retry else plan.failed
     queue = Queue(stages, plan.done, failed)
-    for stage in plan.stages:
-        if not stage.unprepared:
-            store.add(stage)
+    with ThreadPoolExecutor(16) as pool:  # each waits for the disk
+        list(pool.map(store.add, (stage for stage in plan.stages if not stage.unprepared)))
     stop = StopFlag()
-    devices = _devices()
-    settings = [Settings(data, device, plan.grid.threads, plan.grid.checkpoint_steps) for device in devices]
+    workers = _workers(plan, given, data, devices, 1 if given.launcher == "inline" else len(stages))
     with stop.on_signals(), Reporter(len(stages), _rows(plan)) as report:
         if given.launcher == "inline":
-            inline.run(queue, store, settings[0], stop, report)
+            inline.run(queue, store, workers[0], stop, report)
         else:
-            count = given.workers or (len(devices) if devices != ["cpu"] else max(1, cores() // plan.grid.threads))
-            count = min(count, len(stages))
-            local.run(queue, store, [settings[i % len(settings)] for i in range(count)], stop, report)
+            local.run(queue, store, workers, stop, report)
     _report_failures(plan, store, queue.failed, queue.blocked)
     return stop()
 
@@ -222,12 +260,6 @@ def _rows(plan: Plan) -> dict[str, str]:
         for stage in walk(cell.stage):
             rows[stage.key][cell.row] = None
     return {key: ", ".join(names) for key, names in rows.items()}
-
-
-def _devices() -> list[str]:
-    import torch
-
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
 
 
 if __name__ == "__main__":

@@ -87,6 +87,8 @@ class Reporter:
         if outcome.state == "done":
             how = f"from step {outcome.from_step}, " if outcome.from_step else ""
             text = f"done, {how}{seconds:.1f} s"
+        elif outcome.state == "crowded":
+            text = f"interrupted: {outcome.reason}. It is tried again alone on its device"
         else:
             text = f"{outcome.state}: {outcome.reason}"
         width = len(str(self._total))

@@ -43,10 +43,14 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
     """The code and machine facts of this process that can explain a number."""
     import torch
 
+    from bench.device import name
+
+    where = torch.device(device)
     facts: dict[str, Any] = {
         "commit": commit(),
         "versions": {"adaptation-bench": bench.__version__, "python": platform.python_version(), **_versions()},
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
+        "device": name(where) if where.type == "cuda" else _processor(),
+        "device_type": where.type,
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "threads": threads,
         "cores": cores(),

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import gc
 import json
 import os
 import signal
@@ -33,31 +34,38 @@ DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTA
 
 STOPS = frozenset((signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)))
 """Signals that ask for a stop at the next step; the last one says that the terminal was closed."""
-EXIT_STATUS = {"interrupted": 75, "failed": 1, "refused": 2, "busy": 76, "done": 0}
+EXIT_STATUS = {"interrupted": 75, "crowded": 77, "failed": 1, "refused": 2, "busy": 76, "done": 0}
 """State of an outcome -> exit status of the process; of several folders' states the first in this order counts."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What does not change a result (but for the threads, which every record names): where and how a stage is run."""
+    """What does not change a result (but for the threads, which every record names): where and how a stage is run.
+
+    `graphs` lets a GPU record steps and repeat them; `shared` says that other workers use the device at the same time.
+    """
 
     data_root: Path
     device: str = "cpu"
     threads: int = 1
     checkpoint_steps: int = 500
+    graphs: bool = True
+    shared: bool = False
 
     def arguments(self) -> list[str]:
         """These settings as command-line arguments of the worker."""
         pairs = [("data", self.data_root), ("device", self.device), ("threads", self.threads)]
         pairs.append(("checkpoint-steps", self.checkpoint_steps))
-        return [text for name, value in pairs for text in (f"--{name}", str(value))]
+        switches = ["--graphs" if self.graphs else "--no-graphs", *(["--shared"] if self.shared else [])]
+        return [*(text for name, value in pairs for text in (f"--{name}", str(value))), *switches]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How running a stage ended: done, failed, refused (damaged input), interrupted, or busy (held by another process).
+    """How running a stage ended: done, failed, refused (damaged input), interrupted, crowded, or busy.
 
-    `warnings` tell of damage that was worked around.
+    'crowded' is out of memory on a device that others use too: the ledger has it as interrupted, and the stage is to be
+    tried again alone there. 'busy' is held by another process. `warnings` tell of damage that was worked around.
     """
 
     state: str
@@ -82,7 +90,8 @@ def run(folder: Path, settings: Settings, stop: Callable[[], bool], progress: Pr
         attempt.facts["warnings"] += _missing_cores(settings)
         with _logged(folder), beating(attempt.path):
             outcome, step = _run_claimed(stage, store, attempt, settings, stop, progress)
-            store.finish(attempt, outcome.state, outcome.reason, step)
+            state = "interrupted" if outcome.state == "crowded" else outcome.state
+            store.finish(attempt, state, outcome.reason, step)
             return outcome
     except (InputError, OSError) as error:  # a damaged or unreachable store
         return Outcome("refused", str(error))
@@ -101,6 +110,7 @@ def _run_claimed(
     stage: Stage, store: Store, attempt: Attempt, settings: Settings, stop: Callable[[], bool], progress: Progress
 ) -> tuple[Outcome, int | None]:
     """The outcome and the last step done, None where it failed."""
+    from bench.device import is_out_of_memory
     from bench.fit import fit
     from bench.train import Interrupted
 
@@ -119,7 +129,21 @@ def _run_claimed(
         state, reason = "failed", f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
         if isinstance(error, OSError) and error.errno in DISK:  # once there is room, the same command goes on
             state = "refused"
+        elif is_out_of_memory(error):
+            state, reason = _out_of_memory(settings)
     return Outcome(state, reason, attempt.facts["from_step"] or 0, tuple(attempt.facts["warnings"])), step
+
+
+def _out_of_memory(settings: Settings) -> tuple[str, str]:
+    """The state and the reason of a stage whose device had too little memory."""
+    from bench.device import describe, resolve
+
+    what = f"out of memory on {describe(resolve(settings.device))}"
+    if settings.shared:
+        fewer = "--workers-per-device, --workers or slurm.runs_per_job"
+        return "crowded", f"{what}, which other workers share; a lower {fewer} leaves more for each"
+    lower = "lower batch_size or raise micro_batches of this stage, or set execution.precision = 'bfloat16'"
+    return "failed", f"{what}, with no other worker on it: {lower}. Its checkpoints stay."
 
 
 def death(status: int) -> str:
@@ -213,7 +237,11 @@ def _serve(settings: Settings, stop: StopFlag) -> int:
         with contextlib.suppress(BrokenPipeError):  # the launcher is gone; the listener asks for a stop
             answers.write(json.dumps(facts) + "\n")
 
+    # Importing makes many objects and little garbage: looking for it takes a tenth of the time to the first step.
+    gc.disable()
+
     def progress(step: int, steps: int, loss: float) -> None:
+        gc.enable()
         answer(event="progress", step=step, steps=steps, loss=loss)
 
     threading.Thread(target=listen, name="launcher", daemon=True).start()
@@ -234,11 +262,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint-steps", type=int, default=500)
+    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=True, help="record steps on a GPU")
+    parser.add_argument("--shared", action="store_true", help="other workers use the device at the same time")
     given = parser.parse_args(arguments)
     import baselines  # noqa: F401  (the spec types that a stage may hold)
     import bench.embedded  # noqa: F401
 
-    settings = Settings(given.data, given.device, given.threads, given.checkpoint_steps)
+    settings = Settings(given.data, given.device, given.threads, given.checkpoint_steps, given.graphs, given.shared)
     stop = StopFlag()
     with stop.on_signals():
         return _serve(settings, stop) if given.serve else _run_all(given.folders, settings, stop)

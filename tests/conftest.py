@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -46,7 +47,14 @@ def _dev_cluster() -> bool:
     return folder != "" and (Path(folder) / "etc" / "slurm.conf").is_file() and shutil.which("sbatch") is not None
 
 
+def _compiler() -> bool:
+    # What torch compiles for a CPU is C++ that includes Python's own headers.
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return any(shutil.which(name) for name in ("g++", "clang++")) and headers.is_file()
+
+
 GROUPS = {
+    "compiler": Group(_compiler, "a C++ compiler, g++ or clang++, and Python's headers"),
     "cuda": Group(_cuda, "a GPU that torch can use"),
     "data": Group(_real_data, "the environment variable BENCH_REAL_DATA naming the folder of real data sets"),
     "slurm": Group(
@@ -101,6 +109,8 @@ def _isolate_environment(config: pytest.Config, patch: pytest.MonkeyPatch) -> No
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
         "MPLBACKEND": "agg",
+        # Commands that are given no --device run on the CPU on every machine; tests of the group "cuda" give one.
+        "BENCH_DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         # cuBLAS is deterministic only with a workspace of a fixed size.

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import bench
-from bench import doctor, facts
+from bench import device, doctor, facts, trial
 from bench.errors import InputError
 from bench.facts import Fact
 from bench.launch.cluster import Cluster
@@ -92,9 +93,12 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
 @pytest.fixture
 def fast_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test job that has two cores, one GPU and no torch, and little patience."""
-    light = "import bench, types; torch = types.SimpleNamespace(__version__='2', cuda=types.SimpleNamespace())"
-    script = doctor._ON_NODE.replace("import torch, bench", light).replace("cores()", "2")
-    monkeypatch.setattr(doctor, "_ON_NODE", script.replace("torch.cuda.device_count()", "1"))
+    light = (
+        "import types, bench; torch = types.SimpleNamespace(__version__='2')\n"
+        "sys.modules['bench.device'] = bench.device = types.SimpleNamespace(gpu_count=lambda: 1)\n"
+        "import bench.facts; bench.facts.devices = lambda: [bench.facts.Fact('ok', 'CPU: fine')]"
+    )
+    monkeypatch.setattr(doctor, "_ON_NODE", doctor._ON_NODE.replace("import torch", light).replace("cores()", "2"))
     monkeypatch.setattr(doctor, "LATE_SECONDS", 1.5)
     monkeypatch.setattr("bench.doctor.time.sleep", lambda _: None)
 
@@ -156,50 +160,48 @@ def test_a_package_that_is_there_but_broken_is_a_problem(monkeypatch: pytest.Mon
     assert bad(facts.packages()) == [("problem", expected)]
 
 
-class FakeTorch:
-    """As much of torch as the doctor asks."""
+class Machine:
+    """The GPUs that torch sees, and what training on a device comes to."""
 
-    def __init__(self, cuda: str | None = "12.8", count: int = 0, bf16: bool = True, error: str = "") -> None:
-        self.version = SimpleNamespace(cuda=cuda, hip=None)
-        about = SimpleNamespace(name="Card", total_memory=80 * 2**30)
-        self.cuda = SimpleNamespace(
-            is_available=lambda: count > 0,
-            device_count=lambda: count,
-            get_device_properties=lambda _: about,
-            is_bf16_supported=lambda including_emulation: bf16,
-            device=lambda _: pytest.MonkeyPatch.context(),
-        )
-        self.error = error
+    def __init__(self, cuda: str | None = "12.8", gpus: int = 0, bf16: bool = True, **errors: Exception) -> None:
+        self.cuda, self.gpus, self.bf16, self.errors = cuda, gpus, bf16, errors
+        self.trained: list[str] = []
 
-    def zeros(self, *_: int, device: str) -> Any:
-        raise RuntimeError(self.error or "Found no NVIDIA driver")
+    def properties(self, device: torch.device) -> tuple[str, int, bool]:
+        return "Card", 80 * 2**30, self.bf16
 
-    def ones(self, *_: int, device: str) -> Any:
-        if self.error:
-            raise RuntimeError(self.error)
-        return SimpleNamespace(matmul=lambda other: SimpleNamespace(sum=lambda: 1.0))
+    def train(self, device: torch.device) -> None:
+        self.trained.append(str(device))
+        error = self.errors.get("cpu" if device.type == "cpu" else "gpu")
+        if error is not None:
+            raise error
 
 
 @pytest.mark.parametrize(
-    ("torch", "driver", "expected"),
+    ("machine", "driver", "expected"),
     [
-        (FakeTorch(cuda=None), False, []),
-        (FakeTorch(cuda=None), True, [("warning", "torch is built for CPUs")]),
-        (FakeTorch(), False, []),
+        (Machine(cuda=None), False, []),
+        (Machine(cuda=None), True, [("warning", "torch is built for CPUs")]),
+        (Machine(), False, []),
+        (Machine(), True, [("problem", "cannot use the GPU")]),
+        (Machine(gpus=2), True, []),
+        (Machine(gpus=1, bf16=False), True, [("warning", "no bf16")]),
         (
-            FakeTorch(error="The NVIDIA driver on your system is too old"),
+            Machine(gpus=1, gpu=RuntimeError("no kernel image\nis available")),
             True,
-            [("problem", "driver on your system is too old")],
+            [("problem", "GPU 0: Card, 80 GiB; torch is built for CUDA 12.8: cannot train: RuntimeError: no kernel")],
         ),
-        (FakeTorch(count=2), True, []),
-        (FakeTorch(count=1, bf16=False), True, [("warning", "no bf16")]),
-        (FakeTorch(count=1, error="no kernel image is available"), True, [("problem", "no kernel image is available")]),
+        (Machine(gpus=1, cpu=ImportError("lib.so")), True, [("problem", "CPU: cannot train: ImportError: lib.so")]),
     ],
 )
-def test_gpus_are_tried_not_only_counted(
-    torch: FakeTorch, driver: bool, expected: list[tuple[str, str]], programs: Programs, monkeypatch: pytest.MonkeyPatch
+def test_every_device_is_tried_not_only_counted(
+    machine: Machine, driver: bool, expected: list[tuple[str, str]], programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(torch.version, "cuda", machine.cuda)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(device, "gpu_count", lambda: machine.gpus)
+    monkeypatch.setattr(device, "properties", machine.properties)
+    monkeypatch.setattr(trial, "train_briefly", machine.train)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("bench.facts.DRIVER", programs.folder / "driver")
     if driver:
@@ -207,6 +209,27 @@ def test_gpus_are_tried_not_only_counted(
     told = bad(facts.devices())
     assert [verdict for verdict, _ in told] == [verdict for verdict, _ in expected]
     assert all(part in text for (_, part), (_, text) in zip(expected, told, strict=True))
+    assert machine.trained == ["cpu", *(f"cuda:{number}" for number in range(machine.gpus))]
+
+
+def test_a_gpu_whose_memory_is_taken_is_told_from_one_that_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(cpu=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"))
+    monkeypatch.setattr(trial, "train_briefly", machine.train)
+    fact = facts._trained(device.CPU, "GPU 0", "install another torch")
+    assert fact.verdict == "problem" and "Tried to allocate" in fact.text and "nvidia-smi" in fact.fix
+
+
+def test_a_trial_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = trial.train_briefly(device.CPU)
+    assert len(losses) == trial.STEPS and all(0.3 < loss < 1.5 for loss in losses)
+    assert len(set(losses)) == len(losses)
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("this build of torch cannot add")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", broken)
+    ((verdict, text),) = bad([facts._trained(device.CPU, "CPU", "install another")])
+    assert verdict == "problem" and text == "CPU: cannot train: RuntimeError: this build of torch cannot add"
 
 
 # -------------------------------------------------------------------------------------------------------------- disks
@@ -338,6 +361,17 @@ def test_what_a_job_is_given_is_compared_with_what_it_asked_for(
 ) -> None:
     programs.slurm()
     assert bad(doctor.test_job(tmp_path, tmp_path, cluster)) == told
+
+
+def test_a_device_of_the_job_that_cannot_train_is_a_problem(
+    programs: Programs, fast_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs.slurm()
+    broken = "Fact('problem', 'GPU 0: cannot train: RuntimeError: no kernel image', 'install another torch')"
+    monkeypatch.setattr(doctor, "_ON_NODE", doctor._ON_NODE.replace("Fact('ok', 'CPU: fine')", broken))
+    assert bad(doctor.test_job(tmp_path, tmp_path, Cluster(gpus=1))) == [
+        ("problem", "in that job: GPU 0: cannot train: RuntimeError: no kernel image")
+    ]
 
 
 def test_settings_that_the_cluster_refuses_are_a_problem(programs: Programs, tmp_path: Path) -> None:

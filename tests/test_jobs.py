@@ -16,6 +16,7 @@ from bench import grid
 from bench.config import shipped_gin
 from bench.errors import InputError
 from bench.launch import jobs, limits, sbatch, slurm
+from bench.launch.assignment import Assignment
 from bench.launch.cluster import Cluster
 from bench.launch.jobs import JobState, SlurmError, Submission
 from bench.plan import make_plan
@@ -476,6 +477,29 @@ def test_a_profile_changes_no_stage_and_is_not_named_by_the_table(profile: str, 
     assert (changed.cluster.partition, plain.cluster.partition)[1] is None
 
 
+@pytest.mark.parametrize("graphs", [True, False])
+def test_jobs_are_told_whether_steps_may_be_recorded(
+    graphs: bool, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gin, store = str(tiny_grid.write(tmp_path, ["finetune"])), Store(tmp_path / "runs")
+    plan = make_plan([gin], [f"grid.cuda_graphs = {graphs}"], [], prepared, store)
+    told: list[Assignment] = []
+
+    def make(root: Path, made: Submission, executor: object, function: object, elements: list[list[str]]) -> str:
+        told.extend(map(Assignment.parse, elements))
+        return str(len(told))
+
+    monkeypatch.setattr(jobs, "look", lambda root: ([], {}))
+    monkeypatch.setattr(slurm, "array_size", lambda cluster: 100)
+    monkeypatch.setattr(slurm, "_submit_tables", lambda *_: None)
+    monkeypatch.setattr(slurm, "snapshot", lambda root: tmp_path)
+    monkeypatch.setattr(sbatch, "executor", lambda *_: None)
+    monkeypatch.setattr(sbatch, "make", make)
+    slurm.submit(plan, store, slurm.Named([gin], [], tmp_path, prepared))
+    assert sum(len(one.stages) for one in told) == 4  # two fine-tunings and the backbones' own stages
+    assert {one.graphs for one in told} == {graphs}
+
+
 def test_without_slurm_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -492,6 +516,8 @@ def test_without_slurm_nothing_is_written(
     [
         (["--wait"], "--wait"),
         (["--launcher", "slurm", "--workers", "2"], "slurm.array_parallelism"),
+        (["--launcher", "slurm", "--workers-per-device", "2"], "slurm.runs_per_job"),
+        (["--launcher", "slurm", "--device", "cpu"], "slurm.gpus"),
         (["--cancel", "--retry"], "--cancel"),
         (["--cancel", "--only", "*"], "scancel"),
     ],

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,11 @@ if attempt is None:
 store.started(attempt, 0, [])
 subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # it may be left behind
 (folder / "began").touch()
+if behaviour == "crowded" and "--shared" in sys.argv:
+    store.finish(attempt, "interrupted", "out of memory")
+    sys.exit(77)
+while behaviour == "hold" and not (folder / "go").exists():
+    time.sleep(0.02)
 if behaviour == "die":
     os.kill(os.getpid(), signal.SIGKILL)
 if behaviour == "fail":
@@ -130,7 +136,7 @@ class Job:
         return folder
 
     def assignment(self, *stages: Stage, **changes: Any) -> Assignment:
-        facts = {"checkpoint_steps": 5, "threads": 1, "gpus": 0, "signal": "USR2", "signal_delay_s": 20}
+        facts = {"checkpoint_steps": 5, "threads": 1, "gpus": 0, "graphs": True, "signal": "USR2", "signal_delay_s": 20}
         facts |= {"give_up_after": 3, "store": self.store.root, "data_root": self.folder / "data", "code": self.code}
         return Assignment(**{**facts, **changes}, stages=tuple(stage.folder for stage in stages))
 
@@ -232,6 +238,7 @@ def test_every_stage_gets_a_worker_of_its_own_and_the_job_ends_well(job: Job) ->
     assert environment["PYTHONPATH"].split(os.pathsep)[0] == str(job.code)
     assert first["arguments"] == [
         *("--data", str(job.folder / "data"), "--device", "cuda:0", "--threads", "3", "--checkpoint-steps", "5"),
+        "--graphs",
         str(job.store.folder(FIRST)),
     ]
     for number in (signal.SIGUSR1, signal.SIGUSR2):
@@ -259,8 +266,67 @@ def test_a_job_that_was_given_fewer_gpus_than_it_asked_for_starts_nothing(job: J
     job.add(FIRST, "publish")
     status, output = job.run(FIRST, gpus=2, slurm={"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "0"})
     assert status == 1
-    assert "asked for 2 GPU(s) and was given CUDA_VISIBLE_DEVICES='0'" in output
+    assert "2 GPU(s) are needed, and CUDA_VISIBLE_DEVICES='0' names 1" in output
     assert job.ends(FIRST) == []
+
+
+def test_recorded_steps_can_be_switched_off(job: Job) -> None:
+    job.add(FIRST, "publish")
+    assert job.run(FIRST, gpus=1, graphs=False)[0] == 0
+    assert "--no-graphs" in job.worker(FIRST)["arguments"]
+
+
+# ------------------------------------------------------------------------------------------------- out of memory
+
+
+def span(job: Job, stage: Stage) -> tuple[float, float]:
+    """When the last attempt at a stage began and ended."""
+    attempt = job.store.attempts(stage)[-1]
+    assert attempt.end is not None
+    return attempt.facts["began"], attempt.end["time"]
+
+
+def test_a_stage_out_of_memory_beside_others_is_tried_again_when_they_have_ended(job: Job) -> None:
+    first, second, third = FIRST, SECOND, pretraining(seed=2)
+    holds = job.add(second, "hold"), job.add(third, "hold")
+    job.add(first, "crowded")
+    process = job.start(first, second, third, gpus=2, give_up_after=1)  # the first and the third share a GPU
+    until(lambda: job.ends(first) == ["interrupted"])
+    time.sleep(1)
+    assert job.ends(first) == ["interrupted"]
+    (holds[1] / "go").touch()
+    until(lambda: job.ends(first) == ["interrupted", "done"])  # the other GPU is not waited for
+    assert job.ends(second) == [None]
+    (holds[0] / "go").touch()
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
+    assert span(job, third)[1] <= span(job, first)[0]
+    assert "--shared" not in job.worker(first)["arguments"]
+    assert "--shared" in job.worker(third)["arguments"] and "--shared" not in job.worker(second)["arguments"]
+    assert "out of memory" in output
+
+
+def test_stages_that_all_need_the_device_alone_take_turns(job: Job) -> None:
+    stages = [pretraining(seed=seed) for seed in range(3)]
+    for stage in stages:
+        job.add(stage, "crowded")
+    status, output = job.run(*stages, gpus=1)
+    assert status == 0, output
+    assert [job.ends(stage)[-1] for stage in stages] == ["done"] * 3
+    assert any(job.ends(stage)[0] == "interrupted" for stage in stages)
+    spans = sorted(span(job, stage) for stage in stages)
+    assert all(earlier[1] <= later[0] for earlier, later in pairwise(spans))
+
+
+def test_a_job_that_ends_meanwhile_is_requeued(job: Job) -> None:
+    holds = job.add(SECOND, "train")
+    job.add(FIRST, "crowded")
+    process = job.start(FIRST, SECOND, gpus=1)
+    until(lambda: job.ends(FIRST) == ["interrupted"] and (holds / "began").exists())
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=20) == 75
+    assert job.calls == ["requeue 7_2"]
+    assert job.ends(FIRST) == ["interrupted"]
 
 
 def test_finished_stages_are_not_run_again(job: Job) -> None:
@@ -584,9 +650,10 @@ def test_a_parents_record_may_come_late_but_not_never(job: Job) -> None:
 
 
 def test_an_element_survives_being_made_strings(job: Job) -> None:
-    assignment = job.assignment(FIRST, SECOND, gpus=1)
-    assert Assignment.parse(assignment.arguments()) == assignment
-    assert all(isinstance(argument, str) for argument in assignment.arguments())
+    for graphs in (True, False):
+        assignment = job.assignment(FIRST, SECOND, gpus=1, graphs=graphs)
+        assert Assignment.parse(assignment.arguments()) == assignment
+        assert all(isinstance(argument, str) for argument in assignment.arguments())
 
 
 @pytest.mark.parametrize(
@@ -595,6 +662,7 @@ def test_an_element_survives_being_made_strings(job: Job) -> None:
         (("--threads", "0"), "--threads: '0' is no whole number from 1 up"),
         (("--threads", "1.5"), "'1.5' is no whole number"),
         (("--gpus", "-1"), "--gpus"),
+        (("--graphs", "1"), "'1' is neither True nor False"),
         (("--signal", "TERM"), "--signal: invalid choice: 'TERM'"),
         (("--signal-delay-s", "01:00"), "'01:00' is no whole number"),
         (("--store", "runs"), "'runs' is no absolute path"),
@@ -616,7 +684,7 @@ def replaced(job: Job, change: tuple[str, str]) -> list[str]:
 
 def test_missing_arguments_and_paths_for_names_are_refused(job: Job) -> None:
     arguments = job.assignment(FIRST).arguments()
-    for name in ("--store", "--code", "--gpus", "--give-up-after"):
+    for name in ("--store", "--code", "--gpus", "--graphs", "--give-up-after"):
         where = arguments.index(name)
         with pytest.raises(InputError, match=name):
             Assignment.parse(arguments[:where] + arguments[where + 2 :])

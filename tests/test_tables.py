@@ -1,8 +1,18 @@
-"""Tables: what a cell says, recomputed independently."""
+"""Tables: what a cell says, recomputed independently; what the legend warns of."""
 
 import math
+from pathlib import Path
+from typing import Any
 
+import pytest
+
+from bench.files import sha256
+from bench.plan import make_plan
+from bench.specs import Stage
+from bench.store import Store
+from bench.tables.collate import collate
 from bench.tables.statistics import cell_text
+from tests import tiny_grid
 
 
 def test_mean_and_sample_standard_deviation_in_percent() -> None:
@@ -18,3 +28,52 @@ def test_one_value_has_no_spread_and_an_incomplete_cell_says_so() -> None:
     assert cell_text([0.5], 3) == "50.00 (1/3)"
     assert cell_text([0.5, 0.7], 5) == "60.00 ± 14.14 (2/5)"
     assert cell_text([], 5) == "– (0/5)"
+
+
+CPU = {"device": "A processor", "device_type": "cpu"}
+OTHER_CPU = {"device": "Another processor"}  # from before GPUs
+CARD, OTHER_CARD = ({"device": name, "device_type": "cuda"} for name in ("Card 1", "Card 2"))
+
+
+@pytest.mark.parametrize(
+    ("pretraining", "finetuning", "kinds"),
+    [
+        (CPU, [CPU, OTHER_CPU], []),
+        (CARD, [CARD, CARD], []),
+        (CPU, [CPU, CARD], ["CPU", "Card 1"]),
+        (CARD, [CARD, OTHER_CARD], ["Card 1", "Card 2"]),
+        (CPU, [CARD, CARD], ["CPU", "Card 1"]),
+        (CPU, [OTHER_CARD, CARD], ["CPU", "Card 1", "Card 2"]),
+    ],
+)
+def test_a_table_from_several_kinds_of_device_warns(
+    pretraining: dict[str, str], finetuning: list[dict[str, str]], kinds: list[str], prepared: Path, tmp_path: Path
+) -> None:
+    text = tiny_grid.write(tmp_path, ["finetune"]).read_text().replace("grid.seeds = [0]", "grid.seeds = [0, 1]")
+    (tmp_path / "tiny.gin").write_text(text)
+    plan = make_plan([str(tmp_path / "tiny.gin")], [], [], prepared, Store(tmp_path / "runs"))
+    store = Store(tmp_path / "runs")
+    ran_on = {stage.key: pretraining for stage in plan.stages}
+    for cell in plan.cells:
+        ran_on[cell.stage.key] = finetuning[cell.seed]
+    for stage in plan.stages:
+        store.add(stage)
+        publish(store, stage, {**ran_on[stage.key], "commit": "c", "instruction_set": "AVX2", "threads": 1})
+    text = collate(plan, store, tmp_path / "results").markdown
+    (machine,) = (line for line in text.splitlines() if line.startswith("- Machine: "))
+    assert all(one["device"] in machine for one in finetuning)
+    warnings = [line for line in text.splitlines() if line.startswith("- Warning: ")]
+    assert len(warnings) == (1 if kinds else 0)
+    assert all(f"({'; '.join(kinds)})" in warning for warning in warnings)
+
+
+def publish(store: Store, stage: Stage, provenance: dict[str, Any]) -> None:
+    """A made-up record of a stage."""
+    attempt = store.claim(stage)
+    assert attempt is not None
+    path = store.folder(stage) / "weights.safetensors"
+    path.write_bytes(b"weights")
+    weights = {"file": path.name, "sha256": sha256(path), "bytes": 7}
+    facts = {"metrics": {"accuracy": 0.5}, "measured": {}, "seconds": 1.0, "provenance": provenance}
+    store.publish(attempt, stage, {"key": stage.key, "weights": weights, **facts})
+    store.finish(attempt, "done")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import fit
+from bench import device, fit, worker
 from bench.checkpoint import Checkpoints
 from bench.store import Store
-from bench.worker import Settings, StopFlag, run
+from bench.worker import EXIT_STATUS, Settings, StopFlag, run
 from tests.examples import pretraining
 
 
@@ -60,6 +60,66 @@ def test_a_forked_child_dies_of_what_its_parent_takes_for_a_wish() -> None:
         assert child.exitcode == -signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(Path("data")),
+        Settings(Path("a b"), "cuda:0", threads=3, checkpoint_steps=7, graphs=False),
+        Settings(Path("data"), shared=True),
+    ],
+)
+def test_settings_survive_being_arguments(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[Settings] = []
+    monkeypatch.setattr(worker, "_run_all", lambda folders, settings, stop: received.append(settings) or 0)
+    assert worker.main([*settings.arguments(), "folder"]) == 0
+    assert received == [settings]
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore"),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+def test_out_of_memory_is_held_against_a_stage_only_if_it_was_alone(
+    error: Exception, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fit, "fit", fail)
+    store, stage = Store(tmp_path), pretraining()
+    settings = Settings(tmp_path, shared=shared)
+    folder = store.add(stage)
+    outcome = run(folder, settings, lambda: False, lambda step, steps, loss: None)
+    (attempt,) = store.attempts(stage)
+    assert attempt.end is not None
+    assert (outcome.state, attempt.end["state"]) == (("crowded", "interrupted") if shared else ("failed", "failed"))
+    assert attempt.end["reason"] == outcome.reason
+    assert "out of memory on the CPU" in outcome.reason and "GiB" in outcome.reason and "\n" not in outcome.reason
+    lower = ("--workers-per-device",) if shared else ("batch_size", "micro_batches", "bfloat16")
+    assert all(word in outcome.reason for word in lower)
+    status = worker.main([*settings.arguments(), str(folder)])
+    assert status == EXIT_STATUS[outcome.state]
+
+
+def test_another_error_is_not_taken_for_too_little_memory() -> None:
+    for error in (RuntimeError("CUDA error: an illegal memory access was encountered"), ValueError("out of memory")):
+        assert not device.is_out_of_memory(error)
+
+
+def test_a_gpu_that_ran_out_is_named_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "properties", lambda device: ("Card", 80 * 2**30, True))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-77c")
+    told = device.describe(torch.device("cuda", 0))
+    assert all(word in told for word in ("cuda:0", "Card", "80.0 GiB", "GPU-77c"))
 
 
 def test_a_gpu_that_torch_cannot_use_is_no_fault_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

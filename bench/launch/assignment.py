@@ -17,8 +17,8 @@ class Assignment:
     """What one element of a job array runs: stage folders of a store, and how.
 
     `signal_delay_s` is how long before the end Slurm sends the signal SIG`signal`; `give_up_after` is a number of
-    attempts in a row without progress; `gpus` are those of the whole job, which the stages share; `code` is a snapshot
-    of the packages.
+    attempts in a row without progress; `gpus` are those of the whole job, which the stages share; `graphs` is
+    whether they may record steps; `code` is a snapshot of the packages.
     """
 
     store: Path
@@ -27,6 +27,7 @@ class Assignment:
     checkpoint_steps: int
     threads: int
     gpus: int
+    graphs: bool
     signal: str
     signal_delay_s: int
     give_up_after: int
@@ -48,6 +49,7 @@ class Assignment:
             parser.add_argument(f"--{name}", type=_at_least(least), required=True)
         for name in ("signal-delay-s", "give-up-after"):
             parser.add_argument(f"--{name}", type=_at_least(1), required=True)
+        parser.add_argument("--graphs", type=_yes_or_no, required=True)
         parser.add_argument("--signal", choices=SIGNALS, required=True)
         parser.add_argument("stages", nargs="+", type=_name)
         given = vars(parser.parse_args(arguments))
@@ -72,6 +74,12 @@ def _at_least(least: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("True", "False"):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither True nor False")
+    return text == "True"
 
 
 def _name(text: str) -> str:

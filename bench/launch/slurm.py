@@ -197,6 +197,7 @@ def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, named: Named)
                 checkpoint_steps=grid.checkpoint_steps,
                 threads=grid.threads,
                 gpus=cluster.gpus,
+                graphs=grid.cuda_graphs,
                 signal=cluster.signal,
                 signal_delay_s=cluster.signal_delay_s,
                 give_up_after=cluster.give_up_after,

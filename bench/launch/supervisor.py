@@ -22,6 +22,7 @@ from typing import NoReturn
 from bench.errors import DamagedStore, InputError
 from bench.launch.assignment import Assignment
 from bench.launch.cluster import SIGNALS
+from bench.launch.devices import visible_devices
 from bench.provenance import cores
 from bench.specs import Stage
 from bench.store import JOB_VARIABLE, Attempt, Store
@@ -125,12 +126,19 @@ End = tuple[str, str]
 
 
 class Run:
-    """A stage of this element and its worker; `end` is None while there is something left to do for it."""
+    """A stage of this element and its worker; `end` is None while there is something left to do for it.
+
+    `gpu` is what CUDA_VISIBLE_DEVICES holds for the worker, '' for none; `beside` are the other runs that use it. Where
+    that was too much for its memory, the stage is tried again `alone`: while none of those has a worker.
+    """
 
     def __init__(self, number: int, assignment: Assignment, job: str) -> None:
         self.end: End | None = None
+        self.alone = False
+        self.beside: list[Run] = []
         self.folder = assignment.store / assignment.stages[number]
-        self._number = number
+        gpus = visible_devices(assignment.gpus)
+        self.gpu = gpus[number % len(gpus)] if gpus else ""
         self._assignment = assignment
         self._job = job
         self._store = Store(assignment.store)
@@ -142,6 +150,8 @@ class Run:
         """How many attempts the ledger had before this job's first one."""
         self._known = 0
         """How many it had when the worker was started."""
+        self._judged_from = 0
+        """How many it had when the stage was found to need the GPU alone: none of those counts as no progress."""
         self._told_busy = False
 
     def look(self, stopping: bool) -> None:
@@ -183,11 +193,17 @@ class Run:
         failure = self._store.failure(stage)
         if failure is not None and len(attempts) > self._before:
             return "failed", failure
-        stuck = no_progress(attempts, self._assignment.give_up_after)
+        stuck = no_progress(attempts[self._judged_from :], self._assignment.give_up_after)
         if stuck is not None:
             return self._give_up(stuck)
-        self._start(len(attempts))
+        if not any(other.running and (self.alone or other.alone) for other in self.beside):
+            self._start(len(attempts))
         return None
+
+    @property
+    def running(self) -> bool:
+        """Whether it has a worker."""
+        return self._process is not None
 
     @property
     def _found(self) -> Stage:
@@ -237,10 +253,15 @@ class Run:
         # Safe path: else the working directory, often a checkout, would come before the snapshot.
         path = os.pathsep.join(filter(None, (str(assignment.code), os.environ.get("PYTHONPATH"))))
         environment |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-        devices = visible_devices(assignment.gpus)
-        environment["CUDA_VISIBLE_DEVICES"] = devices[self._number % len(devices)] if devices else ""
-        device = "cuda:0" if devices else "cpu"
-        settings = Settings(assignment.data_root, device, assignment.threads, assignment.checkpoint_steps)
+        environment["CUDA_VISIBLE_DEVICES"] = self.gpu
+        settings = Settings(
+            assignment.data_root,
+            "cuda:0" if self.gpu else "cpu",
+            assignment.threads,
+            assignment.checkpoint_steps,
+            assignment.graphs,
+            shared=bool(self.beside) and not self.alone,
+        )
         command = [sys.executable, "-m", "bench.worker", *settings.arguments(), str(self.folder)]
         self._known = known
         self._process = subprocess.Popen(
@@ -276,6 +297,10 @@ class Run:
             if attempt is not None:  # a killed one; an end that the worker noted stays
                 self._store.finish(attempt, "died", f"{death(status)} before it came to the end of a step")
             return "interrupted", ""
+        if status == EXIT_STATUS["crowded"]:
+            self.alone, self._judged_from = True, self._known + len(mine)
+            _say(f"{self.folder.name}: out of memory; tried again when no other stage uses the device")
+            return None
         if status in (EXIT_STATUS["interrupted"], EXIT_STATUS["busy"], -signal.SIGTERM):
             # A signal that did not reach this process (yet), or that the worker was too young to handle; or another
             # process was faster: look again soon.
@@ -303,7 +328,8 @@ class Run:
         if self._stage is None:
             return
         try:
-            stuck = no_progress(self._store.attempts(self._stage), self._assignment.give_up_after)
+            attempts = self._store.attempts(self._stage)[self._judged_from :]
+            stuck = no_progress(attempts, self._assignment.give_up_after)
             if stuck is not None:
                 self.end = self._give_up(stuck) or self.end
         except (InputError, OSError) as error:
@@ -329,17 +355,6 @@ def _newest_checkpoint(attempt: Attempt) -> int:
     """The step of the newest checkpoint that the stage of an attempt has; 0 without one."""
     folder = attempt.path.parent.parent / "checkpoints"
     return max((int(path.stem.partition("-")[2]) for path in folder.glob("step-*.json")), default=0)
-
-
-def visible_devices(gpus: int) -> list[str]:
-    """The job's GPUs as CUDA_VISIBLE_DEVICES takes them; refuses a job that was given fewer than it asked for."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in given.split(",") if name.strip()] if given is not None else None
-    if names is None:
-        return [str(number) for number in range(gpus)]
-    if len(names) < gpus:
-        raise InputError(f"the job asked for {gpus} GPU(s) and was given CUDA_VISIBLE_DEVICES='{given}'.")
-    return names[:gpus]
 
 
 def _threads(count: int) -> dict[str, str]:
@@ -390,12 +405,13 @@ def supervise(*arguments: str) -> None:
     import bench.embedded  # noqa: F401
 
     job = os.environ[JOB_VARIABLE] = job_name()
-    visible_devices(assignment.gpus)
+    runs = [Run(number, assignment, job) for number in range(len(assignment.stages))]
+    for run in runs:
+        run.beside = [other for other in runs if other is not run and other.gpu == run.gpu]
     wanted = assignment.threads * len(assignment.stages)
     _say(f"job {job}: {len(assignment.stages)} stage(s), {cores()} core(s)")
     if cores() < wanted:
         _say(f"warning: {wanted} core(s) are wanted; the workers will share")
-    runs = [Run(number, assignment, job) for number in range(len(assignment.stages))]
     try:
         while not asked and any(run.end is None for run in runs):
             _look(runs, stopping=False)

@@ -66,8 +66,14 @@ def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
         else round(sum(parent["seconds"] for parent in behind if parent), 3),
         "spec": expanded(cell.stage),
         "search": record.get("search"),
+        "devices": sorted({_kind(stage["provenance"]) for stage in behind if stage is not None}),
         "provenance": record["provenance"],
     }
+
+
+def _kind(provenance: dict[str, Any]) -> str:
+    """The kind of device that a stage ran on: any CPU, or a model of GPU. Records from before GPUs name no type."""
+    return "CPU" if provenance.get("device_type", "cpu") == "cpu" else str(provenance["device"])
 
 
 def table(plan: Plan, records: list[dict[str, Any]]) -> str:
@@ -101,6 +107,7 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
         f"Grid: {plan.origin}.",
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
+        *_mixed_devices(records),
         f"Records: {grid.name}/records.jsonl, one JSON object per finished cell with metrics, cost and the whole spec.",
     ]
     return "".join(f"- {line}\n" for line in lines)
@@ -117,6 +124,15 @@ def _distinct(records: list[dict[str, Any]], *names: str) -> str:
         return str(provenance[name])
 
     return "; ".join(sorted({", ".join(told(r["provenance"], name) for name in names) for r in records}))
+
+
+def _mixed_devices(records: list[dict[str, Any]]) -> list[str]:
+    """A warning where stages behind the table ran on different kinds of device."""
+    kinds = sorted({kind for record in records for kind in record["devices"]})
+    if len(kinds) < 2:
+        return []
+    told = f"Warning: stages behind these numbers ran on different kinds of device ({'; '.join(kinds)}), which round"
+    return [f"{told} differently: `devices` in the records says which. Compare rows only where they agree."]
 
 
 def _weights(plan: Plan) -> list[str]:

@@ -18,6 +18,7 @@ from bench.data.examples import padded
 from bench.models import Model, build
 from bench.models.layers import Dropout, attend, use_dropout
 from tests.examples import tiny_backbone
+from tests.host_graph import HostGraph
 from tests.models.test_text_model import BACKBONE, text
 
 # ------------------------------------------------------------------------------------------------ dropout
@@ -119,6 +120,16 @@ def outputs(built: Model, inputs: Any) -> list[Tensor]:
     parameters = [parameter for parameter in built.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(scores.square().sum() + masked, parameters)
     return [scores, masked, *gradients]
+
+
+@pytest.mark.parametrize("make", [image_model, text_model])
+def test_no_pass_asks_the_device_for_a_value(make: Any) -> None:
+    """Where a GPU is to repeat recorded steps, it must not be asked: the stand-in for its recordings refuses."""
+    built, inputs = make(0.1)
+    mask = built.draw_mask(inputs, torch.Generator().manual_seed(2))
+    HostGraph(None).capture(lambda: backward(built.logits(inputs).sum() + built.masked_loss(inputs, mask)))
+    with pytest.raises(RuntimeError, match="asks the device"):
+        HostGraph(None).capture(lambda: built.logits(inputs).nonzero())
 
 
 @pytest.fixture

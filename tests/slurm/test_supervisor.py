@@ -83,6 +83,7 @@ class Place:
                     checkpoint_steps=self.plan.grid.checkpoint_steps,
                     threads=1,
                     gpus=0,
+                    graphs=True,
                     signal="USR2",
                     signal_delay_s=delay,
                     give_up_after=3,
