@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
@@ -35,7 +34,7 @@ class Batches:
         self.model = model
         self.device = device
         self.per_epoch = math.ceil(len(examples) / stage.schedule.batch_size)
-        self._epoch = functools.lru_cache(maxsize=2)(self._shuffled)
+        self._epochs: dict[int, list[Tensor]] = {}
 
     def _seed(self, *names: str | int) -> int:
         return stream(self.stage.seed, self.stage.name, *names)
@@ -59,7 +58,10 @@ class Batches:
 
     def _index(self, step: int) -> Tensor:
         epoch, position = divmod(step, self.per_epoch)
-        return self._epoch(epoch)[position]
+        if epoch not in self._epochs:
+            # Kept here, not in a cache of the bound method: that would keep network and data alive, being a cycle.
+            self._epochs = {**dict(list(self._epochs.items())[-1:]), epoch: self._shuffled(epoch)}
+        return self._epochs[epoch][position]
 
     def size(self, step: int) -> int:
         """Count the examples that a step sees."""
@@ -67,28 +69,26 @@ class Batches:
 
     def at(self, step: int) -> list[Batch]:
         """The micro-batches of step `step` (from 0); together they are one batch of the schedule."""
-        index = self._index(step)
+        index, needs = self._index(step), self.stage.objective.needs
+        drawn = {"flip": self.stage.schedule.augmentation == "flip", "mask": "mask" in needs, "view": "views" in needs}
         # One stream for each purpose, which the micro-batches go on drawing from: their number changes no draw.
-        draws = {name: torch.Generator().manual_seed(self._seed(name, step)) for name in ("flip", "mask", "view")}
+        draws = {name: torch.Generator().manual_seed(self._seed(name, step)) for name in drawn if drawn[name]}
         parts = index.tensor_split(min(self.stage.schedule.micro_batches, len(index)))
         return [self._batch(part, draws) for part in parts]
 
     def _batch(self, index: Tensor, draws: dict[str, torch.Generator]) -> Batch:
-        schedule, needs = self.stage.schedule, self.stage.objective.needs
-        flip = None
-        if schedule.augmentation == "flip":
-            flip = torch.rand(len(index), generator=draws["flip"]) < 0.5
+        flip = torch.rand(len(index), generator=draws["flip"]) < 0.5 if "flip" in draws else None
         inputs, mask = self._inputs(index, flip), None
-        if "mask" in needs:
+        if "mask" in draws:
             mask = self.model.draw_mask(inputs, draws["mask"])
             mask = mask._make(send(part, self.device) for part in mask)
         if isinstance(inputs, dict):  # until now on the host, where a mask is drawn
             inputs = {name: part if name == "parts" else send(part, self.device) for name, part in inputs.items()}
         labels = None
-        if "labels" in needs:
+        if "labels" in self.stage.objective.needs:
             assert self.examples.labels is not None  # a labelled stage reads labels
             labels = send(self.examples.labels[index], self.device)
-        views = (self._view(inputs, draws["view"]), self._view(inputs, draws["view"])) if "views" in needs else None
+        views = (self._view(inputs, draws["view"]), self._view(inputs, draws["view"])) if "view" in draws else None
         return Batch(inputs, send(index, self.device), labels, mask, views)
 
     def _inputs(self, index: Tensor, flip: Tensor | None) -> Inputs:

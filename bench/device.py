@@ -7,6 +7,8 @@ need no branch.
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -88,9 +90,15 @@ def synchronize(device: torch.device) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or one of its libraries, had too little memory."""
     text = str(error)
-    told = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
+    words = (
+        "out of memory",
+        "can't allocate memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDNN_STATUS_ALLOC_FAILED",
+        "NVML_SUCCESS ==",  # the allocator's own report of it, where NVML is not to be had
+    )
     kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(words in text for words in told))
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(word in text for word in words))
 
 
 def describe(device: torch.device) -> str:
@@ -123,9 +131,20 @@ def free_memory(device: torch.device) -> int:
 
 
 def release_memory(device: torch.device) -> None:
-    """Return memory that torch keeps for later to the GPU, for other processes and the next stage."""
+    """Return memory that nothing uses any more to the GPU, for other processes and the next stage."""
     if _ready(device):
+        gc.collect()  # what refers to itself, such as an error and its frames, would keep its tensors
         torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def using(device: torch.device) -> Iterator[None]:
+    """Make a GPU the current one meanwhile: pinned memory and events belong to the current one."""
+    if not _ready(device):
+        yield
+        return
+    with torch.cuda.device(device):
+        yield
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -165,7 +184,8 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     """
     if not _ready(device):
         return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    # Dense first: strided memory would be copied once more, into memory that is not pinned.
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -207,8 +227,14 @@ class Graph:
 
     def capture(self, work: Callable[[], Any]) -> Any:
         """Record what `work` asks of the device, without doing it; returns what `work` returns."""
-        with torch.cuda.graph(self._graph, pool=self._pool, stream=torch.cuda.current_stream()):
-            return work()
+        try:
+            with torch.cuda.graph(self._graph, pool=self._pool, stream=torch.cuda.current_stream()):
+                return work()
+        except Exception:
+            # A recording that broke off can leave the generator in the belief that it is still going on.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
 
     def replay(self) -> None:
         """Do what was recorded."""
@@ -233,11 +259,17 @@ def side_stream(device: torch.device) -> Iterator[None]:
         yield
         return
     with torch.cuda.device(device):
-        before = torch.cuda.current_stream()
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        before, stream = torch.cuda.current_stream(), _side_stream(torch.cuda.current_device())
         stream.wait_stream(before)
         try:
             with torch.cuda.stream(stream):
                 yield
         finally:
             before.wait_stream(stream)
+
+
+@functools.cache
+def _side_stream(index: int) -> Any:
+    """The one side stream of a GPU: each new one would keep memory of its own for as long as the process lives."""
+    _ready(torch.device("cuda", index))
+    return torch.cuda.Stream(index)  # type: ignore[no-untyped-call]

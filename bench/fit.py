@@ -18,7 +18,7 @@ from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.data import open_split
 from bench.data.examples import Examples
-from bench.device import numerics, peak_memory, release_memory, reset_peak_memory, resolve
+from bench.device import numerics, peak_memory, release_memory, reset_peak_memory, resolve, using
 from bench.evaluate import encoder_distance, evaluate
 from bench.files import sha256
 from bench.models import Model, build, load_weights, save_weights
@@ -48,11 +48,8 @@ def fit(
     saved = Checkpoints(folder / "checkpoints")
     torch.set_num_threads(settings.threads)
     device = resolve(settings.device)
-    try:
-        with numerics(chosen.execution, device):
-            record = _trained(chosen, store, attempt, settings, device, saved, stop, progress)
-    finally:
-        release_memory(device)
+    with using(device), numerics(chosen.execution, device):
+        record = _trained(chosen, store, attempt, settings, device, saved, stop, progress)
     facts = {"key": stage.key, "attempt": attempt.number, **({} if search is None else {"search": search})}
     store.publish(attempt, stage, {**facts, **record})
     saved.clear()
@@ -81,6 +78,7 @@ def _trained(
     supervision = _supervision(stage, store, attempt, settings, saved, stop, progress)
     batches = Batches(stage, training_set, model, device)
     seconds = train.train(stage, model, teacher, batches, supervision, teacher_set, settings.graphs)
+    release_memory(device)  # of recorded steps, which evaluation cannot use
 
     measured = _cost(stage, batches, seconds, device)
     measured |= encoder_distance(model, first_model(stage, store, settings.data_root))

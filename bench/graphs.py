@@ -95,8 +95,11 @@ class Recorder:
             losses = graph.capture(lambda: work(inputs))
             reason = self._broken(tensors, draws, reads)
         except Exception as error:  # whatever a recording cannot hold; a fault of the step itself comes again below
-            first_line = (str(error).strip().splitlines() or ["no message"])[0]
-            reason = f"{type(error).__name__}: {first_line}"
+            cause: BaseException = error
+            while cause.__context__ is not None:  # ending a recording that is broken fails in turn
+                cause = cause.__context__
+            first_line = (str(cause).strip().splitlines() or ["no message"])[0]
+            reason = f"{type(cause).__name__}: {first_line}"
         if reason is None:
             return Recording(graph, inputs, losses)
         self._log(f"steps are not recorded: {reason}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bench.models import Model
 
 Inputs = Any
-"""Model inputs: a float tensor (B, 3, H, W) for images, a dict of (B, T) tensors for text."""
+"""What `bench.models.Model` reads: a float tensor (B, 3, H, W) of images, a dict of (B, T) tensors for text."""
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,7 @@ def _train(
         start, content = saved
         _restore(content, model, optimizer, state)
         earlier_seconds = content["seconds"]
+        del saved, content  # a second copy of the weights
     supervision.started(start)
 
     # ---- the work of one step: gradients of each micro-batch, then the update --------------------------------------

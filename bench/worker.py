@@ -110,7 +110,7 @@ def _run_claimed(
     stage: Stage, store: Store, attempt: Attempt, settings: Settings, stop: Callable[[], bool], progress: Progress
 ) -> tuple[Outcome, int | None]:
     """The outcome and the last step done, None where it failed."""
-    from bench.device import is_out_of_memory
+    from bench.device import is_out_of_memory, release_memory, resolve
     from bench.fit import fit
     from bench.train import Interrupted
 
@@ -131,6 +131,8 @@ def _run_claimed(
             state = "refused"
         elif is_out_of_memory(error):
             state, reason = _out_of_memory(settings)
+    if settings.device != "cpu" and state != "refused":
+        release_memory(resolve(settings.device))  # only now does no error hold the stage's tensors any more
     return Outcome(state, reason, attempt.facts["from_step"] or 0, tuple(attempt.facts["warnings"])), step
 
 

@@ -1,7 +1,9 @@
 """What a step sees: order, fairness, sizes, and draws that depend neither on padding nor on micro-batches."""
 
 import dataclasses
+import gc
 import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -346,3 +348,17 @@ def test_what_a_batch_was_copied_from_is_not_written_again_too_early() -> None:
     for step, found in enumerate(made):
         for ours, theirs in zip(leaves(found), leaves(expected.at(step)), strict=True):
             assert torch.equal(ours.cpu(), theirs)
+
+
+def test_batches_are_gone_with_the_last_reference() -> None:
+    """They hold a network and a data set, on a GPU its memory: nothing may keep them until garbage is collected."""
+    gc.collect()
+    gc.disable()
+    try:
+        batches = batches_of(PICTURES, pictures())
+        batches.at(0)
+        gone = weakref.ref(batches)
+        del batches
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -216,6 +216,7 @@ class Kit:
     root: Path
     device: str = "cpu"
     bound: dict[str, Any] = field(default_factory=dict)
+    graph: type[Any] = HostGraph
     trained: dict[str, Trained] = field(default_factory=dict)
     resumed: set[str] = field(default_factory=set)
     recorded: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -295,12 +296,13 @@ class Kit:
                 patch.setattr(batches, "has_graphs", lambda device: True)  # texts as a GPU is given them
                 patch.setattr(text, "rounded_size", lambda selected: 64)  # so that shapes repeat within few steps
                 patch.setattr(train, "has_graphs", lambda device, recorded=recorded: recorded)
-                patch.setattr(graphs, "graph_pool", lambda device: None)
-                patch.setattr(graphs, "Graph", HostGraph)
                 patch.setattr(graphs, "UNRECORDED_USES", 1)
-                patch.setattr(HostGraph, "made", 0)
+                patch.setattr(self.graph, "made", 0)
+                patch.setattr(graphs, "Graph", self.graph)
+                if self.graph is HostGraph:
+                    patch.setattr(graphs, "graph_pool", lambda device: None)
                 outcome = run(folder, self.settings, lambda: False, lambda step, steps, loss: None)
-                self.recorded[stage.key] = HostGraph.made, (folder / "log.txt").read_text()
+                self.recorded[stage.key] = self.graph.made, (folder / "log.txt").read_text()
             assert outcome.state == "done", outcome
             record = store.record(stage)
             assert record is not None

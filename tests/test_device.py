@@ -123,7 +123,7 @@ def test_a_stage_measures_and_releases_memory_in_order(
         outcome = run(store.add(each), Settings(prepared), lambda: False, lambda step, steps, loss: None)
         assert outcome.state == "done", outcome
     order = [call for call in calls if call != "initialise"]
-    assert order == ["reset_peak_memory_stats", "train", "empty_cache"]
+    assert order == ["reset_peak_memory_stats", "train", "empty_cache"]  # the worker releases the rest
     assert calls[calls.index("reset_peak_memory_stats") - 1] == "initialise"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -174,15 +175,16 @@ def by_length(attention_mask: Tensor) -> tuple[Tensor, ...]:
     What is computed part by part needs little padding. A part begins where a text has fewer than three quarters of the
     tokens of the longest one in the part before.
     """
-    lengths, rows = attention_mask.sum(1).sort(descending=True, stable=True)
-    starts: list[tuple[int, int]] = []
+    lengths = attention_mask.sum(1).numpy()
+    rows = np.argsort(-lengths, kind="stable")
+    firsts, lengths = rows * attention_mask.shape[1], lengths[rows]  # of each text: the index of its first token
+    starts = [0]
     for row, length in enumerate(lengths.tolist()):
-        if not starts or length < 0.75 * starts[-1][1]:
-            starts.append((row, length))
-    ends = [row for row, _ in starts[1:]] + [len(rows)]
-    width = attention_mask.shape[1]
+        if 4 * length < 3 * lengths[starts[-1]]:
+            starts.append(row)
     return tuple(
-        rows[start:end, None] * width + torch.arange(length) for (start, length), end in zip(starts, ends, strict=True)
+        torch.from_numpy(firsts[start:end, None] + np.arange(lengths[start]))
+        for start, end in itertools.pairwise([*starts, len(rows)])
     )
 
 

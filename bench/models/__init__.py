@@ -28,7 +28,8 @@ class Model(nn.Module, ABC):
 
     `encoder` includes the final layer norm; `width` D is the size of its features. Inputs are normalised float images
     (B, 3, H, W), or text as {"input_ids": (B, T), "attention_mask": (B, T)}, both long, for pairs of sentences with
-    "token_type_ids" (B, T) where the network knows segments.
+    "token_type_ids" (B, T) where the network knows segments. Text may also hold "parts", from
+    `bench.data.examples.by_length`: it is then computed part by part, which changes nothing but rounding and dropout.
     """
 
     POSITIONS: ClassVar[tuple[str, ...]]

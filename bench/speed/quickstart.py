@@ -71,7 +71,6 @@ def figures(runs: dict[str, list[Timed]]) -> dict[str, float]:
     found = {
         "seconds": seconds["this"],
         "first_step": statistics.median(run.first_step for run in runs["this"]),
-        "stages_seconds": sum(stage.ended - stage.began for stage in runs["this"][-1].path),
     }
     if "other" in seconds:
         found |= {"other_seconds": seconds["other"], "quickstart_ratio": seconds["other"] / seconds["this"]}
