@@ -47,6 +47,6 @@ def _dropped(values: Tensor, rate: float) -> Tensor:
     count = values.numel()
     # Four draws of 16 bits from each of 64.
     bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    zeroed = round(rate * LEVELS)
+    zeroed = min(round(rate * LEVELS), LEVELS - 1)  # something is always kept
     kept = bits[:count].view(values.shape) >= zeroed - LEVELS // 2
     return values * kept.to(values.dtype).mul_(LEVELS / (LEVELS - zeroed))
