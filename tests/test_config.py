@@ -7,6 +7,7 @@ import pytest
 from bench.config import copy_gin, find_gin, load_grid, read_bindings
 from bench.errors import InputError
 from bench.plan import Plan, make_plan
+from bench.specs import Execution
 from bench.store import Store
 
 GRID = """grid.rows = ['finetune', 'tapt', 'self_distillation']
@@ -244,10 +245,17 @@ def test_a_missing_file_is_refused_with_the_nearest_name() -> None:
 GIN = Path(__file__).parents[1] / "gin"
 
 
-@pytest.mark.parametrize("path", sorted(GIN.glob("*.gin")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted({*GIN.glob("*.gin")} - {GIN / "fast.gin"}), ids=lambda path: path.name)
 def test_shipped_grids_plan_cleanly(path: Path, tmp_path: Path) -> None:
     plan = make_plan([str(path)], (), (), tmp_path, Store(tmp_path / "runs"))
     assert plan.cells
+    assert not plan.splits
+
+
+@pytest.mark.parametrize("grid", ["quickstart.gin", "image.gin", "text.gin"])
+def test_a_grid_is_made_fast_by_naming_one_more_file(grid: str, tmp_path: Path) -> None:
+    plan = make_plan([grid, "fast.gin"], (), (), tmp_path, Store(tmp_path / "runs"))
+    assert {stage.execution for stage in plan.stages} == {Execution("bfloat16", compile=True)}
     assert not plan.splits
 
 
