@@ -136,7 +136,6 @@ def _train(
         state.module.to(device=device, dtype=next(model.parameters()).dtype)
     model.train()
     optimizer = stage.optimizer.build(parameter_groups(model, stage, state), reference, total_steps)
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     # ---- resume: weights, optimiser, state and step; random streams and data order follow from the step -----------
     start, earlier_seconds = 0, 0.0
@@ -148,41 +147,6 @@ def _train(
         del saved, content  # a second copy of the weights
     supervision.started(start)
 
-    # ---- the work of one step: gradients of each micro-batch, then the update --------------------------------------
-    recorder = Recorder(device, clock, state, print) if graphs and _recordable(stage, device) else None
-    one_pass = schedule.micro_batches == 1
-    # Accumulated by recorded passes, gradients must stay the same tensors.
-    keeps_gradients = recorder is not None and not one_pass
-
-    def gradients(batch: Batch, share: float) -> Losses:
-        with autocast(stage, device):
-            loss = stage.objective.loss(model, batch, state, context)
-        total = loss.total if share == 1 else loss.total * share
-        total.backward()  # type: ignore[no-untyped-call]
-        parts = {name: part.detach() if share == 1 else part.detach() * share for name, part in loss.parts.items()}
-        return {**parts, "loss": total.detach()}  # last: a method may give one of its parts that name
-
-    def update(_: object) -> Losses:
-        if schedule.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(trained, schedule.clip_norm, foreach=True)
-        optimizer.step()
-        if stage.constraint is not None:
-            with torch.no_grad():
-                stage.constraint.apply(model, reference, state)
-        return {}
-
-    def whole_step(batch: Batch) -> Losses:
-        optimizer.zero_grad(set_to_none=True)
-        losses = gradients(batch, 1.0)
-        update(None)
-        optimizer.zero_grad(set_to_none=True)  # other recordings may use their memory
-        return losses
-
-    def run(work: Callable[[Any], Losses], inputs: Any, name: str, share: float = 1.0) -> Losses:
-        if recorder is None:
-            return work(inputs)
-        return recorder.run(work, inputs, name, share)
-
     # ---- steps -----------------------------------------------------------------------------------------------------
     def checkpoint(done: int) -> None:
         watch.settle()
@@ -190,27 +154,13 @@ def _train(
         supervision.checkpoints.save(done, {"seconds": seconds, **_snapshot(model, optimizer, state)})
 
     watch = LossWatch(supervision.progress, total_steps, late_steps(device))
+    work = StepWork(stage, model, optimizer, reference, state, context, graphs)
     try:
         for step in range(start, total_steps):
             clock.step = step
             rate = learning_rate(schedule, step, total_steps)
             stage.optimizer.prepare(optimizer, step, rate)
-            micro_batches = batches.at(step)
-            examples = sum(len(batch.index) for batch in micro_batches)
-            losses: Losses = {}
-            if not one_pass:
-                optimizer.zero_grad(set_to_none=not keeps_gradients)
-            for number, batch in enumerate(micro_batches):
-                # One stream per micro-batch: dropout is the same whatever else a method computes, and after a restart.
-                torch.manual_seed(stream(stage.seed, stage.name, "step", step, number))
-                if one_pass:
-                    losses = run(whole_step, batch, "step")
-                else:
-                    share = len(batch.index) / examples
-                    parts = run(partial(gradients, share=share), batch, "gradients", share)
-                    losses = {name: losses[name] + part if name in losses else part for name, part in parts.items()}
-            if not one_pass:
-                run(update, None, "update")
+            losses = work.take(step, batches.at(step))
             done = step + 1
             watch.add(done, rate, losses)
             stopping = supervision.stop() and done < total_steps
@@ -220,12 +170,88 @@ def _train(
                 raise Interrupted(done)
         watch.settle()
     finally:
-        if recorder is not None:
-            recorder.drop()
-        optimizer.zero_grad(set_to_none=True)
-    if not bool(torch.stack([parameter.isfinite().all() for parameter in trained]).all()):
+        work.close()
+    if not bool(torch.stack([parameter.isfinite().all() for parameter in work.trained]).all()):
         raise Diverged("weights are no longer finite after the last step; lower the learning rate or clip gradients")
     return round(earlier_seconds + time.perf_counter() - began, 3)
+
+
+class StepWork:
+    """The work of a step: gradients of each micro-batch, then the update; recorded where a GPU can repeat it.
+
+    One micro-batch is one piece of work with its update. Several are a piece each, whose gradients add up, and the
+    update is one more; recorded, they must add to the same gradient tensors every time.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        model: Model,
+        optimizer: torch.optim.Optimizer,
+        reference: Mapping[str, Tensor],
+        state: State,
+        context: Context,
+        graphs: bool,
+    ) -> None:
+        self._stage, self._model, self._optimizer, self._reference = stage, model, optimizer, reference
+        self._state, self._context = state, context
+        self.trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        device = context.device
+        recordable = graphs and _recordable(stage, device)
+        self._recorder = Recorder(device, context.clock, state, print) if recordable else None
+
+    def take(self, step: int, micro_batches: list[Batch]) -> Losses:
+        """Take step `step` (from 0), the optimiser being prepared for it; returns its losses, on the device."""
+        stage = self._stage
+        one_pass = stage.schedule.micro_batches == 1
+        examples = sum(len(batch.index) for batch in micro_batches)
+        losses: Losses = {}
+        if not one_pass:
+            self._optimizer.zero_grad(set_to_none=self._recorder is None)
+        for number, batch in enumerate(micro_batches):
+            # One stream per micro-batch: dropout is the same whatever else a method computes, and after a restart.
+            torch.manual_seed(stream(stage.seed, stage.name, "step", step, number))
+            if one_pass:
+                return self._run(self._whole_step, batch, "step")
+            share = len(batch.index) / examples
+            parts = self._run(partial(self._gradients, share=share), batch, "gradients", share)
+            losses = {name: losses[name] + part if name in losses else part for name, part in parts.items()}
+        self._run(self._update, None, "update")
+        return losses
+
+    def close(self) -> None:
+        """Free gradients and recordings."""
+        if self._recorder is not None:
+            self._recorder.drop()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _run(self, work: Callable[[Any], Losses], inputs: Any, name: str, share: float = 1.0) -> Losses:
+        return work(inputs) if self._recorder is None else self._recorder.run(work, inputs, name, share)
+
+    def _whole_step(self, batch: Batch) -> Losses:
+        self._optimizer.zero_grad(set_to_none=True)
+        losses = self._gradients(batch, 1.0)
+        self._update(None)
+        self._optimizer.zero_grad(set_to_none=True)  # other recordings may use their memory
+        return losses
+
+    def _gradients(self, batch: Batch, share: float) -> Losses:
+        with autocast(self._stage, self._context.device):
+            loss = self._stage.objective.loss(self._model, batch, self._state, self._context)
+        total = loss.total if share == 1 else loss.total * share
+        total.backward()  # type: ignore[no-untyped-call]
+        parts = {name: part.detach() if share == 1 else part.detach() * share for name, part in loss.parts.items()}
+        return {**parts, "loss": total.detach()}  # last: a method may give one of its parts that name
+
+    def _update(self, _: object) -> Losses:
+        stage = self._stage
+        if stage.schedule.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.trained, stage.schedule.clip_norm, foreach=True)
+        self._optimizer.step()
+        if stage.constraint is not None:
+            with torch.no_grad():
+                stage.constraint.apply(self._model, self._reference, self._state)
+        return {}
 
 
 def _recordable(stage: Stage, device: torch.device) -> bool:

@@ -166,7 +166,7 @@ MUTATIONS = (
         "MARS after every second step",
         "bench/train.py",
         "        if stage.constraint is not None:",
-        "        if stage.constraint is not None and clock.step % 2:",
+        "        if stage.constraint is not None and self._context.clock.step % 2:",
         ("tests/test_train.py::test_constraints_apply_after_every_step",),
     ),
     # ---------------------------------------------------------------------------------------- R3F
@@ -262,7 +262,7 @@ MUTATIONS = (
     Mutation(
         "clipping skipped",
         "bench/train.py",
-        "        if schedule.clip_norm is not None:",
+        "        if stage.schedule.clip_norm is not None:",
         "        if False:",
         ("tests/test_train.py::test_gradients_are_clipped_by_their_global_norm",),
     ),
@@ -340,8 +340,8 @@ MUTATIONS = (
     Mutation(
         "gradients of a recording that failed are left",
         "bench/train.py",
-        "        optimizer.zero_grad(set_to_none=True)\n        losses = gradients(batch, 1.0)\n",
-        "        losses = gradients(batch, 1.0)\n",
+        "        self._optimizer.zero_grad(set_to_none=True)\n        losses = self._gradients(batch, 1.0)\n",
+        "        losses = self._gradients(batch, 1.0)\n",
         ("tests/test_graphs.py::test_what_cannot_be_recorded_is_computed_as_written",),
     ),
     Mutation(
