@@ -177,6 +177,17 @@ def numerics(execution: Execution, device: torch.device) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ copies
 
 
+def seed(value: int, device: torch.device) -> None:
+    """Seed the default generators of the host and of a device.
+
+    `torch.manual_seed` asks every kind of accelerator and takes a hundred times as long, at each step.
+    """
+    torch.default_generator.manual_seed(value)
+    if _ready(device):
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(value)
+
+
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a host tensor to a device without waiting for it.
 

@@ -18,7 +18,7 @@ from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.data import open_split
 from bench.data.examples import Examples
-from bench.device import numerics, peak_memory, release_memory, reset_peak_memory, resolve, using
+from bench.device import CPU, numerics, peak_memory, release_memory, reset_peak_memory, resolve, seed, using
 from bench.evaluate import encoder_distance, evaluate
 from bench.files import sha256
 from bench.models import Model, build, load_weights, save_weights
@@ -176,7 +176,7 @@ def parts(objective: Objective) -> list[str]:
 
 def new_model(stage: Stage, dtype: torch.dtype) -> Model:
     """The stage's network with random weights from its own stream, in the precision that weights are then loaded in."""
-    torch.manual_seed(stream(stage.seed, stage.name, "weights"))
+    seed(stream(stage.seed, stage.name, "weights"), CPU)
     return build(
         stage.backbone,
         classes=stage.data.classes if "head" in stage.objective.needs else None,

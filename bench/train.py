@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.data.examples import Examples
-from bench.device import Arriving, has_graphs, receive, side_stream
+from bench.device import Arriving, has_graphs, receive, seed, side_stream
 from bench.graphs import Losses, Recorder
 from bench.hooks import Batch, Clock, Context, ParameterGroup, State
 from bench.models import Model
@@ -128,7 +128,7 @@ def _train(
     reference: dict[str, Tensor] = {}
     if stage.optimizer.NEEDS_REFERENCE or (stage.constraint is not None and stage.constraint.NEEDS_REFERENCE):
         reference = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    torch.manual_seed(stream(stage.seed, stage.name, "begin"))
+    seed(stream(stage.seed, stage.name, "begin"), device)
     model.eval()
     with autocast(stage, device):
         state = stage.objective.begin(model, teacher, context)
@@ -210,7 +210,7 @@ class StepWork:
             self._optimizer.zero_grad(set_to_none=self._recorder is None)
         for number, batch in enumerate(micro_batches):
             # One stream per micro-batch: dropout is the same whatever else a method computes, and after a restart.
-            torch.manual_seed(stream(stage.seed, stage.name, "step", step, number))
+            seed(stream(stage.seed, stage.name, "step", step, number), self._context.device)
             if one_pass:
                 return self._run(self._whole_step, batch, "step")
             share = len(batch.index) / examples

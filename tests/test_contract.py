@@ -27,10 +27,11 @@ from torch import Tensor
 
 import baselines  # noqa: F401  (registers the methods)
 import bench.embedded  # noqa: F401  (registers the embedded backbones)
-from bench import batches, graphs, train
+from bench import batches, fit, graphs, train
 from bench.cell import Binding, Bindings, Expansion
 from bench.checkpoint import Checkpoints
 from bench.data import CORPORA, MANIFEST, TASKS, Manifest, SplitFacts
+from bench.device import seed
 from bench.errors import InputError
 from bench.hooks import Context, State
 from bench.models import Model, text
@@ -149,7 +150,6 @@ class Watch:
     """Who touches global generators while a stage runs; what objectives began with."""
 
     SEEDING = ("manual_seed", "seed", "set_rng_state", "fork_rng")
-    ALLOWED = ("bench.train", "bench.fit")
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.intruders: list[str] = []
@@ -160,21 +160,26 @@ class Watch:
             original = getattr(torch.random, name)
             for module in (torch, torch.random):
                 if hasattr(module, name):
-                    patch.setattr(module, name, self._wrapped(name, original))
+                    patch.setattr(module, name, self._refused(name, original))
+        for module in (train, fit):  # the loop's own seeding
+            patch.setattr(module, "seed", self._loops)
 
-    def _wrapped(self, name: str, original: Any) -> Any:
+    def _refused(self, name: str, original: Any) -> Any:
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             frame: FrameType = sys._getframe(1)
-            caller = frame.f_globals.get("__name__", "?")
-            if name != "manual_seed" or caller not in self.ALLOWED:
-                self.intruders.append(f"torch.{name} called by {caller}")
+            self.intruders.append(f"torch.{name} called by {frame.f_globals.get('__name__', '?')}")
             self.look()
             result = original(*args, **kwargs)
             self._seed = torch.initial_seed()
             return result
 
         return call
+
+    def _loops(self, value: int, device: torch.device) -> None:
+        self.look()
+        seed(value, device)
+        self._seed = torch.initial_seed()
 
     def look(self) -> None:
         """Note it if anybody has seeded torch's default generator by a way of its own."""
