@@ -37,6 +37,7 @@ from baselines.mars import kernels, mars_distance
 from baselines.self_distillation import require_same_architecture, self_distill
 from baselines.tapt import further_pretrain, tapt
 from bench.errors import SpecError
+from bench.interfaces.hooks import Batch, Context, Loss, State
 from bench.objectives import MaskedAutoEncoding
 from bench.registry import recipe
 from bench.specs import Objective, Stage
@@ -45,8 +46,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.cell import Cell
-    from bench.hooks import Batch, Context, Loss, State
-    from bench.models import Model
+    from bench.interfaces.model import Model
 
 Pair = tuple["Tensor", "Tensor"]
 
@@ -117,20 +117,16 @@ class PredictionMatching(Objective):
             raise SpecError("teacher", f"the teacher {stage.teacher.name} has no decoder whose predictions to match.")
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
-        from bench.hooks import State
-
         assert teacher is not None  # the stage's own check
         return State(constants={"teacher": teacher})
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         import torch
 
-        from bench.hooks import Loss
-
         with torch.no_grad():
             target = state.constants["teacher"].masked_predictions(batch.inputs, batch.mask)
         predictions = model.masked_predictions(batch.inputs, batch.mask)
-        if model.backbone.MODALITY == "image":
+        if model.modality == "image":
             distance = prediction_distance(predictions, target, batch.mask.removed)
         else:
             distance = prediction_divergence(predictions, target, batch.mask.valid)
@@ -157,8 +153,6 @@ class WeightMatchingL2(Objective):
         return _paired(model, teacher, [name for name, parameter in encoder if parameter.requires_grad])
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        from bench.hooks import Loss
-
         distance = squared_distance(state.constants["pairs"])
         return Loss(self.weight * distance, {"weights": distance})
 
@@ -182,15 +176,11 @@ class WeightMatchingMARS(Objective):
         return _paired(model, teacher, kernels(model))
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        from bench.hooks import Loss
-
         distance = mars_penalty(state.constants["pairs"])
         return Loss(self.weight * distance, {"weights": distance})
 
 
 def _paired(model: Model, teacher: Model | None, names: Iterable[str]) -> State:
-    from bench.hooks import State
-
     assert teacher is not None  # the stage's own check
     students, teachers = dict(model.named_parameters()), dict(teacher.named_parameters())
     return State(constants={"pairs": [(students[name], teachers[name].detach()) for name in names]})

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from baselines.finetune import finetune
 from bench.backbones import MaskedAutoEncoder
 from bench.errors import SpecError, nearest
+from bench.interfaces.hooks import Batch, Context, Loss, State, TeacherOutput
 from bench.registry import recipe
 from bench.specs import PRETRAINED, Objective, Stage
 
@@ -47,8 +48,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.cell import Cell
-    from bench.hooks import Batch, Context, Loss, State
-    from bench.models import Model
+    from bench.interfaces.model import Model
 
 Reduction = Literal["batchmean", "mean"]
 
@@ -148,8 +148,6 @@ class LabelSmoothing(Objective):
             )
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        from bench.hooks import Loss
-
         assert batch.labels is not None
         total = smoothed_cross_entropy(model.logits(batch.inputs), batch.labels, self.epsilon, self.spread)
         return Loss(total, {"smoothed_cross_entropy": total})
@@ -192,15 +190,11 @@ class Distillation(Objective):
             )
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
-        from bench.hooks import State, TeacherOutput
-
         assert teacher is not None  # the stage's own check
         logits = TeacherOutput(teacher, context, lambda model, inputs: model.logits(inputs))
         return State(constants={"teacher": logits})
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        from bench.hooks import Loss
-
         assert batch.labels is not None
         total = distillation_loss(
             model.logits(batch.inputs),
@@ -252,8 +246,6 @@ class VirtualTeacher(Objective):
             self.require("correct_probability", legal, f"in (1/{classes}, 1]: the label must be likelier than others")
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        from bench.hooks import Loss
-
         assert batch.labels is not None
         total = virtual_teacher_loss(
             model.logits(batch.inputs),

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
+from bench.interfaces.hooks import State
 from bench.registry import recipe
 from bench.specs import Constraint, Stage
 
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bench.cell import Cell
-    from bench.hooks import State
-    from bench.models import Model
+    from bench.interfaces.model import Model
 
 
 def _row_distances(moved: Tensor) -> Tensor:

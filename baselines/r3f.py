@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from baselines.finetune import finetune
+from bench.interfaces.hooks import Batch, Context, Loss, State
 from bench.registry import recipe
 from bench.specs import Objective, Stage
 
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.cell import Cell
-    from bench.hooks import Batch, Context, Loss, State
-    from bench.models import Model
+    from bench.interfaces.model import Model
 
 
 def symmetric_kl(clean_logits: Tensor, noised_logits: Tensor) -> Tensor:
@@ -78,8 +78,6 @@ class R3F(Objective):
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         from torch.nn.functional import cross_entropy
-
-        from bench.hooks import Loss
 
         assert batch.labels is not None
         clean_logits = model.logits(batch.inputs)

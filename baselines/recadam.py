@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
 from bench.errors import SpecError
+from bench.interfaces.hooks import ParameterGroup
 from bench.registry import recipe
 from bench.specs import Optimizer, Stage
 
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     import torch
 
     from bench.cell import Cell
-    from bench.hooks import ParameterGroup
 
 Anneal = Literal["sigmoid", "linear", "constant"]
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from baselines.finetune import finetune
 from baselines.tapt import OPTIMIZERS, SCHEDULES, further_pretrain
 from bench.errors import SpecError
+from bench.interfaces.hooks import Batch, Context, Loss, State, TeacherOutput
 from bench.objectives import AdamW, MaskedAutoEncoding
 from bench.registry import declare, recipe
 from bench.specs import Objective, Schedule, Stage
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.cell import Cell
-    from bench.hooks import Batch, Context, Loss, State
-    from bench.models import Model
+    from bench.interfaces.model import Model
 
 
 def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -59,15 +59,11 @@ class FeatureMatching(Objective):
         require_same_architecture(stage)
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
-        from bench.hooks import State, TeacherOutput
-
         assert teacher is not None  # the stage's own check
         features = TeacherOutput(teacher, context, lambda model, inputs: model.features(inputs))
         return State(constants={"teacher": features})
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        from bench.hooks import Loss
-
         distance = feature_distance(model.features(batch.inputs), state.constants["teacher"].of(batch))
         return Loss(distance, {"distill": distance})
 

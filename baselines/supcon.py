@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Literal
 from baselines.finetune import finetune
 from baselines.tapt import OPTIMIZERS, SCHEDULES
 from bench.errors import SpecError
+from bench.interfaces.hooks import Batch, Context, Loss, State
 from bench.objectives import AdamW
 from bench.registry import declare, recipe
 from bench.specs import Objective, Schedule, Stage
@@ -46,8 +47,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.cell import Cell
-    from bench.hooks import Batch, Context, Loss, State
-    from bench.models import Model
+    from bench.interfaces.model import Model
 
 
 def supervised_contrastive_loss(
@@ -117,16 +117,12 @@ class SupervisedContrastive(Objective):
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
         from torch import nn
 
-        from bench.hooks import State
-
         head = nn.Sequential(nn.Linear(model.width, model.width), nn.ReLU(), nn.Linear(model.width, self.projection))
         return State(module=head.to(next(model.parameters()).dtype))
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         import torch
         from torch.nn.functional import normalize
-
-        from bench.hooks import Loss
 
         assert batch.views is not None and state.module is not None
         projected = torch.stack([state.module(model.features(view)) for view in batch.views], dim=1)
@@ -153,8 +149,6 @@ class Probe(Objective):
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         import torch
         from torch.nn.functional import cross_entropy
-
-        from bench.hooks import Loss
 
         assert model.head is not None and batch.labels is not None
         model.encoder.eval()

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from bench.backbones import MaskedLanguageModel
 from bench.data.augment import random_view
-from bench.data.examples import Examples, by_length, padded
+from bench.data.examples import by_length, padded
 from bench.device import CPU, has_graphs, send
-from bench.hooks import Batch, Inputs
-from bench.models import Model
+from bench.interfaces.examples import Examples
+from bench.interfaces.hooks import Batch
+from bench.interfaces.model import Inputs, Model
 from bench.specs import Stage, stream
 
 LENGTH_POOL = 50

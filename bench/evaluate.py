@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bench.data.examples import Examples
 from bench.device import synchronize
-from bench.models import Model
+from bench.interfaces.examples import Examples
+from bench.interfaces.model import Model
 from bench.specs import Stage
 from bench.train import autocast
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from bench.device import Graph, graph_pool
-from bench.hooks import Clock, State
+from bench.interfaces.hooks import Clock, State
 
 Losses = dict[str, Tensor]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from bench.errors import InputError
+from bench.interfaces.hooks import Batch, Context, Loss, ParameterGroup, State
 from bench.specs import Objective, Optimizer
 
 if TYPE_CHECKING:
     import torch
 
-    from bench.hooks import Batch, Context, Loss, ParameterGroup, State
-    from bench.models import Model
+    from bench.interfaces.model import Model
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,6 @@ class CrossEntropy(Objective):
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         from torch.nn.functional import cross_entropy
-
-        from bench.hooks import Loss
 
         assert batch.labels is not None
         total = cross_entropy(model.logits(batch.inputs), batch.labels)
@@ -51,8 +49,6 @@ class MaskedAutoEncoding(Objective):
         self.require("weight", self.weight > 0, "above 0; to train without this loss, leave it out")
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        from bench.hooks import Loss
-
         masked = model.masked_loss(batch.inputs, batch.mask)
         return Loss(self.weight * masked, {"masked": masked})
 

@@ -19,12 +19,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from bench.errors import SpecError
+from bench.interfaces.hooks import Batch, Context, Loss, ParameterGroup, State
 
 if TYPE_CHECKING:
     import torch
 
-    from bench.hooks import Batch, Context, Loss, ParameterGroup, State
-    from bench.models import Model
+    from bench.interfaces.model import Model
 
 Json = dict[str, Any]
 Need = Literal["labels", "head", "mask", "decoder", "teacher", "views"]
@@ -75,6 +75,14 @@ class Spec:
             if not (field.metadata.get(ADDED) and value == field.default)
         }
         return {"type": type(self).__name__, "version": self.VERSION, **fields}
+
+    def _reference(self) -> Json:
+        """Write this spec as part of another one; a stage overrides it and gives its key."""
+        return self._canonical
+
+    def _identity(self) -> Json:
+        """What records show beside the fields; a stage overrides it and gives its key."""
+        return {}
 
     def require(self, field: str, legal: bool, what: str) -> None:
         """Raise `SpecError` unless `legal`; `what` says which values are."""
@@ -157,7 +165,7 @@ def _describe(annotation: Any) -> str:
             names.append("a list, each entry " + _describe(typing.get_args(alternative)[0]))
         elif alternative is types.NoneType:
             names.append("None")
-        elif not issubclass(alternative, Spec):  # no gin file can give a spec
+        elif not dataclasses.is_dataclass(alternative):  # no gin file can give a spec
             names.append(
                 {int: "a whole number", float: "a number", str: "a string"}.get(alternative, alternative.__name__)
             )
@@ -166,10 +174,8 @@ def _describe(annotation: Any) -> str:
 
 def canonical(value: Any) -> Any:
     """`value` as JSON data; a stage stands as its key, so that the JSON of a deep plan stays small."""
-    if isinstance(value, Stage):
-        return {"stage": value.key}
     if isinstance(value, Spec):
-        return value._canonical
+        return value._reference()
     if isinstance(value, tuple):
         return [canonical(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
@@ -186,14 +192,13 @@ def expanded(value: Any) -> Any:
     """Like `canonical`, with every stage written out in full beside its key: what records show to readers."""
     if isinstance(value, Spec):
         fields = {field.name: expanded(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        key = {"key": value.key} if isinstance(value, Stage) else {}
-        return {"type": type(value).__name__, "version": value.VERSION, **key, **fields}
+        return {"type": type(value).__name__, "version": value.VERSION, **value._identity(), **fields}
     if isinstance(value, tuple):
         return [expanded(item) for item in value]
     return canonical(value)
 
 
-def from_canonical(data: Any, load_stage: Callable[[str], Stage]) -> Any:
+def from_canonical(data: Any, load_stage: Callable[[str], Spec]) -> Any:
     """The inverse of `canonical`; `load_stage` finds a stage by its key.
 
     Raises ValueError where the JSON was written by another version of the spec's code.
@@ -414,8 +419,6 @@ class Objective(Spec):
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
         """Called once before the first step, and again on resuming, before the saved state is put back."""
-        from bench.hooks import State
-
         return State()
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
@@ -447,16 +450,12 @@ class Sum(Objective):
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
         import torch
 
-        from bench.hooks import State
-
         states = [term.begin(model, teacher, context) for term in self.terms]
         modules = {str(i): state.module for i, state in enumerate(states) if state.module is not None}
         tensors = {f"{i}.{name}": value for i, state in enumerate(states) for name, value in state.tensors.items()}
         return State(torch.nn.ModuleDict(modules) if modules else None, tensors, {"states": states})
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        from bench.hooks import Loss
-
         losses = []
         for i, (term, own) in enumerate(zip(self.terms, state.constants["states"], strict=True)):
             # After resuming, the checkpointed tensors are the truth.
@@ -577,6 +576,12 @@ class Stage(Spec):
     def key(self) -> str:
         """The sha256 of the canonical JSON, in hex: the identity of the result."""
         return hashlib.sha256(canonical_json(self).encode()).hexdigest()
+
+    def _reference(self) -> Json:
+        return {"stage": self.key}
+
+    def _identity(self) -> Json:
+        return {"key": self.key}
 
     @cached_property
     def parents(self) -> tuple[Stage, ...]:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
-from bench.data.examples import Examples
 from bench.device import Arriving, has_graphs, receive, seed, side_stream
 from bench.graphs import Losses, Recorder
-from bench.hooks import Batch, Clock, Context, ParameterGroup, State
-from bench.models import Model
+from bench.interfaces.examples import Examples
+from bench.interfaces.hooks import Batch, Clock, Context, ParameterGroup, State
+from bench.interfaces.model import Model
 from bench.specs import Schedule, Stage, stream
 
 LATE_STEPS = 16

@@ -13,7 +13,7 @@ from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.data.examples import ImageExamples
 from bench.device import numerics
-from bench.models import build
+from bench.models.build import build
 from bench.objectives import AdamW, CrossEntropy
 from bench.specs import RANDOM, Data, Execution, Schedule, Stage
 from bench.train import Supervision, train

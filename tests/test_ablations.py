@@ -23,11 +23,12 @@ from bench import grid
 from bench.backbones import MaskedLanguageModel
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
-from bench.data.examples import Examples
 from bench.errors import InputError, SpecError
 from bench.fit import parts
-from bench.hooks import Clock, Context
-from bench.models import Model, build
+from bench.interfaces.examples import Examples
+from bench.interfaces.hooks import Clock, Context
+from bench.interfaces.model import Model
+from bench.models.build import build
 from bench.objectives import MaskedAutoEncoding
 from bench.plan import Plan, make_plan
 from bench.specs import Objective, Schedule, Stage, walk

@@ -21,8 +21,9 @@ from bench.data.augment import (
     random_view,
     shift_hue,
 )
-from bench.data.examples import MEAN, STD, Examples
-from bench.models import build
+from bench.data.examples import MEAN, STD
+from bench.interfaces.examples import Examples
+from bench.models.build import build
 from bench.objectives import CrossEntropy
 from bench.specs import Schedule
 from tests.examples import finetuning

@@ -33,8 +33,9 @@ from bench.checkpoint import Checkpoints
 from bench.data import CORPORA, MANIFEST, TASKS, Manifest, SplitFacts
 from bench.device import seed
 from bench.errors import InputError
-from bench.hooks import Context, State
-from bench.models import Model, text
+from bench.interfaces.hooks import Context, State
+from bench.interfaces.model import Model
+from bench.models import text
 from bench.registry import RECIPES, SETTINGS, Grid
 from bench.specs import Objective, Stage, walk
 from bench.store import Store

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.data import open_split
-from bench.data.examples import Examples
 from bench.evaluate import evaluate, metrics
-from bench.models import build
+from bench.interfaces.examples import Examples
+from bench.models.build import build
 from bench.plan import make_plan
 from bench.store import Store
 from tests.examples import finetuning

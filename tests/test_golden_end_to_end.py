@@ -20,13 +20,15 @@ from bench.batches import Batches
 from bench.cell import Binding, Bindings, Expansion
 from bench.checkpoint import Checkpoints
 from bench.data import Manifest, SplitFacts
-from bench.data.examples import Examples
 from bench.evaluate import evaluate
 from bench.fit import initial_model, trained_model, weight_type
-from bench.hooks import Batch
-from bench.models import Model, build, save_weights
+from bench.interfaces.examples import Examples
+from bench.interfaces.hooks import Batch
+from bench.interfaces.model import Model
+from bench.models.build import build
 from bench.models.image import ImageModel, mask_from_noise
 from bench.models.vit_mae import from_transformers
+from bench.models.weights import save_weights
 from bench.objectives import MaskedAutoEncoding
 from bench.registry import Grid
 from bench.specs import Stage, walk

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from baselines.self_distillation import feature_distance
 from bench.backbones import MaskedAutoEncoder
-from bench.hooks import State
-from bench.models import build
+from bench.interfaces.hooks import State
+from bench.models.build import build
 from bench.models.image import mask_from_noise, patch_targets, patchify, reconstruction_loss, sincos_positions
 from bench.models.text import NOT_SELECTED, masked_token_loss
 from bench.models.vit_mae import place, sizes

@@ -15,8 +15,8 @@ from baselines.mars import MarsProjection
 from baselines.r3f import R3F
 from baselines.recadam import RecAdam
 from bench import graphs, train
-from bench.hooks import Batch, Context, Loss, State
-from bench.models import Model
+from bench.interfaces.hooks import Batch, Context, Loss, State
+from bench.interfaces.model import Model
 from bench.objectives import AdamW, CrossEntropy
 from bench.specs import Constraint, Schedule, Stage
 from bench.train import Interrupted

@@ -23,10 +23,10 @@ from baselines.label_regularization import (
 from bench import grid
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
-from bench.data.examples import Examples
 from bench.embedded import docs_mlm, photos_mae
 from bench.errors import InputError, SpecError
-from bench.models import build
+from bench.interfaces.examples import Examples
+from bench.models.build import build
 from bench.objectives import CrossEntropy
 from bench.plan import Plan, make_plan
 from bench.registry import BACKBONES

@@ -19,8 +19,9 @@ from baselines.mars import (
 )
 from bench.backbones import MaskedLanguageModel
 from bench.errors import InputError, SpecError
-from bench.hooks import State
-from bench.models import Model, build
+from bench.interfaces.hooks import State
+from bench.interfaces.model import Model
+from bench.models.build import build
 from bench.train import Interrupted
 from tests import tiny_grid
 from tests.examples import tiny_backbone

@@ -13,8 +13,8 @@ from torch.nn.functional import linear
 from baselines import r3f as module
 from baselines.r3f import R3F, draw_noise, symmetric_kl
 from bench.errors import InputError, SpecError
-from bench.hooks import Batch, Clock, Context, Loss, State
-from bench.models import build
+from bench.interfaces.hooks import Batch, Clock, Context, Loss, State
+from bench.models.build import build
 from bench.objectives import CrossEntropy
 from bench.specs import Objective
 from bench.train import Interrupted

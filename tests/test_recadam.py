@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from baselines.recadam import RecAdam, annealing, midpoint
 from bench.errors import InputError, SpecError
-from bench.hooks import ParameterGroup
-from bench.models import build
+from bench.interfaces.hooks import ParameterGroup
+from bench.models.build import build
 from bench.objectives import AdamW
 from bench.specs import Optimizer, Schedule
 from bench.train import Interrupted

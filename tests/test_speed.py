@@ -21,7 +21,7 @@ from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.errors import InputError
 from bench.fit import new_model
-from bench.models import Model
+from bench.interfaces.model import Model
 from bench.models.text import TokenMask
 from bench.models.vit_mae import from_transformers
 from bench.plan import make_plan

@@ -14,8 +14,9 @@ from torch.nn.functional import normalize
 from baselines.supcon import Probe, SupervisedContrastive, supervised_contrastive_loss
 from bench import grid
 from bench.errors import InputError
-from bench.hooks import Batch, Clock, Context, Loss, State
-from bench.models import Model, build
+from bench.interfaces.hooks import Batch, Clock, Context, Loss, State
+from bench.interfaces.model import Model
+from bench.models.build import build
 from bench.plan import Plan, make_plan
 from bench.specs import Stage
 from bench.store import Store

@@ -15,10 +15,11 @@ from torch import Tensor
 import bench.train
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
-from bench.data.examples import Examples
 from bench.evaluate import encoder_distance
-from bench.hooks import Batch, Context, Loss, State
-from bench.models import Model, build
+from bench.interfaces.examples import Examples
+from bench.interfaces.hooks import Batch, Context, Loss, State
+from bench.interfaces.model import Model
+from bench.models.build import build
 from bench.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.specs import Constraint, Objective, Schedule, Stage
 from bench.train import Diverged, Interrupted, LossWatch, Supervision, learning_rate, parameter_groups, train

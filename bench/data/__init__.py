@@ -17,7 +17,7 @@ from bench.files import MANIFEST, digest
 from bench.specs import Backbone, Data, Spec
 
 if TYPE_CHECKING:
-    from bench.data.examples import Examples
+    from bench.interfaces.examples import Examples
 
 Modality = Literal["image", "text"]
 Training = Literal["train", "train+validation"]

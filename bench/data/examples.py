@@ -6,7 +6,6 @@ import errno
 import functools
 import hashlib
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from bench.data.subset import chosen_rows
 from bench.device import free_memory, send
 from bench.errors import InputError, NotPrepared
 from bench.files import replacing, sha256, write_text
-from bench.hooks import Inputs
+from bench.interfaces.examples import Examples
 from bench.specs import Backbone, Data
 
 Array = npt.NDArray[Any]
@@ -41,27 +40,6 @@ IMAGES_AT_ONCE = 1024
 """How many images are copied to a GPU at once, through memory that torch keeps for the next copies."""
 ARRAYS_VERSION = 2
 """Raised when decoding or tokenising the same data gives other arrays."""
-
-
-class Examples(ABC):
-    """The examples that one stage reads.
-
-    `labels` (N,) or None where the stage may not see them; `lengths` (N,) in tokens, None for images; `dtype` is that
-    of float inputs and may be set.
-    """
-
-    def __init__(self, rows: npt.NDArray[np.int64], labels: Tensor | None, lengths: Array | None) -> None:
-        self.labels = labels
-        self.lengths = lengths
-        self.dtype: torch.dtype = torch.float32
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @abstractmethod
-    def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> Inputs:
-        """The inputs of the examples at `index` (B,), sent to `device`; `index` and `flip` (B,) lie on the host."""
 
 
 class ImageExamples(Examples):

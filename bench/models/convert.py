@@ -22,9 +22,10 @@ from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.checkpoints import PICKLE, TOKENIZER, VOCABULARIES, WEIGHTS
 from bench.errors import InputError
 from bench.files import digest, sha256
-from bench.hooks import Inputs
-from bench.models import Model, build, load_weights
+from bench.interfaces.model import Inputs, Model
+from bench.models.build import build
 from bench.models.vit_mae import from_transformers, place
+from bench.models.weights import load_weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -101,7 +102,8 @@ def convert(name: str, folder: Path, target: Path, weights_checksum: str | None)
     state, checksum = read_weights(name, folder, weights_checksum)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         found = reader(folder, config, state)
-        model = _build(name, folder, found)
+        backbone = _backbone(name, folder, found)
+        model = build(backbone, decoder=backbone.has_decoder)
         _check_fit(folder, model, found)
         path = target / WEIGHTS
         path.write_bytes(
@@ -109,7 +111,7 @@ def convert(name: str, folder: Path, target: Path, weights_checksum: str | None)
         )
         parts = ["encoder"] if model.decoder is None else ["encoder", "decoder"]
         load_weights(model, path, parts, absent=found.fresh)
-        _try(folder, model.eval(), found)
+        _try(folder, backbone, model.eval(), found)
     if found.tokenizer is not None:
         (target / TOKENIZER).write_text(found.tokenizer, encoding="utf-8")
     return Converted(found.modality, found.architecture, checksum, found.fresh, found.ignored)
@@ -215,18 +217,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ fitting
 
 
-def _build(name: str, folder: Path, found: Found) -> Model:
-    backbone: MaskedAutoEncoder | MaskedLanguageModel
+def _backbone(name: str, folder: Path, found: Found) -> MaskedAutoEncoder | MaskedLanguageModel:
     try:
         if found.modality == "image":
-            backbone = MaskedAutoEncoder(name=name, weights=None, **found.architecture)
-        else:
-            backbone = MaskedLanguageModel(
-                name=name, weights=None, tokenizer=None, tokenizer_checksum=None, **found.architecture
-            )
+            return MaskedAutoEncoder(name=name, weights=None, **found.architecture)
+        return MaskedLanguageModel(
+            name=name, weights=None, tokenizer=None, tokenizer_checksum=None, **found.architecture
+        )
     except InputError as error:  # without the field, which no gin file has set
         raise InputError(f"{folder}: {error}") from error
-    return build(backbone, decoder=backbone.has_decoder)
 
 
 def _check_fit(folder: Path, model: Model, found: Found) -> None:
@@ -244,9 +243,9 @@ def _check_fit(folder: Path, model: Model, found: Found) -> None:
         raise InputError(f"{folder}: the weights are not those of the network that config.json describes: {shown}.")
 
 
-def _try(folder: Path, model: Model, found: Found) -> None:
+def _try(folder: Path, backbone: MaskedAutoEncoder | MaskedLanguageModel, model: Model, found: Found) -> None:
     """Run the network once; in float32, so that sums in another order are told from another formula."""
-    inputs = _example(model)
+    inputs = _example(backbone)
     features = model.features(inputs)
     results = [features]
     if model.decoder is not None:
@@ -263,12 +262,10 @@ def _try(folder: Path, model: Model, found: Found) -> None:
         )
 
 
-def _example(model: Model) -> Inputs:
-    backbone = model.backbone
+def _example(backbone: MaskedAutoEncoder | MaskedLanguageModel) -> Inputs:
     if isinstance(backbone, MaskedAutoEncoder):
         shape = (2, 3, backbone.image_size, backbone.image_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    assert isinstance(backbone, MaskedLanguageModel)
     ordinary = [token for token in range(backbone.vocabulary) if token not in backbone.special_ids]
     length = min(8, backbone.max_length)
     row = torch.tensor((ordinary * length)[:length])

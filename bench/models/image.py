@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from bench.backbones import MaskedAutoEncoder
-from bench.models import Model
+from bench.interfaces.model import Model
 from bench.models.layers import attend, use_dropout
 
 # The reference implementation's; too small to matter unless a patch is flat.
@@ -174,7 +174,7 @@ class ImageModel(Model):
     encoder: VisionTransformer
     decoder: Decoder | None
     head: nn.Linear | None
-    backbone: MaskedAutoEncoder
+    modality = "image"
 
     def __init__(
         self, backbone: MaskedAutoEncoder, *, classes: int | None, decoder: bool, dropout: float | None

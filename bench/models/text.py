@@ -15,7 +15,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
 from bench.backbones import MaskedLanguageModel
-from bench.models import Model
+from bench.interfaces.model import Model
 from bench.models.layers import attend, use_dropout
 
 NOT_SELECTED = -100
@@ -133,8 +133,8 @@ class TextModel(Model):
     TOKENS = ("token_type_embeddings.weight",)
     COMPILED = (block_of_all, block_of_first, block_of_selected)
 
+    modality = "text"
     encoder: BertModel | RobertaModel
-    backbone: MaskedLanguageModel
 
     def __init__(
         self, backbone: MaskedLanguageModel, *, classes: int | None, decoder: bool, dropout: float | None

@@ -15,8 +15,8 @@ from baselines.self_distillation import FeatureMatching
 from bench import device as devices
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
-from bench.data.examples import Examples
 from bench.fit import new_model
+from bench.interfaces.examples import Examples
 from bench.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.specs import RANDOM, Data, Execution, Objective, Stage
 from bench.speed import synthetic

@@ -11,7 +11,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from bench.backbones import MaskedAutoEncoder
 from bench.errors import InputError
-from bench.models import build, load_weights, save_weights
+from bench.models.build import build
 from bench.models.image import (
     ImageModel,
     PatchMask,
@@ -23,6 +23,7 @@ from bench.models.image import (
     reconstruction_loss,
     sincos_positions,
 )
+from bench.models.weights import load_weights, save_weights
 
 # Epsilons large and different enough that a misplaced one shows; an MLP width that int(width * ratio) loses one of.
 BACKBONE = MaskedAutoEncoder(

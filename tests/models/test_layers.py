@@ -15,7 +15,8 @@ from torch.autograd import backward
 from torch.nn.functional import scaled_dot_product_attention
 
 from bench.data.examples import padded
-from bench.models import Model, build
+from bench.interfaces.model import Model
+from bench.models.build import build
 from bench.models.layers import Dropout, attend, use_dropout
 from tests.examples import tiny_backbone
 from tests.host_graph import HostGraph

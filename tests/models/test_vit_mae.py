@@ -7,7 +7,8 @@ from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig, ViT
 
 from bench.backbones import MaskedAutoEncoder
 from bench.errors import InputError
-from bench.models import Model, build
+from bench.interfaces.model import Model
+from bench.models.build import build
 from bench.models.image import mask_from_noise
 from bench.models.vit_mae import Place, from_transformers, place, sizes
 

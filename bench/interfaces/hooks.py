@@ -1,4 +1,7 @@
-"""What the training loop hands to objectives, optimisers and constraints, and what they hand back."""
+"""What the training loop hands to objectives, optimisers and constraints, and what they hand back.
+
+Planning imports this module, so torch is imported where something is computed.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
-import torch
-from torch import Tensor, nn
-
 if TYPE_CHECKING:
-    from bench.data.examples import Examples
-    from bench.models import Model
+    import torch
+    from torch import Tensor, nn
 
-Inputs = Any
-"""What `bench.models.Model` reads: a float tensor (B, 3, H, W) of images, a dict of (B, T) tensors for text."""
+    from bench.interfaces.examples import Examples
+    from bench.interfaces.model import Inputs, Model
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ class Context:
 
 
 def _in_order(examples: Examples, device: torch.device, batch_size: int) -> Iterator[tuple[Tensor, Inputs]]:
+    import torch
+
     for start in range(0, len(examples), batch_size):
         index = torch.arange(start, min(start + batch_size, len(examples)))
         yield index, examples.inputs(index, device)
@@ -107,6 +109,8 @@ class TeacherOutput:
     """
 
     def __init__(self, teacher: Model, context: Context, output: Callable[[Model, Inputs], Tensor]) -> None:
+        import torch
+
         self._teacher, self._output = teacher, output
         self._cached: Tensor | None = None
         if not context.augmented:
@@ -115,6 +119,8 @@ class TeacherOutput:
 
     def of(self, batch: Batch) -> Tensor:
         """The outputs for one batch (B, …)."""
+        import torch
+
         if self._cached is not None:
             return self._cached[batch.index]
         with torch.no_grad():

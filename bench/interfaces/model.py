@@ -1,0 +1,104 @@
+"""The network that training, methods and evaluation see, whatever library it is built on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, ParamSpec
+
+import torch
+from torch import Tensor, nn
+
+Modality = Literal["image", "text"]
+Inputs = Any
+"""What a `Model` reads: a float tensor (B, 3, H, W) of images, a dict of (B, T) tensors for text."""
+
+P = ParamSpec("P")
+Role = Literal["matrix", "bias", "norm", "token", "position"]
+
+
+class Model(nn.Module, ABC):
+    """An encoder f_θ with, where built, its decoder g_φ and a classifier head.
+
+    `encoder` includes the final layer norm; `width` D is the size of its features. Inputs are normalised float images
+    (B, 3, H, W), or text as {"input_ids": (B, T), "attention_mask": (B, T)}, both long, for pairs of sentences with
+    "token_type_ids" (B, T) where the network knows segments. Text may also hold "parts", from
+    `bench.data.examples.by_length`: it is then computed part by part, which changes nothing but rounding and dropout.
+    """
+
+    POSITIONS: ClassVar[tuple[str, ...]]
+    TOKENS: ClassVar[tuple[str, ...]]
+    COMPILED: ClassVar[tuple[Callable[..., Tensor], ...]]
+    """The functions of a transformer block and its tensors that `compile_blocks` compiles."""
+
+    modality: ClassVar[Modality]
+    encoder: nn.Module
+    decoder: nn.Module | None
+    head: nn.Module | None
+    width: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._compiled: dict[Callable[..., Tensor], Callable[..., Tensor]] = {}
+
+    @abstractmethod
+    def features(self, inputs: Inputs, embeddings: Tensor | None = None) -> Tensor:
+        """The first token after the final norm, of the unmasked input: (B, D).
+
+        `embeddings`, in the form `embed` returns, stand in for the input's own.
+        """
+
+    @abstractmethod
+    def embed(self, inputs: Inputs) -> Tensor:
+        """Patch or word embeddings (B, T, D) before positions are added; without the CLS token for images."""
+
+    @abstractmethod
+    def draw_mask(self, inputs: Inputs, generator: torch.Generator) -> Any:
+        """Draw a mask for this batch, as a tuple of tensors on the host, where `generator` lives too.
+
+        The draws are made in the order of the examples and depend neither on padding nor on how a batch is split among
+        calls with one generator. Text must lie on the host, of images only the number is asked.
+        """
+
+    @abstractmethod
+    def masked_predictions(self, inputs: Inputs, mask: Any) -> Tensor:
+        """What the decoder makes of the masked input.
+
+        Images: all patches (B, K, patch·patch·3). Text: logits (n, vocabulary) at the n positions of the mask.
+        """
+
+    @abstractmethod
+    def masked_loss(self, inputs: Inputs, mask: Any) -> Tensor:
+        """L_MAE of the batch: a scalar."""
+
+    def logits(self, inputs: Inputs, embeddings: Tensor | None = None) -> Tensor:
+        """Class scores (B, classes)."""
+        assert self.head is not None, "this model was built without classes"
+        scores: Tensor = self.head(self.features(inputs, embeddings))
+        return scores
+
+    def compile_blocks(self) -> None:
+        """Have torch compile the transformer blocks for training; in eval mode they run as they are written.
+
+        No name of a parameter changes. Each shape is compiled by itself.
+        """
+        self._compiled = {function: torch.compile(function, dynamic=False) for function in self.COMPILED}
+
+    def _run(self, function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+        """The function itself, or what was compiled of it."""
+        return self._compiled.get(function, function) if self.training else function
+
+    def roles(self) -> dict[str, Role]:
+        """The role of every parameter by its name, frozen ones included; weight decay is decided by it."""
+        gains = {id(module.weight) for module in self.modules() if isinstance(module, nn.LayerNorm)}
+
+        def role(name: str, parameter: nn.Parameter) -> Role:
+            if id(parameter) in gains:
+                return "norm"
+            if name.endswith(".bias"):
+                return "bias"
+            if name.endswith(self.TOKENS):
+                return "token"
+            return "position" if name.endswith(self.POSITIONS) else "matrix"
+
+        return {name: role(name, parameter) for name, parameter in self.named_parameters()}

@@ -1,0 +1,26 @@
+"""Networks behind one face for both modalities; timm and transformers are imported only when one is built."""
+
+from __future__ import annotations
+
+from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
+from bench.interfaces.model import Model
+from bench.specs import Backbone
+
+
+def build(
+    backbone: Backbone, *, classes: int | None = None, decoder: bool = False, dropout: float | None = None
+) -> Model:
+    """A randomly initialised model in training mode; every draw is from torch's default generator, which callers seed.
+
+    `classes` adds a classifier head, `decoder` the decoder; the encoder's weights do not depend on either. `dropout`
+    None keeps the backbone's own rate (images: 0).
+    """
+    if isinstance(backbone, MaskedAutoEncoder):
+        from bench.models.image import ImageModel
+
+        return ImageModel(backbone, classes=classes, decoder=decoder, dropout=dropout)
+    if isinstance(backbone, MaskedLanguageModel):
+        from bench.models.text import TextModel
+
+        return TextModel(backbone, classes=classes, decoder=decoder, dropout=dropout)
+    raise TypeError(f"no network for the backbone type {type(backbone).__name__}")

@@ -1,0 +1,67 @@
+"""Weights as files: one safetensors file per model, one name per parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from bench.errors import InputError, nearest
+from bench.files import replacing
+from bench.interfaces.model import Model
+
+PARTS = ("encoder", "decoder", "head")
+
+
+def save_weights(model: Model, path: Path) -> None:
+    """Write all parameters as safetensors, atomically; tied tensors once, under their first name (the encoder's)."""
+    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(tensors))  # save_file would make the file unreadable to other users
+
+
+def load_weights(model: Model, path: Path, parts: Sequence[str], absent: Collection[str] = ()) -> None:
+    """Copy the tensors of these parts ("encoder", "decoder", "head") from a file that `save_weights` wrote.
+
+    Other parts of the file are ignored; values are converted to the model's precision. What `absent` names may be
+    missing from the file and keeps its values. Raises `InputError`, and changes nothing, where any other name of these
+    parts is missing from or unknown to the model, or a shape differs.
+    """
+    for part in parts:
+        if part not in PARTS:
+            raise InputError(f"cannot load the part {part!r} of a model.{nearest(part, PARTS)}")
+    prefixes = tuple(f"{part}." for part in parts)
+    wanted = {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
+    for part in parts:
+        if not any(name.startswith(f"{part}.") for name in wanted):
+            raise InputError(f"{path}: the model was built without a {part}, so the file's cannot be loaded.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118 - not a mapping
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            wanted = {name: p for name, p in wanted.items() if name in shapes or name not in absent}
+            _refuse_differences(path, {name: tuple(p.shape) for name, p in wanted.items()}, shapes)
+            with torch.no_grad():
+                for name, parameter in wanted.items():
+                    parameter.copy_(file.get_tensor(name))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error}). Produce the weights again.") from error
+
+
+def _refuse_differences(path: Path, wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    shared = sorted(wanted.keys() & found.keys())
+    wrong = [f"{name} is {found[name]}, not {wanted[name]}" for name in shared if wanted[name] != found[name]]
+    problems = [
+        f"{what}: {', '.join(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))
+        if names
+    ]
+    if problems:
+        raise InputError(
+            f"{path}: the weights do not fit the model. {'; '.join(problems)}. "
+            "Load them into the backbone and class count they were trained with."
+        )
