@@ -1,9 +1,17 @@
-"""The adaptation methods, one file each; importing this package registers all of them (and imports no torch)."""
+"""The adaptation methods, one file each."""
 
 import importlib
 import pkgutil
 
-for _module in pkgutil.iter_modules(__path__):
-    # A file NAME_torch.py holds the classes that need torch at import; its method imports it when it computes.
-    if not _module.name.endswith("_torch"):
-        importlib.import_module(f"{__name__}.{_module.name}")
+
+def register() -> None:
+    """Make every method and backbone known to this process; imports no torch.
+
+    Whatever reads a grid or a stored stage calls it first: commands, workers and the supervisor. A file NAME_torch.py
+    holds classes that need torch at import; its method imports it when it computes.
+    """
+    for module in pkgutil.iter_modules(__path__):
+        if not module.name.endswith("_torch"):
+            importlib.import_module(f"{__name__}.{module.name}")
+    for name in ("embedded", "public_backbones"):
+        importlib.import_module(f"bench.{name}")

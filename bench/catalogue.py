@@ -20,7 +20,7 @@ from bench.registry import BACKBONES, SETTINGS
 from bench.specs import Spec, coerce
 
 if TYPE_CHECKING:
-    from bench.cell import Binding
+    from bench.planning.bindings import Binding
 
 
 @dataclass(frozen=True)

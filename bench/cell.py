@@ -7,7 +7,7 @@ value, and makes stages.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,9 @@ from bench.checkpoints import Prepared
 from bench.checkpoints import read as read_checkpoint
 from bench.data import Manifest, Task, check_unchanged, read_manifest
 from bench.errors import InputError, SpecError, nearest
-from bench.public_backbones import own_backbone
-from bench.registry import BACKBONES, RECIPES, SETTINGS, DataSettings, Grid, Row, SearchSettings
+from bench.planning.bindings import Binding, Bindings, checked
+from bench.planning.settings import DataSettings, Grid, Row, SearchSettings
+from bench.registry import RECIPES, backbone_builder
 from bench.specs import (
     PRETRAINED,
     RANDOM,
@@ -33,76 +34,10 @@ from bench.specs import (
     Selected,
     Spec,
     Stage,
-    coerce,
 )
 
 S = TypeVar("S", bound=Spec)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Binding:
-    """One line of a gin file (or one `--set`): `scope/configurable.setting = value`, and where it stands."""
-
-    scope: str
-    configurable: str
-    setting: str
-    value: Any
-    location: str
-    override: bool = False
-
-    @property
-    def target(self) -> str:
-        """The left-hand side as written."""
-        scope = f"{self.scope}/" if self.scope else ""
-        return f"{scope}{self.configurable}.{self.setting}"
-
-    def __str__(self) -> str:
-        return f"{self.location}: {self.target} = {self.value!r}"
-
-
-Candidates = Mapping[str, tuple[Binding, ...]]
-Layer = dict[tuple[str, str], tuple[int, Binding]]
-
-
-class Bindings:
-    """All bindings of a grid, looked up in layers, and the record of which of them were used."""
-
-    def __init__(
-        self, bindings: Iterable[Binding], candidates: Mapping[str, tuple[Binding, ...]] | None = None
-    ) -> None:
-        self.all = tuple(bindings)
-        self.candidates = dict(candidates or {})
-        """The bindings that each line of a search stands for."""
-        self.used: set[Binding] = set()
-        self.overridden: set[Binding] = set()
-        """Bindings of files whose place a `--set` took."""
-        self._by_scope: dict[tuple[bool, str], list[Binding]] = {}
-        for binding in self.all:
-            self._by_scope.setdefault((binding.override, binding.scope), []).append(binding)
-        self._layers: dict[tuple[str, ...], Layer] = {}
-
-    def layers(self, scopes: tuple[str, ...]) -> Layer:
-        """The strongest binding of every setting with its rank; `scopes` go from weak to strong, then `--set` again."""
-        if scopes not in self._layers:
-            merged: Layer = {}
-            for rank, (override, scope) in enumerate((o, s) for o in (False, True) for s in scopes):
-                for binding in self._by_scope.get((override, scope), []):
-                    place = (binding.configurable, binding.setting)
-                    if place in merged:
-                        self.covers(binding, merged[place][1])
-                    merged[place] = (rank, binding)
-            self._layers[scopes] = merged
-        return self._layers[scopes]
-
-    def covers(self, strong: Binding, weak: Binding) -> None:
-        """Note that one binding took another's place; from the command line that is meant, not a mistake."""
-        if strong.override and not weak.override:
-            self.overridden.add(weak)
-
-    def without_scopes(self, scopes: set[str]) -> Bindings:
-        """The same bindings less those of some scopes, to see what they changed."""
-        return Bindings((binding for binding in self.all if binding.scope not in scopes), self.candidates)
 
 
 @dataclass
@@ -242,7 +177,7 @@ class Cell:
         return backbone
 
     def _built_backbone(self) -> Backbone:
-        build = BACKBONES.get(self.task.backbone, own_backbone)
+        build = backbone_builder(self.task.backbone)
         return self._shared(("backbone", self._scopes()), lambda: build(self))
 
     @property
@@ -463,11 +398,3 @@ def data_of(manifest: Manifest | None, task: str, split: str, labelled: bool) ->
         examples=sum(manifest.splits[part].examples for part in split.split("+")),
         classes=len(manifest.class_names) if manifest.class_names and labelled else None,
     )
-
-
-def checked(binding: Binding, value: Any) -> Any:
-    """A bound value with the type its setting declares, or an `InputError` that names the line."""
-    try:
-        return coerce(value, SETTINGS[binding.configurable][binding.setting], binding.target)
-    except SpecError as error:
-        raise InputError(f"{binding.location}: {error}") from error

@@ -17,11 +17,13 @@ from typing import Any
 from gin import config_parser
 
 from bench.catalogue import OF_CHECKPOINTS, OF_OWN_TASKS, Catalogue
-from bench.cell import Binding, Bindings, Expansion, checked
+from bench.cell import Expansion
 from bench.data import CORPORA
 from bench.errors import InputError, SpecError, nearest
 from bench.launch.cluster import Cluster
-from bench.registry import Grid, Row, configurable_names, settings_of
+from bench.planning.bindings import Binding, Bindings, checked
+from bench.planning.settings import Grid, Row
+from bench.registry import configurable_names, settings_of
 
 
 @dataclass(frozen=True)
@@ -285,10 +287,6 @@ def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bin
 
 def load_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
     """The bindings of gin files, of which every name and type is checked, whether or not they describe a grid."""
-    import baselines  # noqa: F401  (registers every method)
-    import bench.embedded
-    import bench.public_backbones  # noqa: F401  (register the backbones)
-
     bindings = read_bindings(files, overrides)
     tried = [binding for candidate in bindings.candidates.values() for binding in candidate]
     problems = [problem for binding in (*bindings.all, *tried) for problem in _unknown_names(binding)]

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import baselines
 import bench
 from bench import cli, facts
 from bench.errors import InputError, nearest
@@ -231,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cli.add_data(parser)
     parser.add_argument("--quick", action="store_true", help="run no test job on the cluster")
     given = parser.parse_args(arguments)
+    baselines.register()
     cluster, data = _cluster(given), cli.data_root(given)
     problems = _tell("this computer", (facts.packages(), facts.devices()))
     disks = facts.disk("--store", given.store), facts.disk("--data", data), facts.file_system(given.store)

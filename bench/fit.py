@@ -29,7 +29,7 @@ from bench.specs import PRETRAINED, RANDOM, Data, Objective, PublicWeights, Sele
 from bench.store import Attempt, Store
 
 if TYPE_CHECKING:
-    from bench.worker import Progress, Settings
+    from bench.training.protocol import Progress, Settings
 
 OWNER_SECONDS = 1.0
 """How often the store is asked whether another process has taken the stage over."""

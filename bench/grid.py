@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import baselines
 from bench import cli
 from bench.errors import InputError
 from bench.plan import Plan, describe, make_plan, source
@@ -25,7 +26,7 @@ from bench.store import Store
 
 if TYPE_CHECKING:
     from bench.launch import slurm
-    from bench.worker import Settings
+    from bench.training.protocol import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--cancel", action="store_true", help="cancel the jobs that --launcher slurm submitted for this grid"
     )
     given = parser.parse_args(arguments)
+    baselines.register()
     _check_arguments(given)
     store, data = Store(given.store), cli.data_root(given)
     if given.cancel:
@@ -126,7 +128,7 @@ def _devices(given: argparse.Namespace) -> list[str]:
 
 def _workers(plan: Plan, given: argparse.Namespace, data: Path, devices: Sequence[str], most: int) -> list[Settings]:
     """The workers of the local launcher, `most` at most, each with its device."""
-    from bench.worker import Settings
+    from bench.training.protocol import Settings
 
     grid = plan.grid
     usual = max(1, cores() // grid.threads) if devices == ["cpu"] else len(devices) * (given.workers_per_device or 1)

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.catalogue import Catalogue
-from bench.cell import Bindings, Expansion
+from bench.cell import Expansion
 from bench.config import find_gin, load_cluster, load_grid, refuse_unused
 from bench.errors import InputError, nearest
 from bench.launch.cluster import Cluster
-from bench.registry import Grid
+from bench.planning.bindings import Bindings
+from bench.planning.settings import Grid
 from bench.specs import Selected, Stage, walk
 from bench.store import Store
 

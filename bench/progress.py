@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bench.specs import Stage
-from bench.worker import Outcome
+from bench.training.protocol import Outcome
 
 
 class Reporter:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.errors import InputError
-from bench.registry import register_backbone
+from bench.registry import register_backbone, register_own_backbones
 from bench.specs import Backbone, PublicWeights
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def roberta_large(cell: Cell) -> MaskedLanguageModel:
     return _roberta(cell, width=1024, depth=24, heads=16)
 
 
+@register_own_backbones
 def own_backbone(cell: Cell) -> Backbone:
     """A checkpoint of the user's, of the modality of the cell's task: everything is as its own files say."""
     name = cell.task.backbone

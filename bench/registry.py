@@ -8,124 +8,37 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 from bench.data import Task
-from bench.errors import SpecError, nearest
 from bench.launch.cluster import Cluster
 from bench.specs import SPECS, Backbone, Constraint, Execution, Objective, Optimizer, Spec, Stage, field_types
 
-if TYPE_CHECKING:
-    from bench.cell import Cell
+
+class HasSettings(Protocol):
+    """What a recipe's scalar parameters are looked up in: a cell of the grid."""
+
+    def setting(self, configurable: str, setting: str, default: Any) -> Any:
+        """Give the bound value of a setting, or the default."""
+
 
 Recipe = Callable[..., Stage]
-BackboneBuilder = Callable[["Cell"], Backbone]
+BackboneBuilder = Callable[[Any], Backbone]
+"""A function of a cell."""
 
 RECIPES: dict[str, Recipe] = {}
 BACKBONES: dict[str, BackboneBuilder] = {}
+OWN_BACKBONES: list[BackboneBuilder] = []
+"""The one builder of all backbones that only a gin file declares."""
 SETTINGS: dict[str, dict[str, Any]] = {}
 """Configurable name -> setting name -> type annotation."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A recipe under a name with its own bindings; `label` is how the gin file wrote it."""
-
-    label: str
-    name: str
-    recipe: str
-
-    @classmethod
-    def parse(cls, label: str) -> Row:
-        """`recipe` or `name/recipe`; refuses unknown recipes and names that cannot be gin scopes."""
-        name, slash, recipe = label.rpartition("/")
-        name = name if slash else recipe
-        if recipe not in RECIPES:
-            raise SpecError("rows", f"grid.rows: there is no method '{recipe}'.{nearest(recipe, RECIPES)}")
-        if not name.isidentifier():
-            raise SpecError("rows", f"grid.rows: '{name}' in '{label}' must be a letter, then letters, digits or _.")
-        return cls(label, name, recipe)
-
-
-@dataclass(frozen=True)
-class Grid(Spec):
-    """What `grid.…` sets: the axes of the product and how it is run.
-
-    A row is `recipe` or `name/recipe`. `pretraining_seeds` 'shared' gives every unlabelled stage `base_seed`, so it
-    runs once per task (the papers' protocol); 'per_seed' gives it the cell's seed. `threads` is fixed per worker, as on
-    a CPU it decides the bits; `checkpoint_steps` bounds what an interruption can cost. `cuda_graphs` lets a GPU record
-    steps and repeat them as a whole, which is faster and changes no bit.
-    """
-
-    rows: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    name: str | None = None
-    pretraining_seeds: Literal["shared", "per_seed"] = "shared"
-    base_seed: int = 0
-    threads: int = 1
-    checkpoint_steps: int = 500
-    cuda_graphs: bool = True
-
-    def check(self) -> None:
-        for axis in ("rows", "tasks", "seeds"):
-            values = getattr(self, axis)
-            self.require(axis, len(values) > 0, "a list with at least one entry: the grid is empty")
-            twice = sorted({str(value) for value in values if values.count(value) > 1})
-            self.require(axis, not twice, f"free of duplicates; named twice: {', '.join(twice)}")
-        self._check_rows()
-        self.require("seeds", all(seed >= 0 for seed in self.seeds), "a list of whole numbers from 0 up")
-        self.require("base_seed", self.base_seed >= 0, "0 or more")
-        self.require("threads", self.threads >= 1, "at least 1")
-        self.require("checkpoint_steps", self.checkpoint_steps >= 1, "at least 1")
-        named = self.name is None or re.fullmatch(r"[\w-][\w.-]*", self.name) is not None
-        self.require("name", named, "letters, digits, '_', '-' and '.': it names files")
-
-    def _check_rows(self) -> None:
-        names = set()
-        for row in map(Row.parse, self.rows):
-            if row.name in names:
-                raise SpecError("rows", f"grid.rows: two rows are named '{row.name}'; write NAME/{row.recipe} for one.")
-            names.add(row.name)
-
-
-@dataclass(frozen=True)
-class DataSettings(Spec):
-    """What `data.…` sets: how many training examples a cell uses (None for all), drawn stratified and nested."""
-
-    subset: int | None = None
-    subset_seed: int = 0
-
-    def check(self) -> None:
-        self.require("subset", self.subset is None or self.subset >= 1, "at least 1 example, or None for all")
-        self.require("subset_seed", self.subset_seed >= 0, "0 or more")
-
-
-@dataclass(frozen=True)
-class SearchSettings(Spec):
-    """What `search.…` sets: candidate settings, each a line of bindings with ';' between them, e.g. 'RecAdam.k = 0.2'.
-
-    Each is trained with the base seed on the part of the training set that is there to fit and judged on the held-out
-    tenth; the best is trained on all of it, with every seed. Every row of a grid gets equally many.
-    """
-
-    candidates: tuple[str, ...] = ()
-
-    def check(self) -> None:
-        self.require("candidates", len(self.candidates) != 1, "two or more lines, or none")
-        self.require("candidates", len(set(self.candidates)) == len(self.candidates), "free of duplicates")
-
-
-SETTINGS["grid"] = field_types(Grid)
 SETTINGS["slurm"] = field_types(Cluster)
-SETTINGS["search"] = field_types(SearchSettings)
 SETTINGS["task"] = {name: kind for name, kind in field_types(Task).items() if name not in Task.UNBOUND}
-SETTINGS["data"] = field_types(DataSettings)
 SETTINGS["execution"] = field_types(Execution)
 # Where a backbone's weights come from, if they were made elsewhere; see bench.catalogue.
 SETTINGS["backbone"] = {"weights": str, "weights_checksum": str | None}
@@ -177,7 +90,7 @@ def recipe(*specs: type[Spec]) -> Callable[[Recipe], Recipe]:
         parameters = list(inspect.signature(function).parameters.values())[1:]
 
         @functools.wraps(function)
-        def build(cell: Cell, **explicit: Any) -> Stage:
+        def build(cell: HasSettings, **explicit: Any) -> Stage:
             hints = _hints(function)
             for parameter in parameters:
                 if parameter.name not in explicit and _bindable(hints[parameter.name]):
@@ -198,9 +111,7 @@ def recipe(*specs: type[Spec]) -> Callable[[Recipe], Recipe]:
 
 @functools.cache
 def _hints(function: Recipe) -> dict[str, Any]:
-    from bench.cell import Cell
-
-    return typing.get_type_hints(function, localns={**SPECS, "Cell": Cell})
+    return typing.get_type_hints(function, localns={**SPECS, "Cell": object})  # a cell itself is no setting
 
 
 def register_backbone(architecture: type[Backbone]) -> Callable[[BackboneBuilder], BackboneBuilder]:
@@ -215,3 +126,14 @@ def register_backbone(architecture: type[Backbone]) -> Callable[[BackboneBuilder
         return function
 
     return register
+
+
+def register_own_backbones(function: BackboneBuilder) -> BackboneBuilder:
+    """Register the builder of every backbone that only a gin file declares."""
+    OWN_BACKBONES[:] = [function]
+    return function
+
+
+def backbone_builder(name: str) -> BackboneBuilder:
+    """Look up the function that makes a backbone from a cell."""
+    return BACKBONES.get(name) or OWN_BACKBONES[0]

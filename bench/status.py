@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+import baselines
 from bench import cli, states
 from bench.errors import InputError, nearest
 from bench.plan import Plan, PlannedCell, make_plan
@@ -223,6 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--failed", action="store_true", help="the failed stages by class, with what helps")
     what.add_argument("--log", metavar="CELL", help="print the log of a cell: row/task/backbone/seed")
     given = parser.parse_args(arguments)
+    baselines.register()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a log may hold what this terminal cannot show
     if given.watch:

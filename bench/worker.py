@@ -18,60 +18,21 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import baselines
 from bench.errors import InputError
 from bench.provenance import cores
 from bench.specs import Stage
 from bench.store import Attempt, Store, beating
-
-Progress = Callable[[int, int, float], None]
+from bench.training.protocol import EXIT_STATUS, Outcome, Progress, Settings
 
 DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE))
 """What says that a disk is full, read-only or gone: no fault of the stage."""
 
 STOPS = frozenset((signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)))
 """Signals that ask for a stop at the next step; the last one says that the terminal was closed."""
-EXIT_STATUS = {"interrupted": 75, "crowded": 77, "failed": 1, "refused": 2, "busy": 76, "done": 0}
-"""State of an outcome -> exit status of the process; of several folders' states the first in this order counts."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What does not change a result (but for the threads, which every record names): where and how a stage is run.
-
-    `graphs` lets a GPU record steps and repeat them; `shared` says that other workers use the device at the same time.
-    """
-
-    data_root: Path
-    device: str = "cpu"
-    threads: int = 1
-    checkpoint_steps: int = 500
-    graphs: bool = True
-    shared: bool = False
-
-    def arguments(self) -> list[str]:
-        """These settings as command-line arguments of the worker."""
-        pairs = [("data", self.data_root), ("device", self.device), ("threads", self.threads)]
-        pairs.append(("checkpoint-steps", self.checkpoint_steps))
-        switches = ["--graphs" if self.graphs else "--no-graphs", *(["--shared"] if self.shared else [])]
-        return [*(text for name, value in pairs for text in (f"--{name}", str(value))), *switches]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How running a stage ended: done, failed, refused (damaged input), interrupted, crowded, or busy.
-
-    'crowded' is out of memory on a device that others use too: the ledger has it as interrupted, and the stage is to be
-    tried again alone there. 'busy' is held by another process. `warnings` tell of damage that was worked around.
-    """
-
-    state: str
-    reason: str = ""
-    from_step: int = 0
-    warnings: tuple[str, ...] = ()
 
 
 def run(folder: Path, settings: Settings, stop: Callable[[], bool], progress: Progress) -> Outcome:
@@ -146,17 +107,6 @@ def _out_of_memory(settings: Settings) -> tuple[str, str]:
         return "crowded", f"{what}, which other workers share; a lower {fewer} leaves more for each"
     lower = "lower batch_size or raise micro_batches of this stage, or set execution.precision = 'bfloat16'"
     return "failed", f"{what}, with no other worker on it: {lower}. Its checkpoints stay."
-
-
-def death(status: int) -> str:
-    """How a process ended that noted nothing: by its exit status, negative for a signal."""
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:  # a real-time signal
-        name = str(-status)
-    return f"signal {name}" + (" (often the system's out-of-memory killer)" if status == -signal.SIGKILL else "")
 
 
 # --------------------------------------------------------------------------------------- around one stage
@@ -267,9 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=True, help="record steps on a GPU")
     parser.add_argument("--shared", action="store_true", help="other workers use the device at the same time")
     given = parser.parse_args(arguments)
-    import baselines  # noqa: F401  (the spec types that a stage may hold)
-    import bench.embedded  # noqa: F401
-
+    baselines.register()  # the spec types that a stage may hold
     settings = Settings(given.data, given.device, given.threads, given.checkpoint_steps, given.graphs, given.shared)
     stop = StopFlag()
     with stop.on_signals():

@@ -21,6 +21,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import baselines
+
+baselines.register()
+
 REQUIRED_GROUPS = "BENCH_REQUIRED_GROUPS"
 
 

@@ -25,10 +25,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import baselines  # noqa: F401  (registers the methods)
-import bench.embedded  # noqa: F401  (registers the embedded backbones)
 from bench import batches, fit, graphs, train
-from bench.cell import Binding, Bindings, Expansion
+from bench.cell import Expansion
 from bench.checkpoint import Checkpoints
 from bench.data import CORPORA, MANIFEST, TASKS, Manifest, SplitFacts
 from bench.device import seed
@@ -36,10 +34,13 @@ from bench.errors import InputError
 from bench.interfaces.hooks import Context, State
 from bench.interfaces.model import Model
 from bench.models import text
-from bench.registry import RECIPES, SETTINGS, Grid
+from bench.planning.bindings import Binding, Bindings
+from bench.planning.settings import Grid
+from bench.registry import RECIPES, SETTINGS
 from bench.specs import Objective, Stage, walk
 from bench.store import Store
-from bench.worker import Outcome, Settings, run
+from bench.training.protocol import Outcome, Settings
+from bench.worker import run
 from tests.host_graph import HostGraph
 from tests.test_grid import Workplace, wait_for
 

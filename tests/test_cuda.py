@@ -31,7 +31,8 @@ from bench.objectives import CrossEntropy
 from bench.specs import Execution, Stage, walk
 from bench.store import Store
 from bench.train import Interrupted, Supervision, train
-from bench.worker import Settings, run
+from bench.training.protocol import Settings
+from bench.worker import run
 from tests.test_contract import Kit, each_recipe, each_task, own_stages, plan
 from tests.test_graphs import AsksTheDevice, longer
 from tests.test_train import FINETUNE, STAGES, Pictures, equal

@@ -12,7 +12,8 @@ from bench import device as devices
 from bench.objectives import CrossEntropy
 from bench.specs import Execution, walk
 from bench.store import Store
-from bench.worker import Settings, run
+from bench.training.protocol import Settings
+from bench.worker import run
 from tests.test_contract import STEPS, expansion, plan, short
 
 ROOT = Path(bench.__file__).parents[1]

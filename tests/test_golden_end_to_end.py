@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 import baselines.self_distillation
-import bench.embedded  # noqa: F401  (the backbones)
 from baselines.ablations import squared_distance
 from bench.batches import Batches
-from bench.cell import Binding, Bindings, Expansion
+from bench.cell import Expansion
 from bench.checkpoint import Checkpoints
 from bench.data import Manifest, SplitFacts
 from bench.evaluate import evaluate
@@ -30,7 +29,8 @@ from bench.models.image import ImageModel, mask_from_noise
 from bench.models.vit_mae import from_transformers
 from bench.models.weights import save_weights
 from bench.objectives import MaskedAutoEncoding
-from bench.registry import Grid
+from bench.planning.bindings import Binding, Bindings
+from bench.planning.settings import Grid
 from bench.specs import Stage, walk
 from bench.train import Supervision, train
 from tests.golden_files import cases, load, tensor

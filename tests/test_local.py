@@ -19,7 +19,7 @@ from bench.launch import devices, local
 from bench.launch.queue import Queue
 from bench.specs import Stage
 from bench.store import Store
-from bench.worker import Outcome, Settings
+from bench.training.protocol import Outcome, Settings
 from tests.examples import pretraining
 from tests.test_grid import SMALL, Workplace
 

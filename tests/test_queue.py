@@ -2,7 +2,7 @@
 
 from bench.launch.queue import Queue
 from bench.specs import Schedule, walk
-from bench.worker import Outcome
+from bench.training.protocol import Outcome
 from tests.examples import finetuning, pretraining, tiny_backbone
 
 

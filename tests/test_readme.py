@@ -48,7 +48,6 @@ def test_the_example_grids_plan_cleanly(number: int, cells: int, tmp_path: Path)
 
 
 def test_it_lists_every_method_and_no_other() -> None:
-    import baselines  # noqa: F401
     from bench.registry import RECIPES
 
     listed = {
@@ -66,7 +65,7 @@ def test_the_example_method_plugs_in(tmp_path: Path) -> None:
         "half/SmoothedCrossEntropy.epsilon = 0.5\n"
     )
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import baselines, method; from bench import grid; "
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import method; from bench import grid; "
         f"sys.exit(grid.main(['--plan', '--gin', {str(tmp_path / 'g.gin')!r}, '--store', {str(tmp_path / 'runs')!r}]))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -16,14 +16,13 @@ from typing import Any
 
 import pytest
 
-import baselines  # noqa: F401  (registers the rows)
 from bench import status
 from bench.catalogue import Catalogue
 from bench.errors import InputError
 from bench.files import write_json
 from bench.launch import jobs
 from bench.plan import Plan, PlannedCell
-from bench.registry import Grid
+from bench.planning.settings import Grid
 from bench.specs import Stage, walk
 from bench.states import STATES, Look, look
 from bench.store import JOB_VARIABLE, STALE_SECONDS, Attempt, Store

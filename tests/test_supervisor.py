@@ -39,10 +39,11 @@ __path__.append({str(REPOSITORY / "bench")!r})
 WORKER = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
-import baselines, bench.embedded
+import baselines
 from bench.files import sha256
 from bench.store import Store
 
+baselines.register()
 folder = Path(sys.argv[-1])
 behaviour = (folder / "behaviour").read_text()
 stopped = []

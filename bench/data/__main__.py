@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import baselines
 from bench import checkpoints, cli
 from bench.catalogue import Catalogue
 from bench.config import load_bindings
@@ -22,6 +23,7 @@ from bench.registry import BACKBONES
 def main(arguments: Sequence[str] | None = None) -> int:
     """List, prepare or check tasks, corpora and backbones."""
     given = _parser().parse_args(arguments)
+    baselines.register()
     known = Catalogue(load_bindings(given.gin, given.set).all)
     root = cli.data_root(given)
     if given.command == "list":

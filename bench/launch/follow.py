@@ -11,7 +11,7 @@ from bench.progress import Reporter
 from bench.specs import Stage
 from bench.states import Look, Seen
 from bench.store import Store
-from bench.worker import Outcome
+from bench.training.protocol import Outcome
 
 POLL_SECONDS = 5.0
 LOST_SECONDS = 120.0

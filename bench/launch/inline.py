@@ -9,11 +9,12 @@ from bench import worker
 from bench.launch.queue import Queue
 from bench.progress import Reporter
 from bench.store import Store
+from bench.training import protocol
 
 POLL_SECONDS = 1.0
 
 
-def run(queue: Queue, store: Store, settings: worker.Settings, stop: Callable[[], bool], report: Reporter) -> None:
+def run(queue: Queue, store: Store, settings: protocol.Settings, stop: Callable[[], bool], report: Reporter) -> None:
     """Run until nothing is left or a stop is asked for."""
     while not stop():
         stage = queue.next()

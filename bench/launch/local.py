@@ -22,7 +22,7 @@ from bench.launch.queue import Queue
 from bench.progress import Reporter
 from bench.specs import Stage
 from bench.store import Store
-from bench.worker import Outcome, Settings, death
+from bench.training.protocol import Outcome, Settings, death
 
 Events = queues.Queue[tuple["Worker", dict[str, Any]]]
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.specs import Stage
-from bench.worker import Outcome
+from bench.training.protocol import Outcome
 
 
 class Queue:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+import baselines
 from bench.errors import DamagedStore, InputError
 from bench.launch.assignment import Assignment
 from bench.launch.cluster import SIGNALS
@@ -26,7 +27,7 @@ from bench.launch.devices import visible_devices
 from bench.provenance import cores
 from bench.specs import Stage
 from bench.store import JOB_VARIABLE, Attempt, Store
-from bench.worker import EXIT_STATUS, Settings, death
+from bench.training.protocol import EXIT_STATUS, Settings, death
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 3.0
@@ -401,9 +402,7 @@ def supervise(*arguments: str) -> None:
     assignment = Assignment.parse(arguments)
     asked = Signals()
     asked.take_over(assignment.signal)
-    import baselines  # noqa: F401  (the spec types that a stage may hold)
-    import bench.embedded  # noqa: F401
-
+    baselines.register()  # the spec types that a stage may hold
     job = os.environ[JOB_VARIABLE] = job_name()
     runs = [Run(number, assignment, job) for number in range(len(assignment.stages))]
     for run in runs:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import baselines
 from bench import cli
 from bench.errors import InputError, nearest
 from bench.provenance import commit, cores
@@ -27,6 +28,7 @@ OUTPUT = Path("results/speed.md")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the arguments name and write the page."""
     given = _parser().parse_args(arguments)
+    baselines.register()
     _check(given)
     threads = given.threads or cores()
     facts = measure.ask_once("facts", Work("finetune", "vit_tiny_64", device=given.device, threads=threads))

@@ -19,7 +19,8 @@ from bench.launch.supervisor import supervise
 from bench.plan import Plan, make_plan
 from bench.specs import Stage
 from bench.store import Store
-from bench.worker import Settings, run
+from bench.training.protocol import Settings
+from bench.worker import run
 from tests.slurm.conftest import DevCluster, wait_for
 
 pytestmark = pytest.mark.group("slurm")

@@ -1,0 +1,1 @@
+"""From gin files to a plan: bindings, the registry of methods, cells, and the distinct stages behind them."""

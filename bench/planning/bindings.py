@@ -1,0 +1,88 @@
+"""The lines of gin files as values: which of them a setting takes, and which were used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.errors import InputError, SpecError
+from bench.registry import SETTINGS
+from bench.specs import (
+    coerce,
+)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One line of a gin file (or one `--set`): `scope/configurable.setting = value`, and where it stands."""
+
+    scope: str
+    configurable: str
+    setting: str
+    value: Any
+    location: str
+    override: bool = False
+
+    @property
+    def target(self) -> str:
+        """The left-hand side as written."""
+        scope = f"{self.scope}/" if self.scope else ""
+        return f"{scope}{self.configurable}.{self.setting}"
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.target} = {self.value!r}"
+
+
+Candidates = Mapping[str, tuple[Binding, ...]]
+
+
+Layer = dict[tuple[str, str], tuple[int, Binding]]
+
+
+class Bindings:
+    """All bindings of a grid, looked up in layers, and the record of which of them were used."""
+
+    def __init__(
+        self, bindings: Iterable[Binding], candidates: Mapping[str, tuple[Binding, ...]] | None = None
+    ) -> None:
+        self.all = tuple(bindings)
+        self.candidates = dict(candidates or {})
+        """The bindings that each line of a search stands for."""
+        self.used: set[Binding] = set()
+        self.overridden: set[Binding] = set()
+        """Bindings of files whose place a `--set` took."""
+        self._by_scope: dict[tuple[bool, str], list[Binding]] = {}
+        for binding in self.all:
+            self._by_scope.setdefault((binding.override, binding.scope), []).append(binding)
+        self._layers: dict[tuple[str, ...], Layer] = {}
+
+    def layers(self, scopes: tuple[str, ...]) -> Layer:
+        """The strongest binding of every setting with its rank; `scopes` go from weak to strong, then `--set` again."""
+        if scopes not in self._layers:
+            merged: Layer = {}
+            for rank, (override, scope) in enumerate((o, s) for o in (False, True) for s in scopes):
+                for binding in self._by_scope.get((override, scope), []):
+                    place = (binding.configurable, binding.setting)
+                    if place in merged:
+                        self.covers(binding, merged[place][1])
+                    merged[place] = (rank, binding)
+            self._layers[scopes] = merged
+        return self._layers[scopes]
+
+    def covers(self, strong: Binding, weak: Binding) -> None:
+        """Note that one binding took another's place; from the command line that is meant, not a mistake."""
+        if strong.override and not weak.override:
+            self.overridden.add(weak)
+
+    def without_scopes(self, scopes: set[str]) -> Bindings:
+        """The same bindings less those of some scopes, to see what they changed."""
+        return Bindings((binding for binding in self.all if binding.scope not in scopes), self.candidates)
+
+
+def checked(binding: Binding, value: Any) -> Any:
+    """A bound value with the type its setting declares, or an `InputError` that names the line."""
+    try:
+        return coerce(value, SETTINGS[binding.configurable][binding.setting], binding.target)
+    except SpecError as error:
+        raise InputError(f"{binding.location}: {error}") from error

@@ -1,0 +1,61 @@
+"""What launchers and workers say to each other: how a stage is to be run, and how it ended."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+Progress = Callable[[int, int, float], None]
+
+
+EXIT_STATUS = {"interrupted": 75, "crowded": 77, "failed": 1, "refused": 2, "busy": 76, "done": 0}
+"""State of an outcome -> exit status of the process; of several folders' states the first in this order counts."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What does not change a result (but for the threads, which every record names): where and how a stage is run.
+
+    `graphs` lets a GPU record steps and repeat them; `shared` says that other workers use the device at the same time.
+    """
+
+    data_root: Path
+    device: str = "cpu"
+    threads: int = 1
+    checkpoint_steps: int = 500
+    graphs: bool = True
+    shared: bool = False
+
+    def arguments(self) -> list[str]:
+        """These settings as command-line arguments of the worker."""
+        pairs = [("data", self.data_root), ("device", self.device), ("threads", self.threads)]
+        pairs.append(("checkpoint-steps", self.checkpoint_steps))
+        switches = ["--graphs" if self.graphs else "--no-graphs", *(["--shared"] if self.shared else [])]
+        return [*(text for name, value in pairs for text in (f"--{name}", str(value))), *switches]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How running a stage ended: done, failed, refused (damaged input), interrupted, crowded, or busy.
+
+    'crowded' is out of memory on a device that others use too: the ledger has it as interrupted, and the stage is to be
+    tried again alone there. 'busy' is held by another process. `warnings` tell of damage that was worked around.
+    """
+
+    state: str
+    reason: str = ""
+    from_step: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+def death(status: int) -> str:
+    """How a process ended that noted nothing: by its exit status, negative for a signal."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal
+        name = str(-status)
+    return f"signal {name}" + (" (often the system's out-of-memory killer)" if status == -signal.SIGKILL else "")
