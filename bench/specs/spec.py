@@ -1,0 +1,145 @@
+"""Plain data that is hashed: fields that check themselves, canonical JSON, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bench.errors import SpecError
+from bench.specs.values import coerce
+
+if TYPE_CHECKING:
+    pass
+
+
+Json = dict[str, Any]
+
+
+SPECS: dict[str, type[Spec]] = {}
+
+
+ADDED = "added"
+
+
+def added(default: Any) -> Any:
+    """Declare a field that came later and whose default computes what was computed before it came.
+
+    The canonical JSON leaves the field out while it has that value, so keys stay, and older JSON is still read.
+    """
+    return dataclasses.field(default=default, metadata={ADDED: True})
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Base of everything that is hashed: checks its field types, then `check()`; equal fields mean equal results.
+
+    `VERSION` is bumped when the same fields begin to compute something else. `EXCLUSIVE` lists groups of fields of
+    which a stronger binding replaces a weaker one (steps or epochs); `UNBOUND` the fields that no gin file may bind.
+    """
+
+    VERSION: ClassVar[int] = 1
+    UNBOUND: ClassVar[tuple[str, ...]] = ()
+    EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        if cls.__name__ in SPECS:
+            raise TypeError(f"two specs are named {cls.__name__}: their canonical JSON would collide")
+        SPECS[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        for name, annotation in field_types(type(self)).items():
+            object.__setattr__(self, name, coerce(getattr(self, name), annotation, name))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse impossible values with `SpecError`."""
+
+    @cached_property
+    def _canonical(self) -> Json:
+        values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {
+            field.name: canonical(value)
+            for field, value in values.items()
+            if not (field.metadata.get(ADDED) and value == field.default)
+        }
+        return {"type": type(self).__name__, "version": self.VERSION, **fields}
+
+    def _reference(self) -> Json:
+        """Write this spec as part of another one; a stage overrides it and gives its key."""
+        return self._canonical
+
+    def _identity(self) -> Json:
+        """What records show beside the fields; a stage overrides it and gives its key."""
+        return {}
+
+    def require(self, field: str, legal: bool, what: str) -> None:
+        """Raise `SpecError` unless `legal`; `what` says which values are."""
+        if not legal:
+            raise SpecError(field, f"{type(self).__name__}.{field} = {getattr(self, field)!r}: must be {what}.")
+
+
+_FIELD_TYPES: dict[type[Spec], dict[str, Any]] = {}
+
+
+def field_types(cls: type[Spec]) -> dict[str, Any]:
+    """The annotations of a spec's fields, resolved."""
+    if cls not in _FIELD_TYPES:
+        hints = typing.get_type_hints(cls, localns=dict(SPECS))  # a subclass elsewhere inherits fields that name Stage
+        _FIELD_TYPES[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return _FIELD_TYPES[cls]
+
+
+def canonical(value: Any) -> Any:
+    """`value` as JSON data; a stage stands as its key, so that the JSON of a deep plan stays small."""
+    if isinstance(value, Spec):
+        return value._reference()
+    if isinstance(value, tuple):
+        return [canonical(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    return value
+
+
+def canonical_json(spec: Spec) -> str:
+    """The text that is hashed: sorted keys, no spaces, shortest exact floats."""
+    return json.dumps(spec._canonical, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def expanded(value: Any) -> Any:
+    """Like `canonical`, with every stage written out in full beside its key: what records show to readers."""
+    if isinstance(value, Spec):
+        fields = {field.name: expanded(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"type": type(value).__name__, "version": value.VERSION, **value._identity(), **fields}
+    if isinstance(value, tuple):
+        return [expanded(item) for item in value]
+    return canonical(value)
+
+
+def from_canonical(data: Any, load_stage: Callable[[str], Spec]) -> Any:
+    """The inverse of `canonical`; `load_stage` finds a stage by its key.
+
+    Raises ValueError where the JSON was written by another version of the spec's code.
+    """
+    if isinstance(data, list):
+        return tuple(from_canonical(item, load_stage) for item in data)
+    if not isinstance(data, dict):
+        return data
+    if "stage" in data:
+        return load_stage(data["stage"])
+    if "float" in data:
+        return float(data["float"])
+    cls = SPECS.get(data["type"])
+    if cls is None:
+        raise ValueError(f"the spec type {data['type']!r} is unknown to this version")
+    legal = {field.name for field in dataclasses.fields(cls)}
+    required = {field.name for field in dataclasses.fields(cls) if not field.metadata.get(ADDED)}
+    names = data.keys() - {"type", "version"}
+    if data["version"] != cls.VERSION or not required <= names <= legal:
+        raise ValueError(f"{data['type']} version {data['version']} is an older or newer spec than this code's")
+    return cls(**{name: from_canonical(data[name], load_stage) for name in names})

@@ -1,0 +1,332 @@
+"""A stage and what it consists of: backbone, objective, optimiser, constraint, and other stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from bench.errors import SpecError
+from bench.interfaces.hooks import Batch, Context, Loss, ParameterGroup, State
+from bench.specs.parts import Data, Execution, PublicWeights, Schedule
+from bench.specs.spec import Json, Spec, canonical_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.interfaces.model import Model
+
+Need = Literal["labels", "head", "mask", "decoder", "teacher", "views"]
+
+
+@dataclass(frozen=True)
+class Backbone(Spec):
+    """A pre-trained encoder with its decoder; `bench.backbones` holds one subclass per modality.
+
+    `weights` is the stage that pre-trained it, a public checkpoint, or None for an architecture that only starts from
+    random weights.
+    """
+
+    MODALITY: ClassVar[Literal["image", "text"]]
+    UNBOUND: ClassVar[tuple[str, ...]] = ("name", "weights")
+    FIXED: ClassVar[tuple[str, ...]] = ()
+    """The fields that pre-trained weights decide."""
+
+    name: str
+    weights: Stage | PublicWeights | None
+
+    @property
+    def random(self) -> Self:
+        """The same architecture without its pre-trained weights; what is not prepared stays so.
+
+        Only a prepared checkpoint tells its architecture.
+        """
+        unknown = isinstance(self.weights, PublicWeights) and self.weights.checksum is None
+        return self if unknown else dataclasses.replace(self, weights=None)
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether it can reconstruct what was masked; an encoder alone cannot be pre-trained further."""
+        return True
+
+    @property
+    def unprepared(self) -> frozenset[str]:
+        """What must be prepared before the backbone can be built, by name; a public backbone goes by its own."""
+        missing = isinstance(self.weights, PublicWeights) and self.weights.checksum is None
+        return frozenset({self.name} if missing else ())
+
+    def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
+        """The parameter roles under weight decay in fine-tuning (`labelled`) or pre-training."""
+        raise TypeError(f"{type(self).__name__} names no decayed roles")
+
+
+@dataclass(frozen=True)
+class Objective(Spec):
+    """What a stage minimises. Immutable: whatever changes during training lives in the `State` it returns.
+
+    `needs` tells the harness what to provide: `labels`, a classifier `head` (such a stage is evaluated after training),
+    a `mask` for each batch, the backbone's `decoder` (in the model and in the optimiser), a frozen `teacher`, two
+    random `views` of each example instead of the schedule's augmentation.
+    """
+
+    NEEDS: ClassVar[frozenset[Need]] = frozenset()
+    CAPTURABLE: ClassVar[bool] = False
+    """Whether a GPU may record `loss` once and repeat it: see `bench.graphs`."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the harness must provide."""
+        return self.NEEDS
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a GPU may record `loss` once and repeat it."""
+        return self.CAPTURABLE
+
+    def check_stage(self, stage: Stage) -> None:
+        """Refuse, with `SpecError`, what cannot work in this stage."""
+
+    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
+        """Called once before the first step, and again on resuming, before the saved state is put back."""
+        return State()
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        """The loss of one micro-batch; never calls backward, never seeds a generator."""
+        raise TypeError(f"{type(self).__name__} defines no loss")
+
+    def __add__(self, other: Objective) -> Objective:
+        return Sum(terms=(self, other))
+
+
+@dataclass(frozen=True)
+class Sum(Objective):
+    """The sum of several objectives, written `a + b`; one backward pass of the sum."""
+
+    terms: tuple[Objective, ...]
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset().union(*(term.needs for term in self.terms))
+
+    @property
+    def capturable(self) -> bool:
+        return all(term.capturable for term in self.terms)
+
+    def check_stage(self, stage: Stage) -> None:
+        for term in self.terms:
+            term.check_stage(stage)
+
+    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
+        import torch
+
+        states = [term.begin(model, teacher, context) for term in self.terms]
+        modules = {str(i): state.module for i, state in enumerate(states) if state.module is not None}
+        tensors = {f"{i}.{name}": value for i, state in enumerate(states) for name, value in state.tensors.items()}
+        return State(torch.nn.ModuleDict(modules) if modules else None, tensors, {"states": states})
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        losses = []
+        for i, (term, own) in enumerate(zip(self.terms, state.constants["states"], strict=True)):
+            # After resuming, the checkpointed tensors are the truth.
+            own.tensors = {name: state.tensors[f"{i}.{name}"] for name in own.tensors}
+            losses.append(term.loss(model, batch, own, context))
+            state.tensors.update({f"{i}.{name}": value for name, value in own.tensors.items()})
+        total = losses[0].total
+        for loss in losses[1:]:
+            total = total + loss.total
+        return Loss(total, {name: part for loss in losses for name, part in loss.parts.items()})
+
+
+@dataclass(frozen=True)
+class Optimizer(Spec):
+    """How gradients become updates. A field `weight_decay` is applied to the groups that the loop chose by role."""
+
+    CAPTURABLE: ClassVar[bool] = False
+    """Whether a GPU may record the update once and repeat it; step-dependent numbers then come from `prepare`."""
+    NEEDS_REFERENCE: ClassVar[bool] = True
+    """Whether `build` reads the stage's first weights; else it is handed none, and none are kept."""
+
+    def check_stage(self, stage: Stage) -> None:
+        """Refuse, with `SpecError`, what cannot work in this stage."""
+
+    def build(
+        self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor], total_steps: int
+    ) -> torch.optim.Optimizer:
+        """The optimiser of these groups for so many steps; `reference` holds the stage's first weights, by name."""
+        raise TypeError(f"{type(self).__name__} builds no optimiser")
+
+    def prepare(self, optimizer: torch.optim.Optimizer, step: int, lr: float) -> None:
+        """Set the numbers of the update of `step` (from 0), before each; here the learning rate of every group.
+
+        Numbers are computed in float64 and written into tensors on the device, which a recorded update reads.
+        """
+        import torch
+
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+
+@dataclass(frozen=True)
+class Constraint(Spec):
+    """Where weights may go: applied after every optimiser step that was taken, under no_grad."""
+
+    CAPTURABLE: ClassVar[bool] = False
+    """Whether a GPU may record `apply` once and repeat it."""
+    NEEDS_REFERENCE: ClassVar[bool] = True
+    """Whether `apply` reads the stage's first weights; else it is handed none, and none are kept."""
+
+    def check_stage(self, stage: Stage) -> None:
+        """Refuse, with `SpecError`, what cannot work in this stage."""
+
+    def apply(self, model: Model, reference: Mapping[str, torch.Tensor], state: State) -> None:
+        """Move the weights back; `reference` holds the weights at the stage's start, by parameter name."""
+        raise TypeError(f"{type(self).__name__} applies nothing")
+
+
+PRETRAINED: Literal["pretrained"] = "pretrained"
+RANDOM: Literal["random"] = "random"
+
+
+@dataclass(frozen=True)
+class Stage(Spec):
+    """One training job.
+
+    `name` is its part in the method (`finetune`, `further_pretrain`) and names its random streams, so that two methods'
+    stages of one name and seed see the same batches and dropout. `init` says whose weights it starts from: the
+    backbone's, random ones, or another stage's. `teacher` is frozen and handed to the objective. A stage that
+    trains a classifier is evaluated once, after training, on `evaluation`.
+    """
+
+    name: str
+    objective: Objective
+    data: Data
+    evaluation: Data | None
+    backbone: Backbone
+    schedule: Schedule
+    optimizer: Optimizer
+    constraint: Constraint | None
+    init: Stage | Literal["pretrained", "random"]
+    teacher: Stage | None
+    execution: Execution
+    seed: int
+
+    def check(self) -> None:
+        self.require("seed", self.seed >= 0, "0 or more")
+        if self.init == PRETRAINED and self.backbone.weights is None:
+            raise SpecError("init", f"the backbone {self.backbone.name} has no pre-trained weights to start from.")
+        if ("teacher" in self.objective.needs) != (self.teacher is not None):
+            need = "needs a teacher" if self.teacher is None else "takes no teacher"
+            raise SpecError("teacher", f"the objective of stage {self.name} {need}.")
+        if ("labels" in self.objective.needs) != self.data.labelled:
+            raise SpecError("data", f"stage {self.name}: objective and data disagree on whether labels are used.")
+        if ("head" in self.objective.needs) != (self.evaluation is not None):
+            raise SpecError("evaluation", f"stage {self.name}: a classifier, and nothing else, is evaluated.")
+        if "decoder" in self.objective.needs and not self.backbone.has_decoder:
+            raise SpecError("decoder_depth", f"stage {self.name}: the backbone {self.backbone.name} has no decoder.")
+        if isinstance(self.init, Stage) and "decoder" in self.objective.needs - self.init.objective.needs:
+            raise SpecError("init", f"stage {self.name} needs a decoder, and stage {self.init.name} trained none.")
+        if self.schedule.augmentation == "flip" and self.backbone.MODALITY != "image":
+            raise SpecError("augmentation", f"stage {self.name}: only images can be flipped, {self.data.task} is text.")
+        if self.schedule.batching == "length" and self.backbone.MODALITY != "text":
+            raise SpecError("batching", f"stage {self.name}: only texts have lengths, {self.data.task} holds images.")
+        steps, size = self.schedule.steps, self.data.size
+        if steps is None and size is not None:
+            steps = self.schedule.total_steps(size)
+        if steps is not None and self.schedule.warmup(steps) >= steps:
+            raise SpecError("warmup_steps", f"stage {self.name}: the warm-up takes all {steps} steps.")
+        for part in (self.objective, self.optimizer, self.constraint):
+            if part is not None:
+                part.check_stage(self)
+
+    @cached_property
+    def key(self) -> str:
+        """The sha256 of the canonical JSON, in hex: the identity of the result."""
+        return hashlib.sha256(canonical_json(self).encode()).hexdigest()
+
+    def _reference(self) -> Json:
+        return {"stage": self.key}
+
+    def _identity(self) -> Json:
+        return {"key": self.key}
+
+    @cached_property
+    def parents(self) -> tuple[Stage, ...]:
+        """The stages whose weights this one reads, each once."""
+        candidates = (self.backbone.weights, self.init, self.teacher)
+        return tuple({stage.key: stage for stage in candidates if isinstance(stage, Stage)}.values())
+
+    @cached_property
+    def unprepared(self) -> frozenset[str]:
+        """The tasks, corpora and public backbones that this stage or one of its parents still lacks."""
+        own = {data.task for data in (self.data, self.evaluation) if data is not None and data.checksum is None}
+        return self.backbone.unprepared.union(own, *(parent.unprepared for parent in self.parents))
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder in the store: readable, short, safe on any file system."""
+        return f"{self.name}-{self.data.task}-{self.key[:16]}"
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of a prepared stage."""
+        assert self.data.size is not None, "an unprepared stage has no step count"
+        return self.schedule.total_steps(self.data.size)
+
+
+@dataclass(frozen=True)
+class Selected(Stage):
+    """A stage whose settings a search chooses: trains the one of `finals` whose candidate scored best.
+
+    `candidates[i]` has the settings of `finals[i]` but is trained on the part of the data that is there to fit, and
+    judged by `metric` on the part held out. Its own fields are those of the first final; all finals are of one network.
+    """
+
+    candidates: tuple[Stage, ...]
+    finals: tuple[Stage, ...]
+    metric: str
+
+    @classmethod
+    def among(cls, candidates: tuple[Stage, ...], finals: tuple[Stage, ...], metric: str) -> Selected:
+        """The selection among these; refuses a search that would change the network."""
+        first = finals[0]
+        for final in finals[1:]:
+            if (final.backbone, final.objective.needs) != (first.backbone, first.objective.needs):
+                raise SpecError("candidates", f"stage {first.name}: a search cannot change the backbone or its parts.")
+        fields = {field.name: getattr(first, field.name) for field in dataclasses.fields(Stage)}
+        return cls(**fields, candidates=candidates, finals=finals, metric=metric)
+
+    @cached_property
+    def _canonical(self) -> Json:
+        # The finals have no folder of their own that a key could lead to, so they are written out.
+        return {**super()._canonical, "finals": [final._canonical for final in self.finals]}
+
+    @cached_property
+    def parents(self) -> tuple[Stage, ...]:
+        needed = (*self.candidates, *(parent for final in self.finals for parent in final.parents))
+        return tuple({stage.key: stage for stage in needed}.values())
+
+    @property
+    def total_steps(self) -> int:
+        """The most optimiser steps that the search can choose."""
+        return max(final.total_steps for final in self.finals)
+
+
+def walk(*stages: Stage) -> Iterator[Stage]:
+    """Every stage these depend on and they themselves, parents first, each once."""
+    seen: set[str] = set()
+
+    def visit(stage: Stage) -> Iterator[Stage]:
+        if stage.key not in seen:
+            seen.add(stage.key)
+            for parent in stage.parents:
+                yield from visit(parent)
+            yield stage
+
+    for stage in stages:
+        yield from visit(stage)
