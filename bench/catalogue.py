@@ -12,9 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import checkpoints, data
+from bench import checkpoints
 from bench.checkpoints import Prepared
-from bench.data import CORPORA, TASKS, Manifest, Task, own
+from bench.data import prepare
+from bench.data.manifest import describe
+from bench.data.sources import own
+from bench.data.tasks import CORPORA, TASKS, Task
 from bench.errors import InputError, SpecError, nearest
 from bench.registry import BACKBONES, SETTINGS
 from bench.specs import Spec, coerce
@@ -107,12 +110,12 @@ class Catalogue:
         """Whether a grid may prepare it unasked: built from installed packages, or on this computer."""
         if name in self.checkpoints:
             return self.checkpoints[name].local
-        return data.is_local(name, self.tasks.get(name))
+        return own.is_local(name, self.tasks.get(name))
 
     def command(self, names: Iterable[str], root: Path) -> str:
         """The command that prepares these under a data root."""
         names = sorted(names)
-        return data.command(*names, own=not self.own.isdisjoint(names), root=root)
+        return prepare.command(*names, own=not self.own.isdisjoint(names), root=root)
 
     def refuse_missing(self, names: Iterable[str], root: Path) -> None:
         """Refuse, in one message, what is not prepared and needs more than what is on this computer."""
@@ -143,7 +146,7 @@ class Catalogue:
         self.refuse_unknown(name)
         if name in self.checkpoints:
             return self._prepare_checkpoint(name, root, given, again)
-        return describe(data.prepare(name, root, self.tasks.get(name), given, again))
+        return describe(prepare.prepare(name, root, self.tasks.get(name), given, again))
 
     def _prepare_checkpoint(self, name: str, root: Path, given: Path | None, again: bool) -> str:
         source = self.checkpoints[name]
@@ -162,7 +165,7 @@ class Catalogue:
                 raise InputError(f"{line.location}: there is no task '{name}': bind {name}/task.source, too.")
             self._check_name(name, line, {*TASKS, *BACKBONES})
             try:
-                task = data.own_task(name, _value(lines["source"], str))
+                task = own.own_task(name, _value(lines["source"], str))
             except InputError as error:
                 raise InputError(f"{lines['source'].location}: {error}") from error
             values = {setting: _value(line, SETTINGS["task"][setting]) for setting, line in lines.items()}
@@ -199,14 +202,6 @@ class Catalogue:
                 )
             found.setdefault(binding.scope, {})[binding.setting] = binding
         return found
-
-
-def describe(manifest: Manifest) -> str:
-    """What a data set holds, in a line."""
-    counts = ", ".join(f"{split} {facts.examples}" for split, facts in manifest.splits.items())
-    classes = f"; {len(manifest.class_names)} classes" if manifest.class_names else ""
-    note = f"; {manifest.sources['splits']}" if "splits" in manifest.sources else ""
-    return f"{counts}{classes}{note}"
 
 
 def _value(binding: Binding, annotation: Any) -> Any:

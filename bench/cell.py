@@ -16,7 +16,9 @@ from typing import Any, Literal, TypeVar
 from bench.catalogue import OF_CHECKPOINTS, Catalogue
 from bench.checkpoints import Prepared
 from bench.checkpoints import read as read_checkpoint
-from bench.data import Manifest, Task, check_unchanged, read_manifest
+from bench.data.manifest import Manifest, read_manifest
+from bench.data.prepare import check_unchanged
+from bench.data.tasks import Task
 from bench.errors import InputError, SpecError, nearest
 from bench.planning.bindings import Binding, Bindings, checked
 from bench.planning.settings import DataSettings, Grid, Row, SearchSettings

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bench.errors import DamagedStore
-from bench.files import read_json, replacing, sha256, write_json
+from bench.store.files import read_json, replacing, sha256, write_json
 
 KEPT = 2
 

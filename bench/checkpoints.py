@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bench.errors import InputError
-from bench.files import MANIFEST, building, digest, sha256
+from bench.store.files import MANIFEST, building, digest, sha256
 
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"

@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.data import data_root as default_data_root
+from bench.data.manifest import data_root as default_data_root
 from bench.errors import InputError
 from bench.plan import Plan
-from bench.store import Store
+from bench.store.store import Store
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import baselines
 from bench import cli
 from bench.plan import make_plan
-from bench.store import Store
+from bench.store.store import Store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from gin import config_parser
 
 from bench.catalogue import OF_CHECKPOINTS, OF_OWN_TASKS, Catalogue
 from bench.cell import Expansion
-from bench.data import CORPORA
+from bench.data.tasks import CORPORA
 from bench.errors import InputError, SpecError, nearest
 from bench.launch.cluster import Cluster
 from bench.planning.bindings import Binding, Bindings, checked

@@ -26,10 +26,10 @@ import bench
 from bench import cli, facts
 from bench.errors import InputError, nearest
 from bench.facts import Fact, existing
-from bench.files import read_json
 from bench.launch import jobs
 from bench.launch.cluster import Cluster
 from bench.launch.jobs import SlurmError
+from bench.store.files import read_json
 
 JOB_SECONDS = 300.0
 """How long the test job may wait and run before it is cancelled."""
@@ -138,8 +138,8 @@ _ON_NODE = """
 import os, pathlib, platform, sys
 import torch
 from bench import device, facts
-from bench.files import write_json
-from bench.provenance import cores
+from bench.store.files import write_json
+from bench.store.provenance import cores
 answer = {"node": platform.node(), "data": os.path.isdir(sys.argv[2]), "torch": torch.__version__,
           "cores": cores(), "gpus": device.gpu_count(), "devices": list(facts.devices())}
 write_json(pathlib.Path(sys.argv[1], "answer.json"), answer)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import bench
-from bench.files import create_json, read_json, write_json
-from bench.provenance import cores
+from bench.store.files import create_json, read_json, write_json
+from bench.store.provenance import cores
 
 if TYPE_CHECKING:
     import torch

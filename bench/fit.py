@@ -16,17 +16,18 @@ import torch
 from bench import checkpoints, train
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
-from bench.data import open_split
+from bench.data.examples import open_split
 from bench.device import CPU, numerics, peak_memory, release_memory, reset_peak_memory, resolve, seed, using
 from bench.evaluate import encoder_distance, evaluate
-from bench.files import sha256
 from bench.interfaces.examples import Examples
 from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.models.weights import load_weights, save_weights
-from bench.provenance import provenance
 from bench.specs import PRETRAINED, RANDOM, Data, Objective, PublicWeights, Selected, Stage, stream
-from bench.store import Attempt, Store
+from bench.store.files import sha256
+from bench.store.ownership import Attempt
+from bench.store.provenance import provenance
+from bench.store.store import Store
 
 if TYPE_CHECKING:
     from bench.training.protocol import Progress, Settings

@@ -20,9 +20,9 @@ import baselines
 from bench import cli
 from bench.errors import InputError
 from bench.plan import Plan, describe, make_plan, source
-from bench.provenance import cores
 from bench.specs import walk
-from bench.store import Store
+from bench.store.provenance import cores
+from bench.store.store import Store
 
 if TYPE_CHECKING:
     from bench.launch import slurm

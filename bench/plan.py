@@ -17,7 +17,7 @@ from bench.launch.cluster import Cluster
 from bench.planning.bindings import Bindings
 from bench.planning.settings import Grid
 from bench.specs import Selected, Stage, walk
-from bench.store import Store
+from bench.store.store import Store
 
 
 @dataclass(frozen=True)

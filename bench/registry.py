@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
-from bench.data import Task
+from bench.data.tasks import Task
 from bench.launch.cluster import Cluster
 from bench.specs import SPECS, Backbone, Constraint, Execution, Objective, Optimizer, Spec, Stage, field_types
 

@@ -15,7 +15,8 @@ from bench.launch import jobs
 from bench.launch.jobs import JobState, SlurmError, Submission
 from bench.plan import Plan, PlannedCell
 from bench.specs import Stage
-from bench.store import Attempt, Store
+from bench.store.ownership import Attempt
+from bench.store.store import Store
 
 STATES = ("done", "running", "requeued", "stale", "unknown", "queued", "planned", "failed", "blocked")
 """Of several unfinished stages behind a cell, the one whose state comes first here is shown."""

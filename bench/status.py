@@ -25,7 +25,8 @@ from bench.errors import InputError, nearest
 from bench.plan import Plan, PlannedCell, make_plan
 from bench.specs import Stage, walk
 from bench.states import STATES, Look, Seen, look
-from bench.store import Attempt, Store
+from bench.store.ownership import Attempt
+from bench.store.store import Store
 
 REFRESH_SECONDS = 5.0
 QUIET_SECONDS = 120.0

@@ -23,9 +23,10 @@ from typing import Any
 
 import baselines
 from bench.errors import InputError
-from bench.provenance import cores
 from bench.specs import Stage
-from bench.store import Attempt, Store, beating
+from bench.store.ownership import Attempt, beating
+from bench.store.provenance import cores
+from bench.store.store import Store
 from bench.training.protocol import EXIT_STATUS, Outcome, Progress, Settings
 
 DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE))

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import baselines
+from bench.data import prepare
 
 baselines.register()
 
@@ -198,9 +199,9 @@ def _strict_torch() -> None:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root in which every embedded task and corpus is prepared; tests only read it (array caches aside)."""
-    from bench import data
+    from bench.data import tasks
 
     root = tmp_path_factory.mktemp("prepared")
-    for name in data.EMBEDDED:
-        data.prepare(name, root)
+    for name in tasks.EMBEDDED:
+        prepare.prepare(name, root)
     return root

@@ -510,7 +510,7 @@ MUTATIONS = (
     ),
     Mutation(
         "lease by non-exclusive write",
-        "bench/files.py",
+        "bench/store/files.py",
         "        os.link(temporary, path)",
         "        os.replace(temporary, path)",
         ("tests/test_store.py::test_of_many_claims_at_once_exactly_one_succeeds",),

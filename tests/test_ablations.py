@@ -32,7 +32,7 @@ from bench.models.build import build
 from bench.objectives import MaskedAutoEncoding
 from bench.plan import Plan, make_plan
 from bench.specs import Objective, Schedule, Stage, walk
-from bench.store import Store
+from bench.store.store import Store
 from bench.train import Supervision, train
 from tests.examples import finetuning, pretraining, tiny_backbone
 

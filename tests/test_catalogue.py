@@ -16,12 +16,12 @@ from transformers import BertConfig, BertModel
 
 from bench import cli, grid
 from bench.backbones import MaskedLanguageModel
-from bench.data import read_manifest
+from bench.data.manifest import read_manifest
 from bench.errors import InputError
 from bench.plan import Plan, describe, make_plan
 from bench.specs import PublicWeights
 from bench.speed import __main__ as speed
-from bench.store import Store
+from bench.store.store import Store
 
 GRID = """
 grid.rows = ['finetune']

@@ -8,7 +8,7 @@ from bench.config import copy_gin, find_gin, load_grid, read_bindings
 from bench.errors import InputError
 from bench.plan import Plan, make_plan
 from bench.specs import Execution
-from bench.store import Store
+from bench.store.store import Store
 
 GRID = """grid.rows = ['finetune', 'tapt', 'self_distillation']
 grid.tasks = ['digits', 'pydocs']

@@ -28,7 +28,8 @@ from torch import Tensor
 from bench import batches, fit, graphs, train
 from bench.cell import Expansion
 from bench.checkpoint import Checkpoints
-from bench.data import CORPORA, MANIFEST, TASKS, Manifest, SplitFacts
+from bench.data.manifest import Manifest, SplitFacts
+from bench.data.tasks import CORPORA, TASKS
 from bench.device import seed
 from bench.errors import InputError
 from bench.interfaces.hooks import Context, State
@@ -38,7 +39,8 @@ from bench.planning.bindings import Binding, Bindings
 from bench.planning.settings import Grid
 from bench.registry import RECIPES, SETTINGS
 from bench.specs import Objective, Stage, walk
-from bench.store import Store
+from bench.store.files import MANIFEST
+from bench.store.store import Store
 from bench.training.protocol import Outcome, Settings
 from bench.worker import run
 from tests.host_graph import HostGraph

@@ -24,12 +24,12 @@ from baselines.recadam import RecAdam
 from bench import device as devices
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
-from bench.data import open_split
+from bench.data.examples import open_split
 from bench.evaluate import evaluate
 from bench.fit import new_model
 from bench.objectives import CrossEntropy
 from bench.specs import Execution, Stage, walk
-from bench.store import Store
+from bench.store.store import Store
 from bench.train import Interrupted, Supervision, train
 from bench.training.protocol import Settings
 from bench.worker import run

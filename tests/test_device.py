@@ -11,7 +11,7 @@ import bench
 from bench import device as devices
 from bench.objectives import CrossEntropy
 from bench.specs import Execution, walk
-from bench.store import Store
+from bench.store.store import Store
 from bench.training.protocol import Settings
 from bench.worker import run
 from tests.test_contract import STEPS, expansion, plan, short

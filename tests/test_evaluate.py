@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bench.data import open_split
+from bench.data.examples import open_split
 from bench.evaluate import evaluate, metrics
 from bench.interfaces.examples import Examples
 from bench.models.build import build
 from bench.plan import make_plan
-from bench.store import Store
+from bench.store.store import Store
 from tests.examples import finetuning
 from tests.test_grid import SMALL, Workplace
 

@@ -18,7 +18,7 @@ from baselines.ablations import squared_distance
 from bench.batches import Batches
 from bench.cell import Expansion
 from bench.checkpoint import Checkpoints
-from bench.data import Manifest, SplitFacts
+from bench.data.manifest import Manifest, SplitFacts
 from bench.evaluate import evaluate
 from bench.fit import initial_model, trained_model, weight_type
 from bench.interfaces.examples import Examples

@@ -17,7 +17,7 @@ import pytest
 from bench import cli, grid
 from bench.errors import InputError
 from bench.plan import make_plan
-from bench.store import Store
+from bench.store.store import Store
 from bench.tables.collate import table
 
 SMALL = """

@@ -15,13 +15,15 @@ from bench import cli, grid
 from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.catalogue import PUBLIC
 from bench.config import shipped_gin
-from bench.data import EMBEDDED, MANIFEST, TASKS, Manifest, SplitFacts
+from bench.data.manifest import Manifest, SplitFacts
+from bench.data.tasks import EMBEDDED, TASKS
 from bench.errors import InputError
 from bench.objectives import AdamW
 from bench.plan import Plan, PlannedCell, describe, make_plan, searched
 from bench.registry import BACKBONES
 from bench.specs import PublicWeights, Schedule, Selected, Stage, from_canonical, walk
-from bench.store import Store
+from bench.store.files import MANIFEST
+from bench.store.store import Store
 
 NOWHERE = Path("nothing-is-prepared-here")
 TABLE_ROWS = ("finetune", "recadam", "mars", "r3f", "tapt", "self_distillation")

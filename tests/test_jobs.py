@@ -20,7 +20,7 @@ from bench.launch.assignment import Assignment
 from bench.launch.cluster import Cluster
 from bench.launch.jobs import JobState, SlurmError, Submission
 from bench.plan import make_plan
-from bench.store import Store
+from bench.store.store import Store
 from tests import tiny_grid
 
 Fake = Callable[..., Path]

@@ -31,7 +31,7 @@ from bench.objectives import CrossEntropy
 from bench.plan import Plan, make_plan
 from bench.registry import BACKBONES
 from bench.specs import Data, Objective, Schedule, Stage
-from bench.store import Store
+from bench.store.store import Store
 from bench.train import Supervision, train
 from tests.examples import finetuning, tiny_backbone
 from tests.golden_files import cases, compare, tensor

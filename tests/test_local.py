@@ -18,7 +18,7 @@ from bench.errors import InputError
 from bench.launch import devices, local
 from bench.launch.queue import Queue
 from bench.specs import Stage
-from bench.store import Store
+from bench.store.store import Store
 from bench.training.protocol import Outcome, Settings
 from tests.examples import pretraining
 from tests.test_grid import SMALL, Workplace

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.plan import make_plan
-from bench.store import Store
+from bench.store.store import Store
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 from bench.errors import InputError
 from bench.plan import Plan, make_plan
 from bench.specs import Selected, from_canonical, walk
-from bench.store import Store
+from bench.store.store import Store
 from tests.test_grid import Workplace
 
 SEARCH = """

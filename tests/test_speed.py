@@ -44,7 +44,7 @@ from bench.speed.work import (
     Kind,
     Work,
 )
-from bench.store import Store
+from bench.store.store import Store
 from bench.train import Supervision, train
 
 CPU = torch.device("cpu")

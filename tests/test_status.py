@@ -19,13 +19,14 @@ import pytest
 from bench import status
 from bench.catalogue import Catalogue
 from bench.errors import InputError
-from bench.files import write_json
 from bench.launch import jobs
 from bench.plan import Plan, PlannedCell
 from bench.planning.settings import Grid
 from bench.specs import Stage, walk
 from bench.states import STATES, Look, look
-from bench.store import JOB_VARIABLE, STALE_SECONDS, Attempt, Store
+from bench.store.files import write_json
+from bench.store.ownership import JOB_VARIABLE, STALE_SECONDS, Attempt
+from bench.store.store import Store
 from tests import tiny_grid
 from tests.examples import finetuning
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from bench import cli
-from bench import store as store_module
 from bench.errors import DamagedStore, InputError
-from bench.files import replacing, sha256
-from bench.store import Store, beating
+from bench.store import ownership
+from bench.store.files import replacing, sha256
+from bench.store.ownership import beating
+from bench.store.store import Store
 from tests.examples import finetuning, pretraining
 
 
@@ -103,14 +104,14 @@ def test_the_stage_of_a_dead_owner_is_taken_over_at_once_and_the_ledger_says_so(
 
 
 def test_an_owner_elsewhere_is_judged_by_its_heartbeat(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_machine", lambda: "another machine")
+    monkeypatch.setattr(ownership, "_machine", lambda: "another machine")
     attempt = store.claim(pretraining())
     assert attempt is not None
     monkeypatch.undo()
     assert store.claim(pretraining()) is None
-    old = time.time() - store_module.STALE_SECONDS - 1
+    old = time.time() - ownership.STALE_SECONDS - 1
     os.utime(attempt.path, (old, old))
-    monkeypatch.setattr(store_module, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(ownership, "HEARTBEAT_SECONDS", 0.01)
     with beating(attempt.path):
         while attempt.path.stat().st_mtime == old:
             time.sleep(0.01)

@@ -19,7 +19,7 @@ from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.plan import Plan, make_plan
 from bench.specs import Stage
-from bench.store import Store
+from bench.store.store import Store
 from tests.examples import tiny_backbone
 from tests.golden_files import cases, compare, tensor
 

@@ -18,13 +18,14 @@ import pytest
 
 import bench
 from bench.errors import DamagedStore, InputError
-from bench.files import sha256
 from bench.launch.assignment import Assignment
 from bench.launch.snapshot import snapshot
 from bench.launch.supervisor import no_progress
-from bench.provenance import commit
 from bench.specs import Stage
-from bench.store import Attempt, Store
+from bench.store.files import sha256
+from bench.store.ownership import Attempt
+from bench.store.provenance import commit
+from bench.store.store import Store
 from tests.examples import finetuning, pretraining
 
 REPOSITORY = Path(bench.__file__).parents[1]
@@ -40,7 +41,7 @@ WORKER = """
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import baselines
-from bench.files import sha256
+from bench.store.files import sha256
 from bench.store import Store
 
 baselines.register()

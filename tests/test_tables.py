@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from bench.files import sha256
 from bench.plan import make_plan
 from bench.specs import Stage
-from bench.store import Store
+from bench.store.files import sha256
+from bench.store.store import Store
 from bench.tables.collate import collate
 from bench.tables.statistics import cell_text
 from tests import tiny_grid

@@ -14,7 +14,7 @@ import torch
 
 from bench import device, fit, worker
 from bench.checkpoint import Checkpoints
-from bench.store import Store
+from bench.store.store import Store
 from bench.training.protocol import EXIT_STATUS, Settings
 from bench.worker import StopFlag, run
 from tests.examples import pretraining

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bench.embedded import photos_mae  # noqa: F401  (registers the embedded backbones)
 from bench.plan import Plan, make_plan
-from bench.store import Store
+from bench.store.store import Store
 
 SETTINGS = """
 grid.rows = [{rows}]

@@ -14,10 +14,11 @@ import baselines
 from bench import checkpoints, cli
 from bench.catalogue import Catalogue
 from bench.config import load_bindings
-from bench.data import CORPORA, EMBEDDED, read_manifest
+from bench.data.manifest import read_manifest
+from bench.data.tasks import CORPORA, EMBEDDED
 from bench.errors import InputError, NotPrepared
-from bench.files import MANIFEST
 from bench.registry import BACKBONES
+from bench.store.files import MANIFEST
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +73,7 @@ def _listing(known: Catalogue, root: Path) -> str:
 
 
 def _data_rows(known: Catalogue, root: Path) -> Iterator[tuple[str, str, str, str]]:
-    from bench.data.public import SOURCES
+    from bench.data.public.official import SOURCES
 
     for name in (*known.tasks, *CORPORA):
         counts = _prepared(name, root)

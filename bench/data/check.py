@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import checkpoints
-from bench.catalogue import Catalogue, describe
-from bench.data import CORPORA, Manifest, check_unchanged, disk, public, read_manifest
+from bench.catalogue import Catalogue
+from bench.data import disk
 from bench.data.content import Content, facts
+from bench.data.manifest import Manifest, describe, read_manifest
+from bench.data.prepare import check_unchanged
 from bench.data.problems import contradictions, duplicates, problems
+from bench.data.public import official
 from bench.data.subset import held_out_checksum
+from bench.data.tasks import CORPORA
 from bench.errors import InputError, NotPrepared
 
 
@@ -40,8 +44,8 @@ def check(name: str, known: Catalogue, root: Path) -> Report:
         return Report(describe(manifest), [str(error)], [])
     wrong += _differences(manifest, content, root)
     if name not in CORPORA:
-        wrong += problems(content, public.empty_classes(name, content))
-        wrong += public.differences(name, manifest)
+        wrong += problems(content, official.empty_classes(name, content))
+        wrong += official.differences(name, manifest)
     return Report(describe(manifest), wrong, list(_notes(manifest, content)))
 
 

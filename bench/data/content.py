@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from bench.data import Modality, SplitFacts
+from bench.data.manifest import SplitFacts
+from bench.data.tasks import Modality
 
 
 @dataclass(frozen=True)

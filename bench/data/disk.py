@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.data import Manifest, Modality, read_manifest
 from bench.data.content import Content, Rows, facts
+from bench.data.manifest import Manifest, read_manifest
+from bench.data.tasks import Modality
 from bench.errors import InputError
-from bench.files import MANIFEST, building
+from bench.store.files import MANIFEST, building
 
 TOKENIZER = "tokenizer.json"
 COLUMN: dict[Modality, str] = {"image": "image", "text": "text"}

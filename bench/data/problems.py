@@ -10,7 +10,7 @@ from io import BytesIO
 from bench.data.content import Content, Rows
 from bench.data.decode import rgb
 from bench.errors import InputError
-from bench.provenance import cores
+from bench.store.provenance import cores
 
 MOST_PIXELS = 20_000
 """The widest and highest image there may be, in pixels."""

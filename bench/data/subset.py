@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.errors import InputError
-from bench.files import digest
 from bench.specs import Data, stream
+from bench.store.files import digest
 
 
 def stratified_order(labels: npt.ArrayLike, seed: int) -> npt.NDArray[np.int64]:

@@ -10,7 +10,7 @@ from bench.plan import Plan
 from bench.progress import Reporter
 from bench.specs import Stage
 from bench.states import Look, Seen
-from bench.store import Store
+from bench.store.store import Store
 from bench.training.protocol import Outcome
 
 POLL_SECONDS = 5.0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from bench import worker
 from bench.launch.queue import Queue
 from bench.progress import Reporter
-from bench.store import Store
+from bench.store.store import Store
 from bench.training import protocol
 
 POLL_SECONDS = 1.0

@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.errors import DamagedStore, InputError
-from bench.files import create_json, read_json, write_json
-from bench.store import Attempt, beating, this_process
+from bench.store.files import create_json, read_json, write_json
+from bench.store.ownership import Attempt, beating, this_process
 
 FOLDER = ".slurm"
 CLOCK_SECONDS = 300.0

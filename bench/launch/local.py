@@ -21,7 +21,7 @@ from bench.launch.inline import POLL_SECONDS
 from bench.launch.queue import Queue
 from bench.progress import Reporter
 from bench.specs import Stage
-from bench.store import Store
+from bench.store.store import Store
 from bench.training.protocol import Outcome, Settings, death
 
 Events = queues.Queue[tuple["Worker", dict[str, Any]]]

@@ -27,7 +27,7 @@ from bench.launch.limits import array_size
 from bench.launch.snapshot import snapshot
 from bench.plan import Plan, look_up
 from bench.specs import Stage
-from bench.store import Store
+from bench.store.store import Store
 
 ENDING_SECONDS = 90.0
 """For so long jobs that are just ending are waited for before their stages are submitted again."""

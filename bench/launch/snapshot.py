@@ -10,9 +10,10 @@ from pathlib import Path
 
 import baselines
 import bench
-from bench import config, provenance
+from bench import config
 from bench.errors import DamagedStore
-from bench.files import digest, sha256, sync, write_json
+from bench.store import provenance
+from bench.store.files import digest, sha256, sync, write_json
 
 
 def snapshot(store_root: Path) -> Path:

@@ -24,9 +24,10 @@ from bench.errors import DamagedStore, InputError
 from bench.launch.assignment import Assignment
 from bench.launch.cluster import SIGNALS
 from bench.launch.devices import visible_devices
-from bench.provenance import cores
 from bench.specs import Stage
-from bench.store import JOB_VARIABLE, Attempt, Store
+from bench.store.ownership import JOB_VARIABLE, Attempt
+from bench.store.provenance import cores
+from bench.store.store import Store
 from bench.training.protocol import EXIT_STATUS, Settings, death
 
 POLL_SECONDS = 0.2

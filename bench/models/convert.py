@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.checkpoints import PICKLE, TOKENIZER, VOCABULARIES, WEIGHTS
 from bench.errors import InputError
-from bench.files import digest, sha256
 from bench.interfaces.model import Inputs, Model
 from bench.models.build import build
 from bench.models.vit_mae import from_transformers, place
 from bench.models.weights import load_weights
+from bench.store.files import digest, sha256
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

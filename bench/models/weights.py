@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from bench.errors import InputError, nearest
-from bench.files import replacing
 from bench.interfaces.model import Model
+from bench.store.files import replacing
 
 PARTS = ("encoder", "decoder", "head")
 

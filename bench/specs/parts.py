@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from bench.errors import SpecError
 from bench.specs.spec import Spec, added
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

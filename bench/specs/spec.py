@@ -9,14 +9,10 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from bench.errors import SpecError
 from bench.specs.values import coerce
-
-if TYPE_CHECKING:
-    pass
-
 
 Json = dict[str, Any]
 

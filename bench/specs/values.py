@@ -6,12 +6,9 @@ import dataclasses
 import math
 import types
 import typing
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from bench.errors import SpecError
-
-if TYPE_CHECKING:
-    pass
 
 
 def coerce(value: Any, annotation: Any, field: str) -> Any:

@@ -18,9 +18,9 @@ from typing import Any, get_args
 import baselines
 from bench import cli
 from bench.errors import InputError, nearest
-from bench.provenance import commit, cores
 from bench.speed import measure, quickstart, report
 from bench.speed.work import KINDS, NETWORKS, Precision, Work
+from bench.store.provenance import commit, cores
 
 OUTPUT = Path("results/speed.md")
 
@@ -125,7 +125,7 @@ def _lines(given: argparse.Namespace, threads: int, bfloat16: bool) -> Iterator[
 
 def _quickstart(given: argparse.Namespace) -> dict[str, Any]:
     from bench.catalogue import Catalogue
-    from bench.data import EMBEDDED
+    from bench.data.tasks import EMBEDDED
 
     root = cli.data_root(given)
     cli.check_writable("--data", root)

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.data.public import SOURCES
+from bench.data.public.official import SOURCES
 from bench.plan import make_plan
 from bench.specs import Data, Stage
 from bench.speed.measure import Line
 from bench.speed.work import KINDS, OURS
-from bench.store import Store
+from bench.store.store import Store
 
 
 class PaperTable(NamedTuple):

@@ -23,18 +23,17 @@ from bench import cli
 from bench import device as devices
 from bench.backbones import MaskedAutoEncoder
 from bench.batches import Batches
-from bench.data import open_split
 from bench.data.content import joined
 from bench.data.decode import rgb
 from bench.data.disk import read_rows
-from bench.data.examples import normalised
+from bench.data.examples import normalised, open_split
 from bench.data.subset import chosen_rows
 from bench.fit import new_model
 from bench.plan import make_plan
 from bench.specs import Data, Stage
 from bench.speed import ours
 from bench.speed.pace import Pace
-from bench.store import Store
+from bench.store.store import Store
 
 WARM_UP = 3
 """Steps and batches that are not counted: they fill caches and memory pools."""

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from bench.provenance import cores
 from bench.speed.work import (
     BARE,
     COMPILED,
@@ -28,6 +27,7 @@ from bench.speed.work import (
     TRAINER_COMPILED,
     Work,
 )
+from bench.store.provenance import cores
 
 MOST_STEPS = 400
 """How many steps a turn has at most, however short they are."""

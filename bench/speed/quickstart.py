@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import bench
 from bench.errors import InputError
-from bench.files import read_json
+from bench.store.files import read_json
 
 GRID = "gin/quickstart.gin"
 POLL_SECONDS = 0.02

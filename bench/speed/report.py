@@ -12,10 +12,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.files import read_json, write_json, write_text
 from bench.speed import costs, targets
 from bench.speed.measure import Line, Ratio
 from bench.speed.work import BARE, COMPILED, OURS, RELEASED, SAME, TRAINER, TRAINER_COMPILED
+from bench.store.files import read_json, write_json, write_text
 
 Facts = dict[str, Any]
 """What is known of one device: `provenance` facts, `lines`, `quickstart` and `inputs`."""

@@ -73,8 +73,8 @@ def _do(what: str, work: Work, turns: Callable[[float | None], int], answer: Cal
         for _ in sys.stdin:
             answer(flops_per_second=peak.flops_per_second(work))
     elif what == "facts":
-        from bench.provenance import provenance
         from bench.speed import peak
+        from bench.store.provenance import provenance
 
         answer(bfloat16=peak.has_bfloat16(devices.resolve(work.device)), **provenance(work.device, work.threads))
     else:

@@ -10,10 +10,10 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.files import write_text
 from bench.plan import Plan, PlannedCell, searched
 from bench.specs import PublicWeights, expanded, walk
-from bench.store import Store
+from bench.store.files import write_text
+from bench.store.store import Store
 from bench.tables.statistics import cell_text
 
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1"}

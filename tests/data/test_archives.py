@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.data.archives import read_members
+from bench.data.sources.archives import read_members
 from bench.errors import InputError
 
 FILES = {

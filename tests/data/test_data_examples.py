@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
-from bench.data import disk, open_split, read_manifest
+from bench.data import disk
+from bench.data.array_cache import _INTACT, ARRAYS_VERSION
 from bench.data.content import Content, Rows
-from bench.data.examples import _INTACT, ARRAYS_VERSION, ImageExamples, TextExamples
+from bench.data.examples import ImageExamples, TextExamples, open_split
+from bench.data.manifest import read_manifest
 from bench.data.subset import stratified_subset
 from bench.errors import InputError, NotPrepared
 from bench.specs import Data

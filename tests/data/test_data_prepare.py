@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 import bench
-from bench import data
-from bench.data import Manifest, SplitFacts, disk, images, read_manifest, texts
+from bench.data import disk, prepare, tasks
 from bench.data.content import Content, Rows, checksum, facts
+from bench.data.manifest import Manifest, SplitFacts, read_manifest
+from bench.data.sources import embedded_images, embedded_texts
 from bench.errors import InputError
 from bench.specs import canonical_json
 
@@ -53,14 +54,14 @@ def rows(root: Path, name: str, split: str) -> Rows:
 
 def test_importing_the_package_imports_no_heavy_library() -> None:
     code = (
-        "import sys, bench.data; "
+        "import sys, bench.data.prepare, bench.data.sources.own; "
         "print([m for m in ('torch', 'numpy', 'datasets', 'sklearn', 'pyarrow', 'tokenizers') if m in sys.modules])"
     )
     assert output(start(code)).strip() == "[]"
 
 
 def test_tasks_are_specs_with_their_own_canonical_form() -> None:
-    assert json.loads(canonical_json(data.TASKS["digits"])) == {
+    assert json.loads(canonical_json(tasks.TASKS["digits"])) == {
         "type": "Task",
         "version": 1,
         "name": "digits",
@@ -75,8 +76,8 @@ def test_tasks_are_specs_with_their_own_canonical_form() -> None:
         "pair_column": None,
         "label_column": "label",
     }
-    assert data.TASKS["pydocs"].backbone == "docs_mlm"
-    assert data.CORPORA == {"photographs": "image", "docstrings": "text"}
+    assert tasks.TASKS["pydocs"].backbone == "docs_mlm"
+    assert tasks.CORPORA == {"photographs": "image", "docstrings": "text"}
 
 
 def test_digits_have_the_documented_counts(prepared: Path) -> None:
@@ -114,8 +115,8 @@ def test_the_digits_of_the_test_split_are_a_function_of_the_images_alone(prepare
 
 def test_pydocs_have_seventy_texts_or_more_of_each_module(prepared: Path) -> None:
     manifest = manifest_of("pydocs", prepared)
-    assert manifest.class_names == texts.MODULES
-    assert len(texts.MODULES) == 12
+    assert manifest.class_names == embedded_texts.MODULES
+    assert len(embedded_texts.MODULES) == 12
     test, train = (np.array(manifest.splits[split].per_class) for split in ("test", "train"))
     assert (test + train).min() >= 70
     assert np.all(test == (test + train) // 4)
@@ -126,7 +127,7 @@ def test_no_pydocs_text_names_its_module(prepared: Path) -> None:
     for split in ("train", "test"):
         part = rows(prepared, "pydocs", split)
         for value, label in zip(part.values, part.labels or [], strict=True):
-            assert not re.search(rf"\b{texts.MODULES[label]}\b", value.decode(), re.IGNORECASE)
+            assert not re.search(rf"\b{embedded_texts.MODULES[label]}\b", value.decode(), re.IGNORECASE)
             assert value.decode() == " ".join(value.decode().split())
 
 
@@ -161,7 +162,7 @@ def test_docstrings_carry_their_vocabulary(prepared: Path) -> None:
 
 
 def test_nothing_on_disk_names_the_machine(prepared: Path) -> None:
-    for name in data.EMBEDDED:
+    for name in tasks.EMBEDDED:
         assert str(prepared).encode() not in (prepared / name / "manifest.json").read_bytes()
     assert sys.prefix.encode() not in (prepared / "docstrings" / "tokenizer.json").read_bytes()
 
@@ -183,14 +184,14 @@ def test_processes_with_other_hash_seeds_build_the_same_content(prepared: Path) 
 
 
 def test_images_build_twice_alike(prepared: Path) -> None:
-    for name, build in (("digits", images.digits), ("photographs", images.photographs)):
+    for name, build in (("digits", embedded_images.digits), ("photographs", embedded_images.photographs)):
         again = build()
         splits = {split: facts(again.class_names, part) for split, part in again.splits.items()}
         assert splits == manifest_of(name, prepared).splits
 
 
 def test_the_content_has_the_manifests_checksum(prepared: Path) -> None:
-    for name in data.EMBEDDED:
+    for name in tasks.EMBEDDED:
         manifest = manifest_of(name, prepared)
         for split, known in manifest.splits.items():
             assert facts(manifest.class_names, rows(prepared, name, split)) == known
@@ -245,8 +246,8 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_prepare_leaves_what_is_there(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "digits", lambda: pytest.fail("built again"))
-    assert data.prepare("digits", prepared) == manifest_of("digits", prepared)
+    monkeypatch.setattr(embedded_images, "digits", lambda: pytest.fail("built again"))
+    assert prepare.prepare("digits", prepared) == manifest_of("digits", prepared)
 
 
 def test_what_is_not_prepared_has_no_manifest(tmp_path: Path) -> None:
@@ -262,12 +263,12 @@ def test_a_damaged_manifest_is_refused_by_name(tmp_path: Path, damage: str) -> N
     with pytest.raises(InputError, match=r"manifest\.json"):
         read_manifest("pydocs", tmp_path)
     with pytest.raises(InputError, match="prepare pydocs again"):
-        data.prepare("pydocs", tmp_path)
+        prepare.prepare("pydocs", tmp_path)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'digits'"):
-        data.prepare("digit", tmp_path)
+        prepare.prepare("digit", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -321,7 +322,7 @@ def test_two_processes_preparing_at_once_give_one_good_folder(prepared: Path, tm
 def test_a_python_without_library_sources_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     with pytest.raises(InputError, match="asyncio has 0"):
-        texts.pydocs()
+        embedded_texts.pydocs()
 
 
 def test_a_text_that_two_modules_share_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,9 +340,9 @@ def test_a_text_that_two_modules_share_is_dropped(tmp_path: Path, monkeypatch: p
     (tmp_path / "http" / "tests").mkdir()
     (tmp_path / "http" / "tests" / "a.py").write_text('"""Never read this file."""')
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    monkeypatch.setattr(texts, "MODULES", ("email", "http"))
-    monkeypatch.setattr(texts, "LEAST_PER_MODULE", 1)
-    content = texts.pydocs()
+    monkeypatch.setattr(embedded_texts, "MODULES", ("email", "http"))
+    monkeypatch.setattr(embedded_texts, "LEAST_PER_MODULE", 1)
+    content = embedded_texts.pydocs()
     found = {value for part in content.splits.values() for value in part.values}
     assert found == {b"The package knows mail.", b"Twice in one module.", b"Only in the second."}
 

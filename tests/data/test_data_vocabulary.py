@@ -1,6 +1,6 @@
 """The word pieces that byte-pair encoding yields, and the tokenizer made of them."""
 
-from bench.data import vocabulary
+from bench.data.sources import vocabulary
 
 
 def test_merges_follow_frequency_then_the_alphabet() -> None:

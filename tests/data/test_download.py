@@ -17,8 +17,8 @@ from typing import NamedTuple
 import pytest
 
 import bench
-from bench.data import download
-from bench.data.download import Remote, checksum_of, fetch, given, verify
+from bench.data.sources import download
+from bench.data.sources.download import Remote, checksum_of, fetch, given, verify
 from bench.errors import InputError
 
 CONTENT = bytes(range(256)) * 1000 + b"the end"
@@ -493,7 +493,7 @@ def test_a_folder_that_cannot_be_made_is_named(server: Server, tmp_path: Path) -
 PROCESS = """
 import sys
 from pathlib import Path
-from bench.data.download import Remote, fetch
+from bench.data.sources.download import Remote, fetch
 url, checksum, folder = sys.argv[1:]
 fetch(Remote(url, "file.bin", checksum), Path(folder))
 """
@@ -653,7 +653,7 @@ def test_given_takes_the_one_that_verifies_and_refuses_if_none_does(tmp_path: Pa
 
 def test_importing_loads_no_heavy_library() -> None:
     code = (
-        "import sys, bench.data.download, bench.data.archives; "
+        "import sys, bench.data.sources.download, bench.data.sources.archives; "
         "print([m for m in ('torch', 'numpy', 'datasets', 'rich', 'pyarrow') if m in sys.modules])"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(bench.__file__).parents[1])}

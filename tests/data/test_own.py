@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 import bench
-from bench.data import Task, own
 from bench.data.content import Content, Rows
-from bench.data.own import default_modality, fingerprint, local, read
 from bench.data.problems import problems
+from bench.data.sources import own
+from bench.data.sources.own import default_modality, fingerprint, local, read
+from bench.data.tasks import Task
 from bench.errors import InputError
 
 WORDS = Task("pets", "text", "roberta_base", "accuracy")
@@ -76,7 +77,7 @@ def labelled(content: Content, split: str) -> list[tuple[str, str]]:
 
 def test_planning_can_import_it() -> None:
     code = (
-        "import sys, bench.data.own, bench.data.problems; "
+        "import sys, bench.data.sources.own, bench.data.problems; "
         "print([m for m in ('torch', 'numpy', 'datasets', 'PIL', 'pyarrow') if m in sys.modules])"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(bench.__file__).parents[1])}

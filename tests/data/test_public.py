@@ -20,9 +20,11 @@ from PIL import Image
 from scipy.io import savemat
 
 import bench
-from bench.data import TASKS, Manifest, SplitFacts, public
 from bench.data.content import Content, Rows
-from bench.data.download import Remote
+from bench.data.manifest import Manifest, SplitFacts
+from bench.data.public import official
+from bench.data.sources.download import Remote
+from bench.data.tasks import TASKS
 from bench.errors import InputError
 
 Files = dict[str, bytes]
@@ -285,10 +287,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Files]:
                 checksum=remote.checksum and f"sha256:{hashlib.sha256(files[remote.name]).hexdigest()}",
                 size=remote.size and len(files[remote.name]),
             )
-            for remote in public.SOURCES[name].files
+            for remote in official.SOURCES[name].files
         )
         assert {remote.name for remote in remotes} == set(files)
-        monkeypatch.setitem(public.SOURCES, name, dataclasses.replace(public.SOURCES[name], files=remotes))
+        monkeypatch.setitem(official.SOURCES, name, dataclasses.replace(official.SOURCES[name], files=remotes))
         return files
 
     return declare
@@ -299,7 +301,7 @@ def _no_download(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(remote: Remote, folder: Path) -> Path:
         raise AssertionError(f"{remote.name} is downloaded although files are given")
 
-    monkeypatch.setattr(public, "fetch", refuse)
+    monkeypatch.setattr(official, "fetch", refuse)
 
 
 def rows(content: Content) -> Expected:
@@ -312,9 +314,9 @@ SMALL = sorted(ARCHIVES | PLAIN)
 @pytest.mark.parametrize("name", SMALL)
 def test_the_official_files_become_splits(name: str, small: Callable[[str], Files], tmp_path: Path) -> None:
     files = small(name)
-    content = public.build(name, tmp_path / "downloads", write(tmp_path / "given", files))
+    content = official.build(name, tmp_path / "downloads", write(tmp_path / "given", files))
     assert content.modality == TASKS[name].modality
-    assert content.class_names == CLASS_NAMES.get(name, tuple(public._FLOWERS))
+    assert content.class_names == CLASS_NAMES.get(name, tuple(official._FLOWERS))
     if name in ROWS:
         assert rows(content) == ROWS[name]
     assert content.sources == {file: f"sha256:{hashlib.sha256(content).hexdigest()}" for file, content in files.items()}
@@ -322,7 +324,7 @@ def test_the_official_files_become_splits(name: str, small: Callable[[str], File
 
 
 def test_cifar_records_become_images(small: Callable[[str], Files], tmp_path: Path) -> None:
-    content = public.build("cifar100", tmp_path / "downloads", write(tmp_path, small("cifar100")))
+    content = official.build("cifar100", tmp_path / "downloads", write(tmp_path, small("cifar100")))
     assert {split: labels for split, (_, labels) in rows(content).items()} == {"train": [1, 0], "test": [0]}
     first = np.asarray(Image.open(io.BytesIO(content.splits["train"].values[0])))
     planes = np.frombuffer(bytes(range(256)) * 12, dtype=np.uint8).reshape(3, 32, 32)
@@ -330,7 +332,7 @@ def test_cifar_records_become_images(small: Callable[[str], Files], tmp_path: Pa
 
 
 def test_dtd_75_25_holds_every_image_of_dtd_once(small: Callable[[str], Files], tmp_path: Path) -> None:
-    content = public.build("dtd_75_25", tmp_path / "downloads", write(tmp_path, small("dtd_75_25")))
+    content = official.build("dtd_75_25", tmp_path / "downloads", write(tmp_path, small("dtd_75_25")))
     assert {split: Counter(labels) for split, (_, labels) in rows(content).items()} == {
         "train": {0: 9, 1: 9},
         "test": {0: 3, 1: 3},
@@ -344,14 +346,14 @@ def test_files_are_downloaded_where_none_are_given(
     name: str, small: Callable[[str], Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = small(name)
-    given = public.build(name, tmp_path, write(tmp_path / "given", files))
+    given = official.build(name, tmp_path, write(tmp_path / "given", files))
 
     def fetch(remote: Remote, folder: Path) -> Path:
         assert folder == tmp_path / "downloads" / ("dtd" if name == "dtd_75_25" else name)
         return write(folder, {remote.name: files[remote.name]}) / remote.name
 
-    monkeypatch.setattr(public, "fetch", fetch)
-    assert public.build(name, tmp_path / "downloads", None) == given
+    monkeypatch.setattr(official, "fetch", fetch)
+    assert official.build(name, tmp_path / "downloads", None) == given
 
 
 @pytest.mark.parametrize("name", sorted(ARCHIVES))
@@ -360,7 +362,7 @@ def test_an_extracted_archive_does_as_well(
     name: str, below: bool, small: Callable[[str], Files], tmp_path: Path
 ) -> None:
     files = small(name)
-    packed_content = public.build(name, tmp_path / "downloads", write(tmp_path / "packed", files))
+    packed_content = official.build(name, tmp_path / "downloads", write(tmp_path / "packed", files))
     folder = tmp_path / "extracted"
     for members in ARCHIVES[name].values():
         write(folder, members)
@@ -368,7 +370,7 @@ def test_an_extracted_archive_does_as_well(
     # Where everything of a task is in one folder, that folder will do too.
     own_folder = below and len(files) == 1
     write(folder, PLAIN.get(name, {}))
-    content = public.build(name, tmp_path / "downloads", folder / tops.pop() if own_folder else folder)
+    content = official.build(name, tmp_path / "downloads", folder / tops.pop() if own_folder else folder)
     assert rows(content) == rows(packed_content)
     assert content.class_names == packed_content.class_names
     for archive in ARCHIVES[name]:
@@ -377,7 +379,7 @@ def test_an_extracted_archive_does_as_well(
 
 def test_a_single_archive_can_be_given_by_itself(small: Callable[[str], Files], tmp_path: Path) -> None:
     write(tmp_path, small("dtd"))
-    content = public.build("dtd", tmp_path / "downloads", tmp_path / "dtd-r1.0.1.tar.gz")
+    content = official.build("dtd", tmp_path / "downloads", tmp_path / "dtd-r1.0.1.tar.gz")
     assert rows(content) == ROWS["dtd"]
 
 
@@ -386,7 +388,7 @@ def test_kaggles_edition_of_chest_xray_is_read_without_its_copies(extracted: boo
     write(tmp_path / "folder", KAGGLE)
     (tmp_path / "archive.zip").write_bytes(packed("archive.zip", KAGGLE))
     place = tmp_path / ("folder" if extracted else "archive.zip")
-    content = public.build("chest_xray", tmp_path / "downloads", place)
+    content = official.build("chest_xray", tmp_path / "downloads", place)
     assert rows(content) == ROWS["chest_xray"]
     assert list(content.sources) == ["ChestXRay2017.zip" if extracted else "archive.zip"]
 
@@ -396,21 +398,21 @@ def test_the_edition_is_recorded(tmp_path: Path) -> None:
         sizes = {"train/NORMAL": normal, "train/PNEUMONIA": pneumonia, "test/NORMAL": 234, "test/PNEUMONIA": 390}
         members = {f"chest_xray/{folder}/{i}.jpeg": b"" for folder, size in sizes.items() for i in range(size)}
         (tmp_path / "any.zip").write_bytes(packed("any.zip", members))
-        content = public.build("chest_xray", tmp_path / "downloads", tmp_path / "any.zip")
+        content = official.build("chest_xray", tmp_path / "downloads", tmp_path / "any.zip")
         assert content.sources["variant"] == variant
-        public.refuse_differences("chest_xray", content)
+        official.refuse_differences("chest_xray", content)
 
 
 def test_the_files_of_the_right_folder_of_a_repository_are_taken(small: Callable[[str], Files], tmp_path: Path) -> None:
     files = small("twitter_emotion")
     write(tmp_path / "datasets" / "emotion", files)
     write(tmp_path / "datasets" / "emoji", dict.fromkeys(files, b"another task"))
-    assert rows(public.build("twitter_emotion", tmp_path, tmp_path)) == ROWS["twitter_emotion"]
+    assert rows(official.build("twitter_emotion", tmp_path, tmp_path)) == ROWS["twitter_emotion"]
 
 
 def refusal(name: str, given: Path) -> str:
     with pytest.raises(InputError) as refused:
-        public.build(name, given / "downloads", given)
+        official.build(name, given / "downloads", given)
     return str(refused.value)
 
 
@@ -435,7 +437,7 @@ def test_another_file_than_the_official_one_is_refused(small: Callable[[str], Fi
 
 def test_importing_the_declarations_imports_no_heavy_library() -> None:
     code = (
-        "import sys, bench.data.public; "
+        "import sys, bench.data.public.official; "
         "print([m for m in ('torch', 'numpy', 'datasets', 'scipy', 'pyarrow', 'PIL') if m in sys.modules])"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(bench.__file__).parents[1])}
@@ -461,18 +463,18 @@ PUBLISHED: dict[str, tuple[dict[str, int], int]] = {
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_promised_counts_are_the_published_ones(name: str) -> None:
-    (counts,) = public.SOURCES[name].counts
+    (counts,) = official.SOURCES[name].counts
     assert (dict(counts.splits), counts.classes) == PUBLISHED[name]
 
 
 def test_chest_xray_has_two_editions() -> None:
-    editions = {counts.variant: dict(counts.splits) for counts in public.SOURCES["chest_xray"].counts}
+    editions = {counts.variant: dict(counts.splits) for counts in official.SOURCES["chest_xray"].counts}
     assert editions == {"Mendeley v2": {"train": 5232, "test": 624}, "Kaggle": {"train": 5216, "test": 624}}
 
 
 def test_promises_per_class_add_up() -> None:
-    assert {name for name, source in public.SOURCES.items() if source.files} == {*PUBLISHED, "chest_xray"}
-    for name, source in public.SOURCES.items():
+    assert {name for name, source in official.SOURCES.items() if source.files} == {*PUBLISHED, "chest_xray"}
+    for name, source in official.SOURCES.items():
         for counts in source.counts:
             assert counts.per_class.keys() == counts.splits.keys()
             for split, numbers in counts.per_class.items():
@@ -486,25 +488,27 @@ def test_promises_per_class_add_up() -> None:
 
 def test_only_chemprot_leaves_classes_without_examples() -> None:
     empty = {}
-    for name, source in public.SOURCES.items():
+    for name, source in official.SOURCES.items():
         splits = {split: Rows([], []) for split in source.counts[0].splits}
         content = Content(modality="text", class_names=(), splits=splits, sources={})
-        empty[name] = {split: classes for split, classes in public.empty_classes(name, content).items() if classes}
+        empty[name] = {split: classes for split, classes in official.empty_classes(name, content).items() if classes}
     assert {name: classes for name, classes in empty.items() if classes} == {
         "chemprot": {"validation": {"AGONIST-INHIBITOR"}, "test": {"SUBSTRATE_PRODUCT-OF"}}
     }
 
 
 def test_files_are_pinned() -> None:
-    unpinned = {name for name, source in public.SOURCES.items() if any(file.checksum is None for file in source.files)}
+    unpinned = {
+        name for name, source in official.SOURCES.items() if any(file.checksum is None for file in source.files)
+    }
     assert unpinned == {"chest_xray", "twitter_emotion"}  # nobody publishes checksums of these
-    for source in public.SOURCES.values():
+    for source in official.SOURCES.values():
         assert len({file.name for file in source.files}) == len(source.files)
 
 
 def complete(name: str, edition: int = 0) -> Manifest:
     """A manifest with exactly what a source promises, its classes in another order."""
-    counts = public.SOURCES[name].counts[edition]
+    counts = official.SOURCES[name].counts[edition]
     names = counts.class_names or tuple(f"class {i}" for i in range(counts.classes))
     splits = {}
     for split, examples in counts.splits.items():
@@ -521,21 +525,21 @@ def with_split(manifest: Manifest, split: str, **changes: Any) -> Manifest:
     return dataclasses.replace(manifest, splits=manifest.splits | {split: facts})
 
 
-@pytest.mark.parametrize("name", sorted(public.SOURCES))
+@pytest.mark.parametrize("name", sorted(official.SOURCES))
 def test_a_complete_data_set_has_no_differences(name: str) -> None:
-    for edition in range(len(public.SOURCES[name].counts)):
-        assert public.differences(name, complete(name, edition)) == []
+    for edition in range(len(official.SOURCES[name].counts)):
+        assert official.differences(name, complete(name, edition)) == []
 
 
 def test_differences_state_both_numbers() -> None:
     manifest = complete("scierc")
     assert manifest.class_names is not None
-    (text,) = public.differences("scierc", with_split(manifest, "test", examples=973))
+    (text,) = official.differences("scierc", with_split(manifest, "test", examples=973))
     assert "test" in text and "973" in text and "974" in text
 
     numbers = dict(zip(manifest.class_names, manifest.splits["train"].per_class or (), strict=True))
     moved = numbers | {"COMPARE": numbers["COMPARE"] - 1, "PART-OF": numbers["PART-OF"] + 1}
-    (text,) = public.differences("scierc", with_split(manifest, "train", per_class=tuple(moved.values())))
+    (text,) = official.differences("scierc", with_split(manifest, "train", per_class=tuple(moved.values())))
     for part in ("train", "'COMPARE'", "165", "166", "'PART-OF'", "180", "179"):
         assert part in text
     assert "USED-FOR" not in text
@@ -545,21 +549,21 @@ def test_missing_and_extra_splits_and_classes_are_differences() -> None:
     manifest = complete("scierc")
     assert manifest.class_names is not None
     fewer = {split: facts for split, facts in manifest.splits.items() if split != "validation"}
-    (text,) = public.differences("scierc", dataclasses.replace(manifest, splits=fewer))
+    (text,) = official.differences("scierc", dataclasses.replace(manifest, splits=fewer))
     assert "validation" in text and "455" in text
     more = manifest.splits | {"dev": manifest.splits["test"]}
-    (text,) = public.differences("scierc", dataclasses.replace(manifest, splits=more))
+    (text,) = official.differences("scierc", dataclasses.replace(manifest, splits=more))
     assert "dev" in text
     renamed = tuple("USES" if name == "USED-FOR" else name for name in manifest.class_names)
-    texts = public.differences("scierc", dataclasses.replace(manifest, class_names=renamed))
+    texts = official.differences("scierc", dataclasses.replace(manifest, class_names=renamed))
     assert any("USES" in text for text in texts) and any("USED-FOR" in text for text in texts)
-    texts = public.differences("cub", dataclasses.replace(complete("cub"), class_names=("a", "b")))
+    texts = official.differences("cub", dataclasses.replace(complete("cub"), class_names=("a", "b")))
     assert any("2 classes" in text and "200" in text for text in texts)
 
 
 def test_differences_to_every_edition_are_listed() -> None:
     manifest = with_split(complete("chest_xray"), "train", examples=5000)
-    texts = public.differences("chest_xray", manifest)
+    texts = official.differences("chest_xray", manifest)
     assert any("Mendeley" in text and "5232" in text for text in texts)
     assert any("Kaggle" in text and "5216" in text for text in texts)
 
@@ -567,17 +571,17 @@ def test_differences_to_every_edition_are_listed() -> None:
 def test_equal_classes_are_promised_by_their_number_alone() -> None:
     manifest = complete("cifar100")
     per_class = (501, 499, *[500] * 98)
-    (text,) = public.differences("cifar100", with_split(manifest, "train", per_class=per_class))
+    (text,) = official.differences("cifar100", with_split(manifest, "train", per_class=per_class))
     for part in ("'class 99'", "501", "'class 98'", "499", "500"):
         assert part in text
     assert "class 97" not in text
 
 
 def test_incomplete_content_is_refused(small: Callable[[str], Files], tmp_path: Path) -> None:
-    content = public.build("dtd", tmp_path / "downloads", write(tmp_path, small("dtd")))
+    content = official.build("dtd", tmp_path / "downloads", write(tmp_path, small("dtd")))
     with pytest.raises(InputError, match="1880"):
-        public.refuse_differences("dtd", content)
-    public.refuse_differences("pets", content)
+        official.refuse_differences("dtd", content)
+    official.refuse_differences("pets", content)
 
 
 def real_rows(path: Path) -> Iterator[tuple[str, str]]:
@@ -609,19 +613,19 @@ def real_manifest(name: str, modality: Any) -> Manifest:
 @pytest.mark.parametrize("name", ["scierc", "acl_arc", "chemprot", "twitter_emotion"])
 def test_promises_are_the_counts_of_the_real_texts(name: str) -> None:
     manifest = real_manifest(name, "text")
-    assert public.differences(name, manifest) == []
-    assert manifest.class_names == public.SOURCES[name].counts[0].class_names
+    assert official.differences(name, manifest) == []
+    assert manifest.class_names == official.SOURCES[name].counts[0].class_names
 
 
 @pytest.mark.group("data")
 @pytest.mark.parametrize("name", ["flower", "dogs", "cifar100"])
 def test_promises_are_the_counts_of_the_real_images(name: str) -> None:
-    assert public.differences(name, real_manifest(name, "image")) == []
+    assert official.differences(name, real_manifest(name, "image")) == []
 
 
 @pytest.mark.group("data")
 def test_promises_are_the_counts_of_the_real_test_split_of_chest_xray() -> None:
     manifest = real_manifest("chest_xray", "image")
     assert manifest.class_names == ("NORMAL", "PNEUMONIA")
-    for counts in public.SOURCES["chest_xray"].counts:
+    for counts in official.SOURCES["chest_xray"].counts:
         assert manifest.splits["test"].per_class == counts.per_class["test"] == (234, 390)

@@ -25,14 +25,14 @@ from torch.autograd import backward
 from bench import checkpoints
 from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.checkpoints import Prepared, prepare
-from bench.data import vocabulary
+from bench.data.sources import vocabulary
 from bench.errors import InputError
-from bench.files import sha256
 from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.models.image import mask_from_noise, sincos_positions
 from bench.models.vit_mae import from_transformers
 from bench.models.weights import load_weights
+from bench.store.files import sha256
 from tests.examples import token_mask
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}

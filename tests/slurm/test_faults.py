@@ -17,11 +17,11 @@ import pytest
 
 from bench import grid, status
 from bench.errors import InputError
-from bench.files import sha256
 from bench.launch import follow, jobs
 from bench.plan import make_plan
 from bench.specs import Stage
-from bench.store import Store
+from bench.store.files import sha256
+from bench.store.store import Store
 from tests.slurm.conftest import DevCluster, wait_for
 from tests.slurm.test_submit import CLUSTER, ONE_TASK, Place
 

@@ -12,7 +12,7 @@ from bench import doctor, grid, status
 from bench.plan import make_plan
 from bench.specs import Stage
 from bench.states import Look, Seen, look
-from bench.store import Store
+from bench.store.store import Store
 from tests.slurm.conftest import DevCluster, wait_for
 
 pytestmark = pytest.mark.group("slurm")

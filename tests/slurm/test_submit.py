@@ -19,7 +19,7 @@ from bench.errors import InputError
 from bench.launch import jobs
 from bench.plan import Plan, make_plan
 from bench.progress import Reporter
-from bench.store import Store
+from bench.store.store import Store
 from tests import tiny_grid
 from tests.slurm.conftest import DevCluster, wait_for
 

@@ -18,7 +18,7 @@ from bench.launch.snapshot import snapshot
 from bench.launch.supervisor import supervise
 from bench.plan import Plan, make_plan
 from bench.specs import Stage
-from bench.store import Store
+from bench.store.store import Store
 from bench.training.protocol import Settings
 from bench.worker import run
 from tests.slurm.conftest import DevCluster, wait_for

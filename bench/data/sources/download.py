@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from bench import __version__
 from bench.errors import InputError
-from bench.files import sync
+from bench.store.files import sync
 
 DIGITS = {"sha256": 64, "md5": 32, "git": 40}
 """The kinds of checksums and how many hex digits each has; git is the sha1 of a git blob."""

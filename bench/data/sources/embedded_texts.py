@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench.data import vocabulary
 from bench.data.content import Content, Rows, by_content
+from bench.data.sources import vocabulary
 from bench.errors import InputError
 
 MODULES = (

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.data import SPLITS, Modality, Task
 from bench.data.content import Content, Rows
+from bench.data.manifest import SPLITS
+from bench.data.tasks import EMBEDDED, Modality, Task
 from bench.errors import InputError
-from bench.files import digest, sha256
+from bench.store.files import digest, sha256
 
 KINDS = {
     "folder": "folder:PATH",
@@ -656,3 +657,27 @@ def _take(rows: Rows, index: list[int]) -> Rows:
         pairs=None if rows.pairs is None else [rows.pairs[i] for i in index],
         places=None if rows.places is None else [rows.places[i] for i in index],
     )
+
+
+def own_task(name: str, source: str) -> Task:
+    """A user's own task as it is before the gin file's other settings: the modality is that of such sources."""
+    modality = default_modality(source)
+    backbone = "vit_mae_base" if modality == "image" else "roberta_base"
+    return Task(name=name, modality=modality, backbone=backbone, metric="accuracy", source=source)
+
+
+def is_local(name: str, task: Task | None) -> bool:
+    """Whether a task or corpus can be built from what is on this computer, so that a grid may do so unasked."""
+    return name in EMBEDDED or (task is not None and task.source is not None and local(task.source))
+
+
+def fingerprint_of(task: Task) -> str | None:
+    """What a prepared copy of a user's own data was made from; None where the source cannot be looked at now."""
+    if task.source is None:
+        return None
+    try:
+        listing = fingerprint(task)
+    except InputError:
+        return None  # a prepared copy outlives its source
+    columns = (task.modality, task.configuration, task.image_column, task.text_column)
+    return digest([task.source, listing, *columns, task.pair_column, task.label_column])

@@ -31,7 +31,9 @@ def commit() -> str | None:
         return f"{told}-{copied['contents'][:12]}" if told and told.endswith("-dirty") else told
     git = functools.partial(subprocess.run, cwd=home, capture_output=True, text=True, check=True, timeout=20)
     try:
-        git(["git", "ls-files", "--error-unmatch", "__init__.py"])  # else it is somebody else's repository around a venv
+        git(
+            ["git", "ls-files", "--error-unmatch", "__init__.py"]
+        )  # else it is somebody else's repository around a venv
         head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
         changed = git(["git", "status", "--porcelain", "--", ".", "../baselines"]).stdout.strip()
     except (OSError, subprocess.SubprocessError):

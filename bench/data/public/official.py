@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from bench.data.download import Remote, checksum_of, fetch
-from bench.data.download import given as given_file
+from bench.data.sources.download import Remote, checksum_of, fetch
+from bench.data.sources.download import given as given_file
 from bench.errors import InputError
 
 if TYPE_CHECKING:
-    from bench.data import Manifest
     from bench.data.content import Content
+    from bench.data.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _places(folder: Path, parts: tuple[str, ...]) -> list[Path]:
 
 def _read(remote: Remote, path: Path) -> dict[str, bytes]:
     """What the converter needs of a file: the file itself, or members of an archive, named from its top folder on."""
-    from bench.data.archives import read_members
+    from bench.data.sources.archives import read_members
 
     if remote.name not in _LAYOUTS:
         return {remote.name: path.read_bytes()}
@@ -244,21 +244,21 @@ def _expected(name: str, source: Source) -> str:
 
 
 def _convert(name: str, members: Mapping[str, bytes]) -> Content:
-    from bench.data import convert
+    from bench.data.public import readers
 
     converters: dict[str, Callable[[Mapping[str, bytes]], Content]] = {
-        "aircraft": convert.aircraft,
-        "cub": convert.cub,
-        "chest_xray": convert.chest_xray,
-        "dtd": convert.dtd,
-        "dtd_75_25": convert.dtd_75_25,
-        "dogs": convert.dogs,
-        "flower": functools.partial(convert.flower, class_names=tuple(_FLOWERS)),
-        "cifar100": convert.cifar100,
-        "scierc": convert.json_lines,
-        "acl_arc": convert.json_lines,
-        "chemprot": convert.json_lines,
-        "twitter_emotion": convert.twitter_emotion,
+        "aircraft": readers.aircraft,
+        "cub": readers.cub,
+        "chest_xray": readers.chest_xray,
+        "dtd": readers.dtd,
+        "dtd_75_25": readers.dtd_75_25,
+        "dogs": readers.dogs,
+        "flower": functools.partial(readers.flower, class_names=tuple(_FLOWERS)),
+        "cifar100": readers.cifar100,
+        "scierc": readers.json_lines,
+        "acl_arc": readers.json_lines,
+        "chemprot": readers.json_lines,
+        "twitter_emotion": readers.twitter_emotion,
     }
     return converters[name](members)
 
@@ -626,7 +626,7 @@ _GLUE = {
 }
 """Training examples and those of the public validation set (mnli: the matched one) of GLUE (Wang et al. 2019)."""
 
-# Read from the Hugging Face hub by bench.data.own, so without files here.
+# Read from the Hugging Face hub by bench.data.sources.own, so without files here.
 SOURCES |= {
     name: Source(
         folder="",

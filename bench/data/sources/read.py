@@ -6,16 +6,19 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.data import Task, fingerprint_of, images, own, public, texts
 from bench.data.content import Content
 from bench.data.problems import refuse
+from bench.data.public import official
+from bench.data.sources import embedded_images, embedded_texts, own
+from bench.data.sources.own import fingerprint_of
+from bench.data.tasks import Task
 from bench.errors import InputError
 
 EMBEDDED: dict[str, Callable[[], Content]] = {
-    "digits": images.digits,
-    "photographs": images.photographs,
-    "pydocs": texts.pydocs,
-    "docstrings": texts.docstrings,
+    "digits": embedded_images.digits,
+    "photographs": embedded_images.photographs,
+    "pydocs": embedded_texts.pydocs,
+    "docstrings": embedded_texts.docstrings,
 }
 
 DOWNLOADS = "downloads"
@@ -34,9 +37,9 @@ def read(name: str, task: Task | None, root: Path, given: Path | None) -> Conten
     elif given is not None and (ready := ready_splits(given)) is not None:
         content = own.read(dataclasses.replace(task, source=f"{ready}:{given}"))
     else:
-        content = public.build(name, root / DOWNLOADS, given)
-    refuse(name, content, public.empty_classes(name, content))
-    public.refuse_differences(name, content)
+        content = official.build(name, root / DOWNLOADS, given)
+    refuse(name, content, official.empty_classes(name, content))
+    official.refuse_differences(name, content)
     found = fingerprint_of(task)
     return dataclasses.replace(content, sources=content.sources | ({} if found is None else {"fingerprint": found}))
 

@@ -1,0 +1,187 @@
+"""Arrays on disk: images decoded, texts tokenised, once for every backbone that reads them alike; memory-mapped."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench import checkpoints
+from bench.backbones import MaskedLanguageModel
+from bench.data.content import Rows, checksum, joined
+from bench.data.decode import rgb
+from bench.data.disk import TOKENIZER, again, read_rows
+from bench.data.manifest import Manifest
+from bench.errors import InputError, NotPrepared
+from bench.specs import Data
+from bench.store.files import replacing, sha256, write_text
+
+Array = npt.NDArray[Any]
+
+
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], Array]
+
+
+ARRAYS_VERSION = 2
+"""Raised when decoding or tokenising the same data gives other arrays."""
+
+
+class _Split:
+    """The files of a split, or of two, and its array cache, whose names hold the checksum of what they come from."""
+
+    def __init__(self, data: Data, manifest: Manifest, folder: Path) -> None:
+        assert data.checksum is not None
+        self._parts = data.split.split("+")
+        self._folder = folder
+        self._manifest = manifest
+        self._stem = f"{data.split}-{data.checksum[:16]}-v{ARRAYS_VERSION}"
+        self._checked: Rows | None = None
+
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        if self._manifest.class_names is None:
+            return None
+        return np.array(
+            _cached(self._cache("labels"), lambda new: _filled(new, np.asarray(self._rows().labels, dtype=np.int64)))
+        )
+
+    def pixels(self, size: int) -> Array:
+        return _cached(self._cache(f"{size}px"), lambda new: _decode(self._rows().values, size, self._folder.name, new))
+
+    def tokens(self, backbone: MaskedLanguageModel, root: Path) -> tuple[Array, Array, Array | None]:
+        """The flat tokens, where each example begins (N + 1,), and where in each the second text does."""
+        source = tokenizer_file(backbone, root)
+        if backbone.tokenizer_checksum is None or not source.is_file():
+            missing = backbone.tokenizer or backbone.name
+            raise NotPrepared(f"the vocabulary of {missing} is not prepared in {root}: prepare it first.")
+
+        @functools.cache
+        def encoded() -> list[tuple[Array, int]]:
+            return _encode(self._rows(), _read_tokenizer(source, backbone), backbone.max_length)
+
+        stem = f"{backbone.tokenizer_checksum[:16]}-{backbone.max_length}"
+        tokens = _cached(
+            self._cache(f"{stem}-tokens"),
+            lambda new: _filled(new, np.concatenate([ids for ids, _ in encoded()], dtype=np.int32)),
+        )
+        lengths = _cached(
+            self._cache(f"{stem}-lengths"), lambda new: _filled(new, np.array([len(ids) for ids, _ in encoded()]))
+        )
+        seconds = _cached(
+            self._cache(f"{stem}-seconds"), lambda new: _filled(new, np.array([second for _, second in encoded()]))
+        )
+        paired = backbone.segments > 1 and bool((seconds < lengths).any())
+        return tokens, np.concatenate([[0], np.cumsum(lengths)]), seconds if paired else None
+
+    def _cache(self, name: str) -> Path:
+        return self._folder / "arrays" / f"{self._stem}-{name}.npy"
+
+    def _rows(self) -> Rows:
+        if self._checked is None:
+            self._checked = joined([self._part(split) for split in self._parts])
+        return self._checked
+
+    def _part(self, split: str) -> Rows:
+        path = self._folder / f"{split}.parquet"
+        rows = read_rows(path, self._manifest.modality)
+        found, wanted = checksum(self._manifest.class_names, rows), self._manifest.splits[split].checksum
+        if found != wanted:
+            raise InputError(
+                f"{path} has changed: the checksum of its content is {found[:16]}, not {wanted[:16]}. "
+                f"{again(self._folder)}"
+            )
+        return rows
+
+
+def tokenizer_file(backbone: MaskedLanguageModel, root: Path) -> Path:
+    """Where the vocabulary of a backbone lies: in a corpus, or with the weights that were made elsewhere."""
+    folder = checkpoints.folder(backbone.name, root) if backbone.tokenizer is None else root / backbone.tokenizer
+    return folder / TOKENIZER
+
+
+def _read_tokenizer(path: Path, backbone: MaskedLanguageModel) -> bytes:
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != backbone.tokenizer_checksum:
+        raise InputError(
+            f"{path} has the checksum {found[:16]}, but the backbone {backbone.name} was planned with "
+            f"{str(backbone.tokenizer_checksum)[:16]}: plan again with this vocabulary, or {again(path.parent)}"
+        )
+    return content
+
+
+def _encode(rows: Rows, tokenizer: bytes, max_length: int) -> list[tuple[Array, int]]:
+    """The tokens of each example, and at which of them its second text begins (behind the last, without one)."""
+    from tokenizers import Tokenizer
+
+    encoder = Tokenizer.from_str(tokenizer.decode())
+    encoder.no_padding()
+    encoder.enable_truncation(max_length)  # of a pair, the longer text is shortened first
+    texts: list[Any] = [text.decode() for text in rows.values]
+    if rows.pairs is not None:
+        texts = list(zip(texts, (text.decode() for text in rows.pairs), strict=True))
+    encoded = encoder.encode_batch_fast(texts)
+    return [(np.asarray(encoding.ids, dtype=np.int32), _second(encoding.type_ids)) for encoding in encoded]
+
+
+def _second(type_ids: list[int]) -> int:
+    return type_ids.index(1) if 1 in type_ids else len(type_ids)
+
+
+def _filled(new: Allocate, values: Array) -> Array:
+    array = new(values.shape, values.dtype)
+    array[...] = values
+    return array
+
+
+def _decode(encoded: list[bytes], size: int, source: str, new: Allocate) -> Array:
+    from PIL import Image
+
+    pixels = new((len(encoded), 3, size, size), np.dtype(np.uint8))
+    for i, value in enumerate(encoded):
+        try:
+            image = rgb(value)
+        except Exception as error:  # damaged files make Pillow raise almost anything
+            raise InputError(f"{source}: the image of row {i} cannot be decoded ({error}).") from error
+        pixels[i] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    return pixels
+
+
+def _cached(path: Path, build: Callable[[Allocate], Array]) -> Array:
+    """The array in a file, memory-mapped; built first where the file is missing or is not what was written.
+
+    `build` fills an array that it is given the means to allocate: on disk, so that a large one needs no memory, or in
+    memory where the folder cannot be written (data shared by several people).
+    """
+    checksum_file = path.with_suffix(".sha256")
+    if not _intact(path, checksum_file):
+        try:
+            with replacing(path) as temporary:
+                build(lambda shape, dtype: np.lib.format.open_memmap(temporary, "w+", dtype, shape)).flush()  # type: ignore[attr-defined]
+            write_text(checksum_file, sha256(path))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            return build(np.empty)
+    mapped: Array = np.load(path, mmap_mode="r")
+    return mapped
+
+
+_INTACT: set[tuple[Path, int, int]] = set()
+"""Array files that this process has read against their checksum: path, size, time of change."""
+
+
+def _intact(path: Path, checksum_file: Path) -> bool:
+    try:
+        stat = path.stat()
+        identity = (path.resolve(), stat.st_size, stat.st_mtime_ns)
+        if identity not in _INTACT and checksum_file.read_text() == sha256(path):
+            _INTACT.add(identity)
+    except OSError:
+        return False
+    return identity in _INTACT

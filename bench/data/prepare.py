@@ -1,0 +1,55 @@
+"""Building data sets under the data root, and whether what is there is still what was built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.data.manifest import Manifest, data_root, read_manifest
+from bench.data.sources.own import fingerprint_of
+from bench.data.tasks import CORPORA, TASKS, Task
+from bench.errors import InputError, nearest
+
+
+def check_unchanged(task: Task, manifest: Manifest) -> None:
+    """Refuse a user's own data whose source, or the way it is read, is not what was prepared."""
+    if task.source is None:
+        return
+    fingerprint = fingerprint_of(task)
+    if fingerprint is not None and manifest.sources.get("fingerprint") != fingerprint:
+        raise InputError(
+            f"{task.name}: {task.source} has changed, or is read in another way, since it was prepared. "
+            f"Prepare it again: {command(task.name, own=True)} --again"
+        )
+
+
+def command(*names: str, own: bool = False, root: Path | None = None) -> str:
+    """The command that prepares these; what only a gin file declares needs that file."""
+    gin = " --gin FILE" if own else ""
+    usual = root is None or root == data_root()
+    return f"python -m bench.data prepare {' '.join(names)}{gin}{'' if usual else f' --data {root}'}"
+
+
+def prepare(
+    name: str, root: Path, task: Task | None = None, given: Path | None = None, again: bool = False
+) -> Manifest:
+    """Build a task or corpus under `root/name` unless it is there already, or `again` asks for a new one.
+
+    `task` describes a user's own data; `given` is a file or folder that stands in for what would be downloaded: the
+    official archives, or parquet or jsonl splits made from them. Nothing is visible before it is complete, and two
+    processes may prepare the same name at once. Refuses unknown names, sources that are missing or damaged, data that
+    would spoil training, and counts that are not those the source promises.
+    """
+    task = task or TASKS.get(name)
+    if task is None and name not in CORPORA:
+        raise InputError(f"there is no task or corpus named {name!r}.{nearest(name, [*TASKS, *CORPORA])}")
+    manifest = None if again else read_manifest(name, root)
+    if manifest is not None:
+        if given is not None:
+            raise InputError(f"--from {given}: {name} is prepared in {root} already; --again replaces it.")
+        if task is not None and name not in TASKS:
+            check_unchanged(task, manifest)
+        return manifest
+    from bench.data import disk
+    from bench.data.sources import read
+
+    return disk.publish(name, read.read(name, task, root, given), root, again)

@@ -1,0 +1,1 @@
+"""Where data come from: packages at hand, downloads and archives, a user's own files."""

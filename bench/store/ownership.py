@@ -1,0 +1,109 @@
+"""Who works on a stage: attempts, heartbeats, and whether their process still lives."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import platform
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT_SECONDS = 5.0
+
+
+JOB_VARIABLE = "BENCH_JOB"
+"""Environment variable that names the cluster's job, so that the ledger does too."""
+
+
+STALE_SECONDS = 180.0
+"""An owner on another machine whose heartbeat is older than this is taken for dead."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a stage, as the ledger has it; `end` is None while it runs or if it was killed."""
+
+    number: int
+    path: Path
+    facts: dict[str, Any]
+    end: dict[str, Any] | None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its owner still works on it."""
+        return self.end is None and _owner_alive(self.facts["owner"], self.path)
+
+
+@contextlib.contextmanager
+def beating(path: Path) -> Iterator[None]:
+    """Meanwhile, touch a file every few seconds to show that its owner is alive."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a full or unreachable disk shows up where something is written
+                os.utime(path)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _now() -> float:
+    return round(time.time(), 3)
+
+
+@functools.cache
+def _machine() -> str:
+    """What tells two process tables apart: boot and process namespace where Linux shows them, else the host's name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return platform.node()
+
+
+def _start_time(pid: int) -> str | None:
+    """A process's start time in clock ticks (so a reused pid is told apart); None where it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+    except OSError:
+        return None
+    else:
+        return None if fields[0] in "ZX" else fields[19]
+    try:  # no /proc: only the pid can be asked for
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "unknown"
+
+
+def this_process() -> dict[str, Any]:
+    """What tells this process from every other one, on other machines, too."""
+    owner = {"machine": _machine(), "pid": os.getpid(), "start": _start_time(os.getpid())}
+    return {**owner, "job": os.environ[JOB_VARIABLE]} if JOB_VARIABLE in os.environ else owner
+
+
+def _owner_alive(owner: dict[str, Any], heartbeat: Path) -> bool:
+    stat = heartbeat.stat()
+    ours = stat.st_uid == os.getuid()  # where /proc hides other users' processes, only the heartbeat tells
+    if ours and owner["machine"] == _machine():
+        return bool(_start_time(owner["pid"]) == owner["start"])
+    # Both times by the file system's clock: machines' own clocks may differ by more than the limit.
+    with tempfile.NamedTemporaryFile(dir=heartbeat.parent, prefix=".now-") as now:
+        return os.fstat(now.fileno()).st_mtime - stat.st_mtime < STALE_SECONDS
