@@ -38,9 +38,9 @@ from baselines.self_distillation import require_same_architecture, self_distill
 from baselines.tapt import further_pretrain, tapt
 from bench.errors import SpecError
 from bench.interfaces.hooks import Batch, Context, Loss, State
-from bench.objectives import MaskedAutoEncoding
 from bench.registry import recipe
 from bench.specs import Objective, Stage
+from bench.specs.objectives import MaskedAutoEncoding
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -37,11 +37,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
-from bench.backbones import MaskedAutoEncoder
 from bench.errors import SpecError, nearest
 from bench.interfaces.hooks import Batch, Context, Loss, State, TeacherOutput
 from bench.registry import recipe
 from bench.specs import PRETRAINED, Objective, Stage
+from bench.specs.architectures import MaskedAutoEncoder
 
 if TYPE_CHECKING:
     import torch

@@ -25,9 +25,9 @@ from baselines.finetune import finetune
 from baselines.tapt import OPTIMIZERS, SCHEDULES, further_pretrain
 from bench.errors import SpecError
 from bench.interfaces.hooks import Batch, Context, Loss, State, TeacherOutput
-from bench.objectives import AdamW, MaskedAutoEncoding
 from bench.registry import declare, recipe
 from bench.specs import Objective, Schedule, Stage
+from bench.specs.objectives import AdamW, MaskedAutoEncoding
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -39,9 +39,9 @@ from baselines.finetune import finetune
 from baselines.tapt import OPTIMIZERS, SCHEDULES
 from bench.errors import SpecError
 from bench.interfaces.hooks import Batch, Context, Loss, State
-from bench.objectives import AdamW
 from bench.registry import declare, recipe
 from bench.specs import Objective, Schedule, Stage
+from bench.specs.objectives import AdamW
 
 if TYPE_CHECKING:
     from torch import Tensor

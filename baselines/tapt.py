@@ -18,9 +18,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from baselines.finetune import finetune
-from bench.objectives import AdamW, MaskedAutoEncoding
 from bench.registry import declare, recipe
 from bench.specs import Schedule, Stage
+from bench.specs.objectives import AdamW, MaskedAutoEncoding
 
 if TYPE_CHECKING:
     from bench.cell import Cell

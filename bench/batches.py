@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.backbones import MaskedLanguageModel
 from bench.data.augment import random_view
 from bench.data.examples import by_length, padded
 from bench.device import CPU, has_graphs, send
@@ -16,6 +15,7 @@ from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Batch
 from bench.interfaces.model import Inputs, Model
 from bench.specs import Stage, stream
+from bench.specs.architectures import MaskedLanguageModel
 
 LENGTH_POOL = 50
 """Texts of similar lengths are looked for within so many batches at a time."""

@@ -12,64 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import checkpoints
-from bench.checkpoints import Prepared
-from bench.data import prepare
 from bench.data.manifest import describe
+from bench.data.prepare import prepare_command, prepare_data
 from bench.data.sources import own
 from bench.data.tasks import CORPORA, TASKS, Task
 from bench.errors import InputError, SpecError, nearest
+from bench.pretrained.prepare import prepare_checkpoint
+from bench.pretrained.public import PUBLIC, Checkpoint
 from bench.registry import BACKBONES, SETTINGS
-from bench.specs import Spec, coerce
+from bench.specs import coerce
 
 if TYPE_CHECKING:
     from bench.planning.bindings import Binding
 
-
-@dataclass(frozen=True)
-class Checkpoint(Spec):
-    """Weights made elsewhere: `folder:PATH`, or `OWNER/NAME@REVISION` on the Hugging Face hub.
-
-    `weights_checksum` is the sha256 of the weight file, which a pickled one (`.bin`) needs and any may have.
-    """
-
-    weights: str
-    weights_checksum: str | None = None
-
-    def check(self) -> None:
-        try:
-            checkpoints.parse(self.weights)
-        except InputError as error:
-            raise SpecError("weights", str(error)) from error
-
-    def differs(self, prepared: Prepared) -> str | None:
-        """How what is prepared is not what is declared, or no longer what its files are; None where it is."""
-        if prepared.source != self.weights:
-            return f"was prepared from {prepared.source}, not from {self.weights}"
-        if checkpoints.fingerprint(self.weights) not in (None, prepared.fingerprint):
-            return f"has changed in {self.weights} since it was prepared"
-        return None
-
-    @property
-    def local(self) -> bool:
-        """Whether it lies on this computer, so that a grid may prepare it unasked."""
-        return self.weights.startswith("folder:")
-
-
-PUBLIC: dict[str, Checkpoint] = {
-    # A revision is a commit, so that the same name always means the same weights; one that is not pinned here is
-    # looked up when the weights are prepared.
-    "vit_mae_base": Checkpoint(
-        "facebook/vit-mae-base@25b184bea5538bf5c4c852c79d221195fdd2778d",
-        weights_checksum="479dcef4bd5df06259399027b789f21e9d9a1b79f37155a64176d55bc26fdae8",
-    ),
-    "vit_mae_large": Checkpoint("facebook/vit-mae-large"),
-    "roberta_base": Checkpoint(
-        "FacebookAI/roberta-base@e2da8e2f811d1448a5b465c236feacd80ffbac7b",
-        weights_checksum="5bde1d28afb363d0103324efeb5afc8b2b397fe5e04beabb9b1ef355255ade81",
-    ),
-    "roberta_large": Checkpoint("FacebookAI/roberta-large@722cf37b1afa9454edce342e7895e588b6ff1d59"),
-}
 
 OF_CHECKPOINTS = ("weights", "weights_checksum")
 RESERVED = ("downloads", "backbones")
@@ -115,7 +70,7 @@ class Catalogue:
     def command(self, names: Iterable[str], root: Path) -> str:
         """The command that prepares these under a data root."""
         names = sorted(names)
-        return prepare.command(*names, own=not self.own.isdisjoint(names), root=root)
+        return prepare_command(*names, own=not self.own.isdisjoint(names), root=root)
 
     def refuse_missing(self, names: Iterable[str], root: Path) -> None:
         """Refuse, in one message, what is not prepared and needs more than what is on this computer."""
@@ -146,11 +101,11 @@ class Catalogue:
         self.refuse_unknown(name)
         if name in self.checkpoints:
             return self._prepare_checkpoint(name, root, given, again)
-        return describe(prepare.prepare(name, root, self.tasks.get(name), given, again))
+        return describe(prepare_data(name, root, self.tasks.get(name), given, again))
 
     def _prepare_checkpoint(self, name: str, root: Path, given: Path | None, again: bool) -> str:
         source = self.checkpoints[name]
-        found = checkpoints.prepare(name, source.weights, root, given, source.weights_checksum, again)
+        found = prepare_checkpoint(name, source.weights, root, given, source.weights_checksum, again)
         told = [f"{found.architecture['depth']} layers of width {found.architecture['width']}"]
         if found.fresh:
             told.append(f"warning: the file lacks these, which start from random values: {', '.join(found.fresh)}")

@@ -20,10 +20,10 @@ from bench.catalogue import OF_CHECKPOINTS, OF_OWN_TASKS, Catalogue
 from bench.cell import Expansion
 from bench.data.tasks import CORPORA
 from bench.errors import InputError, SpecError, nearest
-from bench.launch.cluster import Cluster
 from bench.planning.bindings import Binding, Bindings, checked
 from bench.planning.settings import Grid, Row
 from bench.registry import configurable_names, settings_of
+from bench.specs.cluster import Cluster
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from bench import cli, facts
 from bench.errors import InputError, nearest
 from bench.facts import Fact, existing
 from bench.launch import jobs
-from bench.launch.cluster import Cluster
 from bench.launch.jobs import SlurmError
+from bench.specs.cluster import Cluster
 from bench.store.files import read_json
 
 JOB_SECONDS = 300.0

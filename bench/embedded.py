@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, TypeVar
 
-from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
-from bench.objectives import AdamW, MaskedAutoEncoding
 from bench.registry import declare, register_backbone
 from bench.specs import RANDOM, Backbone, Schedule
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.objectives import AdamW, MaskedAutoEncoding
 
 if TYPE_CHECKING:
     from bench.cell import Cell

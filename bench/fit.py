@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import checkpoints, train
+from bench import train
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.data.examples import open_split
@@ -23,6 +23,7 @@ from bench.interfaces.examples import Examples
 from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.models.weights import load_weights, save_weights
+from bench.pretrained import checkpoints
 from bench.specs import PRETRAINED, RANDOM, Data, Objective, PublicWeights, Selected, Stage, stream
 from bench.store.files import sha256
 from bench.store.ownership import Attempt

@@ -13,10 +13,10 @@ from bench.catalogue import Catalogue
 from bench.cell import Expansion
 from bench.config import find_gin, load_cluster, load_grid, refuse_unused
 from bench.errors import InputError, nearest
-from bench.launch.cluster import Cluster
 from bench.planning.bindings import Bindings
 from bench.planning.settings import Grid
 from bench.specs import Selected, Stage, walk
+from bench.specs.cluster import Cluster
 from bench.store.store import Store
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, TypeVar
 
-from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.errors import InputError
 from bench.registry import register_backbone, register_own_backbones
 from bench.specs import Backbone, PublicWeights
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 
 if TYPE_CHECKING:
     from bench.cell import Cell
-    from bench.checkpoints import Prepared
+    from bench.pretrained.checkpoints import Prepared
 
 B = TypeVar("B", bound=Backbone)
 

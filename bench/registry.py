@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from bench.data.tasks import Task
-from bench.launch.cluster import Cluster
 from bench.specs import SPECS, Backbone, Constraint, Execution, Objective, Optimizer, Spec, Stage, field_types
+from bench.specs.cluster import Cluster
 
 
 class HasSettings(Protocol):

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.backbones import MaskedAutoEncoder
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.data.examples import ImageExamples
 from bench.device import numerics
 from bench.models.build import build
-from bench.objectives import AdamW, CrossEntropy
 from bench.specs import RANDOM, Data, Execution, Schedule, Stage
+from bench.specs.architectures import MaskedAutoEncoder
+from bench.specs.objectives import AdamW, CrossEntropy
 from bench.train import Supervision, train
 
 STEPS = 5

@@ -203,5 +203,5 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("prepared")
     for name in tasks.EMBEDDED:
-        prepare.prepare(name, root)
+        prepare.prepare_data(name, root)
     return root

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bench.backbones import MaskedAutoEncoder
-from bench.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.specs import RANDOM, Data, Execution, Schedule, Stage
+from bench.specs.architectures import MaskedAutoEncoder
+from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -57,7 +57,7 @@ MUTATIONS = (
     ),
     Mutation(
         "weight of the MAE loss ignored",
-        "bench/objectives.py",
+        "bench/specs/objectives.py",
         "return Loss(self.weight * masked, ",
         "return Loss(masked, ",
         ("tests/test_train.py::test_the_masked_loss_is_weighted",),
@@ -247,7 +247,7 @@ MUTATIONS = (
     # ---------------------------------------------------------------------------------------- the training loop
     Mutation(
         "wrong decay roles",
-        "bench/backbones.py",
+        "bench/specs/architectures.py",
         'return ("matrix", "norm") if labelled else ("matrix", "token")',
         'return ("matrix", "token") if labelled else ("matrix", "norm")',
         ("tests/test_golden_losses.py::test_weight_decay_groups",),

@@ -20,7 +20,6 @@ from baselines.ablations import (
 )
 from baselines.self_distillation import FeatureMatching
 from bench import grid
-from bench.backbones import MaskedLanguageModel
 from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.errors import InputError, SpecError
@@ -29,9 +28,10 @@ from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Clock, Context
 from bench.interfaces.model import Model
 from bench.models.build import build
-from bench.objectives import MaskedAutoEncoding
 from bench.plan import Plan, make_plan
 from bench.specs import Objective, Schedule, Stage, walk
+from bench.specs.architectures import MaskedLanguageModel
+from bench.specs.objectives import MaskedAutoEncoding
 from bench.store.store import Store
 from bench.train import Supervision, train
 from tests.examples import finetuning, pretraining, tiny_backbone

@@ -24,8 +24,8 @@ from bench.data.augment import (
 from bench.data.examples import MEAN, STD
 from bench.interfaces.examples import Examples
 from bench.models.build import build
-from bench.objectives import CrossEntropy
 from bench.specs import Schedule
+from bench.specs.objectives import CrossEntropy
 from tests.examples import finetuning
 
 

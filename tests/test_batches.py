@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from baselines.supcon import SupervisedContrastive
-from bench.backbones import MaskedLanguageModel
 from bench.batches import LENGTH_POOL, Batches
 from bench.data.examples import ImageExamples, TextExamples
 from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Batch
 from bench.models.build import build
-from bench.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.specs import Execution, Schedule, Stage, stream
+from bench.specs.architectures import MaskedLanguageModel
+from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from tests.examples import finetuning, pretraining
 
 CPU = torch.device("cpu")

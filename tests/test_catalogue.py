@@ -15,11 +15,11 @@ from timm.models import save_for_hf
 from transformers import BertConfig, BertModel
 
 from bench import cli, grid
-from bench.backbones import MaskedLanguageModel
 from bench.data.manifest import read_manifest
 from bench.errors import InputError
 from bench.plan import Plan, describe, make_plan
 from bench.specs import PublicWeights
+from bench.specs.architectures import MaskedLanguageModel
 from bench.speed import __main__ as speed
 from bench.store.store import Store
 

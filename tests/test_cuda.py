@@ -27,8 +27,8 @@ from bench.checkpoint import Checkpoints
 from bench.data.examples import open_split
 from bench.evaluate import evaluate
 from bench.fit import new_model
-from bench.objectives import CrossEntropy
 from bench.specs import Execution, Stage, walk
+from bench.specs.objectives import CrossEntropy
 from bench.store.store import Store
 from bench.train import Interrupted, Supervision, train
 from bench.training.protocol import Settings

@@ -9,8 +9,8 @@ import torch
 
 import bench
 from bench import device as devices
-from bench.objectives import CrossEntropy
 from bench.specs import Execution, walk
+from bench.specs.objectives import CrossEntropy
 from bench.store.store import Store
 from bench.training.protocol import Settings
 from bench.worker import run

@@ -19,7 +19,7 @@ import bench
 from bench import device, doctor, facts, trial
 from bench.errors import InputError
 from bench.facts import Fact
-from bench.launch.cluster import Cluster
+from bench.specs.cluster import Cluster
 
 CONFIG = {
     "AccountingStorageType": "accounting_storage/slurmdbd",

@@ -26,12 +26,12 @@ from bench.interfaces.hooks import Batch
 from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.models.image import ImageModel, mask_from_noise
-from bench.models.vit_mae import from_transformers
 from bench.models.weights import save_weights
-from bench.objectives import MaskedAutoEncoding
 from bench.planning.bindings import Binding, Bindings
 from bench.planning.settings import Grid
+from bench.pretrained.vit_mae_names import from_transformers
 from bench.specs import Stage, walk
+from bench.specs.objectives import MaskedAutoEncoding
 from bench.train import Supervision, train
 from tests.golden_files import cases, load, tensor
 

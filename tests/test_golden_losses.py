@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from baselines.self_distillation import feature_distance
-from bench.backbones import MaskedAutoEncoder
 from bench.interfaces.hooks import State
 from bench.models.build import build
 from bench.models.image import mask_from_noise, patch_targets, patchify, reconstruction_loss, sincos_positions
 from bench.models.text import NOT_SELECTED, masked_token_loss
-from bench.models.vit_mae import place, sizes
-from bench.objectives import AdamW
+from bench.pretrained.vit_mae_names import place, sizes
 from bench.specs import Data, Schedule, Stage
+from bench.specs.architectures import MaskedAutoEncoder
+from bench.specs.objectives import AdamW
 from bench.train import learning_rate, linear_rate, parameter_groups
 from tests.examples import finetuning, pretraining
 from tests.golden_files import cases, compare, tensor

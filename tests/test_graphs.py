@@ -17,8 +17,8 @@ from baselines.recadam import RecAdam
 from bench import graphs, train
 from bench.interfaces.hooks import Batch, Context, Loss, State
 from bench.interfaces.model import Model
-from bench.objectives import AdamW, CrossEntropy
 from bench.specs import Constraint, Schedule, Stage
+from bench.specs.objectives import AdamW, CrossEntropy
 from bench.train import Interrupted
 from tests.host_graph import HostGraph
 from tests.test_train import FINETUNE, STAGES, equal, run

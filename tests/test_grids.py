@@ -12,16 +12,16 @@ from typing import NamedTuple
 import pytest
 
 from bench import cli, grid
-from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
-from bench.catalogue import PUBLIC
 from bench.config import shipped_gin
 from bench.data.manifest import Manifest, SplitFacts
 from bench.data.tasks import EMBEDDED, TASKS
 from bench.errors import InputError
-from bench.objectives import AdamW
 from bench.plan import Plan, PlannedCell, describe, make_plan, searched
+from bench.pretrained.public import PUBLIC
 from bench.registry import BACKBONES
 from bench.specs import PublicWeights, Schedule, Selected, Stage, from_canonical, walk
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.objectives import AdamW
 from bench.store.files import MANIFEST
 from bench.store.store import Store
 

@@ -17,9 +17,9 @@ from bench.config import shipped_gin
 from bench.errors import InputError
 from bench.launch import jobs, limits, sbatch, slurm
 from bench.launch.assignment import Assignment
-from bench.launch.cluster import Cluster
 from bench.launch.jobs import JobState, SlurmError, Submission
 from bench.plan import make_plan
+from bench.specs.cluster import Cluster
 from bench.store.store import Store
 from tests import tiny_grid
 

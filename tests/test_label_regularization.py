@@ -27,10 +27,10 @@ from bench.embedded import docs_mlm, photos_mae
 from bench.errors import InputError, SpecError
 from bench.interfaces.examples import Examples
 from bench.models.build import build
-from bench.objectives import CrossEntropy
 from bench.plan import Plan, make_plan
 from bench.registry import BACKBONES
 from bench.specs import Data, Objective, Schedule, Stage
+from bench.specs.objectives import CrossEntropy
 from bench.store.store import Store
 from bench.train import Supervision, train
 from tests.examples import finetuning, tiny_backbone

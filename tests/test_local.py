@@ -305,7 +305,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from baselines.finetune import finetune
-from bench.objectives import CrossEntropy
+from bench.specs.objectives import CrossEntropy
 from bench.registry import recipe
 
 

@@ -17,11 +17,11 @@ from baselines.mars import (
     mars_distance,
     mars_projection,
 )
-from bench.backbones import MaskedLanguageModel
 from bench.errors import InputError, SpecError
 from bench.interfaces.hooks import State
 from bench.interfaces.model import Model
 from bench.models.build import build
+from bench.specs.architectures import MaskedLanguageModel
 from bench.train import Interrupted
 from tests import tiny_grid
 from tests.examples import tiny_backbone

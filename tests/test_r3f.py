@@ -15,8 +15,8 @@ from baselines.r3f import R3F, draw_noise, symmetric_kl
 from bench.errors import InputError, SpecError
 from bench.interfaces.hooks import Batch, Clock, Context, Loss, State
 from bench.models.build import build
-from bench.objectives import CrossEntropy
 from bench.specs import Objective
+from bench.specs.objectives import CrossEntropy
 from bench.train import Interrupted
 from tests import tiny_grid
 from tests.examples import tiny_backbone

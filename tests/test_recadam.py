@@ -13,8 +13,8 @@ from baselines.recadam import RecAdam, annealing, midpoint
 from bench.errors import InputError, SpecError
 from bench.interfaces.hooks import ParameterGroup
 from bench.models.build import build
-from bench.objectives import AdamW
 from bench.specs import Optimizer, Schedule
+from bench.specs.objectives import AdamW
 from bench.train import Interrupted
 from tests import tiny_grid
 from tests.examples import finetuning

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from bench.errors import SpecError
-from bench.objectives import AdamW, MaskedAutoEncoding
 from bench.specs import (
     RANDOM,
     SPECS,
@@ -23,6 +22,7 @@ from bench.specs import (
     stream,
     walk,
 )
+from bench.specs.objectives import AdamW, MaskedAutoEncoding
 from tests.examples import finetuning, pretraining, tiny_backbone
 
 

@@ -23,8 +23,8 @@ from bench.errors import InputError
 from bench.fit import new_model
 from bench.interfaces.model import Model
 from bench.models.text import TokenMask
-from bench.models.vit_mae import from_transformers
 from bench.plan import make_plan
+from bench.pretrained.vit_mae_names import from_transformers
 from bench.specs import Backbone, Stage
 from bench.speed import __main__ as command
 from bench.speed import costs, measure, ours, peak, quickstart, references, report, synthetic, targets

@@ -20,8 +20,8 @@ from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Batch, Context, Loss, State
 from bench.interfaces.model import Model
 from bench.models.build import build
-from bench.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.specs import Constraint, Objective, Schedule, Stage
+from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.train import Diverged, Interrupted, LossWatch, Supervision, learning_rate, parameter_groups, train
 from tests.examples import finetuning, pretraining
 

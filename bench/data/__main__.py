@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import baselines
-from bench import checkpoints, cli
+from bench import cli
 from bench.catalogue import Catalogue
 from bench.config import load_bindings
 from bench.data.manifest import read_manifest
 from bench.data.tasks import CORPORA, EMBEDDED
 from bench.errors import InputError, NotPrepared
+from bench.pretrained import checkpoints
 from bench.registry import BACKBONES
 from bench.store.files import MANIFEST
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench import checkpoints
-from bench.backbones import MaskedLanguageModel
 from bench.data.content import Rows, checksum, joined
 from bench.data.decode import rgb
 from bench.data.disk import TOKENIZER, again, read_rows
 from bench.data.manifest import Manifest
 from bench.errors import InputError, NotPrepared
+from bench.pretrained import checkpoints
 from bench.specs import Data
+from bench.specs.architectures import MaskedLanguageModel
 from bench.store.files import replacing, sha256, write_text
 
 Array = npt.NDArray[Any]

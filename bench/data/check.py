@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import checkpoints
 from bench.catalogue import Catalogue
 from bench.data import disk
 from bench.data.content import Content, facts
@@ -17,6 +16,7 @@ from bench.data.public import official
 from bench.data.subset import held_out_checksum
 from bench.data.tasks import CORPORA
 from bench.errors import InputError, NotPrepared
+from bench.pretrained import checkpoints
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.data.array_cache import Array, _Split
 from bench.data.disk import again
 from bench.data.manifest import Manifest, read_manifest
@@ -20,6 +19,7 @@ from bench.device import free_memory, send
 from bench.errors import InputError, NotPrepared
 from bench.interfaces.examples import Examples
 from bench.specs import Backbone, Data
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 
 # The statistics of ImageNet, which the released masked auto-encoders were trained with.
 MEAN = (0.485, 0.456, 0.406)

@@ -18,18 +18,18 @@ def check_unchanged(task: Task, manifest: Manifest) -> None:
     if fingerprint is not None and manifest.sources.get("fingerprint") != fingerprint:
         raise InputError(
             f"{task.name}: {task.source} has changed, or is read in another way, since it was prepared. "
-            f"Prepare it again: {command(task.name, own=True)} --again"
+            f"Prepare it again: {prepare_command(task.name, own=True)} --again"
         )
 
 
-def command(*names: str, own: bool = False, root: Path | None = None) -> str:
+def prepare_command(*names: str, own: bool = False, root: Path | None = None) -> str:
     """The command that prepares these; what only a gin file declares needs that file."""
     gin = " --gin FILE" if own else ""
     usual = root is None or root == data_root()
     return f"python -m bench.data prepare {' '.join(names)}{gin}{'' if usual else f' --data {root}'}"
 
 
-def prepare(
+def prepare_data(
     name: str, root: Path, task: Task | None = None, given: Path | None = None, again: bool = False
 ) -> Manifest:
     """Build a task or corpus under `root/name` unless it is there already, or `again` asks for a new one.

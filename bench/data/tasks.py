@@ -51,7 +51,7 @@ def _texts(
 
 
 def _glue(name: str, text: str, pair: str | None = None) -> Task:
-    """A classification task of GLUE; its labelled validation set is the test split (bench.data.sources.own says how)."""
+    """A classification task of GLUE; its labelled validation set is the test split (see sources/own.py)."""
     return dataclasses.replace(_texts(name), source=GLUE, configuration=name, text_column=text, pair_column=pair)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench.errors import InputError
-from bench.launch.cluster import SIGNALS
+from bench.specs.cluster import SIGNALS
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from bench.errors import InputError, nearest
 from bench.launch import jobs, sbatch
-from bench.launch.cluster import Cluster
 from bench.launch.jobs import SlurmError
+from bench.specs.cluster import Cluster
 
 MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs", "devtmpfs"))
 LOCAL_FILE_SYSTEMS = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "overlay"))

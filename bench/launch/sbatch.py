@@ -17,8 +17,8 @@ from submitit.core.core import Job
 from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
 from bench.launch import jobs
-from bench.launch.cluster import Cluster
 from bench.launch.jobs import SlurmError, Submission
+from bench.specs.cluster import Cluster
 
 NEVER = 10**9
 """submitit's own limit on restarts, which would count short jobs' preemptions as time-outs: the supervisor decides."""

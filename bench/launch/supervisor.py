@@ -22,9 +22,9 @@ from typing import NoReturn
 import baselines
 from bench.errors import DamagedStore, InputError
 from bench.launch.assignment import Assignment
-from bench.launch.cluster import SIGNALS
 from bench.launch.devices import visible_devices
 from bench.specs import Stage
+from bench.specs.cluster import SIGNALS
 from bench.store.ownership import JOB_VARIABLE, Attempt
 from bench.store.provenance import cores
 from bench.store.store import Store

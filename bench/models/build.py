@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.interfaces.model import Model
 from bench.specs import Backbone
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 
 
 def build(

@@ -16,9 +16,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from bench.backbones import MaskedAutoEncoder
 from bench.interfaces.model import Model
 from bench.models.layers import attend, use_dropout
+from bench.specs.architectures import MaskedAutoEncoder
 
 # The reference implementation's; too small to matter unless a patch is flat.
 TARGET_EPS = 1e-6

@@ -14,9 +14,9 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, RobertaConfig, 
 from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
-from bench.backbones import MaskedLanguageModel
 from bench.interfaces.model import Model
 from bench.models.layers import attend, use_dropout
+from bench.specs.architectures import MaskedLanguageModel
 
 NOT_SELECTED = -100
 INIT_STD = 0.02

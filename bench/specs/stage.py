@@ -24,7 +24,7 @@ Need = Literal["labels", "head", "mask", "decoder", "teacher", "views"]
 
 @dataclass(frozen=True)
 class Backbone(Spec):
-    """A pre-trained encoder with its decoder; `bench.backbones` holds one subclass per modality.
+    """A pre-trained encoder with its decoder; `bench.specs.architectures` holds one subclass per modality.
 
     `weights` is the stage that pre-trained it, a public checkpoint, or None for an architecture that only starts from
     random weights.

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from bench import cli
 from bench import device as devices
-from bench.backbones import MaskedAutoEncoder
 from bench.batches import Batches
 from bench.data.content import joined
 from bench.data.decode import rgb
@@ -31,6 +30,7 @@ from bench.data.subset import chosen_rows
 from bench.fit import new_model
 from bench.plan import make_plan
 from bench.specs import Data, Stage
+from bench.specs.architectures import MaskedAutoEncoder
 from bench.speed import ours
 from bench.speed.pace import Pace
 from bench.store.store import Store

@@ -17,8 +17,8 @@ from bench.batches import Batches
 from bench.checkpoint import Checkpoints
 from bench.fit import new_model
 from bench.interfaces.examples import Examples
-from bench.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.specs import RANDOM, Data, Execution, Objective, Stage
+from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.speed import synthetic
 from bench.speed.pace import Enough, Pace
 from bench.speed.work import CLASSES, Work

@@ -22,10 +22,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from baselines import finetune, tapt
 from bench import device as devices
-from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.models.image import sincos_positions
-from bench.objectives import AdamW
 from bench.specs import Execution
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.objectives import AdamW
 from bench.speed import synthetic
 from bench.speed.pace import Enough, Pace
 from bench.speed.work import BARE, CLASSES, RELEASED, SAME, Work

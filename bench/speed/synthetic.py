@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.backbones import MaskedAutoEncoder
 from bench.data.examples import ImageExamples, TextExamples
 from bench.interfaces.examples import Examples
+from bench.specs.architectures import MaskedAutoEncoder
 from bench.speed.work import CLASSES, Work
 
 LENGTHS = "log-normal around 40 tokens, from 8 to 256"

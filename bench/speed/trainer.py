@@ -12,7 +12,7 @@ from torch import Tensor
 
 from baselines import finetune
 from bench import device as devices
-from bench.objectives import AdamW
+from bench.specs.objectives import AdamW
 from bench.speed import references, synthetic
 from bench.speed.pace import Enough, Pace
 from bench.speed.work import Work

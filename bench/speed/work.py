@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 
 Kind = Literal["finetune", "further_pretrain", "self_distill"]
 Precision = Literal["float32", "tf32", "bfloat16"]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
 from bench.data import disk
 from bench.data.array_cache import _INTACT, ARRAYS_VERSION
 from bench.data.content import Content, Rows
@@ -20,6 +19,7 @@ from bench.data.manifest import read_manifest
 from bench.data.subset import stratified_subset
 from bench.errors import InputError, NotPrepared
 from bench.specs import Data
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 
 CPU = torch.device("cpu")
 

@@ -247,7 +247,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_prepare_leaves_what_is_there(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded_images, "digits", lambda: pytest.fail("built again"))
-    assert prepare.prepare("digits", prepared) == manifest_of("digits", prepared)
+    assert prepare.prepare_data("digits", prepared) == manifest_of("digits", prepared)
 
 
 def test_what_is_not_prepared_has_no_manifest(tmp_path: Path) -> None:
@@ -263,12 +263,12 @@ def test_a_damaged_manifest_is_refused_by_name(tmp_path: Path, damage: str) -> N
     with pytest.raises(InputError, match=r"manifest\.json"):
         read_manifest("pydocs", tmp_path)
     with pytest.raises(InputError, match="prepare pydocs again"):
-        prepare.prepare("pydocs", tmp_path)
+        prepare.prepare_data("pydocs", tmp_path)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'digits'"):
-        prepare.prepare("digit", tmp_path)
+        prepare.prepare_data("digit", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -22,16 +22,17 @@ from tokenizers.models import BPE
 from torch import Tensor, nn
 from torch.autograd import backward
 
-from bench import checkpoints
-from bench.backbones import MaskedAutoEncoder, MaskedLanguageModel
-from bench.checkpoints import Prepared, prepare
 from bench.data.sources import vocabulary
 from bench.errors import InputError
 from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.models.image import mask_from_noise, sincos_positions
-from bench.models.vit_mae import from_transformers
 from bench.models.weights import load_weights
+from bench.pretrained import checkpoints, origin
+from bench.pretrained.checkpoints import Prepared
+from bench.pretrained.prepare import prepare_checkpoint as prepare
+from bench.pretrained.vit_mae_names import from_transformers
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 from bench.store.files import sha256
 from tests.examples import token_mask
 
@@ -756,7 +757,7 @@ def test_unreadable_manifests_are_refused(content: str, tmp_path: Path) -> None:
 
 
 def test_planning_imports_no_torch() -> None:
-    code = "import sys, bench.checkpoints; print({'torch', 'numpy', 'huggingface_hub'} & set(sys.modules))"
+    code = "import sys, bench.pretrained.checkpoints; print({'torch', 'numpy', 'huggingface_hub'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
@@ -776,7 +777,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
     ],
 )
 def test_sources_of_the_hub(source: str, repository: str, revision: str | None) -> None:
-    assert checkpoints.parse(source) == (None, repository, revision)
+    assert origin.parse(source) == (None, repository, revision)
 
 
 @pytest.mark.parametrize("source", ["", "folder:", "roberta-base", "hub:a/b/c", "a/b@", "https://x.org/a", "../a"])

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.autograd import backward
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from bench.backbones import MaskedAutoEncoder
 from bench.errors import InputError
 from bench.models.build import build
 from bench.models.image import (
@@ -24,6 +23,7 @@ from bench.models.image import (
     sincos_positions,
 )
 from bench.models.weights import load_weights, save_weights
+from bench.specs.architectures import MaskedAutoEncoder
 
 # Epsilons large and different enough that a misplaced one shows; an MLP width that int(width * ratio) loses one of.
 BACKBONE = MaskedAutoEncoder(

@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.autograd import backward
 
-from bench.backbones import MaskedLanguageModel
 from bench.data.examples import by_length
 from bench.errors import InputError
 from bench.models.build import build
 from bench.models.text import TextModel, TokenMask, masked_token_loss, rounded_size
 from bench.models.weights import load_weights, save_weights
+from bench.specs.architectures import MaskedLanguageModel
 from tests.examples import token_mask
 
 BACKBONE = MaskedLanguageModel(

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 from transformers import ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining
 
-from bench.backbones import MaskedAutoEncoder
 from bench.errors import InputError
 from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.models.image import mask_from_noise
-from bench.models.vit_mae import Place, from_transformers, place, sizes
+from bench.pretrained.vit_mae_names import Place, from_transformers, place, sizes
+from bench.specs.architectures import MaskedAutoEncoder
 
 SIZES = {"image_size": 12, "patch_size": 3, "width": 16, "depth": 2, "mlp_width": 21}
 DECODER_SIZES = {"decoder_width": 8, "decoder_depth": 3, "decoder_mlp_width": 11}

@@ -1,0 +1,219 @@
+"""BERT and its relatives of transformers under this suite's names, with their tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bench.errors import InputError
+from bench.pretrained.checkpoints import TOKENIZER
+from bench.pretrained.files import _read_json
+from bench.pretrained.found import NETWORKS, Found, Network, _configuration, _quiet, _require
+from bench.pretrained.origin import VOCABULARIES
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+HEAD: dict[Network, str] = {"bert": "cls", "roberta": "lm_head"}
+
+
+PROJECTION: dict[Network, tuple[str, str]] = {
+    "bert": ("cls.predictions.decoder", "cls.predictions.bias"),
+    "roberta": ("lm_head.decoder", "lm_head.bias"),
+}
+"""The output projection of a head, and the other name of its bias."""
+
+
+SPECIAL: dict[Network, dict[str, str]] = {
+    "bert": {"pad_token": "[PAD]", "mask_token": "[MASK]"},
+    "roberta": {"pad_token": "<pad>", "mask_token": "<mask>"},
+}
+"""The special tokens of a tokenizer whose configuration names none."""
+
+
+LONGEST = 512
+
+
+def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> Found:
+    """A BERT or RoBERTa of transformers, with or without its masked-language-model head."""
+    import transformers
+
+    _require(
+        folder,
+        raw,
+        {
+            "hidden_act": "gelu",
+            "position_embedding_type": "absolute",
+            "is_decoder": False,
+            "add_cross_attention": False,
+        },
+    )
+    classes: dict[str, Any] = {
+        "bert": transformers.BertForMaskedLM,
+        "roberta": transformers.RobertaForMaskedLM,
+        "xlm-roberta": transformers.XLMRobertaForMaskedLM,
+        "camembert": transformers.CamembertForMaskedLM,
+    }
+    kind, of = NETWORKS[raw["model_type"]], classes[raw["model_type"]]
+    config = _configuration(folder, of.config_class, raw)
+    config.tie_word_embeddings = True  # what _tied has checked
+    try:
+        with _quiet():
+            network, loading = of.from_pretrained(
+                None,
+                config=config,
+                state_dict=_tied(folder, kind, state),
+                output_loading_info=True,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+            )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{folder}: the weights are not those that config.json describes: {error}") from error
+    prefix = f"{network.base_model_prefix}."
+    if absent := sorted(name for name in loading["missing_keys"] if name.startswith(prefix)):
+        raise InputError(f"{folder}: the weights lack a part of the encoder: {', '.join(absent)}.")
+    buffers = ("embeddings.position_ids", "embeddings.token_type_ids")
+    left = {name: name.removeprefix(prefix) for name in loading["unexpected_keys"]}
+    left = {name: bare for name, bare in left.items() if bare not in buffers and not bare.startswith("pooler.")}
+    if odd := sorted(name for name, bare in left.items() if bare.startswith(("embeddings.", "encoder."))):
+        raise InputError(f"{folder}: the encoder has tensors that config.json does not tell of: {', '.join(odd)}.")
+    tokenizer = _tokenizer(folder, raw["model_type"])
+    tensors, fresh = _parts(network, {"encoder": network.base_model_prefix, "decoder": HEAD[kind]}, loading)
+    network.eval()
+    return Found(
+        "text",
+        {
+            "network": kind,
+            "vocabulary": config.vocab_size,
+            "width": config.hidden_size,
+            "depth": config.num_hidden_layers,
+            "heads": config.num_attention_heads,
+            "mlp_width": config.intermediate_size,
+            "positions": config.max_position_embeddings,
+            "segments": config.type_vocab_size,
+            "norm_eps": config.layer_norm_eps,
+            "dropout": float(config.hidden_dropout_prob),
+            **_token_fields(folder, kind, config, tokenizer),
+        },
+        tensors,
+        fresh=fresh,
+        ignored=tuple(sorted(left)),
+        tokenizer=tokenizer.to_str(),
+        features=lambda inputs: network.base_model(**inputs).last_hidden_state[:, 0],
+    )
+
+
+def _parts(
+    network: Any, modules: Mapping[str, str], loading: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The loaded parameters of these modules under our parts' names, tied ones once; and which the file lacked."""
+    tensors, fresh = {}, []
+    seen: set[int] = set()
+    for part, module in modules.items():
+        for name, parameter in getattr(network, module).named_parameters():
+            if id(parameter) in seen:
+                continue  # the projection, tied to the embeddings
+            seen.add(id(parameter))
+            if f"{module}.{name}" in loading["missing_keys"]:
+                fresh.append(f"{part}.{name}")
+            else:
+                tensors[f"{part}.{name}"] = parameter.detach()
+    return tensors, tuple(sorted(fresh))
+
+
+def _tied(folder: Path, kind: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the output projection, which must be the word embeddings; its bias under one name."""
+    tied = dict(state)
+    projection, bias = PROJECTION[kind]
+    twins = {
+        f"{projection}.weight": [name for name in state if name.endswith("embeddings.word_embeddings.weight")],
+        f"{projection}.bias": [bias] if bias in state else [],
+    }
+    for name, others in twins.items():
+        tensor = tied.pop(name, None)
+        if tensor is None:
+            continue
+        if not others and name.endswith("bias"):
+            tied[bias] = tensor
+        elif not all(torch.equal(tensor, state[other]) for other in others):
+            raise InputError(
+                f"{folder}: {name} differs from {others[0]}. Here the output projection of a masked language model is "
+                "tied to its word embeddings, so this head cannot be used."
+            )
+    return tied
+
+
+def _tokenizer(folder: Path, model_type: str) -> Tokenizer:
+    """The folder's fast tokenizer, or the one that transformers makes of its vocabulary; without padding, uncut."""
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER
+    if path.is_file():
+        try:
+            tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises no narrower type
+            raise InputError(f"{path} cannot be read as a tokenizer ({error}).") from error
+    else:
+        tokenizer = _slow_tokenizer(folder, model_type)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _slow_tokenizer(folder: Path, model_type: str) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise InputError(f"{folder} holds no tokenizer: neither {TOKENIZER} nor {', '.join(VOCABULARIES)}.")
+    try:
+        with _quiet():
+            loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer: Tokenizer = loaded.backend_tokenizer
+    except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        raise InputError(
+            f"{folder}: transformers cannot make a fast tokenizer of its {model_type} vocabulary ({error}). "
+            f"Add a {TOKENIZER}."
+        ) from error
+    return tokenizer
+
+
+def _token_fields(folder: Path, kind: Network, config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the tokenizer tells of the backbone; refuses one that does not belong to the network."""
+    told: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            told |= _read_json(folder / name)
+    named = {
+        role: value["content"] if isinstance(value, dict) else value
+        for role, value in {**SPECIAL[kind], **told}.items()
+        if role.endswith("_token") and (isinstance(value, str) or (isinstance(value, dict) and "content" in value))
+    }
+    ids = {role: tokenizer.token_to_id(token) for role, token in named.items()}
+    pad, mask = ids["pad_token"], ids["mask_token"]
+    if pad is None or mask is None:
+        raise InputError(f"{folder}: of {named['pad_token']!r} and {named['mask_token']!r} the tokenizer lacks one.")
+    if config.pad_token_id not in (None, pad):
+        raise InputError(f"{folder}: padding is {config.pad_token_id} in config.json and {pad} in the tokenizer.")
+    added = tokenizer.get_added_tokens_decoder()
+    special = {token for token, entry in added.items() if entry.special} | {i for i in ids.values() if i is not None}
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+    if largest >= config.vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer's ids go up to {largest}, but there are only {config.vocab_size} word embeddings."
+        )
+    if tokenizer.encode("a").ids[0] not in special:
+        raise InputError(f"{folder}: the tokenizer puts no special token first, from which features could be read.")
+    first = pad + 1 if kind == "roberta" else 0
+    longest = told.get("model_max_length")
+    told_length = [int(longest)] if isinstance(longest, int | float) and longest >= 1 else []
+    return {
+        "max_length": min(LONGEST, config.max_position_embeddings - first, *told_length),
+        "pad_id": pad,
+        "mask_id": mask,
+        "special_ids": sorted(special),
+    }

@@ -1,0 +1,112 @@
+"""Checkpoints made elsewhere, as this suite keeps them: converted once, checked, described by a manifest.
+
+`<data root>/backbones/<name>/` holds `weights.safetensors` under this suite's parameter names in float32, for text
+`tokenizer.json`, and `manifest.json`, written last. Planning imports this module, so it imports neither torch nor the
+hub's client before something is prepared.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bench.errors import InputError
+from bench.store.files import MANIFEST, sha256
+
+WEIGHTS = "weights.safetensors"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is prepared of a checkpoint.
+
+    `source` is what was asked for; `repository` and `revision` (a commit) of the hub are None for a folder. `checksum`
+    is the sha256 of the official weight file (of shards: of their names and sha256), `weights_checksum` that of the
+    converted one. `architecture` holds fields of `MaskedAutoEncoder` or `MaskedLanguageModel`, as configuration and
+    shapes tell them. `fresh` names this suite's parameters that the file lacks, `ignored` the file's tensors that no
+    parameter here takes. `fingerprint` is that of a local source as it was then.
+    """
+
+    name: str
+    modality: Literal["image", "text"]
+    source: str
+    repository: str | None
+    revision: str | None
+    checksum: str
+    weights_checksum: str
+    tokenizer_checksum: str | None
+    architecture: dict[str, Any]
+    fresh: tuple[str, ...]
+    ignored: tuple[str, ...]
+    fingerprint: str | None = None
+
+
+def folder(name: str, root: Path) -> Path:
+    """Where the checkpoint of this name is prepared, under the data root."""
+    return root / "backbones" / name
+
+
+def read(name: str, root: Path) -> Prepared | None:
+    """What is prepared under this name, or None; reads one small file. Refuses a manifest it cannot read."""
+    path = folder(name, root) / MANIFEST
+    try:
+        return _parse(json.loads(path.read_bytes()), name)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} cannot be read ({error}). {_again(path.parent)}") from error
+
+
+def weights(name: str, root: Path, checksum: str) -> Path:
+    """The converted weights of the checkpoint whose official file has that sha256; read in full once per process.
+
+    Refuses a checkpoint that is not prepared, was prepared from another file, or has been damaged since.
+    """
+    prepared, place = read(name, root), folder(name, root)
+    if prepared is None:
+        raise InputError(f"the backbone {name} is not prepared in {place}: prepare it first.")
+    if prepared.checksum != checksum:
+        raise InputError(
+            f"{place} was prepared from a weight file with the sha256 {prepared.checksum[:16]}, not {checksum[:16]}: "
+            f"plan again, or {_again(place, start='delete')}"
+        )
+    path = place / WEIGHTS
+    try:
+        state = path.stat()
+        found = _sha256_once(path, (state.st_ino, state.st_size, state.st_mtime_ns))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}). {_again(place)}") from error
+    if found != prepared.weights_checksum:
+        raise InputError(
+            f"{path} is damaged: its sha256 is {found[:16]}, not {prepared.weights_checksum[:16]}. {_again(place)}"
+        )
+    return path
+
+
+def _parse(content: dict[str, Any], name: str) -> Prepared:
+    if content["name"] != name:
+        raise ValueError(f"it describes {content['name']!r}")
+    if content["modality"] not in ("image", "text"):
+        raise ValueError(f"its modality is {content['modality']!r}")
+    if not isinstance(content["architecture"], dict):
+        raise ValueError("it has no architecture")
+    return Prepared(**{**content, "fresh": tuple(content["fresh"]), "ignored": tuple(content["ignored"])})
+
+
+def _again(place: Path, start: str = "Delete") -> str:
+    return f"{start} the folder {place} and prepare {place.name} again."
+
+
+@functools.cache
+def _sha256_once(path: Path, state: tuple[int, ...]) -> str:
+    return sha256(path)  # again for a file in another state, as when it was prepared anew
+
+
+# ------------------------------------------------------------------------------------------------ where from
+
+
+# ------------------------------------------------------------------------------------------------ writing

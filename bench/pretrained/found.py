@@ -1,0 +1,68 @@
+"""What is read of a checkpoint's own files, whatever library wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from bench.errors import InputError
+from bench.interfaces.model import Inputs
+
+pass
+
+NETWORKS: dict[str, Network] = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
+"""`model_type` of a text checkpoint -> the network that it is here."""
+
+
+LEGAL = f"vit_mae, {', '.join(NETWORKS)} of transformers; vit_* of timm"
+
+
+class Found(NamedTuple):
+    """What a folder holds, by this suite's names; `features` are computed as the library itself does it."""
+
+    modality: Literal["image", "text"]
+    architecture: dict[str, Any]
+    tensors: dict[str, Tensor]
+    fresh: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    features: Callable[[Inputs], Tensor] | None = None
+
+
+def _require(folder: Path, config: Mapping[str, Any], legal: Mapping[str, Any]) -> None:
+    for name, value in legal.items():
+        if (found := config.get(name, value)) != value:
+            raise InputError(f"{folder / 'config.json'}: {name} is {found!r}; here it must be {value!r}.")
+
+
+def _configuration(folder: Path, kind: Any, raw: dict[str, Any]) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        with _quiet():
+            return kind.from_dict(raw)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / 'config.json'} is no configuration of a {raw['model_type']}: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's reports: what matters of them is returned or refused."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+Network = Literal["bert", "roberta"]

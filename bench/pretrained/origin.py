@@ -1,0 +1,105 @@
+"""Where weights made elsewhere come from: a folder, or a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.errors import InputError
+from bench.pretrained.checkpoints import TOKENIZER
+from bench.store.files import digest
+
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
+
+
+PICKLE = "pytorch_model.bin"
+
+
+VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
+
+
+DESCRIPTIONS = (
+    "config.json",
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    *VOCABULARIES,
+)
+
+
+LEGAL_SOURCES = "'folder:PATH' (of transformers or timm), 'hub:OWNER/NAME@REVISION', or 'OWNER/NAME'"
+
+
+class Origin(NamedTuple):
+    """Where a checkpoint comes from: a local folder, or a repository of the Hugging Face hub with its revision."""
+
+    path: Path | None
+    repository: str | None
+    revision: str | None
+
+
+def fingerprint(source: str) -> str | None:
+    """A cheap hash of the names, sizes and times of a local source's files; None for the hub, or if it is gone."""
+    path = parse(source).path
+    if path is None or not path.is_dir():
+        return None
+    files = [(entry.name, entry.stat()) for entry in sorted(path.iterdir()) if entry.is_file()]
+    return digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in files])
+
+
+def parse(source: str) -> Origin:
+    """The parts of a source; refuses any other form."""
+    if source.startswith("folder:"):
+        if path := source.removeprefix("folder:"):
+            return Origin(Path(path).expanduser(), None, None)
+    elif match := re.fullmatch(r"(?:hub:)?([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w./-]+))?", source):
+        return Origin(None, match[1], match[2])
+    raise InputError(f"{source!r} names no checkpoint. Legal: {LEGAL_SOURCES}.")
+
+
+def _fetch(source: str, origin: Origin, given: Path | None) -> tuple[Path, str | None]:
+    """The local folder to read, and the commit of the hub that it holds."""
+    if given is not None or origin.path is not None:
+        local = given or origin.path
+        assert local is not None
+        if not local.is_dir():
+            raise InputError(
+                f"{local} is no folder: {source!r} needs one with config.json and model.safetensors, "
+                "as save_pretrained of transformers or the hub lay it out."
+            )
+        return local, origin.revision
+    assert origin.repository is not None
+    return _download(source, origin.repository, origin.revision)
+
+
+def _download(source: str, repository: str, revision: str | None) -> tuple[Path, str]:
+    """A repository's configuration, tokenizer and weights in the hub's own cache, and the commit they belong to."""
+    import huggingface_hub
+
+    def snapshot(commit: str | None, patterns: list[str], local_files_only: bool) -> tuple[Path, str]:
+        found = huggingface_hub.snapshot_download(
+            repository, revision=commit, allow_patterns=patterns, local_files_only=local_files_only
+        )
+        return Path(found), commit or Path(found).name
+
+    patterns = [*DESCRIPTIONS, *SAFETENSORS]
+    try:
+        facts = huggingface_hub.HfApi().model_info(repository, revision=revision)
+        files = {file.rfilename for file in facts.siblings or ()}
+        if not files & set(SAFETENSORS):
+            patterns.append(PICKLE)
+        return snapshot(facts.sha, patterns, local_files_only=False)
+    except Exception as error:  # the client passes on those of its HTTP library, which has changed between versions
+        try:
+            # The cache names its folders by commit.
+            local, _ = snapshot(revision, [*patterns, PICKLE], local_files_only=True)
+            return local, local.name
+        except Exception:
+            at = "" if revision is None else f" --revision {revision}"
+            raise InputError(
+                f"{source!r} cannot be fetched from the Hugging Face hub ({type(error).__name__}: {error}). "
+                f"Check the name; without internet here, run `hf download {repository}{at} --local-dir FOLDER` where "
+                "there is some, copy the folder and give it with --from FOLDER."
+            ) from error

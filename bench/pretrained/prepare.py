@@ -1,0 +1,88 @@
+"""Preparing weights made elsewhere: fetched, converted, checked, and only then visible."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.errors import InputError
+from bench.pretrained.checkpoints import TOKENIZER, WEIGHTS, Prepared, _again, folder, read
+from bench.pretrained.origin import Origin, _fetch, fingerprint, parse
+from bench.store.files import MANIFEST, building, sha256
+
+
+def prepare_checkpoint(
+    name: str,
+    source: str,
+    root: Path,
+    given: Path | None = None,
+    weights_checksum: str | None = None,
+    again: bool = False,
+) -> Prepared:
+    """Convert a checkpoint into `root/backbones/name` unless it is there already, or `again` asks for a new one.
+
+    `source` is `folder:PATH`, or `hub:OWNER/NAME@REVISION` or plain `OWNER/NAME` of the Hugging Face hub; `given` is a
+    local copy used in its place. `weights_checksum` is the sha256 that the official weight file must have; a pickle is
+    only read with one. Nothing is visible before it is complete, and two processes may prepare the same name at once.
+    Refuses unknown networks, custom code, damaged files, weights that are not finite, and a source other than that of
+    what is there.
+    """
+    if not name.isidentifier():
+        raise InputError(f"a backbone cannot be named {name!r}: it must be a letter, then letters, digits or _.")
+    origin = parse(source)
+    prepared = None if again else read(name, root)
+    if prepared is not None and given is not None:
+        raise InputError(f"--from {given}: {name} is prepared in {root} already; --again replaces it.")
+    if prepared is None:
+        local, revision = _fetch(source, origin, given)
+        if given is not None and weights_checksum is None:
+            origin, revision = Origin(local, None, None), None  # nothing says that it is what the hub has
+        prepared = _convert(name, source, origin._replace(revision=revision), local, root, weights_checksum, again)
+    place = folder(name, root)
+    if prepared.source != source:
+        raise InputError(
+            f"{place} was prepared from {prepared.source!r}, not from {source!r}: "
+            f"give one of the two another name, or {_again(place, start='delete')}"
+        )
+    if weights_checksum is not None and prepared.checksum != weights_checksum.lower():
+        raise InputError(
+            f"{place} was prepared from a weight file with the sha256 {prepared.checksum}, but weights_checksum is "
+            f"{weights_checksum}: correct it, or {_again(place, start='delete')}"
+        )
+    return prepared
+
+
+def _convert(
+    name: str,
+    source: str,
+    origin: Origin,
+    local: Path,
+    root: Path,
+    weights_checksum: str | None,
+    again: bool,
+) -> Prepared:
+    """Convert into a folder beside, then move it into place; the first complete one wins, unless `again`."""
+    from bench.pretrained.convert import convert
+
+    with building(folder(name, root), replace=again) as temporary:
+        converted = convert(name, local, temporary, weights_checksum)
+        tokenizer = temporary / TOKENIZER
+        prepared = Prepared(
+            name=name,
+            modality=converted.modality,
+            source=source,
+            repository=origin.repository,
+            revision=origin.revision,
+            checksum=converted.checksum,
+            weights_checksum=sha256(temporary / WEIGHTS),
+            tokenizer_checksum=sha256(tokenizer) if tokenizer.is_file() else None,
+            architecture=converted.architecture,
+            fresh=converted.fresh,
+            ignored=converted.ignored,
+            fingerprint=fingerprint(source),
+        )
+        (temporary / MANIFEST).write_text(json.dumps(asdict(prepared), indent=1, sort_keys=True) + "\n")
+    found = read(name, root)
+    assert found is not None  # just written, by this process or a faster one
+    return found
