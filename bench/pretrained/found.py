@@ -12,8 +12,6 @@ from torch import Tensor
 from bench.errors import InputError
 from bench.interfaces.model import Inputs
 
-pass
-
 NETWORKS: dict[str, Network] = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
 """`model_type` of a text checkpoint -> the network that it is here."""
 

@@ -298,7 +298,7 @@ def test_the_first_complete_folder_wins(tmp_path: Path) -> None:
 def test_two_processes_preparing_at_once_give_one_good_folder(prepared: Path, tmp_path: Path) -> None:
     # The barrier lets both builds finish before either publishes.
     code = (
-        "import sys, time; from pathlib import Path; from bench.data import disk, prepare\n"
+        "import sys, time; from pathlib import Path; from bench.data import disk; from bench.data.prepare import prepare_data\n"
         "root, own, other = Path(sys.argv[1]), *map(Path, sys.argv[2:])\n"
         "publish = disk.publish\n"
         "def together(*arguments):\n"
@@ -306,7 +306,7 @@ def test_two_processes_preparing_at_once_give_one_good_folder(prepared: Path, tm
         "    while not other.exists(): time.sleep(0.001)\n"
         "    return publish(*arguments)\n"
         "disk.publish = together\n"
-        "print(prepare('digits', root).splits['test'].checksum)"
+        "print(prepare_data('digits', root).splits['test'].checksum)"
     )
     flags = [str(tmp_path / "a"), str(tmp_path / "b")]
     root = tmp_path / "root"
