@@ -13,5 +13,5 @@ def register() -> None:
     for module in pkgutil.iter_modules(__path__):
         if not module.name.endswith("_torch"):
             importlib.import_module(f"{__name__}.{module.name}")
-    for name in ("embedded", "public_backbones"):
-        importlib.import_module(f"bench.{name}")
+    import bench.planning.embedded_backbones
+    import bench.planning.public_backbones  # noqa: F401

@@ -38,15 +38,15 @@ from baselines.self_distillation import require_same_architecture, self_distill
 from baselines.tapt import further_pretrain, tapt
 from bench.errors import SpecError
 from bench.interfaces.hooks import Batch, Context, Loss, State
-from bench.registry import recipe
+from bench.planning.registry import recipe
 from bench.specs import Objective, Stage
 from bench.specs.objectives import MaskedAutoEncoding
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.cell import Cell
     from bench.interfaces.model import Model
+    from bench.planning.cell import Cell
 
 Pair = tuple["Tensor", "Tensor"]
 

@@ -18,11 +18,11 @@ from baselines.mars import MarsProjection
 from baselines.r3f import R3F
 from baselines.self_distillation import self_distill
 from baselines.tapt import further_pretrain
-from bench.registry import recipe
+from bench.planning.registry import recipe
 from bench.specs import Stage
 
 if TYPE_CHECKING:
-    from bench.cell import Cell
+    from bench.planning.cell import Cell
 
 
 @recipe()

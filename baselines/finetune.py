@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from bench.registry import recipe
+from bench.planning.registry import recipe
 from bench.specs import PRETRAINED, Constraint, Objective, Optimizer, Schedule, Stage
 from bench.specs.objectives import AdamW, CrossEntropy
 
 if TYPE_CHECKING:
-    from bench.cell import Cell
+    from bench.planning.cell import Cell
 
 SCHEDULES = {
     "image": Schedule(

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from baselines.finetune import finetune
 from bench.errors import SpecError, nearest
 from bench.interfaces.hooks import Batch, Context, Loss, State, TeacherOutput
-from bench.registry import recipe
+from bench.planning.registry import recipe
 from bench.specs import PRETRAINED, Objective, Stage
 from bench.specs.architectures import MaskedAutoEncoder
 
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from bench.cell import Cell
     from bench.interfaces.model import Model
+    from bench.planning.cell import Cell
 
 Reduction = Literal["batchmean", "mean"]
 

@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
 from bench.interfaces.hooks import State
-from bench.registry import recipe
+from bench.planning.registry import recipe
 from bench.specs import Constraint, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bench.cell import Cell
     from bench.interfaces.model import Model
+    from bench.planning.cell import Cell
 
 
 def _row_distances(moved: Tensor) -> Tensor:

@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Literal
 
 from baselines.finetune import finetune
 from bench.interfaces.hooks import Batch, Context, Loss, State
-from bench.registry import recipe
+from bench.planning.registry import recipe
 from bench.specs import Objective, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.cell import Cell
     from bench.interfaces.model import Model
+    from bench.planning.cell import Cell
 
 
 def symmetric_kl(clean_logits: Tensor, noised_logits: Tensor) -> Tensor:

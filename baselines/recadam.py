@@ -36,13 +36,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from baselines.finetune import finetune
 from bench.errors import SpecError
 from bench.interfaces.hooks import ParameterGroup
-from bench.registry import recipe
+from bench.planning.registry import recipe
 from bench.specs import Optimizer, Stage
 
 if TYPE_CHECKING:
     import torch
 
-    from bench.cell import Cell
+    from bench.planning.cell import Cell
 
 Anneal = Literal["sigmoid", "linear", "constant"]
 

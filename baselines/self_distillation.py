@@ -25,15 +25,15 @@ from baselines.finetune import finetune
 from baselines.tapt import OPTIMIZERS, SCHEDULES, further_pretrain
 from bench.errors import SpecError
 from bench.interfaces.hooks import Batch, Context, Loss, State, TeacherOutput
-from bench.registry import declare, recipe
+from bench.planning.registry import declare, recipe
 from bench.specs import Objective, Schedule, Stage
 from bench.specs.objectives import AdamW, MaskedAutoEncoding
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.cell import Cell
     from bench.interfaces.model import Model
+    from bench.planning.cell import Cell
 
 
 def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:

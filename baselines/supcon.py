@@ -39,15 +39,15 @@ from baselines.finetune import finetune
 from baselines.tapt import OPTIMIZERS, SCHEDULES
 from bench.errors import SpecError
 from bench.interfaces.hooks import Batch, Context, Loss, State
-from bench.registry import declare, recipe
+from bench.planning.registry import declare, recipe
 from bench.specs import Objective, Schedule, Stage
 from bench.specs.objectives import AdamW
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.cell import Cell
     from bench.interfaces.model import Model
+    from bench.planning.cell import Cell
 
 
 def supervised_contrastive_loss(

@@ -18,12 +18,12 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from baselines.finetune import finetune
-from bench.registry import declare, recipe
+from bench.planning.registry import declare, recipe
 from bench.specs import Schedule, Stage
 from bench.specs.objectives import AdamW, MaskedAutoEncoding
 
 if TYPE_CHECKING:
-    from bench.cell import Cell
+    from bench.planning.cell import Cell
 
 SCHEDULES = {
     "image": Schedule(steps=20_000, batch_size=64, lr=1.5e-4, dropout=0.0),

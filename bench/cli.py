@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.data.manifest import data_root as default_data_root
 from bench.errors import InputError
-from bench.plan import Plan
+from bench.planning.plan import Plan
 from bench.store.store import Store
 
 
@@ -73,7 +73,7 @@ def check_results(results: Path, name: str | None) -> None:
 
 def write_tables(plan: Plan, store: Store, results: Path) -> int:
     """Write and print the tables; 0 if every cell of the grid has a number, else 1."""
-    from bench.tables.collate import collate
+    from bench.tables.table import collate
 
     written = collate(plan, store, results)
     print(f"\n{written.markdown}\ntable: {written.table}\nrecords: {written.records}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import baselines
 from bench import cli
-from bench.plan import make_plan
+from bench.planning.plan import make_plan
 from bench.store.store import Store
 
 

@@ -251,7 +251,7 @@ def _cluster(given: argparse.Namespace) -> Cluster:
     """What the gin files that are named ask of a cluster."""
     if not given.gin and not given.set:
         return Cluster()  # without importing what may be broken here
-    from bench.config import load_bindings, load_cluster
+    from bench.planning.load import load_bindings, load_cluster
 
     return load_cluster(load_bindings(given.gin, given.set))
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import baselines
 from bench import cli
 from bench.errors import InputError
-from bench.plan import Plan, describe, make_plan, source
+from bench.planning.describe import describe
+from bench.planning.plan import Plan, make_plan, source
 from bench.specs import walk
 from bench.store.provenance import cores
 from bench.store.store import Store
@@ -144,7 +145,7 @@ def _run(plan: Plan, given: argparse.Namespace, store: Store, data: Path, device
     from bench.launch import inline, local
     from bench.launch.queue import Queue
     from bench.progress import Reporter
-    from bench.worker import StopFlag
+    from bench.training.signals import StopFlag
 
     stages = plan.to_run(given.retry)
     failed = {} if given.retry else plan.failed
@@ -227,7 +228,7 @@ def _submit(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> 
 def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: slurm.Submitted) -> int:
     from bench.launch.follow import follow
     from bench.progress import Reporter
-    from bench.worker import StopFlag
+    from bench.training.signals import StopFlag
 
     keys = {*(stage.key for stage in submitted.stages), *submitted.in_flight}
     stop = StopFlag()
@@ -241,8 +242,8 @@ def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: slur
 
 
 def _cancel(given: argparse.Namespace) -> int:
-    from bench.config import load_grid
     from bench.launch import slurm
+    from bench.planning.load import load_grid
 
     Store(given.store).check_exists()
     grid, bindings = load_grid(given.gin, given.set)

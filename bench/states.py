@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.errors import DamagedStore, InputError
 from bench.launch import jobs
 from bench.launch.jobs import JobState, SlurmError, Submission
-from bench.plan import Plan, PlannedCell
+from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Stage
 from bench.store.ownership import Attempt
 from bench.store.store import Store

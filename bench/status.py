@@ -22,7 +22,7 @@ from tabulate import tabulate
 import baselines
 from bench import cli, states
 from bench.errors import InputError, nearest
-from bench.plan import Plan, PlannedCell, make_plan
+from bench.planning.plan import Plan, PlannedCell, make_plan
 from bench.specs import Stage, walk
 from bench.states import STATES, Look, Seen, look
 from bench.store.ownership import Attempt

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.batches import Batches
-from bench.checkpoint import Checkpoints
 from bench.data.examples import ImageExamples
 from bench.device import numerics
 from bench.models.build import build
 from bench.specs import RANDOM, Data, Execution, Schedule, Stage
 from bench.specs.architectures import MaskedAutoEncoder
 from bench.specs.objectives import AdamW, CrossEntropy
-from bench.train import Supervision, train
+from bench.training.batches import Batches
+from bench.training.checkpoint import Checkpoints
+from bench.training.loop import Supervision, train
 
 STEPS = 5
 """Enough for a GPU to record a step and repeat it."""

@@ -20,20 +20,20 @@ from baselines.ablations import (
 )
 from baselines.self_distillation import FeatureMatching
 from bench import grid
-from bench.batches import Batches
-from bench.checkpoint import Checkpoints
 from bench.errors import InputError, SpecError
-from bench.fit import parts
 from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Clock, Context
 from bench.interfaces.model import Model
 from bench.models.build import build
-from bench.plan import Plan, make_plan
+from bench.planning.plan import Plan, make_plan
 from bench.specs import Objective, Schedule, Stage, walk
 from bench.specs.architectures import MaskedLanguageModel
 from bench.specs.objectives import MaskedAutoEncoding
 from bench.store.store import Store
-from bench.train import Supervision, train
+from bench.training.batches import Batches
+from bench.training.checkpoint import Checkpoints
+from bench.training.loop import Supervision, train
+from bench.training.networks import parts
 from tests.examples import finetuning, pretraining, tiny_backbone
 
 CPU = torch.device("cpu")

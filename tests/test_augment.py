@@ -10,7 +10,6 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
 from baselines.supcon import SupervisedContrastive
-from bench.batches import Batches
 from bench.data.augment import (
     change_brightness,
     change_contrast,
@@ -26,6 +25,7 @@ from bench.interfaces.examples import Examples
 from bench.models.build import build
 from bench.specs import Schedule
 from bench.specs.objectives import CrossEntropy
+from bench.training.batches import Batches
 from tests.examples import finetuning
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from baselines.supcon import SupervisedContrastive
-from bench.batches import LENGTH_POOL, Batches
 from bench.data.examples import ImageExamples, TextExamples
 from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Batch
@@ -21,6 +20,7 @@ from bench.models.build import build
 from bench.specs import Execution, Schedule, Stage, stream
 from bench.specs.architectures import MaskedLanguageModel
 from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
+from bench.training.batches import LENGTH_POOL, Batches
 from tests.examples import finetuning, pretraining
 
 CPU = torch.device("cpu")

@@ -17,7 +17,8 @@ from transformers import BertConfig, BertModel
 from bench import cli, grid
 from bench.data.manifest import read_manifest
 from bench.errors import InputError
-from bench.plan import Plan, describe, make_plan
+from bench.planning.describe import describe
+from bench.planning.plan import Plan, make_plan
 from bench.specs import PublicWeights
 from bench.specs.architectures import MaskedLanguageModel
 from bench.speed import __main__ as speed

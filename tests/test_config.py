@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import copy_gin, find_gin, load_grid, read_bindings
 from bench.errors import InputError
-from bench.plan import Plan, make_plan
+from bench.planning.gin_files import copy_gin, find_gin, read_bindings
+from bench.planning.load import load_grid
+from bench.planning.plan import Plan, make_plan
 from bench.specs import Execution
 from bench.store.store import Store
 

@@ -25,9 +25,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import batches, fit, graphs, train
-from bench.cell import Expansion
-from bench.checkpoint import Checkpoints
 from bench.data.manifest import Manifest, SplitFacts
 from bench.data.tasks import CORPORA, TASKS
 from bench.device import seed
@@ -36,13 +33,16 @@ from bench.interfaces.hooks import Context, State
 from bench.interfaces.model import Model
 from bench.models import text
 from bench.planning.bindings import Binding, Bindings
+from bench.planning.cell import Expansion
+from bench.planning.registry import RECIPES, SETTINGS
 from bench.planning.settings import Grid
-from bench.registry import RECIPES, SETTINGS
 from bench.specs import Objective, Stage, walk
 from bench.store.files import MANIFEST
 from bench.store.store import Store
+from bench.training import batches, fit, graphs, loop
+from bench.training.checkpoint import Checkpoints
 from bench.training.protocol import Outcome, Settings
-from bench.worker import run
+from bench.training.worker import run
 from tests.host_graph import HostGraph
 from tests.test_grid import Workplace, wait_for
 
@@ -165,7 +165,7 @@ class Watch:
             for module in (torch, torch.random):
                 if hasattr(module, name):
                     patch.setattr(module, name, self._refused(name, original))
-        for module in (train, fit):  # the loop's own seeding
+        for module in (loop, fit):  # the loop's own seeding
             patch.setattr(module, "seed", self._loops)
 
     def _refused(self, name: str, original: Any) -> Any:
@@ -304,7 +304,7 @@ class Kit:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(batches, "has_graphs", lambda device: True)  # texts as a GPU is given them
                 patch.setattr(text, "rounded_size", lambda selected: 64)  # so that shapes repeat within few steps
-                patch.setattr(train, "has_graphs", lambda device, recorded=recorded: recorded)
+                patch.setattr(loop, "has_graphs", lambda device, recorded=recorded: recorded)
                 patch.setattr(graphs, "UNRECORDED_USES", 1)
                 patch.setattr(self.graph, "made", 0)
                 patch.setattr(graphs, "Graph", self.graph)
@@ -425,7 +425,7 @@ def keys(folder: Path) -> dict[str, list[str]]:
     """
     for name, modality in {**{task: TASKS[task].modality for task in TASK_NAMES}, **CORPORA}.items():
         classes = [f"class {number}" for number in range(10)] if name in TASK_NAMES else None
-        train, test = (
+        loop, test = (
             SplitFacts(examples=size, checksum=digit * 64, per_class=(size // 10,) * 10 if classes else None)
             for size, digit in ((1000, "1"), (200, "2"))
         )
@@ -433,7 +433,7 @@ def keys(folder: Path) -> dict[str, list[str]]:
             name=name,
             modality=modality,
             class_names=tuple(classes) if classes else None,
-            splits={"train": train, "test": test},
+            splits={"train": loop, "test": test},
             tokenizer_checksum="3" * 64 if name == "docstrings" else None,
             sources={},
             vocabulary=4000 if name == "docstrings" else None,

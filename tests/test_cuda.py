@@ -18,21 +18,21 @@ import pytest
 import torch
 from torch import Tensor
 
-import bench.batches
+import bench.training.batches
 from baselines.mars import MarsProjection
 from baselines.recadam import RecAdam
 from bench import device as devices
-from bench.batches import Batches
-from bench.checkpoint import Checkpoints
 from bench.data.examples import open_split
-from bench.evaluate import evaluate
-from bench.fit import new_model
 from bench.specs import Execution, Stage, walk
 from bench.specs.objectives import CrossEntropy
 from bench.store.store import Store
-from bench.train import Interrupted, Supervision, train
+from bench.training.batches import Batches
+from bench.training.checkpoint import Checkpoints
+from bench.training.evaluate import evaluate
+from bench.training.loop import Interrupted, Supervision, train
+from bench.training.networks import new_model
 from bench.training.protocol import Settings
-from bench.worker import run
+from bench.training.worker import run
 from tests.test_contract import Kit, each_recipe, each_task, own_stages, plan
 from tests.test_graphs import AsksTheDevice, longer
 from tests.test_train import FINETUNE, STAGES, Pictures, equal
@@ -200,7 +200,7 @@ def test_precisions_are_told_apart_and_put_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["digits", "pydocs"])
 def test_batches_on_a_gpu_are_those_of_the_cpu(kit: Kit, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.batches, "has_graphs", lambda device: True)  # texts padded alike on both
+    monkeypatch.setattr(bench.training.batches, "has_graphs", lambda device: True)  # texts padded alike on both
     stage = plan(kit.grid, "tapt", task).init
     assert isinstance(stage, Stage)
     on: dict[str, list[list[Tensor]]] = {}
@@ -229,7 +229,7 @@ def test_a_host_buffer_is_not_written_again_before_its_copy(kit: Kit) -> None:
 
 
 def _tensors(batch: object) -> list[Tensor]:
-    from bench import graphs
+    from bench.training import graphs
 
     return graphs._tensors(batch)
 

@@ -13,7 +13,7 @@ from bench.specs import Execution, walk
 from bench.specs.objectives import CrossEntropy
 from bench.store.store import Store
 from bench.training.protocol import Settings
-from bench.worker import run
+from bench.training.worker import run
 from tests.test_contract import STEPS, expansion, plan, short
 
 ROOT = Path(bench.__file__).parents[1]

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.data.examples import open_split
-from bench.evaluate import evaluate, metrics
 from bench.interfaces.examples import Examples
 from bench.models.build import build
-from bench.plan import make_plan
+from bench.planning.plan import make_plan
 from bench.store.store import Store
+from bench.training.evaluate import evaluate, metrics
 from tests.examples import finetuning
 from tests.test_grid import SMALL, Workplace
 

@@ -15,12 +15,7 @@ from torch import Tensor
 
 import baselines.self_distillation
 from baselines.ablations import squared_distance
-from bench.batches import Batches
-from bench.cell import Expansion
-from bench.checkpoint import Checkpoints
 from bench.data.manifest import Manifest, SplitFacts
-from bench.evaluate import evaluate
-from bench.fit import initial_model, trained_model, weight_type
 from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Batch
 from bench.interfaces.model import Model
@@ -28,11 +23,16 @@ from bench.models.build import build
 from bench.models.image import ImageModel, mask_from_noise
 from bench.models.weights import save_weights
 from bench.planning.bindings import Binding, Bindings
+from bench.planning.cell import Expansion
 from bench.planning.settings import Grid
 from bench.pretrained.vit_mae_names import from_transformers
 from bench.specs import Stage, walk
 from bench.specs.objectives import MaskedAutoEncoding
-from bench.train import Supervision, train
+from bench.training.batches import Batches
+from bench.training.checkpoint import Checkpoints
+from bench.training.evaluate import evaluate
+from bench.training.loop import Supervision, train
+from bench.training.networks import initial_model, trained_model, weight_type
 from tests.golden_files import cases, load, tensor
 
 NAME = "self_distillation_end_to_end"

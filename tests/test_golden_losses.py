@@ -15,7 +15,7 @@ from bench.pretrained.vit_mae_names import place, sizes
 from bench.specs import Data, Schedule, Stage
 from bench.specs.architectures import MaskedAutoEncoder
 from bench.specs.objectives import AdamW
-from bench.train import learning_rate, linear_rate, parameter_groups
+from bench.training.loop import learning_rate, linear_rate, parameter_groups
 from tests.examples import finetuning, pretraining
 from tests.golden_files import cases, compare, tensor
 

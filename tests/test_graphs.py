@@ -14,12 +14,12 @@ from torch import Tensor
 from baselines.mars import MarsProjection
 from baselines.r3f import R3F
 from baselines.recadam import RecAdam
-from bench import graphs, train
 from bench.interfaces.hooks import Batch, Context, Loss, State
 from bench.interfaces.model import Model
 from bench.specs import Constraint, Schedule, Stage
 from bench.specs.objectives import AdamW, CrossEntropy
-from bench.train import Interrupted
+from bench.training import graphs, loop
+from bench.training.loop import Interrupted
 from tests.host_graph import HostGraph
 from tests.test_train import FINETUNE, STAGES, equal, run
 
@@ -27,7 +27,7 @@ from tests.test_train import FINETUNE, STAGES, equal, run
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> type[HostGraph]:
     """Has the CPU record steps as a GPU does."""
-    monkeypatch.setattr(train, "has_graphs", lambda device: True)
+    monkeypatch.setattr(loop, "has_graphs", lambda device: True)
     monkeypatch.setattr(graphs, "graph_pool", lambda device: None)
     monkeypatch.setattr(graphs, "Graph", HostGraph)
     monkeypatch.setattr(HostGraph, "made", 0)
@@ -37,7 +37,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> type[HostGraph]:
 def plain(stage: Stage, folder: Path) -> dict[str, Tensor]:
     """The weights of a stage whose steps are computed as written."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "has_graphs", lambda device: False)
+        patch.setattr(loop, "has_graphs", lambda device: False)
         return run(stage, folder)
 
 
@@ -85,8 +85,8 @@ def test_losses_are_those_of_their_own_step(recording: type[HostGraph], tmp_path
     stage = RECORDED["finetune"]
     for kind, losses in seen.items():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(train, "has_graphs", lambda device, kind=kind: kind == "recorded")
-            patch.setattr(train, "late_steps", lambda device: 5)
+            patch.setattr(loop, "has_graphs", lambda device, kind=kind: kind == "recorded")
+            patch.setattr(loop, "late_steps", lambda device: 5)
             run(stage, tmp_path / kind, progress=lambda step, parts, losses=losses: losses.append(float(parts["loss"])))
     assert seen["plain"] == seen["recorded"]
     assert len(set(seen["plain"])) == 14

@@ -16,9 +16,9 @@ import pytest
 
 from bench import cli, grid
 from bench.errors import InputError
-from bench.plan import make_plan
+from bench.planning.plan import make_plan
 from bench.store.store import Store
-from bench.tables.collate import table
+from bench.tables.table import table
 
 SMALL = """
 grid.rows = ['finetune', 'tapt', 'self_distillation']

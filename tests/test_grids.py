@@ -12,13 +12,14 @@ from typing import NamedTuple
 import pytest
 
 from bench import cli, grid
-from bench.config import shipped_gin
 from bench.data.manifest import Manifest, SplitFacts
 from bench.data.tasks import EMBEDDED, TASKS
 from bench.errors import InputError
-from bench.plan import Plan, PlannedCell, describe, make_plan, searched
+from bench.planning.describe import describe
+from bench.planning.gin_files import shipped_gin
+from bench.planning.plan import Plan, PlannedCell, make_plan, searched
+from bench.planning.registry import BACKBONES
 from bench.pretrained.public import PUBLIC
-from bench.registry import BACKBONES
 from bench.specs import PublicWeights, Schedule, Selected, Stage, from_canonical, walk
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 from bench.specs.objectives import AdamW

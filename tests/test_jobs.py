@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from bench import grid
-from bench.config import shipped_gin
 from bench.errors import InputError
 from bench.launch import jobs, limits, sbatch, slurm
 from bench.launch.assignment import Assignment
 from bench.launch.jobs import JobState, SlurmError, Submission
-from bench.plan import make_plan
+from bench.planning.gin_files import shipped_gin
+from bench.planning.plan import make_plan
 from bench.specs.cluster import Cluster
 from bench.store.store import Store
 from tests import tiny_grid

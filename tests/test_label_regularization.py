@@ -21,18 +21,18 @@ from baselines.label_regularization import (
     virtual_teacher_loss,
 )
 from bench import grid
-from bench.batches import Batches
-from bench.checkpoint import Checkpoints
-from bench.embedded import docs_mlm, photos_mae
 from bench.errors import InputError, SpecError
 from bench.interfaces.examples import Examples
 from bench.models.build import build
-from bench.plan import Plan, make_plan
-from bench.registry import BACKBONES
+from bench.planning.embedded_backbones import docs_mlm, photos_mae
+from bench.planning.plan import Plan, make_plan
+from bench.planning.registry import BACKBONES
 from bench.specs import Data, Objective, Schedule, Stage
 from bench.specs.objectives import CrossEntropy
 from bench.store.store import Store
-from bench.train import Supervision, train
+from bench.training.batches import Batches
+from bench.training.checkpoint import Checkpoints
+from bench.training.loop import Supervision, train
 from tests.examples import finetuning, tiny_backbone
 from tests.golden_files import cases, compare, tensor
 

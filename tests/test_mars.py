@@ -22,7 +22,7 @@ from bench.interfaces.hooks import State
 from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.specs.architectures import MaskedLanguageModel
-from bench.train import Interrupted
+from bench.training.loop import Interrupted
 from tests import tiny_grid
 from tests.examples import tiny_backbone
 from tests.golden_files import cases, compare, tensor

@@ -79,8 +79,8 @@ def test_wheel_holds_both_packages_and_the_grids_only(wheel: Path) -> None:
 
 def test_installed_copy_is_imported_outside_the_checkout(installed: Path, tmp_path: Path) -> None:
     code = (
-        "import json, baselines, bench, bench.config\n"
-        "print(json.dumps([bench.__file__, baselines.__file__, str(bench.config.shipped_gin())]))"
+        "import json, baselines, bench, bench.planning.gin_files\n"
+        "print(json.dumps([bench.__file__, baselines.__file__, str(bench.planning.gin_files.shipped_gin())]))"
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     result = subprocess.run(

@@ -17,7 +17,7 @@ from bench.interfaces.hooks import Batch, Clock, Context, Loss, State
 from bench.models.build import build
 from bench.specs import Objective
 from bench.specs.objectives import CrossEntropy
-from bench.train import Interrupted
+from bench.training.loop import Interrupted
 from tests import tiny_grid
 from tests.examples import tiny_backbone
 from tests.golden_files import cases, compare, tensor

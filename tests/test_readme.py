@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan import make_plan
+from bench.planning.plan import make_plan
 from bench.store.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def test_the_example_grids_plan_cleanly(number: int, cells: int, tmp_path: Path)
 
 
 def test_it_lists_every_method_and_no_other() -> None:
-    from bench.registry import RECIPES
+    from bench.planning.registry import RECIPES
 
     listed = {
         name for row in re.findall(r"^\| (`.*?) \|", README, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)

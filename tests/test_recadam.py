@@ -15,7 +15,7 @@ from bench.interfaces.hooks import ParameterGroup
 from bench.models.build import build
 from bench.specs import Optimizer, Schedule
 from bench.specs.objectives import AdamW
-from bench.train import Interrupted
+from bench.training.loop import Interrupted
 from tests import tiny_grid
 from tests.examples import finetuning
 from tests.golden_files import cases, compare, tensor

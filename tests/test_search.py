@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.errors import InputError
-from bench.plan import Plan, make_plan
+from bench.planning.plan import Plan, make_plan
 from bench.specs import Selected, from_canonical, walk
 from bench.store.store import Store
 from tests.test_grid import Workplace

@@ -17,13 +17,10 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench.batches import Batches
-from bench.checkpoint import Checkpoints
 from bench.errors import InputError
-from bench.fit import new_model
 from bench.interfaces.model import Model
 from bench.models.text import TokenMask
-from bench.plan import make_plan
+from bench.planning.plan import make_plan
 from bench.pretrained.vit_mae_names import from_transformers
 from bench.specs import Backbone, Stage
 from bench.speed import __main__ as command
@@ -45,7 +42,10 @@ from bench.speed.work import (
     Work,
 )
 from bench.store.store import Store
-from bench.train import Supervision, train
+from bench.training.batches import Batches
+from bench.training.checkpoint import Checkpoints
+from bench.training.loop import Supervision, train
+from bench.training.networks import new_model
 
 CPU = torch.device("cpu")
 LINES = [(kind, network) for network in NETWORKS for kind in KINDS]

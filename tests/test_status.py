@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from bench import status
-from bench.catalogue import Catalogue
 from bench.errors import InputError
 from bench.launch import jobs
-from bench.plan import Plan, PlannedCell
+from bench.planning.catalogue import Catalogue
+from bench.planning.plan import Plan, PlannedCell
 from bench.planning.settings import Grid
 from bench.specs import Stage, walk
 from bench.states import STATES, Look, look

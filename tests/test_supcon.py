@@ -17,7 +17,7 @@ from bench.errors import InputError
 from bench.interfaces.hooks import Batch, Clock, Context, Loss, State
 from bench.interfaces.model import Model
 from bench.models.build import build
-from bench.plan import Plan, make_plan
+from bench.planning.plan import Plan, make_plan
 from bench.specs import Stage
 from bench.store.store import Store
 from tests.examples import tiny_backbone

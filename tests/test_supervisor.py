@@ -36,6 +36,7 @@ import sys
 sys.path.append({str(REPOSITORY)!r})
 __path__.append({str(REPOSITORY / "bench")!r})
 """
+TRAINING = f"__path__.append({str(REPOSITORY / 'bench' / 'training')!r})"
 
 WORKER = """
 import json, os, signal, subprocess, sys, time
@@ -114,9 +115,10 @@ class Job:
         self.folder = folder
         self.store = Store(folder / "runs")
         self.code = folder / "code"
-        (self.code / "bench").mkdir(parents=True)
-        (self.code / "bench" / "__init__.py").write_text(PACKAGE)
-        (self.code / "bench" / "worker.py").write_text(WORKER)
+        for folder, package in (("bench", PACKAGE), ("bench/training", TRAINING)):
+            (self.code / folder).mkdir(parents=True)
+            (self.code / folder / "__init__.py").write_text(package)
+        (self.code / "bench" / "training" / "worker.py").write_text(WORKER)
         self.processes: list[subprocess.Popen[str]] = []
         self.scontrol()
 
@@ -729,7 +731,9 @@ def test_equal_code_is_copied_once_and_changed_code_again(tmp_path: Path) -> Non
     make = MAKE.format(store=str(store))
     first = Path(python(make, suite, tmp_path))
     assert first.parent == store / ".code"
-    assert (first / "bench" / "worker.py").read_text() == (suite / "bench" / "worker.py").read_text()
+    assert (first / "bench" / "training" / "worker.py").read_text() == (
+        suite / "bench" / "training" / "worker.py"
+    ).read_text()
     assert (first / "gin" / "quickstart.gin").is_file()
     assert Path(python(make, suite, tmp_path)) == first
     (suite / "baselines" / "mars.py").write_text((suite / "baselines" / "mars.py").read_text() + "\n# changed\n")

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from bench.plan import make_plan
+from bench.planning.plan import make_plan
 from bench.specs import Stage
 from bench.store.files import sha256
 from bench.store.store import Store
-from bench.tables.collate import collate
 from bench.tables.statistics import cell_text
+from bench.tables.table import collate
 from tests import tiny_grid
 
 

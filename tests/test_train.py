@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import bench.train
-from bench.batches import Batches
-from bench.checkpoint import Checkpoints
-from bench.evaluate import encoder_distance
+import bench.training.loop
 from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Batch, Context, Loss, State
 from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.specs import Constraint, Objective, Schedule, Stage
 from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
-from bench.train import Diverged, Interrupted, LossWatch, Supervision, learning_rate, parameter_groups, train
+from bench.training.batches import Batches
+from bench.training.checkpoint import Checkpoints
+from bench.training.evaluate import encoder_distance
+from bench.training.loop import Diverged, Interrupted, LossWatch, Supervision, learning_rate, parameter_groups, train
 from tests.examples import finetuning, pretraining
 
 CPU = torch.device("cpu")
@@ -386,7 +386,7 @@ def test_nothing_is_saved_or_finished_with_a_loss_that_is_no_number(
     every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However late losses are read: before a checkpoint, and before the end."""
-    monkeypatch.setattr(bench.train, "late_steps", lambda device: 100)
+    monkeypatch.setattr(bench.training.loop, "late_steps", lambda device: 100)
     stage = dataclasses.replace(FINETUNE, schedule=Schedule(steps=7, batch_size=8, lr=1e30))
     with pytest.raises(Diverged, match=r"the loss is .* at step [1-6] of 7"):
         run(stage, tmp_path, every=every)

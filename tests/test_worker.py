@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import device, fit, worker
-from bench.checkpoint import Checkpoints
+from bench import device
 from bench.store.store import Store
+from bench.training import fit, worker
+from bench.training.checkpoint import Checkpoints
 from bench.training.protocol import EXIT_STATUS, Settings
-from bench.worker import StopFlag, run
+from bench.training.signals import StopFlag
+from bench.training.worker import run
 from tests.examples import pretraining
 
 
@@ -40,7 +42,7 @@ def test_a_full_disk_is_not_held_against_the_stage(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_checkpoint_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.checkpoint.replacing", lambda path: _Full())
+    monkeypatch.setattr("bench.training.checkpoint.replacing", lambda path: _Full())
     with pytest.raises(OSError, match=r"\[Errno 28\]") as caught:
         Checkpoints(tmp_path).save(1, {"weights": torch.zeros(1000)})
     assert caught.value.errno == errno.ENOSPC

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from bench.embedded import photos_mae  # noqa: F401  (registers the embedded backbones)
-from bench.plan import Plan, make_plan
+from bench.planning.embedded_backbones import photos_mae  # noqa: F401  (registers the embedded backbones)
+from bench.planning.plan import Plan, make_plan
 from bench.store.store import Store
 
 SETTINGS = """

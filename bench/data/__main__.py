@@ -12,13 +12,13 @@ from pathlib import Path
 
 import baselines
 from bench import cli
-from bench.catalogue import Catalogue
-from bench.config import load_bindings
 from bench.data.manifest import read_manifest
 from bench.data.tasks import CORPORA, EMBEDDED
 from bench.errors import InputError, NotPrepared
+from bench.planning.catalogue import Catalogue
+from bench.planning.load import load_bindings
+from bench.planning.registry import BACKBONES
 from bench.pretrained import checkpoints
-from bench.registry import BACKBONES
 from bench.store.files import MANIFEST
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.catalogue import Catalogue
 from bench.data import disk
 from bench.data.content import Content, facts
 from bench.data.manifest import Manifest, describe, read_manifest
@@ -16,6 +15,7 @@ from bench.data.public import official
 from bench.data.subset import held_out_checksum
 from bench.data.tasks import CORPORA
 from bench.errors import InputError, NotPrepared
+from bench.planning.catalogue import Catalogue
 from bench.pretrained import checkpoints
 
 

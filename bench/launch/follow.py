@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Collection
 
 from bench import states
-from bench.plan import Plan
+from bench.planning.plan import Plan
 from bench.progress import Reporter
 from bench.specs import Stage
 from bench.states import Look, Seen

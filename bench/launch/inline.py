@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from bench import worker
 from bench.launch.queue import Queue
 from bench.progress import Reporter
 from bench.store.store import Store
-from bench.training import protocol
+from bench.training import protocol, worker
 
 POLL_SECONDS = 1.0
 

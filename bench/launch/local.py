@@ -40,7 +40,7 @@ class Worker:
             # The worker sees one GPU, so nothing can land on another by default.
             environment["CUDA_VISIBLE_DEVICES"] = visible_device(settings.device)
             settings = dataclasses.replace(settings, device="cuda:0")
-        command = [sys.executable, "-m", "bench.worker", "--serve", *settings.arguments()]
+        command = [sys.executable, "-m", "bench.training.worker", "--serve", *settings.arguments()]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
         )

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench import collate
-from bench.config import copy_gin, load_grid
 from bench.errors import InputError
 from bench.launch import jobs, sbatch, supervisor
 from bench.launch.arrays import Array, Element, Queued, arrange
@@ -25,7 +24,9 @@ from bench.launch.assignment import Assignment
 from bench.launch.jobs import JobState, SlurmError, Submission
 from bench.launch.limits import array_size
 from bench.launch.snapshot import snapshot
-from bench.plan import Plan, look_up
+from bench.planning.gin_files import copy_gin
+from bench.planning.load import load_grid
+from bench.planning.plan import Plan, look_up
 from bench.specs import Stage
 from bench.store.store import Store
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import baselines
 import bench
-from bench import config
 from bench.errors import DamagedStore
+from bench.planning import gin_files
 from bench.store import provenance
 from bench.store.files import digest, sha256, sync, write_json
 
@@ -31,7 +31,7 @@ def snapshot(store_root: Path) -> Path:
             assert package.__file__ is not None  # a package with an __init__.py
             _copy(Path(package.__file__).parent, temporary / package.__name__)
         if not (temporary / "bench" / "gin").is_dir():  # else the wheel carries them inside
-            _copy(config.shipped_gin(), temporary / "gin")
+            _copy(gin_files.shipped_gin(), temporary / "gin")
         contents = _digest(temporary, commit)
         write_json(temporary / provenance.SNAPSHOT, {"commit": commit, "contents": contents})
         made = folder / contents[:16]

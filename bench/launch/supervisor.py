@@ -264,7 +264,7 @@ class Run:
             assignment.graphs,
             shared=bool(self.beside) and not self.alone,
         )
-        command = [sys.executable, "-m", "bench.worker", *settings.arguments(), str(self.folder)]
+        command = [sys.executable, "-m", "bench.training.worker", *settings.arguments(), str(self.folder)]
         self._known = known
         self._process = subprocess.Popen(
             command,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.errors import InputError, SpecError
-from bench.registry import SETTINGS
+from bench.planning.registry import SETTINGS
 from bench.specs import (
     coerce,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bench.errors import SpecError, nearest
-from bench.registry import RECIPES, SETTINGS
+from bench.planning.registry import RECIPES, SETTINGS
 from bench.specs import Spec, field_types
 
 

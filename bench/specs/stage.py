@@ -74,7 +74,7 @@ class Objective(Spec):
 
     NEEDS: ClassVar[frozenset[Need]] = frozenset()
     CAPTURABLE: ClassVar[bool] = False
-    """Whether a GPU may record `loss` once and repeat it: see `bench.graphs`."""
+    """Whether a GPU may record `loss` once and repeat it: see `bench.training.graphs`."""
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -124,8 +124,8 @@ def _lines(given: argparse.Namespace, threads: int, bfloat16: bool) -> Iterator[
 
 
 def _quickstart(given: argparse.Namespace) -> dict[str, Any]:
-    from bench.catalogue import Catalogue
     from bench.data.tasks import EMBEDDED
+    from bench.planning.catalogue import Catalogue
 
     root = cli.data_root(given)
     cli.check_writable("--data", root)

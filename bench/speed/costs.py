@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.data.public.official import SOURCES
-from bench.plan import make_plan
+from bench.planning.plan import make_plan
 from bench.specs import Data, Stage
 from bench.speed.measure import Line
 from bench.speed.work import KINDS, OURS

@@ -21,19 +21,19 @@ from torch import Tensor
 
 from bench import cli
 from bench import device as devices
-from bench.batches import Batches
 from bench.data.content import joined
 from bench.data.decode import rgb
 from bench.data.disk import read_rows
 from bench.data.examples import normalised, open_split
 from bench.data.subset import chosen_rows
-from bench.fit import new_model
-from bench.plan import make_plan
+from bench.planning.plan import make_plan
 from bench.specs import Data, Stage
 from bench.specs.architectures import MaskedAutoEncoder
 from bench.speed import ours
 from bench.speed.pace import Pace
 from bench.store.store import Store
+from bench.training.batches import Batches
+from bench.training.networks import new_model
 
 WARM_UP = 3
 """Steps and batches that are not counted: they fill caches and memory pools."""

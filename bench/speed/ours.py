@@ -13,16 +13,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from baselines import finetune, tapt
 from baselines.self_distillation import FeatureMatching
 from bench import device as devices
-from bench.batches import Batches
-from bench.checkpoint import Checkpoints
-from bench.fit import new_model
 from bench.interfaces.examples import Examples
 from bench.specs import RANDOM, Data, Execution, Objective, Stage
 from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.speed import synthetic
 from bench.speed.pace import Enough, Pace
 from bench.speed.work import CLASSES, Work
-from bench.train import Supervision, train
+from bench.training.batches import Batches
+from bench.training.checkpoint import Checkpoints
+from bench.training.loop import Supervision, train
+from bench.training.networks import new_model
 
 MANY = 1_000_000
 """More steps than are ever taken: the loop is stopped from outside."""

@@ -298,7 +298,8 @@ def test_the_first_complete_folder_wins(tmp_path: Path) -> None:
 def test_two_processes_preparing_at_once_give_one_good_folder(prepared: Path, tmp_path: Path) -> None:
     # The barrier lets both builds finish before either publishes.
     code = (
-        "import sys, time; from pathlib import Path; from bench.data import disk; from bench.data.prepare import prepare_data\n"
+        "import sys, time; from pathlib import Path\n"
+        "from bench.data import disk; from bench.data.prepare import prepare_data\n"
         "root, own, other = Path(sys.argv[1]), *map(Path, sys.argv[2:])\n"
         "publish = disk.publish\n"
         "def together(*arguments):\n"

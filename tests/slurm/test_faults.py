@@ -18,7 +18,7 @@ import pytest
 from bench import grid, status
 from bench.errors import InputError
 from bench.launch import follow, jobs
-from bench.plan import make_plan
+from bench.planning.plan import make_plan
 from bench.specs import Stage
 from bench.store.files import sha256
 from bench.store.store import Store

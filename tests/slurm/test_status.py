@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import doctor, grid, status
-from bench.plan import make_plan
+from bench.planning.plan import make_plan
 from bench.specs import Stage
 from bench.states import Look, Seen, look
 from bench.store.store import Store

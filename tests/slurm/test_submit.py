@@ -17,7 +17,7 @@ import pytest
 from bench import grid
 from bench.errors import InputError
 from bench.launch import jobs
-from bench.plan import Plan, make_plan
+from bench.planning.plan import Plan, make_plan
 from bench.progress import Reporter
 from bench.store.store import Store
 from tests import tiny_grid

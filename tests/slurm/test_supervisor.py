@@ -16,11 +16,11 @@ from submitit import SlurmExecutor
 from bench.launch.assignment import Assignment
 from bench.launch.snapshot import snapshot
 from bench.launch.supervisor import supervise
-from bench.plan import Plan, make_plan
+from bench.planning.plan import Plan, make_plan
 from bench.specs import Stage
 from bench.store.store import Store
 from bench.training.protocol import Settings
-from bench.worker import run
+from bench.training.worker import run
 from tests.slurm.conftest import DevCluster, wait_for
 
 pytestmark = pytest.mark.group("slurm")

@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench import train
-from bench.batches import Batches
-from bench.checkpoint import Checkpoints
 from bench.data.examples import open_split
-from bench.device import CPU, numerics, peak_memory, release_memory, reset_peak_memory, resolve, seed, using
-from bench.evaluate import encoder_distance, evaluate
+from bench.device import numerics, peak_memory, release_memory, reset_peak_memory, resolve, using
 from bench.interfaces.examples import Examples
 from bench.interfaces.model import Model
-from bench.models.build import build
-from bench.models.weights import load_weights, save_weights
-from bench.pretrained import checkpoints
-from bench.specs import PRETRAINED, RANDOM, Data, Objective, PublicWeights, Selected, Stage, stream
+from bench.models.weights import save_weights
+from bench.specs import Data, Selected, Stage
 from bench.store.files import sha256
 from bench.store.ownership import Attempt
 from bench.store.provenance import provenance
 from bench.store.store import Store
+from bench.training import loop
+from bench.training.batches import Batches
+from bench.training.checkpoint import Checkpoints
+from bench.training.evaluate import encoder_distance, evaluate
+from bench.training.networks import first_model, initial_model, trained_model, weight_type
 
 if TYPE_CHECKING:
     from bench.training.protocol import Progress, Settings
@@ -81,7 +80,7 @@ def _trained(
         teacher_set.dtype = dtype
     supervision = _supervision(stage, store, attempt, settings, saved, stop, progress)
     batches = Batches(stage, training_set, model, device)
-    seconds = train.train(stage, model, teacher, batches, supervision, teacher_set, settings.graphs)
+    seconds = loop.train(stage, model, teacher, batches, supervision, teacher_set, settings.graphs)
     release_memory(device)  # of recorded steps, which evaluation cannot use
 
     measured = _cost(stage, batches, seconds, device)
@@ -120,7 +119,7 @@ def _supervision(
     saved: Checkpoints,
     stop: Callable[[], bool],
     progress: Progress,
-) -> train.Supervision:
+) -> loop.Supervision:
     """What the loop reports to: attempt, log and launcher; it stops when asked to, or when the stage is lost."""
     interval = 10 if stage.total_steps < 1000 else 50
     asked = -math.inf
@@ -144,7 +143,7 @@ def _supervision(
         asked = time.monotonic()
         return not store.owns(attempt)
 
-    return train.Supervision(stopping, saved, settings.checkpoint_steps, started, stepped)
+    return loop.Supervision(stopping, saved, settings.checkpoint_steps, started, stepped)
 
 
 def choose(stage: Selected, store: Store) -> tuple[Stage, dict[str, Any]]:
@@ -166,57 +165,6 @@ def _cost(stage: Stage, batches: Batches, seconds: float, device: torch.device) 
         # Kilobytes on Linux, bytes on macOS; the peak of the process, so of every stage it ran before as well.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"examples_per_second": round(examples / max(seconds, 1e-9), 3), "peak_memory_bytes": peak}
-
-
-def weight_type(stage: Stage) -> torch.dtype:
-    """The type of weights and inputs; under bfloat16 only the arithmetic is lower (autocast)."""
-    return torch.float64 if stage.execution.precision == "float64" else torch.float32
-
-
-def parts(objective: Objective) -> list[str]:
-    """The parts of a model that an objective trains, and that its stage's weights hold."""
-    return ["encoder", *(part for part in ("decoder", "head") if part in objective.needs)]
-
-
-def new_model(stage: Stage, dtype: torch.dtype) -> Model:
-    """The stage's network with random weights from its own stream, in the precision that weights are then loaded in."""
-    seed(stream(stage.seed, stage.name, "weights"), CPU)
-    return build(
-        stage.backbone,
-        classes=stage.data.classes if "head" in stage.objective.needs else None,
-        decoder="decoder" in stage.objective.needs,
-        dropout=stage.schedule.dropout,
-    ).to(dtype)
-
-
-def initial_model(stage: Stage, store: Store, data_root: Path) -> Model:
-    """The network at the stage's start: random, the backbone's weights, or another stage's encoder (and decoder)."""
-    model = new_model(stage, weight_type(stage))
-    source = stage.backbone.weights if stage.init == PRETRAINED else stage.init
-    wanted = [part for part in parts(stage.objective) if part != "head"]
-    if isinstance(source, Stage):
-        load_weights(model, store.weights(source), wanted)
-    elif isinstance(source, PublicWeights):
-        assert source.checksum is not None  # unprepared stages are never run
-        path = checkpoints.weights(stage.backbone.name, data_root, source.checksum)
-        load_weights(model, path, wanted, absent=source.fresh)
-    else:
-        assert source == RANDOM  # Stage.check refuses to start from what was never trained
-    return model
-
-
-def trained_model(stage: Stage, store: Store, dtype: torch.dtype) -> Model:
-    """The network of a finished stage, frozen and in eval mode."""
-    model = new_model(stage, dtype)
-    load_weights(model, store.weights(stage), parts(stage.objective))
-    return model.requires_grad_(False).eval()
-
-
-def first_model(stage: Stage, store: Store, data_root: Path) -> Model:
-    """θ_init: the backbone's pre-trained encoder, or the random one that the method began with."""
-    while isinstance(stage.init, Stage):
-        stage = stage.init
-    return initial_model(stage, store, data_root).requires_grad_(False).eval()
 
 
 def _save_weights(model: Model, folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Backbones whose weights were made elsewhere: the public ones of the papers, and those that a gin file declares.
 
-What is prepared of a checkpoint tells its architecture; `bench.catalogue` says where each comes from.
+What is prepared of a checkpoint tells its architecture; `bench.planning.catalogue` says where each comes from.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import dataclasses
 from typing import TYPE_CHECKING, TypeVar
 
 from bench.errors import InputError
-from bench.registry import register_backbone, register_own_backbones
+from bench.planning.registry import register_backbone, register_own_backbones
 from bench.specs import Backbone, PublicWeights
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 
 if TYPE_CHECKING:
-    from bench.cell import Cell
+    from bench.planning.cell import Cell
     from bench.pretrained.checkpoints import Prepared
 
 B = TypeVar("B", bound=Backbone)

@@ -17,9 +17,9 @@ from bench.data.prepare import prepare_command, prepare_data
 from bench.data.sources import own
 from bench.data.tasks import CORPORA, TASKS, Task
 from bench.errors import InputError, SpecError, nearest
+from bench.planning.registry import BACKBONES, SETTINGS
 from bench.pretrained.prepare import prepare_checkpoint
 from bench.pretrained.public import PUBLIC, Checkpoint
-from bench.registry import BACKBONES, SETTINGS
 from bench.specs import coerce
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.plan import Plan, PlannedCell, searched
+from bench.planning.plan import Plan, PlannedCell, searched
 from bench.specs import PublicWeights, expanded, walk
 from bench.store.files import write_text
 from bench.store.store import Store

@@ -13,16 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from bench.catalogue import OF_CHECKPOINTS, Catalogue
 from bench.data.manifest import Manifest, read_manifest
 from bench.data.prepare import check_unchanged
 from bench.data.tasks import Task
 from bench.errors import InputError, SpecError, nearest
 from bench.planning.bindings import Binding, Bindings, checked
+from bench.planning.catalogue import OF_CHECKPOINTS, Catalogue
+from bench.planning.registry import RECIPES, backbone_builder
 from bench.planning.settings import DataSettings, Grid, Row, SearchSettings
 from bench.pretrained.checkpoints import Prepared
 from bench.pretrained.checkpoints import read as read_checkpoint
-from bench.registry import RECIPES, backbone_builder
 from bench.specs import (
     PRETRAINED,
     RANDOM,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, TypeVar
 
-from bench.registry import declare, register_backbone
+from bench.planning.registry import declare, register_backbone
 from bench.specs import RANDOM, Backbone, Schedule
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 from bench.specs.objectives import AdamW, MaskedAutoEncoding
 
 if TYPE_CHECKING:
-    from bench.cell import Cell
+    from bench.planning.cell import Cell
 
 B = TypeVar("B", bound=Backbone)
 

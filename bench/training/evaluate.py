@@ -9,7 +9,7 @@ from bench.device import synchronize
 from bench.interfaces.examples import Examples
 from bench.interfaces.model import Model
 from bench.specs import Stage
-from bench.train import autocast
+from bench.training.loop import autocast
 
 BATCH_SIZE = 256
 MOST_AHEAD = 32

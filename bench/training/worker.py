@@ -1,7 +1,7 @@
 """Run one stage from its spec file: what every launcher starts.
 
-`python -m bench.worker FOLDER…` runs stages by hand; `--serve` takes one folder per line on standard input and answers
-with one JSON object per line on standard output, so that a launcher pays for importing torch once per process.
+`python -m bench.training.worker FOLDER…` runs stages by hand; `--serve` takes one folder per line on standard input and
+answers with one JSON object per line on standard output, so that a launcher pays for importing torch once per process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import errno
 import gc
 import json
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -28,12 +27,10 @@ from bench.store.ownership import Attempt, beating
 from bench.store.provenance import cores
 from bench.store.store import Store
 from bench.training.protocol import EXIT_STATUS, Outcome, Progress, Settings
+from bench.training.signals import StopFlag, _stop_children_as_usual
 
 DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE))
 """What says that a disk is full, read-only or gone: no fault of the stage."""
-
-STOPS = frozenset((signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)))
-"""Signals that ask for a stop at the next step; the last one says that the terminal was closed."""
 
 
 def run(folder: Path, settings: Settings, stop: Callable[[], bool], progress: Progress) -> Outcome:
@@ -73,8 +70,8 @@ def _run_claimed(
 ) -> tuple[Outcome, int | None]:
     """The outcome and the last step done, None where it failed."""
     from bench.device import is_out_of_memory, release_memory, resolve
-    from bench.fit import fit
-    from bench.train import Interrupted
+    from bench.training.fit import fit
+    from bench.training.loop import Interrupted
 
     state, reason, step = "done", "", None
     try:
@@ -134,37 +131,6 @@ def _logged(folder: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------- the process
 
 
-class StopFlag:
-    """Set by a signal or by the launcher's end: the loop then stops at the next step boundary."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def __call__(self) -> bool:
-        return self._event.is_set()
-
-    def set(self, *_: object) -> None:
-        """Ask for a stop; also usable as a signal handler."""
-        self._event.set()
-
-    @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        """Meanwhile, take SIGTERM, SIGINT and SIGHUP (a closed terminal) as asking for a stop."""
-        before = {number: signal.signal(number, self.set) for number in STOPS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _stop_children_as_usual() -> None:
-    """A forked child, such as a data loader's, must die of these signals: it has no steps to stop between."""
-    for number in STOPS:
-        if getattr(signal.getsignal(number), "__func__", None) is StopFlag.set:
-            signal.signal(number, signal.SIG_DFL)
-
-
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_stop_children_as_usual)
 
@@ -208,7 +174,7 @@ def _serve(settings: Settings, stop: StopFlag) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run stages by folder; exit status as in EXIT_STATUS, 0 if all are done."""
-    parser = argparse.ArgumentParser(prog="python -m bench.worker", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.training.worker", description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, help="stage folders of a store")
     parser.add_argument("--serve", action="store_true", help="take folders from standard input")
     parser.add_argument("--data", type=Path, default=Path("data"))

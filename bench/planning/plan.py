@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 import shlex
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.catalogue import Catalogue
-from bench.cell import Expansion
-from bench.config import find_gin, load_cluster, load_grid, refuse_unused
 from bench.errors import InputError, nearest
 from bench.planning.bindings import Bindings
+from bench.planning.catalogue import Catalogue
+from bench.planning.cell import Expansion
+from bench.planning.gin_files import find_gin
+from bench.planning.load import load_cluster, load_grid, refuse_unused
 from bench.planning.settings import Grid
+from bench.planning.sharing import _splits
 from bench.specs import Selected, Stage, walk
 from bench.specs.cluster import Cluster
 from bench.store.store import Store
@@ -201,140 +203,4 @@ def look_up(plan: Plan, store: Store) -> None:
 # --------------------------------------------------------------------------------------------- what is split
 
 
-def _splits(expansion: Expansion) -> Iterable[str]:
-    """For each row, task: the stages that it would share with another row were it not for the row's own bindings.
-
-    Last stages are left out: rows exist so that those differ. So do rows of one recipe, in any stage; and a stage that
-    the row shares with another one under the same bindings belongs to a series (of budgets, of subsets). Searches are
-    left out, too: the stages compared are those at the grid's own settings.
-    """
-    grid, seed, root = expansion.grid, expansion.grid.seeds[0], expansion.data_root
-    bindings = Bindings(binding for binding in expansion.bindings.all if binding.configurable != "search")
-    unsearched = Expansion(grid, bindings, root)
-    of_row = {(row, task): _stages(unsearched, row, task, seed) for row in expansion.rows for task in grid.tasks}
-    told: set[str] = set()
-    for row, its in expansion.rows.items():
-        others = [name for name, other in expansion.rows.items() if other.recipe != its.recipe]
-        scopes = {row, *(f"{task}/{row}" for task in grid.tasks)}
-        if not any(binding.scope in scopes for binding in bindings.all):
-            continue
-        plain = Expansion(grid, bindings.without_scopes(scopes), root)
-        for task in grid.tasks:
-            own, unbound = of_row[row, task], _stages(plain, row, task, seed)
-            for stage in list(unbound.values())[:-1]:
-                sharing = [other for other in others if stage.key in of_row[other, task]]
-                if not sharing or stage.key in own:
-                    continue
-                # Its counterpart: of the same part in the method and on the same backbone (kd has two `finetune`).
-                place = (stage.name, stage.backbone.name)
-                counterparts = (s for s in own.values() if (s.name, s.backbone.name) == place and s.key not in unbound)
-                split = next(counterparts, None)
-                if split is None or any(split.key in of_row[other, task] for other in others):
-                    continue
-                blamed = {str(binding) for binding in unsearched.sources[split.key] if binding.scope in scopes}
-                lines = {
-                    f"{one}: splits {stage.name}, which {row} would share with {', '.join(sharing)}" for one in blamed
-                }
-                yield from sorted(lines - told)
-                told |= lines
-
-
-def _stages(expansion: Expansion, row: str, task: str, seed: int) -> dict[str, Stage]:
-    """The stages behind a cell, parents first; none where the row makes no sense under these bindings."""
-    try:
-        return {stage.key: stage for stage in walk(expansion.stage(row, task, seed))}
-    except InputError:
-        return {}
-
-
 # --------------------------------------------------------------------------------------------- what is shown
-
-
-STATES = ("done", "to run", "failed", "not prepared", "no longer needed")
-
-
-def describe(plan: Plan) -> str:
-    """The plan in words: cells, stages and sharing, done and to do, cost."""
-    to_run = {stage.key for stage in plan.to_run(retry=True)}
-    grid, states = plan.grid, Counter(_state(plan, stage, to_run) for stage in plan.stages)
-    size = f"{len(grid.rows)} rows x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds = {len(plan.cells)} cells"
-    selected = f", {len(plan.selected)} selected" if len(plan.selected) < len(plan.cells) else ""
-    lines = [
-        f"grid {grid.name}: {size}{selected}",
-        f"pre-training seeds: {grid.pretraining_seeds}",
-        "",
-        *_sharing(plan),
-        "",
-        "stages: " + ", ".join(f"{states[state]} {state}" for state in STATES if states[state] or state in STATES[:2]),
-    ]
-    lines += [f"  {line}" for line in _not_prepared(plan)]
-    for stage in plan.stages:
-        if stage.key in plan.failed:
-            lines.append(f"  failed: {stage.folder}: {plan.failed[stage.key]} (run again with --retry)")
-    lines += [f"  {line}" for line in plan.splits]
-    lines.append(_cost(plan))
-    return "\n".join(lines)
-
-
-def _not_prepared(plan: Plan) -> Iterable[str]:
-    for name in sorted(plan.unprepared):
-        how = "the first run builds it" if plan.known.local(name) else plan.known.command([name], plan.data_root)
-        yield f"{name}: not prepared ({how})"
-
-
-def _state(plan: Plan, stage: Stage, to_run: set[str]) -> str:
-    if stage.unprepared:
-        return "not prepared"
-    if stage.key in plan.done:
-        return "done"
-    if stage.key in plan.failed:
-        return "failed"
-    return "to run" if stage.key in to_run else "no longer needed"
-
-
-def _sharing(plan: Plan) -> Iterable[str]:
-    from tabulate import tabulate
-
-    alone: dict[str, set[str]] = defaultdict(set)
-    names: dict[str, Counter[str]] = defaultdict(Counter)
-    for cell in plan.selected:
-        for stage in walk(cell.stage):
-            if stage.key not in alone[cell.method]:
-                alone[cell.method].add(stage.key)
-                names[cell.method][stage.name] += 1
-    users = Counter(key for keys in alone.values() for key in keys)
-    rows = [
-        (
-            method,
-            len(keys),
-            sum(users[key] > 1 for key in keys),
-            ", ".join(f"{n} {name}" for name, n in names[method].items()),
-        )
-        for method, keys in alone.items()
-    ]
-    yield tabulate(rows, headers=("row", "stages alone", "of them shared", "which"), tablefmt="simple")
-    yield f"{sum(map(len, alone.values()))} stages if every row ran alone, {len(plan.stages)} distinct"
-
-
-def _cost(plan: Plan) -> str:
-    """Seconds of the stages to run, where the store holds finished stages of the same kind."""
-    known: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for stage in plan.stages:
-        if stage.key in plan.done:
-            known[_kind(stage)].append(plan.done[stage.key] / stage.total_steps)
-    to_run = plan.to_run(retry=True)
-    estimated = [stage for stage in to_run if _kind(stage) in known]
-    seconds = sum(sum(known[_kind(s)]) / len(known[_kind(s)]) * s.total_steps for s in estimated)
-    if plan.unprepared:
-        return "cost: unknown until the data are prepared"
-    if not to_run:
-        return "cost: nothing to run"
-    if not estimated:
-        return f"cost: unknown, the store holds no finished stage like the {len(to_run)} to run"
-    rest = len(to_run) - len(estimated)
-    unknown = f"; unknown for {rest} more" if rest else ""
-    return f"cost: about {seconds / 60:.1f} minutes of one worker for {len(estimated)} stages{unknown}"
-
-
-def _kind(stage: Stage) -> tuple[str, str, str]:
-    return stage.name, stage.data.task, stage.backbone.name

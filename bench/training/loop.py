@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.batches import Batches
-from bench.checkpoint import Checkpoints
 from bench.device import Arriving, has_graphs, receive, seed, side_stream
-from bench.graphs import Losses, Recorder
 from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Batch, Clock, Context, ParameterGroup, State
 from bench.interfaces.model import Model
 from bench.specs import Schedule, Stage, stream
+from bench.training.batches import Batches
+from bench.training.checkpoint import Checkpoints
+from bench.training.graphs import Losses, Recorder
 
 LATE_STEPS = 16
 """How many steps a GPU may be behind the host before the host waits for it."""
@@ -103,7 +103,7 @@ def train(
 ) -> float:
     """Train `model` in place; returns the seconds it took, asking a teacher and time before interruptions included.
 
-    `graphs` allows a GPU to record steps and repeat them, which changes no bit (see `bench.graphs`). Raises
+    `graphs` allows a GPU to record steps and repeat them, which changes no bit (see `bench.training.graphs`). Raises
     `Interrupted` after saving a checkpoint when asked to stop, `Diverged` when the loss is not finite.
     """
     with side_stream(batches.device), compiled(stage, model):

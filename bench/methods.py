@@ -1,0 +1,56 @@
+"""Everything that the file of a method imports from the suite, in one place.
+
+    from bench.methods import AdamW, Cell, Loss, Objective, Schedule, Stage, recipe
+
+Files written before import the same names from `bench.hooks`, `bench.registry` and `bench.specs`, which stay. Importing
+this module imports no torch; `Model` and `Examples`, which need it, are in `bench.interfaces`.
+"""
+
+from bench.errors import InputError, SpecError
+from bench.interfaces.hooks import Batch, Context, Loss, ParameterGroup, State, TeacherOutput
+from bench.planning.cell import Cell
+from bench.planning.registry import declare, recipe, register_backbone
+from bench.specs import (
+    PRETRAINED,
+    RANDOM,
+    Backbone,
+    Constraint,
+    Data,
+    Objective,
+    Optimizer,
+    Schedule,
+    Stage,
+    stream,
+)
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
+
+__all__ = [
+    "PRETRAINED",
+    "RANDOM",
+    "AdamW",
+    "Backbone",
+    "Batch",
+    "Cell",
+    "Constraint",
+    "Context",
+    "CrossEntropy",
+    "Data",
+    "InputError",
+    "Loss",
+    "MaskedAutoEncoder",
+    "MaskedAutoEncoding",
+    "MaskedLanguageModel",
+    "Objective",
+    "Optimizer",
+    "ParameterGroup",
+    "Schedule",
+    "SpecError",
+    "Stage",
+    "State",
+    "TeacherOutput",
+    "declare",
+    "recipe",
+    "register_backbone",
+    "stream",
+]

@@ -1,0 +1,98 @@
+"""A plan in words: what `--plan` prints."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from bench.planning.plan import Plan
+from bench.specs import Stage, walk
+
+STATES = ("done", "to run", "failed", "not prepared", "no longer needed")
+
+
+def describe(plan: Plan) -> str:
+    """The plan in words: cells, stages and sharing, done and to do, cost."""
+    to_run = {stage.key for stage in plan.to_run(retry=True)}
+    grid, states = plan.grid, Counter(_state(plan, stage, to_run) for stage in plan.stages)
+    size = f"{len(grid.rows)} rows x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds = {len(plan.cells)} cells"
+    selected = f", {len(plan.selected)} selected" if len(plan.selected) < len(plan.cells) else ""
+    lines = [
+        f"grid {grid.name}: {size}{selected}",
+        f"pre-training seeds: {grid.pretraining_seeds}",
+        "",
+        *_sharing(plan),
+        "",
+        "stages: " + ", ".join(f"{states[state]} {state}" for state in STATES if states[state] or state in STATES[:2]),
+    ]
+    lines += [f"  {line}" for line in _not_prepared(plan)]
+    for stage in plan.stages:
+        if stage.key in plan.failed:
+            lines.append(f"  failed: {stage.folder}: {plan.failed[stage.key]} (run again with --retry)")
+    lines += [f"  {line}" for line in plan.splits]
+    lines.append(_cost(plan))
+    return "\n".join(lines)
+
+
+def _not_prepared(plan: Plan) -> Iterable[str]:
+    for name in sorted(plan.unprepared):
+        how = "the first run builds it" if plan.known.local(name) else plan.known.command([name], plan.data_root)
+        yield f"{name}: not prepared ({how})"
+
+
+def _state(plan: Plan, stage: Stage, to_run: set[str]) -> str:
+    if stage.unprepared:
+        return "not prepared"
+    if stage.key in plan.done:
+        return "done"
+    if stage.key in plan.failed:
+        return "failed"
+    return "to run" if stage.key in to_run else "no longer needed"
+
+
+def _sharing(plan: Plan) -> Iterable[str]:
+    from tabulate import tabulate
+
+    alone: dict[str, set[str]] = defaultdict(set)
+    names: dict[str, Counter[str]] = defaultdict(Counter)
+    for cell in plan.selected:
+        for stage in walk(cell.stage):
+            if stage.key not in alone[cell.method]:
+                alone[cell.method].add(stage.key)
+                names[cell.method][stage.name] += 1
+    users = Counter(key for keys in alone.values() for key in keys)
+    rows = [
+        (
+            method,
+            len(keys),
+            sum(users[key] > 1 for key in keys),
+            ", ".join(f"{n} {name}" for name, n in names[method].items()),
+        )
+        for method, keys in alone.items()
+    ]
+    yield tabulate(rows, headers=("row", "stages alone", "of them shared", "which"), tablefmt="simple")
+    yield f"{sum(map(len, alone.values()))} stages if every row ran alone, {len(plan.stages)} distinct"
+
+
+def _cost(plan: Plan) -> str:
+    """Seconds of the stages to run, where the store holds finished stages of the same kind."""
+    known: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for stage in plan.stages:
+        if stage.key in plan.done:
+            known[_kind(stage)].append(plan.done[stage.key] / stage.total_steps)
+    to_run = plan.to_run(retry=True)
+    estimated = [stage for stage in to_run if _kind(stage) in known]
+    seconds = sum(sum(known[_kind(s)]) / len(known[_kind(s)]) * s.total_steps for s in estimated)
+    if plan.unprepared:
+        return "cost: unknown until the data are prepared"
+    if not to_run:
+        return "cost: nothing to run"
+    if not estimated:
+        return f"cost: unknown, the store holds no finished stage like the {len(to_run)} to run"
+    rest = len(to_run) - len(estimated)
+    unknown = f"; unknown for {rest} more" if rest else ""
+    return f"cost: about {seconds / 60:.1f} minutes of one worker for {len(estimated)} stages{unknown}"
+
+
+def _kind(stage: Stage) -> tuple[str, str, str]:
+    return stage.name, stage.data.task, stage.backbone.name

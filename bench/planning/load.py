@@ -1,0 +1,145 @@
+"""From gin files to a grid whose every name, type and binding is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.data.tasks import CORPORA
+from bench.errors import InputError, SpecError, nearest
+from bench.planning.bindings import Binding, Bindings, checked
+from bench.planning.catalogue import OF_CHECKPOINTS, OF_OWN_TASKS, Catalogue
+from bench.planning.cell import Expansion
+from bench.planning.gin_files import read_bindings
+from bench.planning.registry import configurable_names, settings_of
+from bench.planning.settings import Grid, Row
+from bench.specs.cluster import Cluster
+
+
+def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bindings]:
+    """The grid that gin files describe and its bindings, with every name and type checked.
+
+    Raises InputError listing every binding of an unknown name, setting or scope, or of a wrong type.
+    """
+    bindings = load_bindings(files, overrides)
+    values, lines = _unscoped("grid", bindings)
+    try:
+        grid = Grid(**{"name": Path(files[0]).stem if files else None, **values})
+        known = Catalogue(bindings.all)
+        _check_names(grid, known)
+        _check_scopes(bindings, grid, known)
+    except SpecError as error:
+        raise InputError(f"{lines.get(error.field, ', '.join(files))}: {error}") from error
+    return grid, bindings
+
+
+def load_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
+    """The bindings of gin files, of which every name and type is checked, whether or not they describe a grid."""
+    bindings = read_bindings(files, overrides)
+    tried = [binding for candidate in bindings.candidates.values() for binding in candidate]
+    problems = [problem for binding in (*bindings.all, *tried) for problem in _unknown_names(binding)]
+    if problems:
+        raise InputError("\n".join(problems))
+    return bindings
+
+
+def load_cluster(bindings: Bindings) -> Cluster:
+    """What the bindings ask of a cluster; raises InputError for impossible values."""
+    values, lines = _unscoped("slurm", bindings)
+    try:
+        return Cluster(**values)
+    except SpecError as error:
+        place = f"{lines[error.field]}: " if error.field in lines else ""
+        raise InputError(f"{place}{error}") from error
+
+
+def _unscoped(configurable: str, bindings: Bindings) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of settings that describe the whole grid, and where each is bound."""
+    values, lines = {}, {}
+    for (name, setting), (_, binding) in bindings.layers(("",)).items():
+        if name == configurable:
+            values[setting] = checked(binding, binding.value)
+            lines[setting] = binding.location
+            bindings.used.add(binding)
+    return values, lines
+
+
+def _unknown_names(binding: Binding) -> Iterator[str]:
+    settings = settings_of(binding.configurable)
+    if settings is None:
+        legal = nearest(binding.configurable, configurable_names())
+        yield f"{binding.location}: there is no '{binding.configurable}' to bind.{legal}"
+    elif binding.setting not in settings:
+        legal = nearest(binding.setting, settings)
+        yield f"{binding.location}: {binding.configurable} has no setting '{binding.setting}'.{legal}"
+    else:
+        try:
+            checked(binding, binding.value)
+        except InputError as error:
+            yield str(error)
+
+
+def _check_names(grid: Grid, known: Catalogue) -> None:
+    for task in grid.tasks:
+        if task not in known.tasks:
+            legal = nearest(task, known.tasks)
+            raise SpecError("tasks", f"grid.tasks: there is no task '{task}', nor is {task}/task.source bound.{legal}")
+    for row in map(Row.parse, grid.rows):
+        if row.name in known.tasks or row.name in CORPORA or row.name in known.backbones:
+            raise SpecError(
+                "rows", f"grid.rows: '{row.name}' is also a task or backbone; its scope would be ambiguous."
+            )
+
+
+def _check_scopes(bindings: Bindings, grid: Grid, known: Catalogue) -> None:
+    rows = [label.split("/")[0] for label in grid.rows]
+    places = {*known.tasks, *known.backbones}
+    legal = {"", *rows, *places, *(f"{task}/{row}" for task in grid.tasks for row in rows)}
+    for binding in bindings.all:
+        if binding.configurable in ("grid", "slurm") and binding.scope:
+            raise InputError(f"{binding.location}: {binding.target} takes no scope: it describes the whole grid.")
+        of_column = binding.configurable == "task" and binding.setting != "backbone"
+        if of_column and binding.scope.split("/")[-1] in rows:
+            raise InputError(
+                f"{binding.location}: task.{binding.setting} takes no row: all rows of a column share its task."
+            )
+        if binding.scope not in legal:
+            names = legal - {""} if "/" in binding.scope else {*rows, *places}
+            swapped = "/".join(reversed(binding.scope.split("/")))
+            hint = f" Did you mean '{swapped}'?" if swapped in legal else nearest(binding.scope, names)
+            raise InputError(
+                f"{binding.location}: the scope '{binding.scope}' is no row, task or backbone of this grid, nor "
+                f"task/row.{hint}"
+            )
+
+
+def refuse_unused(expansion: Expansion) -> None:
+    """Raise InputError for every binding that supplied no value to any cell, saying what hides it."""
+    fine = expansion.bindings.used | expansion.bindings.overridden
+    unused = [binding for binding in expansion.bindings.all if binding not in fine and not _declares(binding)]
+    if unused:
+        raise InputError("\n".join(_why_unused(binding, expansion) for binding in unused))
+
+
+def _declares(binding: Binding) -> bool:
+    """Whether a line declares a task or checkpoint: one file of declarations may serve many grids."""
+    return (binding.configurable == "task" and binding.setting in OF_OWN_TASKS) or (
+        binding.configurable == "backbone" and binding.setting in OF_CHECKPOINTS
+    )
+
+
+def _why_unused(binding: Binding, expansion: Expansion) -> str:
+    bindings = expansion.bindings
+    task = binding.scope.split("/")[0]
+    if task in expansion.known.tasks and task not in expansion.grid.tasks:
+        return (
+            f"{binding.location}: {binding.target} changes nothing: this grid does not run the task {task}. Remove it."
+        )
+    same = (binding.configurable, binding.setting)
+    hiding = [other for other in bindings.used if (other.configurable, other.setting) == same]
+    where = ", ".join(sorted({other.location for other in hiding}))
+    because = (
+        f"it is overridden everywhere ({where})" if where else "no cell reads it, or the recipe passes its own value"
+    )
+    return f"{binding.location}: {binding.target} changes nothing: {because}. Remove it or correct its scope or name."

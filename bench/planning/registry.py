@@ -1,0 +1,140 @@
+"""What a grid can name: recipes, backbones and the settings that gin files may bind.
+
+A method is a function from a cell to its last stage, marked `@recipe`. Its scalar parameters, and the fields of the
+specs it declares, are settings: `self_distillation.rounds`, `finetune.lr`. gin itself is met only in
+`bench.planning.gin_files`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
+
+from bench.data.tasks import Task
+from bench.specs import SPECS, Backbone, Constraint, Execution, Objective, Optimizer, Spec, Stage, field_types
+from bench.specs.cluster import Cluster
+
+
+class HasSettings(Protocol):
+    """What a recipe's scalar parameters are looked up in: a cell of the grid."""
+
+    def setting(self, configurable: str, setting: str, default: Any) -> Any:
+        """Give the bound value of a setting, or the default."""
+
+
+Recipe = Callable[..., Stage]
+BackboneBuilder = Callable[[Any], Backbone]
+"""A function of a cell."""
+
+RECIPES: dict[str, Recipe] = {}
+BACKBONES: dict[str, BackboneBuilder] = {}
+OWN_BACKBONES: list[BackboneBuilder] = []
+"""The one builder of all backbones that only a gin file declares."""
+SETTINGS: dict[str, dict[str, Any]] = {}
+"""Configurable name -> setting name -> type annotation."""
+
+
+SETTINGS["slurm"] = field_types(Cluster)
+SETTINGS["task"] = {name: kind for name, kind in field_types(Task).items() if name not in Task.UNBOUND}
+SETTINGS["execution"] = field_types(Execution)
+# Where a backbone's weights come from, if they were made elsewhere; see bench.planning.catalogue.
+SETTINGS["backbone"] = {"weights": str, "weights_checksum": str | None}
+# Where the stages before fine-tuning start, of rows that train from scratch; fine-tuning has a setting of its own.
+SETTINGS["pretraining"] = {"init": Literal["pretrained", "random"]}
+
+
+def _bindable(annotation: Any) -> bool:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    alternatives = typing.get_args(annotation) if is_union else (annotation,)
+    return any(kind in (int, float, str, bool) or typing.get_origin(kind) in (Literal, tuple) for kind in alternatives)
+
+
+def declare(name: str, *specs: type[Spec]) -> None:
+    """Let gin files bind the scalar fields of these specs under `name`; refuses a field that two of them have."""
+    settings = SETTINGS.setdefault(name, {})
+    for spec in specs:
+        for field, annotation in field_types(spec).items():
+            if field in spec.UNBOUND or not _bindable(annotation):
+                continue
+            if field in settings:
+                raise TypeError(f"{name}.{field} would mean two things: a field of {spec.__name__} and of another spec")
+            settings[field] = annotation
+
+
+def settings_of(name: str) -> dict[str, Any] | None:
+    """The settings of a configurable, or None if there is no such name."""
+    spec = SPECS.get(name)
+    if name not in SETTINGS and spec is not None and issubclass(spec, Objective | Optimizer | Constraint):
+        declare(name, spec)
+    return SETTINGS.get(name)
+
+
+def configurable_names() -> set[str]:
+    """Every name that a gin file can bind settings of."""
+    return {name for name in (*SETTINGS, *SPECS) if settings_of(name)}
+
+
+def recipe(*specs: type[Spec]) -> Callable[[Recipe], Recipe]:
+    """Register a method under its function's name; its scalar parameters and the fields of `specs` become settings.
+
+    A parameter that a caller passes explicitly is never looked up, so no binding can change what a recipe fixed.
+    """
+
+    def register(function: Recipe) -> Recipe:
+        name = function.__name__
+        if name in RECIPES:
+            raise TypeError(f"two recipes are named {name}")
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+
+        @functools.wraps(function)
+        def build(cell: HasSettings, **explicit: Any) -> Stage:
+            hints = _hints(function)
+            for parameter in parameters:
+                if parameter.name not in explicit and _bindable(hints[parameter.name]):
+                    explicit[parameter.name] = cell.setting(name, parameter.name, parameter.default)
+            return function(cell, **explicit)
+
+        hints = _hints(function)
+        scalars = {
+            parameter.name: hints[parameter.name] for parameter in parameters if _bindable(hints[parameter.name])
+        }
+        SETTINGS.setdefault(name, {}).update(scalars)
+        declare(name, *specs)
+        RECIPES[name] = build
+        return build
+
+    return register
+
+
+@functools.cache
+def _hints(function: Recipe) -> dict[str, Any]:
+    return typing.get_type_hints(function, localns={**SPECS, "Cell": object})  # a cell itself is no setting
+
+
+def register_backbone(architecture: type[Backbone]) -> Callable[[BackboneBuilder], BackboneBuilder]:
+    """Register a backbone under its function's name; `NAME/backbone.field` binds a field of its architecture."""
+
+    def register(function: BackboneBuilder) -> BackboneBuilder:
+        BACKBONES[function.__name__] = function
+        declared = {
+            field: kind for field, kind in field_types(architecture).items() if field not in architecture.UNBOUND
+        }
+        SETTINGS.setdefault("backbone", {}).update(declared)
+        return function
+
+    return register
+
+
+def register_own_backbones(function: BackboneBuilder) -> BackboneBuilder:
+    """Register the builder of every backbone that only a gin file declares."""
+    OWN_BACKBONES[:] = [function]
+    return function
+
+
+def backbone_builder(name: str) -> BackboneBuilder:
+    """Look up the function that makes a backbone from a cell."""
+    return BACKBONES.get(name) or OWN_BACKBONES[0]

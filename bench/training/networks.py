@@ -1,0 +1,66 @@
+"""The networks of a stage: at its start, once trained, and the one its method began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bench.device import CPU, seed
+from bench.interfaces.model import Model
+from bench.models.build import build
+from bench.models.weights import load_weights
+from bench.pretrained import checkpoints
+from bench.specs import PRETRAINED, RANDOM, Objective, PublicWeights, Stage, stream
+from bench.store.store import Store
+
+
+def weight_type(stage: Stage) -> torch.dtype:
+    """The type of weights and inputs; under bfloat16 only the arithmetic is lower (autocast)."""
+    return torch.float64 if stage.execution.precision == "float64" else torch.float32
+
+
+def parts(objective: Objective) -> list[str]:
+    """The parts of a model that an objective trains, and that its stage's weights hold."""
+    return ["encoder", *(part for part in ("decoder", "head") if part in objective.needs)]
+
+
+def new_model(stage: Stage, dtype: torch.dtype) -> Model:
+    """The stage's network with random weights from its own stream, in the precision that weights are then loaded in."""
+    seed(stream(stage.seed, stage.name, "weights"), CPU)
+    return build(
+        stage.backbone,
+        classes=stage.data.classes if "head" in stage.objective.needs else None,
+        decoder="decoder" in stage.objective.needs,
+        dropout=stage.schedule.dropout,
+    ).to(dtype)
+
+
+def initial_model(stage: Stage, store: Store, data_root: Path) -> Model:
+    """The network at the stage's start: random, the backbone's weights, or another stage's encoder (and decoder)."""
+    model = new_model(stage, weight_type(stage))
+    source = stage.backbone.weights if stage.init == PRETRAINED else stage.init
+    wanted = [part for part in parts(stage.objective) if part != "head"]
+    if isinstance(source, Stage):
+        load_weights(model, store.weights(source), wanted)
+    elif isinstance(source, PublicWeights):
+        assert source.checksum is not None  # unprepared stages are never run
+        path = checkpoints.weights(stage.backbone.name, data_root, source.checksum)
+        load_weights(model, path, wanted, absent=source.fresh)
+    else:
+        assert source == RANDOM  # Stage.check refuses to start from what was never trained
+    return model
+
+
+def trained_model(stage: Stage, store: Store, dtype: torch.dtype) -> Model:
+    """The network of a finished stage, frozen and in eval mode."""
+    model = new_model(stage, dtype)
+    load_weights(model, store.weights(stage), parts(stage.objective))
+    return model.requires_grad_(False).eval()
+
+
+def first_model(stage: Stage, store: Store, data_root: Path) -> Model:
+    """θ_init: the backbone's pre-trained encoder, or the random one that the method began with."""
+    while isinstance(stage.init, Stage):
+        stage = stage.init
+    return initial_model(stage, store, data_root).requires_grad_(False).eval()
