@@ -11,8 +11,6 @@ from pathlib import Path
 
 from bench.data.manifest import data_root as default_data_root
 from bench.errors import InputError
-from bench.planning.plan import Plan
-from bench.store.store import Store
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -69,15 +67,6 @@ def check_results(results: Path, name: str | None) -> None:
     check_writable("--results", results)
     if (results / f"{name}.md").is_dir() or (results / str(name)).is_file():
         raise InputError(f"--results {results}: {name}.md must be a file and {name} a folder there. Move what is.")
-
-
-def write_tables(plan: Plan, store: Store, results: Path) -> int:
-    """Write and print the tables; 0 if every cell of the grid has a number, else 1."""
-    from bench.tables.table import collate
-
-    written = collate(plan, store, results)
-    print(f"\n{written.markdown}\ntable: {written.table}\nrecords: {written.records}")
-    return 0 if written.cells_done == len(plan.cells) else 1
 
 
 def reporting_errors(main: Callable[[], int]) -> int:

@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING
 import baselines
 from bench import cli
 from bench.errors import InputError
-from bench.planning.describe import describe
+from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, make_plan, source
 from bench.specs import walk
 from bench.store.provenance import cores
 from bench.store.store import Store
+from bench.tables.command import write_tables
 
 if TYPE_CHECKING:
-    from bench.launch import slurm
+    from bench.launch.slurm.submit import Submitted
     from bench.training.protocol import Settings
 
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _cancel(given)
     plan = make_plan(given.gin, given.set, given.only, data, store)
     if given.plan:
-        print(describe(plan))
+        print(describe_plan(plan))
         if given.launcher == "slurm":
             _plan_jobs(plan, given, store, data)
         return 0
@@ -74,14 +75,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"preparing {name} in {data}: ", end="", flush=True)
             print(plan.known.prepare(name, data), flush=True)
         plan = make_plan(given.gin, given.set, given.only, data, store)
-    print(describe(plan), flush=True)
+    print(describe_plan(plan), flush=True)
     interrupted = False
     if plan.to_run(given.retry):
         if given.launcher == "slurm":
             return _submit(plan, given, store, data)
         interrupted = _run(plan, given, store, data, devices)
     if interrupted:
-        cli.write_tables(plan, store, given.results)
+        write_tables(plan, store, given.results)
         print("interrupted: checkpoints are written; the same command goes on from them", file=sys.stderr)
         return 130
     return _finish(plan, given, store)
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _finish(plan: Plan, given: argparse.Namespace, store: Store) -> int:
     """Write the tables; 0 if all selected cells are done."""
-    status = cli.write_tables(plan, store, given.results)
+    status = write_tables(plan, store, given.results)
     return 0 if all(store.record(cell.stage) is not None for cell in plan.selected) else status
 
 
@@ -144,7 +145,7 @@ def _run(plan: Plan, given: argparse.Namespace, store: Store, data: Path, device
     """Run what is to run; says whether it was interrupted."""
     from bench.launch import inline, local
     from bench.launch.queue import Queue
-    from bench.progress import Reporter
+    from bench.launch.reporter import Reporter
     from bench.training.signals import StopFlag
 
     stages = plan.to_run(given.retry)
@@ -178,7 +179,7 @@ def _report_failures(plan: Plan, store: Store, failed: Mapping[str, str], blocke
 
 
 def _check_cluster(plan: Plan, given: argparse.Namespace, data: Path) -> None:
-    from bench.launch import limits
+    from bench.launch.slurm import limits
 
     for warning in limits.check(plan.cluster, plan.grid.threads, {"--store": given.store, "--data": data}):
         print(f"warning: {warning}", file=sys.stderr)
@@ -186,25 +187,29 @@ def _check_cluster(plan: Plan, given: argparse.Namespace, data: Path) -> None:
 
 def _plan_jobs(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> None:
     """Show the arrays that would be submitted."""
-    from bench.launch import slurm
+    from bench.launch.slurm.describe import describe_submission
+    from bench.launch.slurm.submit import draft
 
     if plan.unprepared:
         print("jobs: unknown until the data are prepared")
         return
     _check_cluster(plan, given, data)
-    drafted = slurm.draft(plan, store, given.retry)
+    drafted = draft(plan, store, given.retry)
     print(f"jobs: {len(drafted.arrays)} sbatch calls for {len(drafted.stages)} stages, and one for the tables")
-    print(slurm.describe(drafted))
+    print(describe_submission(drafted))
 
 
 def _submit(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> int:
     """Hand what is missing to Slurm; follow it if asked to."""
-    from bench.launch import slurm
+    from bench.launch.slurm.describe import describe_submission
+    from bench.launch.slurm.submit import Named, submit
 
-    submitted = slurm.submit(plan, store, slurm.Named(given.gin, given.set, given.results, data), given.retry)
+    submitted = submit(plan, store, Named(given.gin, given.set, given.results, data), given.retry)
     stages = submitted.stages
     if submitted.arrays:
-        print(f"submitted: {len(stages)} stages in {len(submitted.arrays)} job arrays\n{slurm.describe(submitted)}")
+        print(
+            f"submitted: {len(stages)} stages in {len(submitted.arrays)} job arrays\n{describe_submission(submitted)}"
+        )
     if submitted.in_flight:
         print(f"attached: {len(submitted.in_flight)} stages are queued or running already")
     for cell in plan.selected:
@@ -225,9 +230,9 @@ def _submit(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> 
     return max(status, 1 if refused else 0)
 
 
-def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: slurm.Submitted) -> int:
-    from bench.launch.follow import follow
-    from bench.progress import Reporter
+def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: Submitted) -> int:
+    from bench.launch.reporter import Reporter
+    from bench.monitor.follow import follow
     from bench.training.signals import StopFlag
 
     keys = {*(stage.key for stage in submitted.stages), *submitted.in_flight}
@@ -242,12 +247,12 @@ def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: slur
 
 
 def _cancel(given: argparse.Namespace) -> int:
-    from bench.launch import slurm
+    from bench.launch.slurm.cancel import cancel_grid
     from bench.planning.load import load_grid
 
     Store(given.store).check_exists()
     grid, bindings = load_grid(given.gin, given.set)
-    ids, others = slurm.cancel(given.store, str(grid.name), source(given.gin, given.set, bindings))
+    ids, others = cancel_grid(given.store, str(grid.name), source(given.gin, given.set, bindings))
     print(f"cancelled {len(ids)} jobs of grid {grid.name}{': ' if ids else ''}{' '.join(ids)}")
     for other, left in others.items():
         print(f"left alone: {' '.join(left)}, submitted with {other}; --cancel with the same arguments ends them")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from bench.launch.arrays import Array, Element, Queued, arrange
+from bench.launch.slurm.arrays import Array, Element, Queued, arrange
 from bench.specs import Stage, walk
 from tests.examples import finetuning, pretraining, tiny_backbone
 

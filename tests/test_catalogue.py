@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel
 from bench import cli, grid
 from bench.data.manifest import read_manifest
 from bench.errors import InputError
-from bench.planning.describe import describe
+from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, make_plan
 from bench.specs import PublicWeights
 from bench.specs.architectures import MaskedLanguageModel
@@ -84,7 +84,7 @@ def test_own_data_are_prepared_and_trained_on_by_name(sources: Path, data: Path)
     path = write(sources)
     plan = plan_of(path, data)
     assert plan.unprepared == {"pets", "reviews"}
-    assert describe(plan).count("the first run builds it") == 2
+    assert describe_plan(plan).count("the first run builds it") == 2
     assert run(path, data) == 0
     manifest = read_manifest("pets", data)
     assert manifest is not None
@@ -98,7 +98,7 @@ def test_own_data_are_prepared_and_trained_on_by_name(sources: Path, data: Path)
 
 
 def test_a_source_that_changed_is_refused_until_it_is_prepared_again(sources: Path, data: Path) -> None:
-    from bench.data.__main__ import main
+    from bench.prepare import main
 
     path = write(sources)
     assert run(path, data) == 0
@@ -128,7 +128,7 @@ def test_a_source_that_is_read_in_another_way_is_another(sources: Path, data: Pa
 
 
 def test_preparing_again_keeps_what_was_there_if_it_fails(sources: Path, data: Path) -> None:
-    from bench.data.__main__ import main
+    from bench.prepare import main
 
     path = write(sources)
     assert run(path, data) == 0
@@ -172,7 +172,7 @@ def test_one_file_of_declarations_serves_many_grids(sources: Path, data: Path) -
 
 
 def test_what_is_prepared_is_not_replaced_unasked(sources: Path, data: Path) -> None:
-    from bench.data.__main__ import main
+    from bench.prepare import main
 
     path = write(sources)
     command = ["prepare", "reviews", "--gin", str(path), "--data", str(data)]
@@ -199,7 +199,7 @@ def test_a_missing_source_is_refused_before_others_are_prepared(sources: Path, d
 
 def test_an_own_task_of_the_hub_can_be_prepared_from_a_copy(sources: Path, data: Path) -> None:
     """On a cluster without internet: prepared, checked and planned from a folder."""
-    from bench.data.__main__ import main
+    from bench.prepare import main
 
     copy = sources / "copy"
     copy.mkdir()
@@ -285,7 +285,7 @@ def test_an_own_backbone_is_prepared_and_its_checksum_recorded(
 
 
 def test_another_network_does_not_pass_for_a_public_one(bert: Path, data: Path) -> None:
-    from bench.data.__main__ import main
+    from bench.prepare import main
 
     assert (
         cli.reporting_errors(lambda: main(["prepare", "roberta_base", "--from", str(bert), "--data", str(data)])) == 2

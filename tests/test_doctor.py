@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import bench
-from bench import device, doctor, facts, trial
+from bench import device
+from bench.doctor import __main__, cluster, computer, test_job, trial
+from bench.doctor.computer import Fact
 from bench.errors import InputError
-from bench.facts import Fact
 from bench.specs.cluster import Cluster
 
 CONFIG = {
@@ -96,26 +97,28 @@ def fast_job(monkeypatch: pytest.MonkeyPatch) -> None:
     light = (
         "import types, bench; torch = types.SimpleNamespace(__version__='2')\n"
         "sys.modules['bench.device'] = bench.device = types.SimpleNamespace(gpu_count=lambda: 1)\n"
-        "import bench.facts; bench.facts.devices = lambda: [bench.facts.Fact('ok', 'CPU: fine')]"
+        "from bench.doctor import computer; computer.devices = lambda: [computer.Fact('ok', 'CPU: fine')]"
     )
-    monkeypatch.setattr(doctor, "_ON_NODE", doctor._ON_NODE.replace("import torch", light).replace("cores()", "2"))
-    monkeypatch.setattr(doctor, "LATE_SECONDS", 1.5)
-    monkeypatch.setattr("bench.doctor.time.sleep", lambda _: None)
+    monkeypatch.setattr(test_job, "_ON_NODE", test_job._ON_NODE.replace("import torch", light).replace("cores()", "2"))
+    monkeypatch.setattr(test_job, "LATE_SECONDS", 1.5)
+    monkeypatch.setattr("bench.doctor.test_job.time.sleep", lambda _: None)
 
 
 # ----------------------------------------------------------------------------------------------------- this computer
 
 
 def test_the_packages_of_this_environment_are_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.facts.importlib.import_module", lambda _: None)  # other tests import them, slowly
-    assert bad(facts.packages()) == []
+    monkeypatch.setattr(
+        "bench.doctor.computer.importlib.import_module", lambda _: None
+    )  # other tests import them, slowly
+    assert bad(computer.packages()) == []
 
 
 def test_what_is_missing_or_old_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        facts, "_required", lambda: ("99.1", {"no-such-package": "1.0", "numpy": "999.0", "timm": "0.1"})
+        computer, "_required", lambda: ("99.1", {"no-such-package": "1.0", "numpy": "999.0", "timm": "0.1"})
     )
-    texts = [text for verdict, text in bad(facts.packages()) if verdict == "problem"]
+    texts = [text for verdict, text in bad(computer.packages()) if verdict == "problem"]
     assert len(texts) == 3
     assert "Python" in texts[0] and texts[1] == "no-such-package is missing (>= 1.0)"
     assert texts[2] == f"numpy {metadata.version('numpy')} (>= 999.0)"
@@ -132,11 +135,11 @@ def test_what_is_missing_or_old_is_a_problem(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_versions_are_compared_as_numbers(version: str, least: str, enough: bool) -> None:
-    assert (facts._numbers(version) >= facts._numbers(least)) == enough
+    assert (computer._numbers(version) >= computer._numbers(least)) == enough
 
 
 def test_bounds_of_a_wheel_are_those_of_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    python, required = facts._required()
+    python, required = computer._required()
     assert {"torch", "timm", "submitit", "gin-config"} <= required.keys()
     lines = [f"{name}>={least}" for name, least in required.items()]
 
@@ -147,7 +150,7 @@ def test_bounds_of_a_wheel_are_those_of_the_checkout(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "bench" / "__init__.py"))
     monkeypatch.setattr(metadata, "metadata", lambda _: Told({"Requires-Python": f">={python}"}))
-    assert facts._required() == (python, required)
+    assert computer._required() == (python, required)
 
 
 def test_a_package_that_is_there_but_broken_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,9 +158,9 @@ def test_a_package_that_is_there_but_broken_is_a_problem(monkeypatch: pytest.Mon
         if name == "torchvision":
             raise RuntimeError("operator torchvision::nms does not exist\nmore")
 
-    monkeypatch.setattr("bench.facts.importlib.import_module", load)
+    monkeypatch.setattr("bench.doctor.computer.importlib.import_module", load)
     expected = "torchvision cannot be imported: RuntimeError: operator torchvision::nms does not exist"
-    assert bad(facts.packages()) == [("problem", expected)]
+    assert bad(computer.packages()) == [("problem", expected)]
 
 
 class Machine:
@@ -203,10 +206,10 @@ def test_every_device_is_tried_not_only_counted(
     monkeypatch.setattr(device, "properties", machine.properties)
     monkeypatch.setattr(trial, "train_briefly", machine.train)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("bench.facts.DRIVER", programs.folder / "driver")
+    monkeypatch.setattr("bench.doctor.computer.DRIVER", programs.folder / "driver")
     if driver:
         (programs.folder / "driver").touch()
-    told = bad(facts.devices())
+    told = bad(computer.devices())
     assert [verdict for verdict, _ in told] == [verdict for verdict, _ in expected]
     assert all(part in text for (_, part), (_, text) in zip(expected, told, strict=True))
     assert machine.trained == ["cpu", *(f"cuda:{number}" for number in range(machine.gpus))]
@@ -215,7 +218,7 @@ def test_every_device_is_tried_not_only_counted(
 def test_a_gpu_whose_memory_is_taken_is_told_from_one_that_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(cpu=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"))
     monkeypatch.setattr(trial, "train_briefly", machine.train)
-    fact = facts._trained(device.CPU, "GPU 0", "install another torch")
+    fact = computer._trained(device.CPU, "GPU 0", "install another torch")
     assert fact.verdict == "problem" and "Tried to allocate" in fact.text and "nvidia-smi" in fact.fix
 
 
@@ -228,7 +231,7 @@ def test_a_trial_trains(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("this build of torch cannot add")
 
     monkeypatch.setattr(torch.optim.AdamW, "step", broken)
-    ((verdict, text),) = bad([facts._trained(device.CPU, "CPU", "install another")])
+    ((verdict, text),) = bad([computer._trained(device.CPU, "CPU", "install another")])
     assert verdict == "problem" and text == "CPU: cannot train: RuntimeError: this build of torch cannot add"
 
 
@@ -239,12 +242,12 @@ def test_a_trial_trains(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_free_space_is_judged(
     free: float, verdicts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.facts.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
-    assert [verdict for verdict, _ in bad(facts.disk("--store", tmp_path / "not" / "there"))] == verdicts
+    monkeypatch.setattr("bench.doctor.computer.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    assert [verdict for verdict, _ in bad(computer.disk("--store", tmp_path / "not" / "there"))] == verdicts
 
 
 def test_a_good_file_system_passes_and_is_left_as_it_was(tmp_path: Path) -> None:
-    assert bad(facts.file_system(tmp_path / "runs")) == []
+    assert bad(computer.file_system(tmp_path / "runs")) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -256,7 +259,7 @@ def test_a_file_system_that_lacks_something_is_a_problem(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, call, refuse)
-    ((verdict, text),) = bad(facts.file_system(tmp_path))
+    ((verdict, text),) = bad(computer.file_system(tmp_path))
     assert verdict == "problem" and "Operation not permitted" in text
 
 
@@ -265,14 +268,14 @@ def test_creation_that_is_not_exclusive_is_a_problem(tmp_path: Path, monkeypatch
         path.write_text('{"number": 0}')
         return True
 
-    monkeypatch.setattr(facts, "create_json", overwrite)
-    assert "of 8 that create a file, 8 succeed" in str(bad(facts.file_system(tmp_path)))
+    monkeypatch.setattr(computer, "create_json", overwrite)
+    assert "of 8 that create a file, 8 succeed" in str(bad(computer.file_system(tmp_path)))
 
 
 def test_a_clock_that_is_wrong_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
-    monkeypatch.setattr("bench.facts.time.time", lambda: now - 60)
-    ((verdict, text),) = bad(facts.file_system(tmp_path))
+    monkeypatch.setattr("bench.doctor.computer.time.time", lambda: now - 60)
+    ((verdict, text),) = bad(computer.file_system(tmp_path))
     assert verdict == "warning" and ("+60." in text or "+59." in text)
 
 
@@ -281,8 +284,8 @@ def test_a_clock_that_is_wrong_is_a_warning(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_good_cluster_passes(programs: Programs) -> None:
     programs.slurm()
-    assert bad(doctor.settings(None)) == []
-    assert bad(doctor.settings("low")) == []
+    assert bad(cluster.settings(None)) == []
+    assert bad(cluster.settings("low")) == []
 
 
 @pytest.mark.parametrize(
@@ -301,25 +304,25 @@ def test_settings_that_cost_something_are_told(
     changes: dict[str, str], partition: str | None, verdict: str, part: str, programs: Programs
 ) -> None:
     programs.slurm(**changes)
-    told = bad(doctor.settings(partition))
+    told = bad(cluster.settings(partition))
     assert (verdict, True) in [(found, part in text) for found, text in told]
 
 
 def test_without_preemption_its_signal_does_not_matter(programs: Programs) -> None:
     programs.slurm(PreemptType="preempt/none", SlurmctldParameters="(null)")
-    assert bad(doctor.settings("low")) == []
+    assert bad(cluster.settings("low")) == []
 
 
 def test_accounting_that_does_not_answer_is_told_in_its_own_words(programs: Programs) -> None:
     programs.slurm()
     programs.make("sacct", "echo 'Problem talking to the database' >&2; exit 1")
-    assert "Problem talking to the database" in str(bad(doctor.settings(None)))
+    assert "Problem talking to the database" in str(bad(cluster.settings(None)))
 
 
 def test_an_unknown_partition_is_refused_with_the_nearest_name(programs: Programs) -> None:
     programs.slurm()
     with pytest.raises(InputError, match=r"there is no partition 'lwo'.*Did you mean 'low'"):
-        list(doctor.settings("lwo"))
+        list(cluster.settings("lwo"))
 
 
 # -------------------------------------------------------------------------------------------------------- the test job
@@ -330,7 +333,7 @@ def test_a_job_that_writes_into_the_store_is_read_back(programs: Programs, fast_
     store, data = tmp_path / "a store" / "runs", tmp_path / "data"
     store.mkdir(parents=True)
     data.mkdir()
-    assert bad(doctor.test_job(store, data, Cluster(partition="low", cpus=2))) == []
+    assert bad(test_job.test_job(store, data, Cluster(partition="low", cpus=2))) == []
     script = (programs.folder / "script").read_text()
     assert "--partition=low" in script and "--cpus-per-task=2" in script
     assert list(store.iterdir()) == []
@@ -343,7 +346,7 @@ def test_data_that_the_node_does_not_see_are_a_problem(programs: Programs, fast_
     runs_job = "\n".join((programs.folder / "sbatch").read_text().splitlines()[2:-1])
     away = f'"{sys.executable}" -c "import os, sys; os.rename(*sys.argv[1:])"'
     programs.make("sbatch", f"{away} {data} {data}.away\n{runs_job}\n{away} {data}.away {data}\necho 7")
-    assert bad(doctor.test_job(tmp_path, data, Cluster())) == [
+    assert bad(test_job.test_job(tmp_path, data, Cluster())) == [
         ("problem", f"--data {data}: not seen from a compute node")
     ]
 
@@ -360,7 +363,7 @@ def test_what_a_job_is_given_is_compared_with_what_it_asked_for(
     cluster: Cluster, told: list[tuple[str, str]], programs: Programs, fast_job: None, tmp_path: Path
 ) -> None:
     programs.slurm()
-    assert bad(doctor.test_job(tmp_path, tmp_path, cluster)) == told
+    assert bad(test_job.test_job(tmp_path, tmp_path, cluster)) == told
 
 
 def test_a_device_of_the_job_that_cannot_train_is_a_problem(
@@ -368,26 +371,26 @@ def test_a_device_of_the_job_that_cannot_train_is_a_problem(
 ) -> None:
     programs.slurm()
     broken = "Fact('problem', 'GPU 0: cannot train: RuntimeError: no kernel image', 'install another torch')"
-    monkeypatch.setattr(doctor, "_ON_NODE", doctor._ON_NODE.replace("Fact('ok', 'CPU: fine')", broken))
-    assert bad(doctor.test_job(tmp_path, tmp_path, Cluster(gpus=1))) == [
+    monkeypatch.setattr(test_job, "_ON_NODE", test_job._ON_NODE.replace("Fact('ok', 'CPU: fine')", broken))
+    assert bad(test_job.test_job(tmp_path, tmp_path, Cluster(gpus=1))) == [
         ("problem", "in that job: GPU 0: cannot train: RuntimeError: no kernel image")
     ]
 
 
 def test_settings_that_the_cluster_refuses_are_a_problem(programs: Programs, tmp_path: Path) -> None:
     programs.slurm()
-    ((verdict, text),) = bad(doctor.accepted(Cluster(gpus=3), {}))
+    ((verdict, text),) = bad(cluster.accepted(Cluster(gpus=3), {}))
     assert verdict == "problem" and "slurm.gpus = 3" in text
-    assert bad(doctor.accepted(Cluster(), {})) == []
+    assert bad(cluster.accepted(Cluster(), {})) == []
 
 
 def test_a_store_that_the_node_does_not_see_is_a_problem(programs: Programs, fast_job: None, tmp_path: Path) -> None:
     programs.slurm()
     programs.make("sbatch", "echo 7")
     began = time.monotonic()
-    ((verdict, text),) = bad(doctor.test_job(tmp_path, tmp_path, Cluster()))
+    ((verdict, text),) = bad(test_job.test_job(tmp_path, tmp_path, Cluster()))
     assert verdict == "problem" and "is not seen here" in text
-    assert time.monotonic() - began < doctor.JOB_SECONDS / 3  # a job that is over is not waited for
+    assert time.monotonic() - began < test_job.JOB_SECONDS / 3  # a job that is over is not waited for
     assert programs.calls("scancel") == ["7"]
 
 
@@ -396,7 +399,7 @@ def test_a_python_that_the_node_does_not_have_is_a_problem(
 ) -> None:
     programs.slurm()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    ((verdict, text),) = bad(doctor.test_job(tmp_path, tmp_path, Cluster()))
+    ((verdict, text),) = bad(test_job.test_job(tmp_path, tmp_path, Cluster()))
     assert verdict == "problem" and "this Python does not work there" in text and "not found" in text
 
 
@@ -404,13 +407,13 @@ def test_a_job_that_does_not_start_is_cancelled_and_nothing_is_claimed(
     programs: Programs, fast_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     programs.slurm()
-    monkeypatch.setattr(doctor, "JOB_SECONDS", 1.0)
-    monkeypatch.setattr(doctor.secrets, "token_hex", lambda _: "0123abcd")
+    monkeypatch.setattr(test_job, "JOB_SECONDS", 1.0)
+    monkeypatch.setattr(test_job.secrets, "token_hex", lambda _: "0123abcd")
     programs.make("sbatch", "echo 7")
     name = f"bench-doctor-{int(time.time()):08x}"
-    monkeypatch.setattr("bench.doctor.time.time", lambda: int(name[-8:], 16))
+    monkeypatch.setattr("bench.doctor.test_job.time.time", lambda: int(name[-8:], 16))
     programs.make("squeue", f"echo '7_0|{name}0123abcd|PENDING|N/A|N/A|Priority'")
-    ((verdict, text),) = bad(doctor.test_job(tmp_path, tmp_path, Cluster()))
+    ((verdict, text),) = bad(test_job.test_job(tmp_path, tmp_path, Cluster()))
     assert verdict == "warning" and "did not start" in text and "Priority" in text
     assert programs.calls("scancel") == ["7"]
 
@@ -419,7 +422,7 @@ def test_sbatchs_own_words_are_shown(programs: Programs, tmp_path: Path) -> None
     programs.slurm()
     programs.make("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
     with pytest.raises(InputError, match="Invalid account"):
-        list(doctor.test_job(tmp_path, tmp_path, Cluster()))
+        list(test_job.test_job(tmp_path, tmp_path, Cluster()))
 
 
 # --------------------------------------------------------------------------------------------------------- the command
@@ -428,14 +431,14 @@ def test_sbatchs_own_words_are_shown(programs: Programs, tmp_path: Path) -> None
 @pytest.fixture
 def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow facts left out."""
-    monkeypatch.setattr(facts, "packages", lambda: iter([Fact("ok", "packages")]))
-    monkeypatch.setattr(facts, "devices", lambda: iter([Fact("warning", "devices", "mend them")]))
+    monkeypatch.setattr(computer, "packages", lambda: iter([Fact("ok", "packages")]))
+    monkeypatch.setattr(computer, "devices", lambda: iter([Fact("warning", "devices", "mend them")]))
 
 
 def test_without_slurm_the_computer_alone_is_judged(
     healthy: None, programs: Programs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert doctor.main(["--store", str(tmp_path / "runs"), "--data", str(tmp_path)]) == 0
+    assert __main__.main(["--store", str(tmp_path / "runs"), "--data", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "no sbatch on the PATH" in shown and shown.endswith("0 problems\n")
     assert "  warning devices\n          fix: mend them\n" in shown
@@ -444,7 +447,7 @@ def test_without_slurm_the_computer_alone_is_judged(
 
 def test_quick_runs_no_job(healthy: None, programs: Programs, tmp_path: Path) -> None:
     programs.slurm()
-    assert doctor.main(["--store", str(tmp_path), "--data", str(tmp_path), "--quick"]) == 0
+    assert __main__.main(["--store", str(tmp_path), "--data", str(tmp_path), "--quick"]) == 0
     assert [call for call in programs.calls("sbatch") if "--test-only" not in call] == []
 
 
@@ -453,7 +456,7 @@ def test_a_problem_is_counted_and_ends_with_status_1(
 ) -> None:
     programs.slurm()
     programs.make("scontrol", "echo 'slurm_load_ctl_conf error: Unable to contact slurm controller' >&2; exit 1")
-    assert doctor.main(["--store", str(tmp_path), "--data", str(tmp_path)]) == 1
+    assert __main__.main(["--store", str(tmp_path), "--data", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert "Unable to contact slurm controller" in shown and shown.endswith("1 problem\n")
     assert programs.calls("sbatch") == []  # nothing to be learned from a job then

@@ -15,7 +15,7 @@ from bench import cli, grid
 from bench.data.manifest import Manifest, SplitFacts
 from bench.data.tasks import EMBEDDED, TASKS
 from bench.errors import InputError
-from bench.planning.describe import describe
+from bench.planning.describe import describe_plan
 from bench.planning.gin_files import shipped_gin
 from bench.planning.plan import Plan, PlannedCell, make_plan, searched
 from bench.planning.registry import BACKBONES
@@ -113,7 +113,7 @@ def test_sizes_of_the_grids_with_nothing_prepared(name: str) -> None:
     assert all(stage.unprepared for stage in plan.stages)
     assert not plan.to_run(retry=True)
     assert plan.grid.seeds == (0, 1, 2, 3, 4)
-    assert f"stages: 0 done, 0 to run, {len(plan.stages)} not prepared" in describe(plan)
+    assert f"stages: 0 done, 0 to run, {len(plan.stages)} not prepared" in describe_plan(plan)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -471,7 +471,7 @@ def test_grids_plan_on_tasks_of_the_official_sizes(name: str, official: Path) ->
     assert not plan.splits
     assert plan.unprepared <= {"vit_mae_base", "roberta_base", "roberta_large"}
     assert all(stage.unprepared for stage in plan.stages)  # for want of weights or, from random ones, of a vocabulary
-    assert f"python -m bench.data prepare {min(plan.unprepared)}" in describe(plan)
+    assert f"python -m bench.data prepare {min(plan.unprepared)}" in describe_plan(plan)
     assert not plan.to_run(retry=True)
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from bench import grid
 from bench.errors import InputError
-from bench.launch import jobs, limits, sbatch, slurm
-from bench.launch.assignment import Assignment
-from bench.launch.jobs import JobState, SlurmError, Submission
+from bench.launch.slurm import client, ledger, limits, sbatch, submit
+from bench.launch.slurm.assignment import Assignment
+from bench.launch.slurm.client import JobState, SlurmError
+from bench.launch.slurm.ledger import Submission
 from bench.planning.gin_files import shipped_gin
 from bench.planning.plan import make_plan
 from bench.specs.cluster import Cluster
@@ -69,57 +70,57 @@ def cluster(fake: Fake) -> Fake:
 
 
 def test_a_submission_is_noted_before_and_completed_after(tmp_path: Path) -> None:
-    made = jobs.note(tmp_path, "image", "--gin image.gin", [["finetune-a-1", "finetune-a-2"], [], ["tapt-a-3"]])
-    assert jobs.submissions(tmp_path, "image") == [made]
+    made = ledger.note(tmp_path, "image", "--gin image.gin", [["finetune-a-1", "finetune-a-2"], [], ["tapt-a-3"]])
+    assert ledger.submissions(tmp_path, "image") == [made]
     assert (made.job_id, made.element(0)) == (None, None)
     assert made.name == f"bench-image-{made.token}"
-    jobs.complete(tmp_path, made, "17")
-    (found,) = jobs.submissions(tmp_path)
+    ledger.complete(tmp_path, made, "17")
+    (found,) = ledger.submissions(tmp_path)
     assert (found.job_id, found.element(2), found.tasks) == ("17", "17_2", made.tasks)
-    assert jobs.submissions(tmp_path, "text") == []
-    jobs.forget(tmp_path, made)
-    assert jobs.submissions(tmp_path) == []
+    assert ledger.submissions(tmp_path, "text") == []
+    ledger.forget(tmp_path, made)
+    assert ledger.submissions(tmp_path) == []
 
 
 def test_submissions_come_oldest_first_and_by_different_names(tmp_path: Path) -> None:
     made = []
     for _ in range(10):  # within the same second, which the token begins with
-        made.append(jobs.note(tmp_path, "a", "", []))
+        made.append(ledger.note(tmp_path, "a", "", []))
         time.sleep(0.002)
-    assert jobs.submissions(tmp_path) == made
+    assert ledger.submissions(tmp_path) == made
     assert len({one.name for one in made}) == 10
 
 
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
-    made = jobs.note(tmp_path, "image", "--gin image.gin", [])
-    path = jobs.folder(tmp_path) / "submissions" / f"{made.token}.json"
+    made = ledger.note(tmp_path, "image", "--gin image.gin", [])
+    path = ledger.folder(tmp_path) / "submissions" / f"{made.token}.json"
     for text in ("", "{", "{}", json.dumps({"grid": "image", "name": "x", "job_id": None, "tasks": 3, "time": 0})):
         path.write_text(text)
         with pytest.raises(InputError, match=path.name):
-            jobs.submissions(tmp_path)
+            ledger.submissions(tmp_path)
 
 
 def test_an_id_that_was_never_noted_is_found_by_name() -> None:
     lost = Submission("0" * 16, "image", "bench-image-" + "0" * 16, None, (("a",), ("b",)), 0.0, "")
     queued = {"9_0": JobState("RUNNING", name=lost.name), "9_1": JobState("PENDING", name=lost.name)}
-    (found,) = jobs.identified([lost], queued)
+    (found,) = ledger.identified([lost], queued)
     assert found.element(1) == "9_1"
-    assert jobs.identified([lost], {"9_0": JobState("RUNNING", name="bench-image-1")}) == [lost]
+    assert ledger.identified([lost], {"9_0": JobState("RUNNING", name="bench-image-1")}) == [lost]
 
 
 def test_what_slurm_does_not_know_is_gone_and_never_live(tmp_path: Path) -> None:
-    made = jobs.note(tmp_path, "image", "--gin image.gin", [["a"], ["b"]])
-    assert jobs.element_state(made, 0, {}).state == jobs.UNSUBMITTED
-    made = jobs.complete(tmp_path, made, "5")
+    made = ledger.note(tmp_path, "image", "--gin image.gin", [["a"], ["b"]])
+    assert ledger.element_state(made, 0, {}).state == ledger.UNSUBMITTED
+    made = ledger.complete(tmp_path, made, "5")
     queued = {"5_0": JobState("RUNNING", name=made.name), "5_1": JobState("RUNNING", name="somebody's")}
-    assert jobs.element_state(made, 0, queued).live
-    assert jobs.element_state(made, 1, queued).state == jobs.GONE  # ids began anew
-    assert not jobs.element_state(made, 1, queued).live
+    assert ledger.element_state(made, 0, queued).live
+    assert ledger.element_state(made, 1, queued).state == client.GONE  # ids began anew
+    assert not ledger.element_state(made, 1, queued).live
     assert not JobState("PENDING", "DependencyNeverSatisfied").live
 
 
 def _submit(root: Path, log: Path) -> None:
-    with jobs.submitting(root):
+    with ledger.submitting(root):
         with log.open("a") as file:
             file.write("in\n")
         time.sleep(0.05)
@@ -139,15 +140,15 @@ def test_one_process_submits_at_a_time(tmp_path: Path) -> None:
 
 
 def _die_submitting(root: Path) -> None:
-    with jobs.submitting(root):
+    with ledger.submitting(root):
         os._exit(1)
 
 
 def test_a_damaged_note_of_who_is_submitting_is_named(tmp_path: Path) -> None:
-    path = jobs.folder(tmp_path) / "submitting" / "000001.json"
+    path = ledger.folder(tmp_path) / "submitting" / "000001.json"
     path.parent.mkdir(parents=True)
     path.touch()
-    with pytest.raises(InputError, match=r"000001\.json"), jobs.submitting(tmp_path):
+    with pytest.raises(InputError, match=r"000001\.json"), ledger.submitting(tmp_path):
         pass
 
 
@@ -155,9 +156,9 @@ def test_a_submitter_that_died_is_not_waited_for(tmp_path: Path) -> None:
     process = multiprocessing.get_context("fork").Process(target=_die_submitting, args=(tmp_path,))
     process.start()
     process.join(60)
-    assert list((jobs.folder(tmp_path) / "submitting").iterdir())
+    assert list((ledger.folder(tmp_path) / "submitting").iterdir())
     began = time.monotonic()
-    with jobs.submitting(tmp_path):
+    with ledger.submitting(tmp_path):
         pass
     assert time.monotonic() - began < 5
 
@@ -183,7 +184,7 @@ def test_queue_reads_squeue_and_what_only_sacct_remembers(fake: Fake) -> None:
         f"7_5|{ours[0]}|CANCELLED by 1000|{now}|{now}\n"
         f"7_[6-8,10%4]|{ours[0]}|CANCELLED by 0|{now}|Unknown\n7_11|{ours[0]}|OUT_OF_MEMORY|{now}|{now}\n",
     )
-    found = jobs.queue(ours)
+    found = client.queue(ours)
     assert found["7_0"] == JobState("RUNNING", "", now + 5, ours[0])
     assert found["7_1"] == JobState("PENDING", "Dependency", None, ours[0])
     assert found["7_2"].start == now + 99
@@ -198,7 +199,7 @@ def test_a_job_of_our_name_from_before_ours_is_not_ours(fake: Fake) -> None:
     (ours,) = _names(60)
     fake("squeue", f"7_0|{ours}|RUNNING|{int(time.time()) - 86400}|N/A|None\n")
     fake("sacct")
-    assert jobs.queue([ours]) == {}
+    assert client.queue([ours]) == {}
 
 
 def test_times_may_be_dates(fake: Fake) -> None:
@@ -206,33 +207,33 @@ def test_times_may_be_dates(fake: Fake) -> None:
     date = time.strftime("%Y-%m-%dT%H:%M:%S")
     fake("squeue", f"7_0|{ours}|RUNNING|{date}|{date}|None\n")
     fake("sacct")
-    assert jobs.queue([ours])["7_0"].start == pytest.approx(time.time(), abs=120)
+    assert client.queue([ours])["7_0"].start == pytest.approx(time.time(), abs=120)
 
 
 def test_without_accounting_the_queue_is_still_read(fake: Fake) -> None:
     (ours,) = _names(60)
     fake("squeue", f"7_0|{ours}|COMPLETED|{int(time.time())}|N/A|None\n")
     fake("sacct", status=1, error="Slurm accounting storage is disabled")
-    assert jobs.queue([ours])["7_0"].state == "COMPLETED"
+    assert client.queue([ours])["7_0"].state == "COMPLETED"
 
 
 def test_a_queue_that_cannot_be_asked_is_not_an_empty_one(fake: Fake) -> None:
     fake("sacct")
     fake("squeue", status=1, error="slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
     with pytest.raises(SlurmError, match="Unable to contact"):
-        jobs.queue(_names(60))
-    assert jobs.queue([]) == {}
+        client.queue(_names(60))
+    assert client.queue([]) == {}
 
 
 def test_the_queue_is_asked_once_and_by_name(fake: Fake) -> None:
     fake("sacct")
     log = fake("squeue")
     names = _names(60, 70, 80)
-    jobs.queue(names)
+    client.queue(names)
     (call,) = log.read_text().splitlines()
     assert f"--name={','.join(names)}" in call
     log.unlink()
-    jobs.queue(_names(*[60.0] * 5000))  # more than an argument can hold
+    client.queue(_names(*[60.0] * 5000))  # more than an argument can hold
     assert "--name" not in log.read_text()
 
 
@@ -245,7 +246,7 @@ def test_slurms_programs_get_none_of_a_surrounding_jobs_variables(
     monkeypatch.setenv("SLURM_CONF", "/etc/other/slurm.conf")
     fake("sacct")
     fake("squeue")
-    jobs.queue(_names(60))
+    client.queue(_names(60))
     given = (tmp_path / "programs" / "squeue.env").read_text()
     assert "SLURM_CONF=/etc/other/slurm.conf" in given
     assert not [name for name in leaking if f"{name}=" in given]
@@ -440,13 +441,13 @@ def test_what_is_to_run_a_child_of_a_failed_stage_is_no_substitute_for_running_i
     attempt = store.claim(parent)
     assert attempt is not None
     store.finish(attempt, "failed", "ValueError: no")
-    made = jobs.complete(store.root, jobs.note(store.root, "tiny", plan.source, [[child.folder, "another"]]), "5")
+    made = ledger.complete(store.root, ledger.note(store.root, "tiny", plan.source, [[child.folder, "another"]]), "5")
     now = int(time.time())
     cluster("squeue", f"5_0|{made.name}|RUNNING|{now}|{now}|None\n")
     plan = make_plan([str(gin)], [], ["*/digits/*"], prepared, store)
-    retried = slurm.draft(plan, store, retry=True)
+    retried = submit.draft(plan, store, retry=True)
     assert child.folder in [stage.folder for stage in retried.stages] and not retried.in_flight
-    assert child.key in slurm.draft(plan, store).blocked
+    assert child.key in submit.draft(plan, store).blocked
 
 
 # ------------------------------------------------------------------------------------------------------- gin files
@@ -489,13 +490,13 @@ def test_jobs_are_told_whether_steps_may_be_recorded(
         told.extend(map(Assignment.parse, elements))
         return str(len(told))
 
-    monkeypatch.setattr(jobs, "look", lambda root: ([], {}))
-    monkeypatch.setattr(slurm, "array_size", lambda cluster: 100)
-    monkeypatch.setattr(slurm, "_submit_tables", lambda *_: None)
-    monkeypatch.setattr(slurm, "snapshot", lambda root: tmp_path)
+    monkeypatch.setattr(ledger, "look", lambda root: ([], {}))
+    monkeypatch.setattr(submit, "array_size", lambda cluster: 100)
+    monkeypatch.setattr(submit, "_submit_tables", lambda *_: None)
+    monkeypatch.setattr(submit, "snapshot", lambda root: tmp_path)
     monkeypatch.setattr(sbatch, "executor", lambda *_: None)
     monkeypatch.setattr(sbatch, "make", make)
-    slurm.submit(plan, store, slurm.Named([gin], [], tmp_path, prepared))
+    submit.submit(plan, store, submit.Named([gin], [], tmp_path, prepared))
     assert sum(len(one.stages) for one in told) == 4  # two fine-tunings and the backbones' own stages
     assert {one.graphs for one in told} == {graphs}
 

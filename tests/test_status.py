@@ -18,12 +18,13 @@ import pytest
 
 from bench import status
 from bench.errors import InputError
-from bench.launch import jobs
+from bench.launch.slurm import ledger
+from bench.monitor import failures, matrix
+from bench.monitor.states import STATES, Look, look
 from bench.planning.catalogue import Catalogue
 from bench.planning.plan import Plan, PlannedCell
 from bench.planning.settings import Grid
 from bench.specs import Stage, walk
-from bench.states import STATES, Look, look
 from bench.store.files import write_json
 from bench.store.ownership import JOB_VARIABLE, STALE_SECONDS, Attempt
 from bench.store.store import Store
@@ -76,12 +77,12 @@ class Site:
         path = self.programs / f"{name}.calls"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
-    def submit(self, *stages: Stage, job: str | None = "7", packed: bool = False) -> jobs.Submission:
+    def submit(self, *stages: Stage, job: str | None = "7", packed: bool = False) -> ledger.Submission:
         names = [stage.folder for stage in stages]
-        made = jobs.note(self.store.root, "site", "", [names] if packed else [[name] for name in names])
-        return jobs.complete(self.store.root, made, job) if job is not None else made
+        made = ledger.note(self.store.root, "site", "", [names] if packed else [[name] for name in names])
+        return ledger.complete(self.store.root, made, job) if job is not None else made
 
-    def line(self, made: jobs.Submission, index: int, state: str, start: str = "N/A", reason: str = "None") -> str:
+    def line(self, made: ledger.Submission, index: int, state: str, start: str = "N/A", reason: str = "None") -> str:
         id_ = f"{made.job_id or 7}_{index}"
         return LINE.format(id=id_, name=made.name, state=state, submitted=int(made.time), start=start, reason=reason)
 
@@ -123,7 +124,7 @@ class Site:
         return [found.of(cell).state for cell in self.plan.selected]
 
     def text(self, encoding: str = "utf-8") -> str:
-        return status.describe(self.plan, self.look(), encoding)
+        return matrix.describe_states(self.plan, self.look(), encoding)
 
 
 @pytest.fixture
@@ -413,12 +414,12 @@ def test_a_packed_child_whose_job_failed_for_want_of_its_parent_is_blocked(site:
 
 
 def test_a_failed_job_of_the_tables_is_told_of(site: Site) -> None:
-    other = jobs.complete(site.store.root, jobs.note(site.store.root, "site", "--gin another.gin", ()), "6")
+    other = ledger.complete(site.store.root, ledger.note(site.store.root, "site", "--gin another.gin", ()), "6")
     site.slurm(site.line(other, 0, "FAILED"))
     assert site.look().tables == ""
-    made = jobs.complete(site.store.root, jobs.note(site.store.root, "site", site.plan.source, ()), "7")
+    made = ledger.complete(site.store.root, ledger.note(site.store.root, "site", site.plan.source, ()), "7")
     site.slurm(site.line(made, 0, "FAILED", reason="NonZeroExitCode"), site.line(other, 0, "FAILED"))
-    assert made.token in status.describe(site.plan, site.look())
+    assert made.token in matrix.describe_states(site.plan, site.look())
 
 
 def test_a_job_that_ended_for_want_of_a_parent_is_no_failure(site: Site) -> None:
@@ -433,9 +434,9 @@ def test_a_damaged_submission_hides_nothing_that_files_tell(site: Site) -> None:
     site.finish(site.parent)
     site.finish(site.first)
     made = site.submit(site.second)
-    (jobs.folder(site.store.root) / "submissions" / f"{made.token}.json").write_text("{")
+    (ledger.folder(site.store.root) / "submissions" / f"{made.token}.json").write_text("{")
     assert site.cells()[0] == "done"
-    assert made.token in status.describe(site.plan, site.look())
+    assert made.token in matrix.describe_states(site.plan, site.look())
 
 
 # ------------------------------------------------------------------------------------------------------- what is shown
@@ -466,13 +467,13 @@ def test_a_terminal_without_the_glyphs_gets_plain_ones(encoding: str, site: Site
 
 
 def test_every_state_has_glyphs_of_its_own() -> None:
-    assert set(status.GLYPHS) == set(status.PLAIN) == set(STATES)
-    assert len(set(status.GLYPHS.values())) == len(set(status.PLAIN.values())) == len(STATES)
+    assert set(matrix.GLYPHS) == set(matrix.PLAIN) == set(STATES)
+    assert len(set(matrix.GLYPHS.values())) == len(set(matrix.PLAIN.values())) == len(STATES)
 
 
 def test_many_seeds_are_counted(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     every_state(site)
-    monkeypatch.setattr(status, "MANY_SEEDS", 2)
+    monkeypatch.setattr(matrix, "MANY_SEEDS", 2)
     assert tables(site.text()) == ["finetune  1✓ 1▸ 1· 40 %"]
 
 
@@ -483,10 +484,10 @@ def test_a_narrow_terminal_gets_the_tasks_in_several_tables(site: Site) -> None:
     ]
     plan = Plan(site.plan.grid, "", cells, cells, site.plan.stages, Catalogue(), site.folder, [])
     found = look(plan, site.store, set())
-    lines = status.describe(plan, found, width=30).splitlines()
+    lines = matrix.describe_states(plan, found, width=30).splitlines()
     assert [line.split() for line in lines if line.startswith("row")] == [["row", "birds", "flowers"], ["row", "pets"]]
     assert max(map(len, lines)) <= 30
-    assert status.describe(plan, found).count("row ") == 1
+    assert matrix.describe_states(plan, found).count("row ") == 1
 
 
 # --------------------------------------------------------------------------------------------------- failures and logs
@@ -512,7 +513,7 @@ def test_a_narrow_terminal_gets_the_tasks_in_several_tables(site: Site) -> None:
     ],
 )
 def test_failures_are_told_apart(reason: str, log: str, kind: str) -> None:
-    assert status.classify(reason, log) == kind
+    assert failures.classify(reason, log) == kind
 
 
 def test_failures_are_grouped_with_the_end_of_their_logs_and_what_helps(site: Site) -> None:
@@ -524,7 +525,7 @@ def test_failures_are_grouped_with_the_end_of_their_logs_and_what_helps(site: Si
     ):
         site.store.finish(site.begin(stage, job="7_3"), "failed", reason)
         site.log(stage, "first line\n" + "line\n" * 5 + f"last of {stage.seed}\n")
-    text = status.describe_failures(site.plan, site.store, site.look())
+    text = failures.describe_failures(site.plan, site.store, site.look())
     assert re.findall(r"^(\S.*): (\d) stages?$", text, re.MULTILINE) == [("out of memory", "2"), ("code", "1")]
     assert text.index("slurm.mem_gb") < text.index(site.first.folder) < text.index("code: ")
     assert "| last of 1" in text and "first line" not in text
@@ -535,34 +536,34 @@ def test_where_a_stage_never_began_its_jobs_output_is_shown(site: Site) -> None:
     site.finish(site.parent)
     made = site.submit(site.first)
     site.slurm(site.line(made, 0, "FAILED", reason="NonZeroExitCode"))
-    printed = jobs.log_folder(site.store.root, made.token) / "7_0_0_log.out"
+    printed = ledger.log_folder(site.store.root, made.token) / "7_0_0_log.out"
     printed.parent.mkdir(parents=True)
     printed.write_text("bash: python: command not found\n")
-    assert "| bash: python: command not found" in status.describe_failures(site.plan, site.store, site.look())
+    assert "| bash: python: command not found" in failures.describe_failures(site.plan, site.store, site.look())
 
 
 def test_without_failures_none_are_listed(site: Site) -> None:
-    assert status.describe_failures(site.plan, site.store, site.look()) == "no stage failed"
+    assert failures.describe_failures(site.plan, site.store, site.look()) == "no stage failed"
 
 
 def test_the_log_of_a_cell_is_that_of_its_last_stage_with_one(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     name = site.plan.cells[0].name
     with pytest.raises(InputError, match="it has not begun"):
-        status.print_log(site.plan, site.store, site.look(), name)
+        failures.print_log(site.plan, site.store, site.look(), name)
     site.log(site.parent, "of the parent\n")
-    status.print_log(site.plan, site.store, site.look(), name)
+    failures.print_log(site.plan, site.store, site.look(), name)
     assert capsys.readouterr().out == "of the parent\n"
     site.log(site.first, "of the last stage\n")
-    status.print_log(site.plan, site.store, site.look(), name)
+    failures.print_log(site.plan, site.store, site.look(), name)
     assert capsys.readouterr() == ("of the last stage\n", f"{site.first.folder}/log.txt:\n")
 
 
 def test_a_glob_of_several_cells_lists_them(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     site.log(site.first, "secret")
-    status.print_log(site.plan, site.store, site.look(), "finetune/*")
+    failures.print_log(site.plan, site.store, site.look(), "finetune/*")
     assert capsys.readouterr().out.splitlines() == [f"finetune/digits/tiny/{seed}: planned" for seed in range(SEEDS)]
     with pytest.raises(InputError, match="Did you mean 'finetune/digits/tiny/1'"):
-        status.print_log(site.plan, site.store, site.look(), "finetune/digit/tiny/1")
+        failures.print_log(site.plan, site.store, site.look(), "finetune/digit/tiny/1")
 
 
 # ---------------------------------------------------------------------------------------------------------- the command

@@ -18,9 +18,9 @@ import pytest
 
 import bench
 from bench.errors import DamagedStore, InputError
-from bench.launch.assignment import Assignment
-from bench.launch.snapshot import snapshot
-from bench.launch.supervisor import no_progress
+from bench.launch.slurm.assignment import Assignment
+from bench.launch.slurm.snapshot import snapshot
+from bench.launch.slurm.stage_process import no_progress
 from bench.specs import Stage
 from bench.store.files import sha256
 from bench.store.ownership import Attempt
@@ -714,8 +714,8 @@ def copy_of_the_suite(folder: Path) -> Path:
     return folder
 
 
-MAKE = "from pathlib import Path; from bench.launch.snapshot import snapshot; print(snapshot(Path({store!r})))"
-COMMIT = "from bench import provenance; import bench; print(bench.__file__, provenance.commit())"
+MAKE = "from pathlib import Path; from bench.launch.slurm.snapshot import snapshot; print(snapshot(Path({store!r})))"
+COMMIT = "from bench.store import provenance; import bench; print(bench.__file__, provenance.commit())"
 
 
 def python(code: str, path: Path, folder: Path) -> str:

@@ -95,7 +95,7 @@ def data_root() -> Path:
     return Path(os.environ.get("BENCH_DATA") or "data")
 
 
-def describe(manifest: Manifest) -> str:
+def describe_manifest(manifest: Manifest) -> str:
     """What a data set holds, in a line."""
     counts = ", ".join(f"{split} {facts.examples}" for split, facts in manifest.splits.items())
     classes = f"; {len(manifest.class_names)} classes" if manifest.class_names else ""

@@ -1,1 +1,1 @@
-"""Launchers: ways to run the stages of a plan. Each takes a `Queue` and reports to a `Reporter`."""
+"""Where stages run: here, in worker processes, or on a cluster."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from bench.launch.queue import Queue
-from bench.progress import Reporter
+from bench.launch.reporter import Reporter
 from bench.store.store import Store
 from bench.training import protocol, worker
 

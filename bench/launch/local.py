@@ -19,7 +19,7 @@ from typing import Any
 from bench.launch.devices import visible_devices
 from bench.launch.inline import POLL_SECONDS
 from bench.launch.queue import Queue
-from bench.progress import Reporter
+from bench.launch.reporter import Reporter
 from bench.specs import Stage
 from bench.store.store import Store
 from bench.training.protocol import Outcome, Settings, death

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.data.manifest import describe
+from bench.data.manifest import describe_manifest
 from bench.data.prepare import prepare_command, prepare_data
 from bench.data.sources import own
 from bench.data.tasks import CORPORA, TASKS, Task
@@ -101,7 +101,7 @@ class Catalogue:
         self.refuse_unknown(name)
         if name in self.checkpoints:
             return self._prepare_checkpoint(name, root, given, again)
-        return describe(prepare_data(name, root, self.tasks.get(name), given, again))
+        return describe_manifest(prepare_data(name, root, self.tasks.get(name), given, again))
 
     def _prepare_checkpoint(self, name: str, root: Path, given: Path | None, again: bool) -> str:
         source = self.checkpoints[name]

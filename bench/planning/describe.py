@@ -11,7 +11,7 @@ from bench.specs import Stage, walk
 STATES = ("done", "to run", "failed", "not prepared", "no longer needed")
 
 
-def describe(plan: Plan) -> str:
+def describe_plan(plan: Plan) -> str:
     """The plan in words: cells, stages and sharing, done and to do, cost."""
     to_run = {stage.key for stage in plan.to_run(retry=True)}
     grid, states = plan.grid, Counter(_state(plan, stage, to_run) for stage in plan.stages)

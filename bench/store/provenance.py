@@ -15,7 +15,7 @@ import bench
 
 PACKAGES = ("torch", "timm", "transformers", "datasets", "scikit-learn", "numpy", "tokenizers", "pillow")
 SNAPSHOT = "snapshot.json"
-"""Beside the packages of a copy that `bench.launch.snapshot` made: the commit that they were copied from."""
+"""Beside the packages of a copy that `bench.launch.slurm.snapshot` made: the commit that they were copied from."""
 
 
 @functools.cache

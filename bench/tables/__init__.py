@@ -1,1 +1,1 @@
-"""Records collated: mean ± standard deviation over seeds, and what each number means."""
+"""From records to tables."""

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench import cli
-from bench.data.__main__ import main
 from bench.data.manifest import read_manifest
 from bench.data.subset import held_out_checksum
+from bench.prepare import main
 
 
 def command(*arguments: str) -> int:

@@ -17,7 +17,8 @@ import pytest
 
 from bench import grid, status
 from bench.errors import InputError
-from bench.launch import follow, jobs
+from bench.launch.slurm import ledger
+from bench.monitor import follow
 from bench.planning.plan import make_plan
 from bench.specs import Stage
 from bench.store.files import sha256
@@ -42,7 +43,7 @@ class Trouble(Place):
 
     def element(self, stage: Stage) -> str:
         """The id of the array element that was submitted last to run a stage."""
-        known, _ = jobs.look(self.store.root)
+        known, _ = ledger.look(self.store.root)
         return [
             f"{made.job_id}_{index}"
             for made in known

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bench import doctor, grid, status
+from bench import grid, status
+from bench.doctor import __main__
+from bench.monitor.states import Look, Seen, look
 from bench.planning.plan import make_plan
 from bench.specs import Stage
-from bench.states import Look, Seen, look
 from bench.store.store import Store
 from tests.slurm.conftest import DevCluster, wait_for
 
@@ -98,7 +99,7 @@ def test_the_doctor_finds_a_development_cluster_well(
     slurm: DevCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        doctor.main(
+        __main__.main(
             ["--store", str(tmp_path), "--data", str(tmp_path), "--set", "slurm.partition='low'", "slurm.gpus=0"]
         )
         == 0
@@ -107,6 +108,6 @@ def test_the_doctor_finds_a_development_cluster_well(
     assert "wrote into the store" in shown
     assert "ok      preemption is announced" in shown
     wrong = ["--set", "slurm.partition='lwo'", "--quick"]
-    assert doctor.main(["--store", str(tmp_path), "--data", str(tmp_path), *wrong]) == 1
+    assert __main__.main(["--store", str(tmp_path), "--data", str(tmp_path), *wrong]) == 1
     assert "Did you mean 'low'" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

@@ -16,9 +16,9 @@ import pytest
 
 from bench import grid
 from bench.errors import InputError
-from bench.launch import jobs
+from bench.launch.reporter import Reporter
+from bench.launch.slurm import ledger
 from bench.planning.plan import Plan, make_plan
-from bench.progress import Reporter
 from bench.store.store import Store
 from tests import tiny_grid
 from tests.slurm.conftest import DevCluster, wait_for
@@ -61,13 +61,13 @@ class Place:
 
     def queued(self) -> Counter[str]:
         """Folder name of a stage -> the live elements that are to run it."""
-        known, queued = jobs.look(self.store.root)
+        known, queued = ledger.look(self.store.root)
         return Counter(
             name
             for made in known
             for index, task in enumerate(made.tasks)
             for name in task
-            if jobs.element_state(made, index, queued).live
+            if ledger.element_state(made, index, queued).live
         )
 
     def weights(self) -> dict[str, str]:
@@ -119,22 +119,22 @@ def test_killed_between_sbatch_and_its_note(
     after: int, slurm: DevCluster, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], LATER)
-    complete, calls = jobs.complete, []
+    complete, calls = ledger.complete, []
 
-    def die(*arguments: object) -> jobs.Submission:
+    def die(*arguments: object) -> ledger.Submission:
         calls.append(arguments)
         if len(calls) > after:
             raise KeyboardInterrupt
         return complete(*arguments)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "complete", die)
+        patch.setattr(ledger, "complete", die)
         with pytest.raises(KeyboardInterrupt):
             place.run()
     assert len(calls) == after + 1
     assert place.run() == 0
     assert place.queued() == Counter({stage.folder: 1 for stage in place.plan.stages})
-    assert all(one.job_id is not None for one in jobs.submissions(place.store.root))
+    assert all(one.job_id is not None for one in ledger.submissions(place.store.root))
 
 
 def _run(place: Place, *more: str) -> None:
@@ -145,7 +145,7 @@ def test_ctrl_c_detaches(slurm: DevCluster, tmp_path: Path, prepared: Path) -> N
     place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
     process = multiprocessing.get_context("fork").Process(target=_run, args=(place, "--wait"))
     process.start()
-    wait_for(lambda: any(not one.tasks and one.job_id for one in jobs.submissions(place.store.root)))
+    wait_for(lambda: any(not one.tasks and one.job_id for one in ledger.submissions(place.store.root)))
     time.sleep(2)  # by now it follows
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
@@ -184,7 +184,7 @@ def test_cancelling_a_grid_leaves_everything_else(slurm: DevCluster, tmp_path: P
     assert mine.run("--cancel") == 0
     wait_for(lambda: not own & mine.queued().keys())
     assert {stage.folder for stage in variant.plan.stages} <= mine.queued().keys(), "of the same name and store"
-    tables = {one.source: one for one in jobs.submissions(mine.store.root, "tiny") if not one.tasks}
+    tables = {one.source: one for one in ledger.submissions(mine.store.root, "tiny") if not one.tasks}
     assert [slurm.job(f"{one.job_id}_0")["JobState"] for one in tables.values()] == ["CANCELLED", "PENDING"]
     assert same_name_elsewhere.queued() == Counter(dict.fromkeys(own, 1))
     assert slurm.job(strange)["JobState"] == "PENDING"
@@ -247,7 +247,7 @@ def test_a_failed_parent_blocks_its_own_children_only(
 def test_arrays_at_and_above_the_limit(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
     place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, f"grid.seeds = {list(range(1002))}", LATER)
     assert place.run() == 0
-    sizes = [len(one.tasks) for one in jobs.submissions(place.store.root)]
+    sizes = [len(one.tasks) for one in ledger.submissions(place.store.root)]
     assert sizes == [1, 1001, 1, 0]
     assert place.queued() == Counter({stage.folder: 1 for stage in place.plan.stages})
     assert place.run("--cancel") == 0
@@ -261,7 +261,7 @@ def test_a_surrounding_jobs_variables_do_not_reach_sbatch(
     place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
     assert place.run() == 0
     assert len(place.queued()) == 2
-    (first, *_) = jobs.submissions(place.store.root)
+    (first, *_) = ledger.submissions(place.store.root)
     shown = slurm.job(f"{first.job_id}_0")
     assert (shown["Partition"], shown["TimeLimit"], shown["Requeue"]) == ("main", "00:05:00", "1")
 
@@ -301,7 +301,7 @@ def test_following_ends_where_slurm_lost_the_jobs(
     slurm: DevCluster, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a wait for ever nor a success: the stage counts as failed, with what Slurm said last."""
-    from bench.launch import follow
+    from bench.monitor import follow
 
     place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
     assert place.run() == 0

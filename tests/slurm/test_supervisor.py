@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from submitit import SlurmExecutor
 
-from bench.launch.assignment import Assignment
-from bench.launch.snapshot import snapshot
-from bench.launch.supervisor import supervise
+from bench.launch.slurm.assignment import Assignment
+from bench.launch.slurm.snapshot import snapshot
+from bench.launch.slurm.supervisor import supervise
 from bench.planning.plan import Plan, make_plan
 from bench.specs import Stage
 from bench.store.store import Store

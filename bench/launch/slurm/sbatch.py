@@ -16,8 +16,9 @@ from submitit import SlurmExecutor
 from submitit.core.core import Job
 from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
-from bench.launch import jobs
-from bench.launch.jobs import SlurmError, Submission
+from bench.launch.slurm import client, ledger
+from bench.launch.slurm.client import SlurmError
+from bench.launch.slurm.ledger import Submission
 from bench.specs.cluster import Cluster
 
 NEVER = 10**9
@@ -117,11 +118,11 @@ def make(
             made_jobs = executor.submit_array([functools.partial(function, *arguments) for arguments in tasks])
     except (FailedJobError, FailedSubmissionError) as error:
         with contextlib.suppress(SlurmError):
-            if not jobs.queue([made.name]):  # else it was accepted all the same
-                jobs.forget(store_root, made)
+            if not client.queue([made.name]):  # else it was accepted all the same
+                ledger.forget(store_root, made)
         raise SlurmError(f"sbatch failed: {str(error).strip()}") from error
     job = str(made_jobs[0].job_id)
-    jobs.complete(store_root, made, job)
+    ledger.complete(store_root, made, job)
     return job
 
 
@@ -129,7 +130,7 @@ def make(
 def _scrubbed() -> Iterator[None]:
     """Meanwhile, without the variables of a surrounding job: sbatch would obey them, and hand them on."""
     before = dict(os.environ)
-    for name in before.keys() - jobs.environment().keys():
+    for name in before.keys() - client.environment().keys():
         del os.environ[name]
     try:
         yield

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 
-from bench import states
+from bench.launch.reporter import Reporter
+from bench.monitor import states
+from bench.monitor.states import Look, Seen
 from bench.planning.plan import Plan
-from bench.progress import Reporter
 from bench.specs import Stage
-from bench.states import Look, Seen
 from bench.store.store import Store
 from bench.training.protocol import Outcome
 

@@ -150,7 +150,7 @@ def _trained(where: torch.device, name: str, fix: str) -> Fact:
     from bench.device import is_out_of_memory
 
     try:
-        from bench.trial import train_briefly
+        from bench.doctor.trial import train_briefly
 
         train_briefly(where)
     except Exception as error:  # a driver, a build or a package may raise whatever it likes

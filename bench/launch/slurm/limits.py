@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import InputError, nearest
-from bench.launch import jobs, sbatch
-from bench.launch.jobs import SlurmError
+from bench.launch.slurm import client, sbatch
+from bench.launch.slurm.client import SlurmError
 from bench.specs.cluster import Cluster
 
 MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs", "devtmpfs"))
@@ -52,7 +52,7 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
     with tempfile.TemporaryDirectory(prefix="bench-slurm-") as folder:
         script = sbatch.write_script(Path(folder), cluster, "bench-test", "true")
         try:
-            jobs.ask("sbatch", "--test-only", str(script))
+            client.ask("sbatch", "--test-only", str(script))
         except SlurmError as error:
             missing = any(re.match("down|drain|fail|maint|reserved|unk", node.state) for node in mine)
             busy = re.search(r"(busy|down)\b", str(error)) or (missing and "not available" in str(error))
@@ -64,7 +64,7 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
 
 def _nodes() -> list[_Node]:
     found = []
-    told = jobs.ask("sinfo", "--all", "--noheader", "--format=%P|%G|%l|%c|%m|%n|%T")
+    told = client.ask("sinfo", "--all", "--noheader", "--format=%P|%G|%l|%c|%m|%n|%T")
     for line in told.splitlines():
         partition, gres, limit, cpus, memory, host, state = line.strip().split("|")
         found.append(
@@ -189,7 +189,7 @@ def _file_system(folder: Path) -> str:
 
 def array_size(cluster: Cluster) -> int:
     """How many elements an array may have: MaxArraySize, one more than the highest index, or what accounting allows."""
-    config = jobs.configuration()
+    config = client.configuration()
     return max(1, min([int(config.get("MaxArraySize") or 1001), *_submit_limits(cluster, config)]))
 
 
@@ -215,5 +215,5 @@ def _submit_limits(cluster: Cluster, config: Mapping[str, str]) -> list[int]:
 
 def _accounts(what: str, *where: str) -> list[list[str]]:
     """Rows of the accounting's own tables; the last argument names the columns."""
-    told = jobs.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *where[:-1], f"format={where[-1]}")
+    told = client.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *where[:-1], f"format={where[-1]}")
     return [line.split("|") for line in told.splitlines()]

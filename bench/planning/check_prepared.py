@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.data import disk
 from bench.data.content import Content, facts
-from bench.data.manifest import Manifest, describe, read_manifest
+from bench.data.manifest import Manifest, describe_manifest, read_manifest
 from bench.data.prepare import check_unchanged
 from bench.data.problems import contradictions, duplicates, problems
 from bench.data.public import official
@@ -41,12 +41,12 @@ def check(name: str, known: Catalogue, root: Path) -> Report:
             check_unchanged(known.tasks[name], manifest)
         content = disk.read(manifest, root)
     except InputError as error:
-        return Report(describe(manifest), [str(error)], [])
+        return Report(describe_manifest(manifest), [str(error)], [])
     wrong += _differences(manifest, content, root)
     if name not in CORPORA:
         wrong += problems(content, official.empty_classes(name, content))
         wrong += official.differences(name, manifest)
-    return Report(describe(manifest), wrong, list(_notes(manifest, content)))
+    return Report(describe_manifest(manifest), wrong, list(_notes(manifest, content)))
 
 
 def _differences(manifest: Manifest, content: Content, root: Path) -> Iterator[str]:

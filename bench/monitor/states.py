@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.errors import DamagedStore, InputError
-from bench.launch import jobs
-from bench.launch.jobs import JobState, SlurmError, Submission
+from bench.launch.slurm import client, ledger
+from bench.launch.slurm.client import JobState, SlurmError
+from bench.launch.slurm.ledger import Submission
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Stage
 from bench.store.ownership import Attempt
@@ -108,24 +109,24 @@ def _ask(store: Store, source: str, unfinished: Iterable[Stage], found: Look) ->
     known: list[Submission] = []
     queued: dict[str, JobState] = {}
     try:
-        noted = jobs.submissions(store.root)
+        noted = ledger.submissions(store.root)
         known = [one for one in noted if any(name in names for task in one.tasks for name in task)]
         tables = [one for one in noted if one.source == source and not one.tasks][-1:]
-        queued = jobs.queue([one.name for one in (*known, *tables)])
-        for made in jobs.identified(tables, queued):
-            state = jobs.element_state(made, 0, queued)
+        queued = client.queue([one.name for one in (*known, *tables)])
+        for made in ledger.identified(tables, queued):
+            state = ledger.element_state(made, 0, queued)
             if state.state in ENDED_BADLY:
-                found.tables = f"{state.state}, see {jobs.log_folder(store.root, made.token)}"
+                found.tables = f"{state.state}, see {ledger.log_folder(store.root, made.token)}"
                 found.tables_time = made.time
     except DamagedStore as error:
         found.warning = str(error)
     except SlurmError as error:
         found.warning = f"{UNASKED.reason}: {error}"
-    for made in jobs.identified(known, queued):
+    for made in ledger.identified(known, queued):
         for index, task in enumerate(made.tasks):
             for name in task:
                 before = found.places.get(name)
-                if before is None or not jobs.element_state(*before, queued).live:
+                if before is None or not ledger.element_state(*before, queued).live:
                     found.places[name] = made, index
     return queued
 
@@ -141,7 +142,7 @@ def _seen(stage: Stage, store: Store, found: Look, queued: Mapping[str, JobState
     if place is None:
         return _without_job(stage, last, share)
     made, index = place
-    job = UNASKED if found.warning else jobs.element_state(made, index, queued)
+    job = UNASKED if found.warning else ledger.element_state(made, index, queued)
     ours = last is not None and "job" in last.facts["owner"] and last.facts["owner"]["job"] == made.element(index)
     since = ours or (last is not None and float(last.facts["began"]) >= made.time)
     if _failed(last) and (since or (not job.live and job.state not in ENDED_BADLY)):
@@ -156,9 +157,9 @@ def _seen(stage: Stage, store: Store, found: Look, queued: Mapping[str, JobState
         return Seen("planned", "its job was cancelled", share)
     if job.state == "COMPLETED":
         return Seen("unknown", "its job completed, but its record is not to be seen (yet)", share)
-    if job.state not in (jobs.GONE, UNASKED.state) or _alive(last):
+    if job.state not in (client.GONE, UNASKED.state) or _alive(last):
         return _without_job(stage, last, share)
-    if job.state == jobs.GONE and last is not None and last.end is None:
+    if job.state == client.GONE and last is not None and last.end is None:
         return _without_job(stage, last, share)
     return Seen("unknown", job.reason, share)
 
@@ -246,7 +247,7 @@ def log(stage: Stage, store: Store, found: Look) -> Path | None:
     own, place = store.folder(stage) / "log.txt", found.places.get(stage.folder)
     attempts = found.attempts.get(stage.key, [])
     if place is not None and not (attempts and attempts[-1].facts["began"] >= place[0].time):
-        folder = jobs.log_folder(store.root, place[0].token)
+        folder = ledger.log_folder(store.root, place[0].token)
         printed = sorted(folder.glob(f"{place[0].element(place[1])}_*log.out"))
         if printed:
             return printed[-1]

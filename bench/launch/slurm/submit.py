@@ -10,25 +10,25 @@ import contextlib
 import re
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bench import collate
 from bench.errors import InputError
-from bench.launch import jobs, sbatch, supervisor
-from bench.launch.arrays import Array, Element, Queued, arrange
-from bench.launch.assignment import Assignment
-from bench.launch.jobs import JobState, SlurmError, Submission
-from bench.launch.limits import array_size
-from bench.launch.snapshot import snapshot
+from bench.launch.slurm import client, ledger, sbatch, supervisor
+from bench.launch.slurm.arrays import Array, Queued, arrange
+from bench.launch.slurm.assignment import Assignment
+from bench.launch.slurm.client import JobState, SlurmError
+from bench.launch.slurm.ledger import Submission
+from bench.launch.slurm.limits import array_size
+from bench.launch.slurm.snapshot import snapshot
 from bench.planning.gin_files import copy_gin
 from bench.planning.load import load_grid
 from bench.planning.plan import Plan, look_up
 from bench.specs import Stage
 from bench.store.store import Store
+from bench.tables.command import run_as_job
 
 ENDING_SECONDS = 90.0
 """For so long jobs that are just ending are waited for before their stages are submitted again."""
@@ -90,12 +90,12 @@ def submit(plan: Plan, store: Store, named: Named, retry: bool = False) -> Submi
     stays queued, and the same command goes on from there.
     """
     size = array_size(plan.cluster)
-    with jobs.submitting(store.root):
-        noted = jobs.submissions(store.root)
+    with ledger.submitting(store.root):
+        noted = ledger.submissions(store.root)
         known, queued = _settled(plan, store)
         for before, now in zip(noted, known, strict=False):
             if before.job_id is None and now.job_id is not None:
-                jobs.complete(store.root, before, now.job_id)
+                ledger.complete(store.root, before, now.job_id)
         look_up(plan, store)
         submitted = _missing(plan, store, known, queued, retry, size)
         if submitted.arrays:
@@ -112,12 +112,12 @@ def _settled(plan: Plan, store: Store) -> tuple[list[Submission], dict[str, JobS
     open_stages = {stage.folder for stage in plan.stages if stage.key not in plan.done}
     end, told = time.monotonic() + ENDING_SECONDS, False
     while True:
-        known, queued = jobs.look(store.root)
+        known, queued = ledger.look(store.root)
         ending = [
             index
             for made in known
             for index, task in enumerate(made.tasks)
-            if open_stages.intersection(task) and jobs.element_state(made, index, queued).state == "COMPLETING"
+            if open_stages.intersection(task) and ledger.element_state(made, index, queued).state == "COMPLETING"
         ]
         if not ending or time.monotonic() >= end:
             return known, queued
@@ -129,7 +129,7 @@ def _settled(plan: Plan, store: Store) -> tuple[list[Submission], dict[str, JobS
 
 def draft(plan: Plan, store: Store, retry: bool = False) -> Submitted:
     """What `submit` would submit now; writes nothing."""
-    known, queued = jobs.look(store.root)
+    known, queued = ledger.look(store.root)
     return _missing(plan, store, known, queued, retry, array_size(plan.cluster))
 
 
@@ -142,7 +142,7 @@ def _in_flight(
     for made in known:
         for index, task in enumerate(made.tasks):
             element = made.element(index)
-            if element is None or not task or not jobs.element_state(made, index, queued).live:
+            if element is None or not task or not ledger.element_state(made, index, queued).live:
                 continue
             for name in task:
                 stage = by_folder.get(name)
@@ -207,8 +207,8 @@ def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, named: Named)
             for index in array.indices
         ]
         folders = [[stage.folder for stage in task] for task in array.tasks]
-        made = jobs.note(store.root, str(grid.name), plan.source, folders)
-        log, dependency = jobs.log_folder(store.root, made.token), array.dependency(submitted.job_ids)
+        made = ledger.note(store.root, str(grid.name), plan.source, folders)
+        log, dependency = ledger.log_folder(store.root, made.token), array.dependency(submitted.job_ids)
         executor = sbatch.executor(log, cluster, made.name, array.indices, dependency, code)
         try:
             submitted.job_ids.append(sbatch.make(store.root, made, executor, supervisor.supervise, elements))
@@ -241,86 +241,23 @@ def _submit_tables(
     after = ":".join(["afterany", *flying, *submitted.job_ids])
     extra = tuple(option for option in plan.cluster.extra if not re.match(r"gres|tres|[\w-]*gpu", option))
     small = replace(plan.cluster, cpus=1, gpus=0, runs_per_job=1, timeout_min=TABLES_MINUTES, signal_delay_s=120)
-    copies = jobs.folder(store.root) / "gin"
+    copies = ledger.folder(store.root) / "gin"
     copies.mkdir(exist_ok=True)
     try:
         arguments = named.for_tables(Path(tempfile.mkdtemp(dir=copies)), store.root)
-        made = jobs.note(store.root, grid, plan.source, ())
-        log = jobs.log_folder(store.root, made.token)
+        made = ledger.note(store.root, grid, plan.source, ())
+        log = ledger.log_folder(store.root, made.token)
         executor = sbatch.executor(log, replace(small, extra=extra), made.name, (0,), after, code)
-        submitted.tables_job = sbatch.make(store.root, made, executor, write_tables, [arguments])
+        submitted.tables_job = sbatch.make(store.root, made, executor, run_as_job, [arguments])
     except InputError as error:  # sbatch's, or that of a gin file that was changed since it was read
         submitted.tables_refused = f"the job that writes the tables: {error}"
         return
     if waiting:
         with contextlib.suppress(SlurmError):  # it began meanwhile, or ended; a table more does no harm
-            jobs.ask("scancel", *waiting)
-
-
-def write_tables(*arguments: str) -> None:
-    """What the last job runs: `bench.collate` with these arguments; an incomplete table is no failure of that job."""
-    collate.main(arguments)
+            client.ask("scancel", *waiting)
 
 
 # ------------------------------------------------------------------------------------------------------- cancelling
 
 
-def cancel(store_root: Path, grid: str, source: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Cancel all jobs of a grid that are still to run or running, and no others.
-
-    Returns their ids, and those of other grids of that name, by what of the command line says which they are.
-    """
-    with jobs.submitting(store_root):
-        others = _live_jobs(store_root, grid)
-        ids = others.pop(source, [])
-        for start in range(0, len(ids), 500):
-            try:
-                jobs.ask("scancel", *ids[start : start + 500])
-            except SlurmError:
-                if {*ids} & {*_live_jobs(store_root, grid).get(source, ())}:  # else they ended meanwhile
-                    raise
-    return ids, others
-
-
-def _live_jobs(store_root: Path, grid: str) -> dict[str, list[str]]:
-    """The ids of jobs that are to run or running, or that Slurm will never start: of grids of a name, by source."""
-    known, queued = jobs.look(store_root)
-    sources = {one.name: one.source for one in known if one.grid == grid}
-    found: dict[str, set[str]] = {}
-    for job, state in queued.items():
-        if state.name in sources and state.state in jobs.LIVE:
-            found.setdefault(sources[state.name], set()).add(job.partition("_")[0])
-    return {source: sorted(ids, key=int) for source, ids in found.items()}
-
-
 # ------------------------------------------------------------------------------------------------------- in words
-
-
-def describe(submitted: Submitted) -> str:
-    """The arrays in words, with what each waits for; the ids where they are submitted."""
-    lines = []
-    for number, array in enumerate(submitted.arrays):
-        names = Counter(stage.name for task in array.tasks for stage in task)
-        what = ", ".join(f"{count} {name}" for name, count in names.items())
-        id_ = f"job {submitted.job_ids[number]}: " if number < len(submitted.job_ids) else ""
-        tasks = len(array.indices)
-        lines.append(f"  array {number}: {id_}{tasks} {'task' if tasks == 1 else 'tasks'}: {what}{_waits(array)}")
-    return "\n".join(lines)
-
-
-def _waits(array: Array) -> str:
-    parts = [f"until {_listed(array.ok)} succeeded"] if array.ok else []
-    parts += [f"until {_listed(array.ended)} ended"] if array.ended else []
-    if array.corresponding is not None:
-        parts.append(f"each until the same task of array {array.corresponding} succeeded")
-    return f"; waits {' and '.join(parts)}" if parts else ""
-
-
-def _listed(waited: Sequence[Element | str]) -> str:
-    def words(one: Element | str) -> str:
-        if isinstance(one, str):
-            return f"job {one}"
-        return f"array {one.array}" if one.index is None else f"task {one.index} of array {one.array}"
-
-    rest = f" and {len(waited) - 3} more" if len(waited) > 3 else ""
-    return ", ".join(map(words, waited[:3])) + rest

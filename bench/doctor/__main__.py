@@ -1,0 +1,82 @@
+"""Check what a grid needs of this computer and, where there is one, of this cluster: `python -m bench.doctor`.
+
+Every fact comes with a verdict, and with a fix where there is something to fix. Exit status: 0 no problems, 1 some.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import baselines
+from bench import cli
+from bench.doctor import computer
+from bench.doctor.cluster import accepted, settings
+from bench.doctor.computer import Fact
+from bench.doctor.test_job import test_job
+from bench.launch.slurm.client import SlurmError
+from bench.specs.cluster import Cluster
+
+# -------------------------------------------------------------------------------------------------------------- Slurm
+
+
+# ------------------------------------------------------------------------------------------------------- a test job
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print all facts as they are found."""
+    parser = argparse.ArgumentParser(prog="python -m bench.doctor", description=__doc__)
+    cli.add_bindings(parser, required=False)
+    parser.add_argument("--store", type=Path, default=Path("runs"), help="where stages are to be kept (default: runs)")
+    cli.add_data(parser)
+    parser.add_argument("--quick", action="store_true", help="run no test job on the cluster")
+    given = parser.parse_args(arguments)
+    baselines.register()
+    cluster, data = _cluster(given), cli.data_root(given)
+    problems = _tell("this computer", (computer.packages(), computer.devices()))
+    disks = computer.disk("--store", given.store), computer.disk("--data", data), computer.file_system(given.store)
+    problems += _tell("disks", disks)
+    if shutil.which("sbatch") is None:
+        print("cluster:\n  none: there is no sbatch on the PATH, as there is on a cluster's login node")
+    else:
+        folders = {"--store": given.store, "--data": data}
+        test = () if given.quick else (test_job(given.store, data, cluster),)
+        problems += _tell("cluster", (settings(cluster.partition), accepted(cluster, folders), *test))
+    print(f"\n{problems} {'problem' if problems == 1 else 'problems'}")
+    return 1 if problems else 0
+
+
+def _cluster(given: argparse.Namespace) -> Cluster:
+    """What the gin files that are named ask of a cluster."""
+    if not given.gin and not given.set:
+        return Cluster()  # without importing what may be broken here
+    from bench.planning.load import load_bindings, load_cluster
+
+    return load_cluster(load_bindings(given.gin, given.set))
+
+
+def _tell(title: str, found: Iterable[Iterator[Fact]]) -> int:
+    """Print facts as they are found; returns how many are problems. What Slurm does not answer is one, and the last."""
+    problems = 0
+    print(f"{title}:")
+    try:
+        for fact in itertools.chain.from_iterable(found):
+            problems += fact.verdict == "problem"
+            print(f"  {fact.verdict:8}{fact.text}", flush=True)
+            if fact.verdict != "ok":
+                print(f"  {'':8}fix: {fact.fix}", flush=True)
+    except SlurmError as error:
+        problems += 1
+        print(f"  {'problem':8}{error}", flush=True)
+    return problems
+
+
+if __name__ == "__main__":
+    sys.exit(cli.reporting_errors(main))

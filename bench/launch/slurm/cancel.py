@@ -1,0 +1,36 @@
+"""Cancelling what a grid has in Slurm's queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.launch.slurm import client, ledger
+from bench.launch.slurm.client import SlurmError
+
+
+def cancel_grid(store_root: Path, grid: str, source: str) -> tuple[list[str], dict[str, list[str]]]:
+    """Cancel all jobs of a grid that are still to run or running, and no others.
+
+    Returns their ids, and those of other grids of that name, by what of the command line says which they are.
+    """
+    with ledger.submitting(store_root):
+        others = _live_jobs(store_root, grid)
+        ids = others.pop(source, [])
+        for start in range(0, len(ids), 500):
+            try:
+                client.ask("scancel", *ids[start : start + 500])
+            except SlurmError:
+                if {*ids} & {*_live_jobs(store_root, grid).get(source, ())}:  # else they ended meanwhile
+                    raise
+    return ids, others
+
+
+def _live_jobs(store_root: Path, grid: str) -> dict[str, list[str]]:
+    """The ids of jobs that are to run or running, or that Slurm will never start: of grids of a name, by source."""
+    known, queued = ledger.look(store_root)
+    sources = {one.name: one.source for one in known if one.grid == grid}
+    found: dict[str, set[str]] = {}
+    for job, state in queued.items():
+        if state.name in sources and state.state in client.LIVE:
+            found.setdefault(sources[state.name], set()).add(job.partition("_")[0])
+    return {source: sorted(ids, key=int) for source, ids in found.items()}

@@ -1,0 +1,184 @@
+"""What runs inside a Slurm job: starts one worker process per stage, owns the signals, requeues its own element.
+
+Slurm announces a preemption or the time limit with a signal: SIGUSR2, where `slurm.signal` names no other. Training
+must not run under a handler of it (forked children would inherit it, and a checkpoint in the middle of a step is no
+checkpoint), so this thin process has it, and tells the workers with SIGTERM to checkpoint at the next step boundary.
+Whether a stage is done is read from the store, never from what a process or Slurm says. This module imports neither
+torch nor numpy and starts no threads.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+import baselines
+from bench.errors import InputError
+from bench.launch.slurm.assignment import Assignment
+from bench.launch.slurm.stage_process import End, Run, _number, _say
+from bench.store.ownership import JOB_VARIABLE
+from bench.store.provenance import cores
+from bench.training.protocol import EXIT_STATUS
+
+POLL_SECONDS = 0.2
+MARGIN_SECONDS = 10.0
+"""Of the signal's delay, kept for ending the workers and asking Slurm for the requeue."""
+REQUEUE_TRIES = 5
+
+
+class ElementFailed(Exception):
+    """A stage of this element failed or was refused, so that the job must not count as completed."""
+
+
+# --------------------------------------------------------------------------------------------- what Slurm asks for
+
+
+class Signals:
+    """The signals that ask for an end: whether one announced it, and SIGTERM, which is the end itself."""
+
+    def __init__(self) -> None:
+        self.announced = False
+        self.terminated = False
+
+    def take_over(self, announcement: str) -> None:
+        """Replace submitit's handlers of these signals."""
+        signal.signal(_number(announcement), self._announce)
+        signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGCONT, lambda *_: None)  # Slurm sends it with the others, to wake what is suspended
+
+    def __bool__(self) -> bool:
+        return self.announced or self.terminated
+
+    def _announce(self, *_: object) -> None:
+        self.announced = True
+
+    def _terminate(self, *_: object) -> None:
+        self.terminated = True
+
+
+def job_name() -> str:
+    """How Slurm calls this job: A_i for element i of an array.
+
+    Never the raw id: that of an array's last element is the array's own, and would requeue the whole array.
+    """
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    if "SLURM_JOB_ID" not in os.environ:
+        raise InputError("supervise: SLURM_JOB_ID is not set; this is what runs inside a Slurm job.")
+    return os.environ["SLURM_JOB_ID"]
+
+
+def _scontrol(*arguments: str) -> tuple[bool, str]:
+    try:
+        run = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, str(error)
+    return run.returncode == 0, (run.stdout if run.returncode == 0 else run.stderr).strip()
+
+
+def _requeue(job: str) -> None:
+    """Have Slurm start this element again; raises ElementFailed with Slurm's own words if it refuses."""
+    for _ in range(REQUEUE_TRIES):
+        done, told = _scontrol("requeue", job)
+        if done or "pending" in told.lower():  # Slurm was faster: it requeues a preempted job by itself
+            _say(f"requeued {job}")
+            return
+        _say(f"scontrol requeue {job}: {told}")
+        time.sleep(2)  # the controller may be restarting
+    raise ElementFailed(f"Slurm would not requeue {job}: {told}. The checkpoints are written: submit the grid again.")
+
+
+def _out_of_time(job: str) -> bool | None:
+    """Whether Slurm ends this job for its time limit; None where Slurm cannot be asked.
+
+    While the job still runs its last lines, its state is COMPLETING whatever ended it: only the reason tells.
+    """
+    done, told = _scontrol("--oneliner", "show", "job", job)
+    return "Reason=TimeLimit" in told if done else None
+
+
+# --------------------------------------------------------------------------------------------- one stage, one worker
+
+
+# --------------------------------------------------------------------------------------------------------- the job
+
+
+def supervise(*arguments: str) -> None:
+    """Run the stages of an element until each has its record; what submitit calls inside the job.
+
+    `arguments` are those of `Assignment`. Ends the process with status 75 when it was interrupted, after requeuing this
+    element if a signal had announced the end; raises ElementFailed if a stage failed, after all others ended.
+    """
+    assignment = Assignment.parse(arguments)
+    asked = Signals()
+    asked.take_over(assignment.signal)
+    baselines.register()  # the spec types that a stage may hold
+    job = os.environ[JOB_VARIABLE] = job_name()
+    runs = [Run(number, assignment, job) for number in range(len(assignment.stages))]
+    for run in runs:
+        run.beside = [other for other in runs if other is not run and other.gpu == run.gpu]
+    wanted = assignment.threads * len(assignment.stages)
+    _say(f"job {job}: {len(assignment.stages)} stage(s), {cores()} core(s)")
+    if cores() < wanted:
+        _say(f"warning: {wanted} core(s) are wanted; the workers will share")
+    try:
+        while not asked and any(run.end is None for run in runs):
+            _look(runs, stopping=False)
+        if any(run.end is None for run in runs):
+            _checkpoint(runs, asked, assignment.signal_delay_s)
+    finally:
+        for run in runs:
+            run.close()
+    ends = _ends(runs, requeuing=asked.announced)
+    if any(state == "interrupted" for state, _ in ends.values()):
+        _leave(job, asked)
+    failed = [f"{name} {state}: {reason}" for name, (state, reason) in ends.items() if state != "done"]
+    if failed:
+        raise ElementFailed("; ".join(failed))
+
+
+def _look(runs: Sequence[Run], stopping: bool) -> None:
+    for run in runs:
+        run.look(stopping)
+    time.sleep(POLL_SECONDS)
+
+
+def _checkpoint(runs: Sequence[Run], asked: Signals, signal_delay_s: float) -> None:
+    """Have the workers checkpoint, and kill those that are not done shortly before Slurm would."""
+    seconds = max(signal_delay_s - MARGIN_SECONDS, signal_delay_s / 2)
+    _say(f"{'end announced' if asked.announced else 'SIGTERM'}: checkpointing, for {seconds:g} s at most")
+    for run in runs:
+        run.send(signal.SIGTERM)
+    end = time.monotonic() + seconds
+    while any(run.end is None for run in runs):
+        if time.monotonic() >= end:
+            for run in runs:
+                run.send(signal.SIGKILL)
+        _look(runs, stopping=True)
+
+
+def _ends(runs: Sequence[Run], requeuing: bool) -> dict[str, End]:
+    ends = {}
+    for run in runs:
+        if requeuing and run.end is not None and run.end[0] == "interrupted":
+            run.give_up_if_stuck()
+        assert run.end is not None, "looked at until it had one"
+        ends[run.folder.name] = run.end
+    return ends
+
+
+def _leave(job: str, asked: Signals) -> NoReturn:
+    """Requeue this element, unless somebody wants it to end, and exit."""
+    if not asked.announced:
+        _say("SIGTERM without an announcement: not requeued by the job itself")
+    elif asked.terminated and _out_of_time(job) is False:
+        _say("cancelled, or preempted, after which Slurm requeues where it is set to: not requeued by the job")
+    else:
+        _requeue(job)
+    sys.exit(EXIT_STATUS["interrupted"])

@@ -1,0 +1,1 @@
+"""How a grid stands: the state of every stage, whatever runs it."""

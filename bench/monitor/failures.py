@@ -1,0 +1,96 @@
+"""Failures by class, with the last lines of the logs and what may help."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shutil
+import sys
+from collections import defaultdict
+
+from bench.errors import InputError, nearest
+from bench.monitor import states
+from bench.monitor.matrix import _count
+from bench.monitor.states import Look
+from bench.planning.plan import Plan
+from bench.specs import Stage, walk
+from bench.store.ownership import Attempt
+from bench.store.store import Store
+
+LOG_LINES = 5
+
+
+CLASSES = {
+    "out of memory": "OUT_OF_MEMORY|[Oo]ut[ -]of[ -]memory|OutOfMemory|MemoryError|Cannot allocate|bad_alloc|oom.?kill",
+    "time-out": r"\bTIMEOUT\b|\bDEADLINE\b|DUE TO TIME LIMIT|no progress in",
+    "node": "finds no GPU|NODE_FAIL|BOOT_FAIL|NODE FAILURE|SIGBUS|CUDA driver|CUDA-capable|ECC error|Input/output"
+    "|Stale file handle",
+    "data": "[Dd]amaged|checksum|NotPrepared|No space left|quota exceeded|Read-only file|FileNotFound|PermissionError",
+    "code": "",
+}
+"""Class of a failure -> what tells it; the first that fits counts."""
+
+
+FIXES = {
+    "out of memory": "ask for more (slurm.mem_gb; on a GPU lower slurm.runs_per_job) or lower the batch size",
+    "time-out": "raise slurm.timeout_min or lower grid.checkpoint_steps, so that every attempt gets further",
+    "node": "if it is always the same node, keep away from it: slurm.extra = ['exclude=NODE']",
+    "data": "free or repair what the message names",
+    "code": "read the log (--log CELL) and mend what it tells of",
+}
+
+
+def describe_failures(plan: Plan, store: Store, found: Look) -> str:
+    """The failed stages by class, each with the end of its log, and what helps."""
+    classes: dict[str, list[str]] = defaultdict(list)
+    for stage in plan.stages:
+        seen = found.seen.get(stage.key)
+        if seen is not None and seen.state == "failed":
+            log = states.log(stage, store, found)
+            lines = states.tail(log).rstrip().splitlines()[-LOG_LINES:] if log else []
+            last = found.attempts[stage.key][-1] if found.attempts[stage.key] else None
+            text = [f"  {stage.folder}: {seen.note}{_where(last)}", *(f"    | {line}" for line in lines)]
+            classes[classify(f"{seen.job} {seen.note}", "\n".join(lines))].append("\n".join(text))
+    blocks = [
+        "\n".join((f"{kind}: {_count(len(classes[kind]), 'stage')}", f"  fix: {FIXES[kind]}", *classes[kind]))
+        for kind in CLASSES
+        if classes[kind]
+    ]
+    again = "bench.grid with --retry runs failed stages again"
+    return "\n\n".join([*blocks, again]) if blocks else "no stage failed"
+
+
+def classify(reason: str, log: str) -> str:
+    """The class of a failure: by its reason, or by the end of its log where that tells nothing."""
+    for text in (reason, log):
+        for kind, pattern in CLASSES.items():
+            if pattern and re.search(pattern, text):
+                return kind
+    return "code"
+
+
+def _where(attempt: Attempt | None) -> str:
+    if attempt is None:
+        return ""
+    owner = attempt.facts["owner"]
+    job = f", job {owner['job']}" if "job" in owner else ""
+    return f" (attempt {attempt.number} on {str(owner['machine']).partition(' ')[0]}{job})"
+
+
+def print_log(plan: Plan, store: Store, found: Look, name: str) -> None:
+    """Print the log of the last stage of a cell that has one; of a glob that matches several cells, their names."""
+    matching = [cell for cell in plan.selected if name == cell.name]
+    matching = matching or [cell for cell in plan.selected if fnmatch.fnmatchcase(cell.name, name)]
+    if not matching:
+        legal = nearest(name, [cell.name for cell in plan.selected][:20])
+        raise InputError(f"--log '{name}' matches no cell; a cell is row/task/backbone/seed.{legal}")
+    if len(matching) > 1:
+        print("\n".join(f"{cell.name}: {found.of(cell).state}" for cell in matching))
+        return
+    stages: list[Stage] = list(walk(matching[0].stage))
+    log = next(filter(None, (states.log(stage, store, found) for stage in reversed(stages))), None)
+    if log is None:
+        raise InputError(f"--log '{name}': none of its stages has a log: it has not begun.")
+    print(f"{log.relative_to(store.root)}:", file=sys.stderr, flush=True)
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        shutil.copyfileobj(lines, sys.stdout)

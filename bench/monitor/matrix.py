@@ -1,0 +1,116 @@
+"""How a grid stands, as a matrix of rows and tasks."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+from tabulate import tabulate
+
+from bench.monitor.states import STATES, Look, Seen
+from bench.planning.plan import Plan, PlannedCell
+
+GLYPHS = {
+    "done": "✓",
+    "running": "▸",
+    "requeued": "↻",
+    "stale": "!",
+    "unknown": "?",
+    "queued": "◦",
+    "planned": "·",
+    "failed": "✗",
+    "blocked": "⊘",
+}
+
+
+PLAIN = dict(zip(STATES, "+>r!?q.xb", strict=True))
+"""The glyphs where the terminal's encoding lacks the others."""
+
+
+MANY_SEEDS = 20
+"""Above so many seeds, glyphs are counted instead of repeated."""
+
+
+LISTED = 8
+"""So many lines about the cells of one state."""
+
+
+def describe_states(plan: Plan, found: Look, encoding: str = "utf-8", width: int | None = None) -> str:
+    """The matrix row x task with a glyph per seed, what the glyphs mean, totals, and what is worth telling.
+
+    `width` in characters: as many tasks stand side by side as fit in it.
+    """
+    cells = [(cell, found.of(cell)) for cell in plan.selected]
+    totals = Counter(seen.state for _, seen in cells)
+    glyphs = _glyphs(encoding)
+    occurring = [state for state in STATES if totals[state]]
+    few = f", {len(cells)} selected" if len(cells) < len(plan.cells) else ""
+    lines = [f"grid {plan.grid.name}: {len(plan.cells)} cells{few}", "", *_matrix(cells, glyphs, width), ""]
+    lines.append("  ".join(f"{glyphs[state]} {state}" for state in occurring))
+    lines.append("cells: " + ", ".join(f"{totals[state]} {state}" for state in occurring))
+    lines += _details(cells, found)
+    if found.tables:
+        lines.append(f"the job that writes the tables came to nothing: {found.tables}")
+    return "\n".join([*lines, f"warning: {found.warning}"] if found.warning else lines)
+
+
+def _glyphs(encoding: str) -> dict[str, str]:
+    try:
+        "".join(GLYPHS.values()).encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return PLAIN
+    return GLYPHS
+
+
+def _matrix(cells: Sequence[tuple[PlannedCell, Seen]], glyphs: dict[str, str], width: int | None) -> Iterator[str]:
+    of: dict[str, dict[str, list[Seen]]] = defaultdict(lambda: defaultdict(list))
+    for cell, seen in cells:
+        of[cell.task][cell.method].append(seen)
+    rows = list(dict.fromkeys(cell.method for cell, _ in cells))
+    columns = [[task, *(_entry(its[row], glyphs) for row in rows)] for task, its in of.items()]
+    label = ["row", *rows]
+    while columns:
+        beside, columns = [label, columns[0]], columns[1:]
+        while columns and (width is None or _width([*beside, columns[0]]) <= width):
+            beside.append(columns.pop(0))
+        heads, *body = zip(*beside, strict=True)
+        yield tabulate(body, headers=heads, tablefmt="simple", disable_numparse=True) + ("\n" if columns else "")
+
+
+def _width(columns: Sequence[Sequence[str]]) -> int:
+    """Of a table of columns with their heads, two blanks between and, as tabulate has it, two after each head."""
+    return sum(max(len(head) + 2, *map(len, entries)) + 2 for head, *entries in columns) - 2
+
+
+def _entry(seeds: Sequence[Seen], glyphs: dict[str, str]) -> str:
+    counts = Counter(seen.state for seen in seeds)
+    running = [seen.share for seen in seeds if seen.state == "running"]
+    percent = f" {_percent(sum(running) / len(running))}" if running else ""
+    if len(seeds) > MANY_SEEDS:
+        return " ".join(f"{counts[state]}{glyphs[state]}" for state in STATES if counts[state]) + percent
+    return "".join(glyphs[seen.state] for seen in seeds) + percent
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _details(cells: Sequence[tuple[PlannedCell, Seen]], found: Look) -> Iterator[str]:
+    told: dict[str, Counter[str]] = defaultdict(Counter)
+    for cell, seen in cells:
+        if seen.state in ("blocked", "queued", "planned"):
+            told[seen.state][seen.note] += 1
+        elif seen.state != "done":
+            told_share = seen.state == "running" or (seen.share > 0 and seen.state != "failed")
+            percent = _percent(seen.share) if told_share else ""
+            facts = ", ".join(filter(None, (percent, seen.note)))
+            told[seen.state][f"{found.shown[cell.stage.key].folder}: {facts}"] += 1
+    for state in STATES:
+        lines = [f"{state}: {text} ({_count(count, 'cell')})" for text, count in told[state].items() if text]
+        yield from lines[:LISTED]
+        if len(lines) > LISTED:
+            yield f"{state}: and {len(lines) - LISTED} more"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

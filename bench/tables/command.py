@@ -1,0 +1,35 @@
+"""Write the tables of a grid from its store, without running anything: `python -m bench.collate --gin FILE`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import baselines
+from bench import cli
+from bench.planning.plan import Plan, make_plan
+from bench.store.store import Store
+from bench.tables.table import collate
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 if every cell has a number, 1 if some lack one, 2 for bad input."""
+    given = cli.parser("python -m bench.collate", __doc__ or "").parse_args(arguments)
+    baselines.register()
+    store = Store(given.store)
+    store.check_exists()
+    plan = make_plan(given.gin, given.set, (), cli.data_root(given), store)
+    cli.check_results(given.results, plan.grid.name)
+    return write_tables(plan, store, given.results)
+
+
+def write_tables(plan: Plan, store: Store, results: Path) -> int:
+    """Write and print the tables; 0 if every cell of the grid has a number, else 1."""
+    written = collate(plan, store, results)
+    print(f"\n{written.markdown}\ntable: {written.table}\nrecords: {written.records}")
+    return 0 if written.cells_done == len(plan.cells) else 1
+
+
+def run_as_job(*arguments: str) -> None:
+    """Run the command as the last job of a grid, of which an incomplete table is no failure."""
+    main(arguments)
