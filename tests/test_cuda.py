@@ -33,9 +33,9 @@ from bench.training.loop import Interrupted, Supervision, train
 from bench.training.networks import new_model
 from bench.training.protocol import Settings
 from bench.training.worker import run
-from tests.test_contract import Kit, each_recipe, each_task, own_stages, plan
-from tests.test_graphs import AsksTheDevice, longer
-from tests.test_train import FINETUNE, STAGES, Pictures, equal
+from tests.baselines.test_contract import Kit, each_recipe, each_task, own_stages, plan
+from tests.training.test_graphs import AsksTheDevice, longer
+from tests.training.test_loop import FINETUNE, STAGES, Pictures, equal
 
 pytestmark = [
     pytest.mark.group("cuda"),

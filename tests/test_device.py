@@ -14,7 +14,7 @@ from bench.specs.objectives import CrossEntropy
 from bench.store.store import Store
 from bench.training.protocol import Settings
 from bench.training.worker import run
-from tests.test_contract import STEPS, expansion, plan, short
+from tests.baselines.test_contract import STEPS, expansion, plan, short
 
 ROOT = Path(bench.__file__).parents[1]
 SOURCES = sorted({*(ROOT / "bench").rglob("*.py"), *(ROOT / "baselines").rglob("*.py")})

@@ -243,7 +243,7 @@ def test_a_missing_file_is_refused_with_the_nearest_name() -> None:
         find_gin("quikstart.gin")
 
 
-GIN = Path(__file__).parents[1] / "gin"
+GIN = Path(__file__).parents[2] / "gin"
 
 
 @pytest.mark.parametrize("path", sorted({*GIN.glob("*.gin")} - {GIN / "fast.gin"}), ids=lambda path: path.name)

@@ -26,7 +26,7 @@ from bench.training.loop import Interrupted
 from tests import tiny_grid
 from tests.examples import tiny_backbone
 from tests.golden_files import cases, compare, tensor
-from tests.test_train import FINETUNE, equal, run
+from tests.training.test_loop import FINETUNE, equal, run
 
 PROJECTIONS = {"constraint_mars": mars_projection, "constraint_frobenius": frobenius_projection}
 

@@ -43,7 +43,7 @@ import json, os, signal, subprocess, sys, time
 from pathlib import Path
 import baselines
 from bench.store.files import sha256
-from bench.store import Store
+from bench.store.store import Store
 
 baselines.register()
 folder = Path(sys.argv[-1])
@@ -94,8 +94,8 @@ store.finish(attempt, "done")
 # Limits that a test can wait for; at the end, what the process has imported.
 SUPERVISE = """
 import sys
-from bench.launch import supervisor
-supervisor.LOOK_SECONDS, supervisor.PARENT_SECONDS, supervisor.REQUEUE_TRIES = 0.1, 1.5, 1
+from bench.launch.slurm import stage_process, supervisor
+stage_process.LOOK_SECONDS, stage_process.PARENT_SECONDS, supervisor.REQUEUE_TRIES = 0.1, 1.5, 1
 supervisor.supervise(*sys.argv[1:])
 print("imported:", sorted({name.partition(".")[0] for name in sys.modules}))
 """

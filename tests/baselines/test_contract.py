@@ -46,7 +46,7 @@ from bench.training.worker import run
 from tests.host_graph import HostGraph
 from tests.test_grid import Workplace, wait_for
 
-HERE = "tests/test_contract.py"
+HERE = "tests/baselines/test_contract.py"
 RECIPE_NAMES = sorted(name for name, recipe in RECIPES.items() if recipe.__module__.startswith("baselines."))
 TASK_NAMES = ["digits", "pydocs"]
 STEPS = 4
@@ -450,11 +450,11 @@ def keys(folder: Path) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def all_keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """The keys as this process and another one compute them."""
-    code = "import json, sys; from pathlib import Path; from tests.test_contract import keys; "
+    code = "import json, sys; from pathlib import Path; from tests.baselines.test_contract import keys; "
     code += "print(json.dumps(keys(Path(sys.argv[1]))))"
     command = [sys.executable, "-c", code, str(tmp_path_factory.mktemp("other"))]
     environment = {**os.environ, "PYTHONHASHSEED": "4242"}
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=root)
     assert result.returncode == 0, result.stderr
     return keys(tmp_path_factory.mktemp("keys")), json.loads(result.stdout)

@@ -123,7 +123,7 @@ def test_an_owner_elsewhere_is_judged_by_its_heartbeat(store: Store, monkeypatch
 CLAIM = """
 import sys
 from pathlib import Path
-from bench.store import Store
+from bench.store.store import Store
 from tests.examples import pretraining
 sys.stdin.readline()
 print("mine" if Store(Path(sys.argv[1])).claim(pretraining()) else "busy", flush=True)

@@ -21,7 +21,7 @@ from bench.specs.objectives import AdamW, CrossEntropy
 from bench.training import graphs, loop
 from bench.training.loop import Interrupted
 from tests.host_graph import HostGraph
-from tests.test_train import FINETUNE, STAGES, equal, run
+from tests.training.test_loop import FINETUNE, STAGES, equal, run
 
 
 @pytest.fixture

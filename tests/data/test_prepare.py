@@ -169,7 +169,7 @@ def test_nothing_on_disk_names_the_machine(prepared: Path) -> None:
 
 def test_processes_with_other_hash_seeds_build_the_same_content(prepared: Path) -> None:
     code = (
-        "from bench.data import texts; from bench.data.content import facts; import hashlib\n"
+        "from bench.data.sources import embedded_texts as texts; from bench.data.content import facts; import hashlib\n"
         "texts.PACKAGES, texts.LEAST_IN_CORPUS, texts.MOST_IN_CORPUS = {'networkx': 'networkx'}, 1, 1500\n"
         "for c in (texts.pydocs(), texts.docstrings()):\n"
         "    print(*(facts(c.class_names, r).checksum for r in c.splits.values()))\n"

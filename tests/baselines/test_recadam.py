@@ -19,7 +19,7 @@ from bench.training.loop import Interrupted
 from tests import tiny_grid
 from tests.examples import finetuning
 from tests.golden_files import cases, compare, tensor
-from tests.test_train import FINETUNE, equal, run
+from tests.training.test_loop import FINETUNE, equal, run
 
 
 def parameters(tensors: list[Tensor]) -> list[nn.Parameter]:

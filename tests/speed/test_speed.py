@@ -441,7 +441,7 @@ def test_a_page_shows_what_failed_and_when_compiling_pays() -> None:
 
 
 def test_the_committed_page_is_made_of_the_committed_figures() -> None:
-    page = Path(__file__).parents[1] / "results" / "speed.md"
+    page = Path(__file__).parents[2] / "results" / "speed.md"
     assert page.read_text(encoding="utf-8") == report.page(page)
 
 
@@ -506,7 +506,7 @@ def test_checkouts_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (other / "bench").mkdir(parents=True)
     (other / "bench" / "grid.py").touch()
     runs = quickstart.compare(other, tmp_path, "cpu", 2, quick=False)
-    this = Path(__file__).parents[1].name
+    this = Path(__file__).parents[2].name
     assert ran == [(this, True), ("other", True), *[(this, False), ("other", False)] * 2]
     assert {name: len(timed) for name, timed in runs.items()} == {"this": 2, "other": 2}
 

@@ -258,7 +258,7 @@ def test_data_that_cannot_be_written_are_read_without_a_cache(copied: Path, monk
     def read_only(path: Path) -> None:
         raise PermissionError(errno.EACCES, "read-only")
 
-    monkeypatch.setattr("bench.data.examples.replacing", read_only)
+    monkeypatch.setattr("bench.data.array_cache.replacing", read_only)
     assert torch.equal(opened_images(copied, data).inputs(torch.arange(9), CPU), expected)
     assert not (copied / "digits" / "arrays").exists()
 
