@@ -17,7 +17,7 @@ from bench import cli
 from bench.doctor import computer
 from bench.doctor.cluster import accepted, settings
 from bench.doctor.computer import Fact
-from bench.doctor.test_job import test_job
+from bench.doctor.sample_job import test_job
 from bench.launch.slurm.client import SlurmError
 from bench.specs.cluster import Cluster
 

@@ -17,7 +17,7 @@ import torch
 
 import bench
 from bench import device
-from bench.doctor import __main__, cluster, computer, test_job, trial
+from bench.doctor import __main__, cluster, computer, sample_job, trial
 from bench.doctor.computer import Fact
 from bench.errors import InputError
 from bench.specs.cluster import Cluster
@@ -99,9 +99,11 @@ def fast_job(monkeypatch: pytest.MonkeyPatch) -> None:
         "sys.modules['bench.device'] = bench.device = types.SimpleNamespace(gpu_count=lambda: 1)\n"
         "from bench.doctor import computer; computer.devices = lambda: [computer.Fact('ok', 'CPU: fine')]"
     )
-    monkeypatch.setattr(test_job, "_ON_NODE", test_job._ON_NODE.replace("import torch", light).replace("cores()", "2"))
-    monkeypatch.setattr(test_job, "LATE_SECONDS", 1.5)
-    monkeypatch.setattr("bench.doctor.test_job.time.sleep", lambda _: None)
+    monkeypatch.setattr(
+        sample_job, "_ON_NODE", sample_job._ON_NODE.replace("import torch", light).replace("cores()", "2")
+    )
+    monkeypatch.setattr(sample_job, "LATE_SECONDS", 1.5)
+    monkeypatch.setattr("bench.doctor.sample_job.time.sleep", lambda _: None)
 
 
 # ----------------------------------------------------------------------------------------------------- this computer
@@ -333,7 +335,7 @@ def test_a_job_that_writes_into_the_store_is_read_back(programs: Programs, fast_
     store, data = tmp_path / "a store" / "runs", tmp_path / "data"
     store.mkdir(parents=True)
     data.mkdir()
-    assert bad(test_job.test_job(store, data, Cluster(partition="low", cpus=2))) == []
+    assert bad(sample_job.test_job(store, data, Cluster(partition="low", cpus=2))) == []
     script = (programs.folder / "script").read_text()
     assert "--partition=low" in script and "--cpus-per-task=2" in script
     assert list(store.iterdir()) == []
@@ -346,7 +348,7 @@ def test_data_that_the_node_does_not_see_are_a_problem(programs: Programs, fast_
     runs_job = "\n".join((programs.folder / "sbatch").read_text().splitlines()[2:-1])
     away = f'"{sys.executable}" -c "import os, sys; os.rename(*sys.argv[1:])"'
     programs.make("sbatch", f"{away} {data} {data}.away\n{runs_job}\n{away} {data}.away {data}\necho 7")
-    assert bad(test_job.test_job(tmp_path, data, Cluster())) == [
+    assert bad(sample_job.test_job(tmp_path, data, Cluster())) == [
         ("problem", f"--data {data}: not seen from a compute node")
     ]
 
@@ -363,7 +365,7 @@ def test_what_a_job_is_given_is_compared_with_what_it_asked_for(
     cluster: Cluster, told: list[tuple[str, str]], programs: Programs, fast_job: None, tmp_path: Path
 ) -> None:
     programs.slurm()
-    assert bad(test_job.test_job(tmp_path, tmp_path, cluster)) == told
+    assert bad(sample_job.test_job(tmp_path, tmp_path, cluster)) == told
 
 
 def test_a_device_of_the_job_that_cannot_train_is_a_problem(
@@ -371,8 +373,8 @@ def test_a_device_of_the_job_that_cannot_train_is_a_problem(
 ) -> None:
     programs.slurm()
     broken = "Fact('problem', 'GPU 0: cannot train: RuntimeError: no kernel image', 'install another torch')"
-    monkeypatch.setattr(test_job, "_ON_NODE", test_job._ON_NODE.replace("Fact('ok', 'CPU: fine')", broken))
-    assert bad(test_job.test_job(tmp_path, tmp_path, Cluster(gpus=1))) == [
+    monkeypatch.setattr(sample_job, "_ON_NODE", sample_job._ON_NODE.replace("Fact('ok', 'CPU: fine')", broken))
+    assert bad(sample_job.test_job(tmp_path, tmp_path, Cluster(gpus=1))) == [
         ("problem", "in that job: GPU 0: cannot train: RuntimeError: no kernel image")
     ]
 
@@ -388,9 +390,9 @@ def test_a_store_that_the_node_does_not_see_is_a_problem(programs: Programs, fas
     programs.slurm()
     programs.make("sbatch", "echo 7")
     began = time.monotonic()
-    ((verdict, text),) = bad(test_job.test_job(tmp_path, tmp_path, Cluster()))
+    ((verdict, text),) = bad(sample_job.test_job(tmp_path, tmp_path, Cluster()))
     assert verdict == "problem" and "is not seen here" in text
-    assert time.monotonic() - began < test_job.JOB_SECONDS / 3  # a job that is over is not waited for
+    assert time.monotonic() - began < sample_job.JOB_SECONDS / 3  # a job that is over is not waited for
     assert programs.calls("scancel") == ["7"]
 
 
@@ -399,7 +401,7 @@ def test_a_python_that_the_node_does_not_have_is_a_problem(
 ) -> None:
     programs.slurm()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    ((verdict, text),) = bad(test_job.test_job(tmp_path, tmp_path, Cluster()))
+    ((verdict, text),) = bad(sample_job.test_job(tmp_path, tmp_path, Cluster()))
     assert verdict == "problem" and "this Python does not work there" in text and "not found" in text
 
 
@@ -407,13 +409,13 @@ def test_a_job_that_does_not_start_is_cancelled_and_nothing_is_claimed(
     programs: Programs, fast_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     programs.slurm()
-    monkeypatch.setattr(test_job, "JOB_SECONDS", 1.0)
-    monkeypatch.setattr(test_job.secrets, "token_hex", lambda _: "0123abcd")
+    monkeypatch.setattr(sample_job, "JOB_SECONDS", 1.0)
+    monkeypatch.setattr(sample_job.secrets, "token_hex", lambda _: "0123abcd")
     programs.make("sbatch", "echo 7")
     name = f"bench-doctor-{int(time.time()):08x}"
-    monkeypatch.setattr("bench.doctor.test_job.time.time", lambda: int(name[-8:], 16))
+    monkeypatch.setattr("bench.doctor.sample_job.time.time", lambda: int(name[-8:], 16))
     programs.make("squeue", f"echo '7_0|{name}0123abcd|PENDING|N/A|N/A|Priority'")
-    ((verdict, text),) = bad(test_job.test_job(tmp_path, tmp_path, Cluster()))
+    ((verdict, text),) = bad(sample_job.test_job(tmp_path, tmp_path, Cluster()))
     assert verdict == "warning" and "did not start" in text and "Priority" in text
     assert programs.calls("scancel") == ["7"]
 
@@ -422,7 +424,7 @@ def test_sbatchs_own_words_are_shown(programs: Programs, tmp_path: Path) -> None
     programs.slurm()
     programs.make("sbatch", "echo 'sbatch: error: Invalid account' >&2; exit 1")
     with pytest.raises(InputError, match="Invalid account"):
-        list(test_job.test_job(tmp_path, tmp_path, Cluster()))
+        list(sample_job.test_job(tmp_path, tmp_path, Cluster()))
 
 
 # --------------------------------------------------------------------------------------------------------- the command
