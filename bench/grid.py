@@ -51,112 +51,112 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cancel", action="store_true", help="cancel the jobs that --launcher slurm submitted for this grid"
     )
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     baselines.register()
-    _check_arguments(given)
-    store, data = Store(given.store), cli.data_root(given)
-    if given.cancel:
-        return _cancel(given)
-    plan = make_plan(given.gin, given.set, given.only, data, store)
-    if given.plan:
+    _check_arguments(options)
+    store, data = Store(options.store), cli.data_root(options)
+    if options.cancel:
+        return _cancel(options)
+    plan = make_plan(options.gin, options.set, options.only, data, store)
+    if options.plan:
         print(describe_plan(plan))
-        if given.launcher == "slurm":
-            _plan_jobs(plan, given, store, data)
+        if options.launcher == "slurm":
+            _plan_jobs(plan, options, store, data)
         return 0
     plan.known.refuse_missing(plan.unprepared, data)
-    cli.check_writable("--store", given.store)
-    cli.check_results(given.results, plan.grid.name)
-    devices = [] if given.launcher == "slurm" else _devices(given)
-    if given.launcher == "slurm":
-        _check_cluster(plan, given, data)
+    cli.check_writable("--store", options.store)
+    cli.check_results(options.results, plan.grid.name)
+    devices = [] if options.launcher == "slurm" else _devices(options)
+    if options.launcher == "slurm":
+        _check_cluster(plan, options, data)
     if plan.unprepared:
         cli.check_writable("--data", data)
         for name in sorted(plan.unprepared):
             print(f"preparing {name} in {data}: ", end="", flush=True)
             print(plan.known.prepare(name, data), flush=True)
-        plan = make_plan(given.gin, given.set, given.only, data, store)
+        plan = make_plan(options.gin, options.set, options.only, data, store)
     print(describe_plan(plan), flush=True)
     interrupted = False
-    if plan.to_run(given.retry):
-        if given.launcher == "slurm":
-            return _submit(plan, given, store, data)
-        interrupted = _run(plan, given, store, data, devices)
+    if plan.to_run(options.retry):
+        if options.launcher == "slurm":
+            return _submit(plan, options, store, data)
+        interrupted = _run(plan, options, store, data, devices)
     if interrupted:
-        write_tables(plan, store, given.results)
+        write_tables(plan, store, options.results)
         print("interrupted: checkpoints are written; the same command goes on from them", file=sys.stderr)
         return 130
-    return _finish(plan, given, store)
+    return _finish(plan, options, store)
 
 
-def _finish(plan: Plan, given: argparse.Namespace, store: Store) -> int:
+def _finish(plan: Plan, options: argparse.Namespace, store: Store) -> int:
     """Write the tables; 0 if all selected cells are done."""
-    status = write_tables(plan, store, given.results)
+    status = write_tables(plan, store, options.results)
     return 0 if all(store.record(cell.stage) is not None for cell in plan.selected) else status
 
 
-def _check_arguments(given: argparse.Namespace) -> None:
-    for name, count in (("--workers", given.workers), ("--workers-per-device", given.workers_per_device)):
+def _check_arguments(options: argparse.Namespace) -> None:
+    for name, count in (("--workers", options.workers), ("--workers-per-device", options.workers_per_device)):
         if count is not None and count < 1:
             raise InputError(f"{name} {count}: must be at least 1.")
-    if given.launcher == "slurm":
+    if options.launcher == "slurm":
         for name, value, instead in (
-            ("--device", given.device, "a job asks for GPUs by slurm.gpus, 0 for the CPU"),
-            ("--workers", given.workers, "how many jobs run at once is slurm.array_parallelism"),
-            ("--workers-per-device", given.workers_per_device, "stages share a job's GPUs by slurm.runs_per_job"),
+            ("--device", options.device, "a job asks for GPUs by slurm.gpus, 0 for the CPU"),
+            ("--workers", options.workers, "how many jobs run at once is slurm.array_parallelism"),
+            ("--workers-per-device", options.workers_per_device, "stages share a job's GPUs by slurm.runs_per_job"),
         ):
             if value is not None:
                 raise InputError(f"{name}: is not for --launcher slurm; {instead}.")
-    if given.workers_per_device is not None and given.launcher == "inline":
+    if options.workers_per_device is not None and options.launcher == "inline":
         raise InputError("--workers-per-device: --launcher inline runs one stage at a time; use --launcher local.")
-    if given.workers_per_device is not None and given.workers is not None:
+    if options.workers_per_device is not None and options.workers is not None:
         raise InputError("--workers counts the processes of all devices, --workers-per-device those of one: give one.")
-    if given.wait and given.launcher != "slurm":
-        raise InputError(f"--wait: --launcher {given.launcher} always waits; it is for --launcher slurm.")
-    if given.cancel and (given.plan or given.retry or given.wait):
+    if options.wait and options.launcher != "slurm":
+        raise InputError(f"--wait: --launcher {options.launcher} always waits; it is for --launcher slurm.")
+    if options.cancel and (options.plan or options.retry or options.wait):
         raise InputError("--cancel: cannot be combined with --plan, --retry or --wait.")
-    if given.cancel and given.only:
+    if options.cancel and options.only:
         raise InputError("--cancel: cancels all jobs of the grid; single ones can be ended with scancel.")
 
 
-def _devices(given: argparse.Namespace) -> list[str]:
+def _devices(options: argparse.Namespace) -> list[str]:
     """The devices that stages may run on; refuses what is not there, and to share what is not shared that way."""
     from bench.launch.devices import local_devices
 
-    devices = local_devices(given.device or os.environ.get("BENCH_DEVICE") or None)
-    if given.workers_per_device is not None and devices == ["cpu"]:
+    devices = local_devices(options.device or os.environ.get("BENCH_DEVICE") or None)
+    if options.workers_per_device is not None and devices == ["cpu"]:
         raise InputError("--workers-per-device: is for GPUs, and stages would run on the CPU; use --workers.")
     return devices
 
 
-def _workers(plan: Plan, given: argparse.Namespace, data: Path, devices: Sequence[str], most: int) -> list[Settings]:
+def _workers(plan: Plan, options: argparse.Namespace, data: Path, devices: Sequence[str], most: int) -> list[Settings]:
     """The workers of the local launcher, `most` at most, each with its device."""
     from bench.training.protocol import Settings
 
     grid = plan.grid
-    usual = max(1, cores() // grid.threads) if devices == ["cpu"] else len(devices) * (given.workers_per_device or 1)
-    used = [devices[number % len(devices)] for number in range(min(given.workers or usual, most))]
+    usual = max(1, cores() // grid.threads) if devices == ["cpu"] else len(devices) * (options.workers_per_device or 1)
+    used = [devices[number % len(devices)] for number in range(min(options.workers or usual, most))]
     return [
         Settings(data, device, grid.threads, grid.checkpoint_steps, grid.cuda_graphs, used.count(device) > 1)
         for device in used
     ]
 
 
-def _run(plan: Plan, given: argparse.Namespace, store: Store, data: Path, devices: Sequence[str]) -> bool:
+def _run(plan: Plan, options: argparse.Namespace, store: Store, data: Path, devices: Sequence[str]) -> bool:
     """Run what is to run; says whether it was interrupted."""
     from bench.launch import inline, local
     from bench.launch.queue import Queue
     from bench.launch.reporter import Reporter
     from bench.training.signals import StopFlag
 
-    stages = plan.to_run(given.retry)
-    failed = {} if given.retry else plan.failed
+    stages = plan.to_run(options.retry)
+    failed = {} if options.retry else plan.failed
     queue = Queue(stages, plan.done, failed)
     with ThreadPoolExecutor(16) as pool:  # each waits for the disk
         list(pool.map(store.add, (stage for stage in plan.stages if not stage.unprepared)))
     stop = StopFlag()
-    workers = _workers(plan, given, data, devices, 1 if given.launcher == "inline" else len(stages))
+    workers = _workers(plan, options, data, devices, 1 if options.launcher == "inline" else len(stages))
     with stop.on_signals(), Reporter(len(stages), _rows(plan)) as report:
-        if given.launcher == "inline":
+        if options.launcher == "inline":
             inline.run(queue, store, workers[0], stop, report)
         else:
             local.run(queue, store, workers, stop, report)
@@ -178,14 +178,14 @@ def _report_failures(plan: Plan, store: Store, failed: Mapping[str, str], blocke
 # ------------------------------------------------------------------------------------------------------- a cluster
 
 
-def _check_cluster(plan: Plan, given: argparse.Namespace, data: Path) -> None:
+def _check_cluster(plan: Plan, options: argparse.Namespace, data: Path) -> None:
     from bench.launch.slurm import limits
 
-    for warning in limits.check(plan.cluster, plan.grid.threads, {"--store": given.store, "--data": data}):
+    for warning in limits.check(plan.cluster, plan.grid.threads, {"--store": options.store, "--data": data}):
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _plan_jobs(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> None:
+def _plan_jobs(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -> None:
     """Show the arrays that would be submitted."""
     from bench.launch.slurm.describe import describe_submission
     from bench.launch.slurm.submit import draft
@@ -193,18 +193,18 @@ def _plan_jobs(plan: Plan, given: argparse.Namespace, store: Store, data: Path) 
     if plan.unprepared:
         print("jobs: unknown until the data are prepared")
         return
-    _check_cluster(plan, given, data)
-    drafted = draft(plan, store, given.retry)
+    _check_cluster(plan, options, data)
+    drafted = draft(plan, store, options.retry)
     print(f"jobs: {len(drafted.arrays)} sbatch calls for {len(drafted.stages)} stages, and one for the tables")
     print(describe_submission(drafted))
 
 
-def _submit(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> int:
+def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -> int:
     """Hand what is missing to Slurm; follow it if asked to."""
     from bench.launch.slurm.describe import describe_submission
     from bench.launch.slurm.submit import Named, submit
 
-    submitted = submit(plan, store, Named(given.gin, given.set, given.results, data), given.retry)
+    submitted = submit(plan, store, Named(options.gin, options.set, options.results, data), options.retry)
     stages = submitted.stages
     if submitted.arrays:
         print(
@@ -216,21 +216,21 @@ def _submit(plan: Plan, given: argparse.Namespace, store: Store, data: Path) -> 
         if cell.stage.key in submitted.blocked:
             print(f"blocked: {cell.name}: {submitted.blocked[cell.stage.key]} (--retry runs it again)")
     if not stages and not submitted.in_flight:
-        return _finish(plan, given, store)
+        return _finish(plan, options, store)
     if submitted.tables_job is not None:
         print(f"the tables are written by job {submitted.tables_job}, when all others have ended")
-    options = [("--gin", given.gin), ("--set", given.set), ("--store", [given.store])]
-    options += [("--data", [given.data])] if given.data else []
-    told = [str(text) for option, values in options if values for text in (option, *values)]
-    print(f"to follow: {shlex.join(['python', '-m', 'bench.status', *told])}", flush=True)
-    refused = submitted.refused or ("" if given.wait else submitted.tables_refused)  # who waits writes the tables
+    repeated = [("--gin", options.gin), ("--set", options.set), ("--store", [options.store])]
+    repeated += [("--data", [options.data])] if options.data else []
+    follow_arguments = [str(text) for option, values in repeated if values for text in (option, *values)]
+    print(f"to follow: {shlex.join(['python', '-m', 'bench.status', *follow_arguments])}", flush=True)
+    refused = submitted.refused or ("" if options.wait else submitted.tables_refused)  # who waits writes the tables
     if refused:
         print(f"error: {refused}\nWhen jobs have ended, run the same command to go on.", file=sys.stderr)
-    status = _follow(plan, given, store, submitted) if given.wait else 0
+    status = _follow(plan, options, store, submitted) if options.wait else 0
     return max(status, 1 if refused else 0)
 
 
-def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: Submitted) -> int:
+def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Submitted) -> int:
     from bench.launch.reporter import Reporter
     from bench.monitor.follow import follow
     from bench.training.signals import StopFlag
@@ -243,16 +243,16 @@ def _follow(plan: Plan, given: argparse.Namespace, store: Store, submitted: Subm
         print("detached: the jobs go on; the same command follows them again, --cancel ends them", file=sys.stderr)
         return 130
     _report_failures(plan, store, failed, {**submitted.blocked, **blocked})
-    return _finish(plan, given, store)
+    return _finish(plan, options, store)
 
 
-def _cancel(given: argparse.Namespace) -> int:
+def _cancel(options: argparse.Namespace) -> int:
     from bench.launch.slurm.cancel import cancel_grid
     from bench.planning.load import load_grid
 
-    Store(given.store).check_exists()
-    grid, bindings = load_grid(given.gin, given.set)
-    ids, others = cancel_grid(given.store, str(grid.name), source(given.gin, given.set, bindings))
+    Store(options.store).check_exists()
+    grid, bindings = load_grid(options.gin, options.set)
+    ids, others = cancel_grid(options.store, str(grid.name), source(options.gin, options.set, bindings))
     print(f"cancelled {len(ids)} jobs of grid {grid.name}{': ' if ids else ''}{' '.join(ids)}")
     for other, left in others.items():
         print(f"left alone: {' '.join(left)}, submitted with {other}; --cancel with the same arguments ends them")

@@ -24,24 +24,24 @@ from bench.store.files import MANIFEST
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """List, prepare or check tasks, corpora and backbones."""
-    given = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     baselines.register()
-    known = Catalogue(load_bindings(given.gin, given.set).all)
-    root = cli.data_root(given)
-    if given.command == "list":
-        print(_listing(known, root))
+    catalogue = Catalogue(load_bindings(options.gin, options.set).all)
+    root = cli.data_root(options)
+    if options.command == "list":
+        print(_listing(catalogue, root))
         return 0
-    if given.command == "check":
-        return _check(known, given.names, root)
-    if given.place is not None and len(given.names) > 1:
-        raise InputError(f"--from {given.place}: prepare one name at a time with it, not {len(given.names)}.")
-    if given.place is not None and not given.place.exists():
-        raise InputError(f"--from {given.place}: there is no such file or folder.")
-    for name in given.names:
-        known.refuse_unknown(name)
+    if options.command == "check":
+        return _check(catalogue, options.names, root)
+    if options.source is not None and len(options.names) > 1:
+        raise InputError(f"--from {options.source}: prepare one name at a time with it, not {len(options.names)}.")
+    if options.source is not None and not options.source.exists():
+        raise InputError(f"--from {options.source}: there is no such file or folder.")
+    for name in options.names:
+        catalogue.refuse_unknown(name)
     cli.check_writable("--data", root)
-    for name in given.names:
-        print(f"{name}: {known.prepare(name, root, given.place, given.again)}", flush=True)
+    for name in options.names:
+        print(f"{name}: {catalogue.prepare(name, root, options.source, options.again)}", flush=True)
     return 0
 
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("names", nargs="+", metavar="NAME", help="tasks, corpora, backbones")
     check.add_argument("names", nargs="*", metavar="NAME", help="tasks, corpora, backbones (default: all prepared)")
     prepare.add_argument(
-        "--from", dest="place", type=Path, metavar="FILE_OR_FOLDER", help="archives or a folder already at hand"
+        "--from", dest="source", type=Path, metavar="FILE_OR_FOLDER", help="archives or a folder already at hand"
     )
     prepare.add_argument("--again", action="store_true", help="replace what is prepared")
     for command in (listing, prepare, check):
@@ -65,26 +65,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _listing(known: Catalogue, root: Path) -> str:
+def _listing(catalogue: Catalogue, root: Path) -> str:
     from tabulate import tabulate
 
-    rows = [*_data_rows(known, root), *_backbone_rows(known, root)]
+    rows = [*_data_rows(catalogue, root), *_backbone_rows(catalogue, root)]
     table = tabulate(rows, headers=("name", "kind", "prepared", "source"), tablefmt="simple")
     return f"{table}\n\ndata root: {root}; prepare with: python -m bench.data prepare NAME…"
 
 
-def _data_rows(known: Catalogue, root: Path) -> Iterator[tuple[str, str, str, str]]:
+def _data_rows(catalogue: Catalogue, root: Path) -> Iterator[tuple[str, str, str, str]]:
     from bench.data.public.official import SOURCES
 
-    for name in (*known.tasks, *CORPORA):
+    for name in (*catalogue.tasks, *CORPORA):
         counts = _prepared(name, root)
         if name in EMBEDDED:
             source = "installed packages"
         elif name in SOURCES:
             source = f"official files; licence: {SOURCES[name].licence}"
         else:
-            source = str(known.tasks[name].source)
-        kind = "corpus" if name in CORPORA else f"{known.tasks[name].modality}s"
+            source = str(catalogue.tasks[name].source)
+        kind = "corpus" if name in CORPORA else f"{catalogue.tasks[name].modality}s"
         yield name, kind, counts, source
 
 
@@ -98,12 +98,12 @@ def _prepared(name: str, root: Path) -> str:
     return " / ".join(f"{split} {facts.examples}" for split, facts in manifest.splits.items())
 
 
-def _backbone_rows(known: Catalogue, root: Path) -> Iterator[tuple[str, str, str, str]]:
-    for name in (*BACKBONES, *(known.checkpoints.keys() - BACKBONES.keys())):
-        if name not in known.checkpoints:
+def _backbone_rows(catalogue: Catalogue, root: Path) -> Iterator[tuple[str, str, str, str]]:
+    for name in (*BACKBONES, *(catalogue.checkpoints.keys() - BACKBONES.keys())):
+        if name not in catalogue.checkpoints:
             yield name, "backbone", "by the first run", "pre-trained by the suite"
             continue
-        source = known.checkpoints[name]
+        source = catalogue.checkpoints[name]
         try:
             prepared = checkpoints.read(name, root)
             state = "no" if prepared is None else "another one" if source.differs(prepared) else "yes"
@@ -112,18 +112,18 @@ def _backbone_rows(known: Catalogue, root: Path) -> Iterator[tuple[str, str, str
         yield name, "backbone", state, source.weights
 
 
-def _check(known: Catalogue, names: Sequence[str], root: Path) -> int:
+def _check(catalogue: Catalogue, names: Sequence[str], root: Path) -> int:
     from bench.planning import check_prepared
 
     if not names:
-        names = [name for name in (*known.tasks, *CORPORA) if (root / name / MANIFEST).is_file()]
-        names += [name for name in known.checkpoints if (checkpoints.folder(name, root) / MANIFEST).is_file()]
-        print("\n".join(_undeclared(known, root)) or f"{len(names)} prepared in {root}")
+        names = [name for name in (*catalogue.tasks, *CORPORA) if (root / name / MANIFEST).is_file()]
+        names += [name for name in catalogue.checkpoints if (checkpoints.folder(name, root) / MANIFEST).is_file()]
+        print("\n".join(_undeclared(catalogue, root)) or f"{len(names)} prepared in {root}")
     status = 0
     for name in names:
-        known.refuse_unknown(name)
+        catalogue.refuse_unknown(name)
         try:
-            report = check_prepared.check(name, known, root)
+            report = check_prepared.check(name, catalogue, root)
         except NotPrepared:
             raise
         except InputError as error:  # a manifest that cannot be read
@@ -137,9 +137,9 @@ def _check(known: Catalogue, names: Sequence[str], root: Path) -> int:
     return status
 
 
-def _undeclared(known: Catalogue, root: Path) -> Iterator[str]:
+def _undeclared(catalogue: Catalogue, root: Path) -> Iterator[str]:
     """What is prepared under names that only a gin file knows which was not given."""
-    for folder, names in ((root, {*known.tasks, *CORPORA}), (root / "backbones", known.checkpoints.keys())):
+    for folder, names in ((root, {*catalogue.tasks, *CORPORA}), (root / "backbones", catalogue.checkpoints.keys())):
         for path in sorted(folder.glob(f"*/{MANIFEST}")):
             if path.parent.name not in names:
                 yield f"{path.parent.name}: not checked: name the file that declares it with --gin"

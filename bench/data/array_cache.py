@@ -89,10 +89,10 @@ class _Split:
     def _part(self, split: str) -> Rows:
         path = self._folder / f"{split}.parquet"
         rows = read_rows(path, self._manifest.modality)
-        found, wanted = checksum(self._manifest.class_names, rows), self._manifest.splits[split].checksum
-        if found != wanted:
+        actual, expected = checksum(self._manifest.class_names, rows), self._manifest.splits[split].checksum
+        if actual != expected:
             raise InputError(
-                f"{path} has changed: the checksum of its content is {found[:16]}, not {wanted[:16]}. "
+                f"{path} has changed: the checksum of its content is {actual[:16]}, not {expected[:16]}. "
                 f"{again(self._folder)}"
             )
         return rows
@@ -106,10 +106,10 @@ def tokenizer_file(backbone: MaskedLanguageModel, root: Path) -> Path:
 
 def _read_tokenizer(path: Path, backbone: MaskedLanguageModel) -> bytes:
     content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != backbone.tokenizer_checksum:
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != backbone.tokenizer_checksum:
         raise InputError(
-            f"{path} has the checksum {found[:16]}, but the backbone {backbone.name} was planned with "
+            f"{path} has the checksum {actual[:16]}, but the backbone {backbone.name} was planned with "
             f"{str(backbone.tokenizer_checksum)[:16]}: plan again with this vocabulary, or {again(path.parent)}"
         )
     return content

@@ -40,8 +40,8 @@ def problems(content: Content, allowed_empty: Mapping[str, frozenset[str]] = {})
 
 def refuse(name: str, content: Content, allowed_empty: Mapping[str, frozenset[str]] = {}) -> None:
     """Raise InputError with all problems of a data set, if it has any."""
-    if found := problems(content, allowed_empty):
-        listed = "\n".join(f"  {problem}" for problem in found)
+    if reasons := problems(content, allowed_empty):
+        listed = "\n".join(f"  {problem}" for problem in reasons)
         raise InputError(f"{name} cannot be used:\n{listed}\nCorrect or remove these examples in its source.")
 
 
@@ -56,18 +56,18 @@ def contradictions(content: Content) -> dict[tuple[str, str], int]:
 
 
 def _common(content: Content, counts: Callable[[set[int | None], int | None], bool]) -> dict[tuple[str, str], int]:
-    found = {}
+    counted = {}
     splits = list(content.splits)
     for i, first in enumerate(splits):
         labels_of: dict[Example, set[int | None]] = {}
         for example, label in _labelled(content.splits[first]):
             labels_of.setdefault(example, set()).add(label)
         for second in splits[i + 1 :]:
-            found[first, second] = sum(
+            counted[first, second] = sum(
                 example in labels_of and counts(labels_of[example], label)
                 for example, label in _labelled(content.splits[second])
             )
-    return {pair: count for pair, count in found.items() if count}
+    return {pair: count for pair, count in counted.items() if count}
 
 
 def _labelled(rows: Rows) -> Iterator[tuple[Example, int | None]]:
@@ -77,8 +77,8 @@ def _labelled(rows: Rows) -> Iterator[tuple[Example, int | None]]:
     return zip(zip(rows.values, pairs, strict=True), labels, strict=True)
 
 
-def _shortened(found: Iterable[str], kind: str) -> list[str]:
-    every = list(found)
+def _shortened(messages: Iterable[str], kind: str) -> list[str]:
+    every = list(messages)
     rest = len(every) - MOST_NAMED
     return every[:MOST_NAMED] + ([f"and {rest} more {kind}"] if rest > 0 else [])
 

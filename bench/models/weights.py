@@ -34,27 +34,27 @@ def load_weights(model: Model, path: Path, parts: Sequence[str], absent: Collect
         if part not in PARTS:
             raise InputError(f"cannot load the part {part!r} of a model.{nearest(part, PARTS)}")
     prefixes = tuple(f"{part}." for part in parts)
-    wanted = {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
+    parameters = {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
     for part in parts:
-        if not any(name.startswith(f"{part}.") for name in wanted):
+        if not any(name.startswith(f"{part}.") for name in parameters):
             raise InputError(f"{path}: the model was built without a {part}, so the file's cannot be loaded.")
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118 - not a mapping
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            wanted = {name: p for name, p in wanted.items() if name in shapes or name not in absent}
-            _refuse_differences(path, {name: tuple(p.shape) for name, p in wanted.items()}, shapes)
+            parameters = {name: p for name, p in parameters.items() if name in shapes or name not in absent}
+            _refuse_differences(path, {name: tuple(p.shape) for name, p in parameters.items()}, shapes)
             with torch.no_grad():
-                for name, parameter in wanted.items():
+                for name, parameter in parameters.items():
                     parameter.copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as safetensors ({error}). Produce the weights again.") from error
 
 
-def _refuse_differences(path: Path, wanted: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
-    missing, unexpected = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
-    shared = sorted(wanted.keys() & found.keys())
-    wrong = [f"{name} is {found[name]}, not {wanted[name]}" for name in shared if wanted[name] != found[name]]
+def _refuse_differences(path: Path, expected: dict[str, tuple[int, ...]], in_file: dict[str, tuple[int, ...]]) -> None:
+    missing, unexpected = sorted(expected.keys() - in_file.keys()), sorted(in_file.keys() - expected.keys())
+    shared = sorted(expected.keys() & in_file.keys())
+    wrong = [f"{name} is {in_file[name]}, not {expected[name]}" for name in shared if expected[name] != in_file[name]]
     problems = [
         f"{what}: {', '.join(names)}"
         for what, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", wrong))

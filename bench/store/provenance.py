@@ -27,13 +27,16 @@ def commit() -> str | None:
     home = Path(bench.__file__).parent
     if (home.parent / SNAPSHOT).is_file():
         copied = json.loads((home.parent / SNAPSHOT).read_text(encoding="utf-8"))
-        told: str | None = copied["commit"]
-        return f"{told}-{copied['contents'][:12]}" if told and told.endswith("-dirty") else told
+        copied_commit: str | None = copied["commit"]
+        return (
+            f"{copied_commit}-{copied['contents'][:12]}"
+            if copied_commit and copied_commit.endswith("-dirty")
+            else copied_commit
+        )
     git = functools.partial(subprocess.run, cwd=home, capture_output=True, text=True, check=True, timeout=20)
     try:
-        git(
-            ["git", "ls-files", "--error-unmatch", "__init__.py"]
-        )  # else it is somebody else's repository around a venv
+        # Fails where this package lies, installed, inside somebody else's repository.
+        git(["git", "ls-files", "--error-unmatch", "__init__.py"])
         head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
         changed = git(["git", "status", "--porcelain", "--", ".", "../baselines"]).stdout.strip()
     except (OSError, subprocess.SubprocessError):

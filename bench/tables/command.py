@@ -14,13 +14,13 @@ from bench.tables.table import collate
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 if every cell has a number, 1 if some lack one, 2 for bad input."""
-    given = cli.parser("python -m bench.collate", __doc__ or "").parse_args(arguments)
+    options = cli.parser("python -m bench.collate", __doc__ or "").parse_args(arguments)
     baselines.register()
-    store = Store(given.store)
+    store = Store(options.store)
     store.check_exists()
-    plan = make_plan(given.gin, given.set, (), cli.data_root(given), store)
-    cli.check_results(given.results, plan.grid.name)
-    return write_tables(plan, store, given.results)
+    plan = make_plan(options.gin, options.set, (), cli.data_root(options), store)
+    cli.check_results(options.results, plan.grid.name)
+    return write_tables(plan, store, options.results)
 
 
 def write_tables(plan: Plan, store: Store, results: Path) -> int:

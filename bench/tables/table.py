@@ -116,14 +116,14 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
 def _distinct(records: list[dict[str, Any]], *names: str) -> str:
     """What the records say of their origin, each value once; numbers from different ones may not be comparable."""
 
-    def told(provenance: dict[str, Any], name: str) -> str:
+    def named(provenance: dict[str, Any], name: str) -> str:
         if name == "threads":
             return f"{provenance[name]} thread{'s' if provenance[name] > 1 else ''}"
         if name == "commit" and provenance[name] is None:
             return f"version {provenance['versions']['adaptation-bench']}, installed"
         return str(provenance[name])
 
-    return "; ".join(sorted({", ".join(told(r["provenance"], name) for name in names) for r in records}))
+    return "; ".join(sorted({", ".join(named(r["provenance"], name) for name in names) for r in records}))
 
 
 def _mixed_devices(records: list[dict[str, Any]]) -> list[str]:
@@ -131,19 +131,19 @@ def _mixed_devices(records: list[dict[str, Any]]) -> list[str]:
     kinds = sorted({kind for record in records for kind in record["devices"]})
     if len(kinds) < 2:
         return []
-    told = f"Warning: stages behind these numbers ran on different kinds of device ({'; '.join(kinds)}), which round"
-    return [f"{told} differently: `devices` in the records says which. Compare rows only where they agree."]
+    warning = f"Warning: stages behind these numbers ran on different kinds of device ({'; '.join(kinds)}), which round"
+    return [f"{warning} differently: `devices` in the records says which. Compare rows only where they agree."]
 
 
 def _weights(plan: Plan) -> list[str]:
     """Which checkpoints made elsewhere the grid began with."""
     backbones = {stage.backbone.name: stage.backbone.weights for stage in plan.stages}
-    told = [
+    descriptions = [
         f"{name}: {weights.repository or 'a local folder'}, weight file sha256 {str(weights.checksum)[:16]}"
         for name, weights in sorted(backbones.items())
         if isinstance(weights, PublicWeights) and weights.checksum is not None
     ]
-    return [f"Checkpoints: {'; '.join(told)}."] if told else []
+    return [f"Checkpoints: {'; '.join(descriptions)}."] if descriptions else []
 
 
 def _unlabelled(plan: Plan) -> list[str]:
