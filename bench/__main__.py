@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that is named first, or list all of them."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: adaptation-bench COMMAND …, or python -m bench.COMMAND …; COMMAND --help says more\n")
+        print("usage: adaptation-bench COMMAND …\n       python -m bench.COMMAND …\n")
         print("\n".join(f"  {name:8} {command.summary}" for name, command in COMMANDS.items()))
         return 0
     if name not in COMMANDS:
