@@ -1,4 +1,5 @@
 PYTHON ?= python3
+TEST_PROCESSES ?= 2
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
@@ -8,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 help:
 	@echo "make quickstart   set up .venv, run the smallest grid (gin/quickstart.gin) and print its table"
-	@echo "make test         set up .venv and run the tests"
+	@echo "make test         set up .venv and run the tests, in two processes (TEST_PROCESSES=1: in one)"
 	@echo "make lint         set up .venv and check style, format and types"
 	@echo "make ... PYTHON=python3.12 chooses the interpreter of a new .venv (3.11 or newer)"
 
@@ -16,7 +17,7 @@ quickstart: .venv/.installed
 	@$(BIN)/python -m bench.grid --gin gin/quickstart.gin
 
 test: .venv/.installed-test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup --no-loadscope-reorder
 
 lint: .venv/.installed-lint
 	@$(BIN)/ruff check

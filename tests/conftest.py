@@ -93,11 +93,24 @@ def _groups(item: pytest.Item) -> list[str]:
 # The environment has to be in place before a test module imports a library that reads it at import.
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "group(name, ...): what the test needs; the names are in tests/conftest.py")
+    config.addinivalue_line("markers", "xdist_group(name): tests that pytest-xdist runs in one process")
     _refuse_unknown(_required(), f"The environment variable {REQUIRED_GROUPS}")
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
     _isolate_environment(config, patch)
     _block_network(patch)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have pytest-xdist run a module's tests in one process, and all of those that share the cluster in one.
+
+    A module's fixtures are then built once, and what mostly waits, for Slurm, begins first beside what computes.
+    """
+    for item in items:
+        on_cluster = "slurm" in _groups(item)
+        item.add_marker(pytest.mark.xdist_group("slurm" if on_cluster else str(item.path)))
+    items.sort(key=lambda item: "slurm" not in _groups(item))
 
 
 def _isolate_environment(config: pytest.Config, patch: pytest.MonkeyPatch) -> None:
