@@ -101,18 +101,6 @@ def pytest_configure(config: pytest.Config) -> None:
     _block_network(patch)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have pytest-xdist run a module's tests in one process, and all of those that share the cluster in one.
-
-    A module's fixtures are then built once, and what mostly waits, for Slurm, begins first beside what computes.
-    """
-    for item in items:
-        on_cluster = "slurm" in _groups(item)
-        item.add_marker(pytest.mark.xdist_group("slurm" if on_cluster else str(item.path)))
-    items.sort(key=lambda item: "slurm" not in _groups(item))
-
-
 def _isolate_environment(config: pytest.Config, patch: pytest.MonkeyPatch) -> None:
     caches = tempfile.TemporaryDirectory(prefix="bench-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(caches.cleanup)
@@ -185,9 +173,18 @@ def _block_network(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(socket, "getaddrinfo", guarded_lookup)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse unknown groups; have pytest-xdist keep tests together that share something.
+
+    A module's tests run in one process, so its fixtures are built once, and so do all of those that share the cluster.
+    These begin first: they mostly wait, beside what computes.
+    """
     for item in items:
         _refuse_unknown(_groups(item), item.nodeid)
+        on_cluster = "slurm" in _groups(item)
+        item.add_marker(pytest.mark.xdist_group("slurm" if on_cluster else str(item.path)))
+    items.sort(key=lambda item: "slurm" not in _groups(item))
 
 
 @pytest.hookimpl(tryfirst=True)
