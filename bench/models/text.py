@@ -60,6 +60,11 @@ def masked_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 # tokens (see `bench.data.examples.by_length`). Hidden states are (N, D). A part's mask (b, 1, 1, t) is true where there
 # is no padding; the masks also tell the parts' shapes.
 
+#
+# Example: three sequences of 5, 2 and 1 tokens, T = 5. Padded they are 15 tokens. In parts they are (1, 5) for the
+# first and (2, 2) for the others, whose lengths are below three quarters of 5: N = 9 tokens are computed. Linear layers,
+# norms and the MLP take (N, D) as it is; only attention looks at each part by itself.
+
 TextBlock = BertLayer | RobertaLayer
 Masks = tuple[Tensor, ...]
 
@@ -166,6 +171,8 @@ class TextModel(Model):
 
         Source: Devlin et al. 2019; special and pad tokens are never selected.
         """
+        # Three numbers are drawn for every token that is no padding, in the order of the examples, whatever becomes of
+        # them: so a token's draws depend neither on padding, nor on micro-batches, nor on which others are selected.
         input_ids = inputs["input_ids"]
         present = inputs["attention_mask"].flatten().nonzero()[:, 0]  # example by example
         ids = input_ids.flatten()[present]
@@ -175,6 +182,7 @@ class TextModel(Model):
         random_ids = (choice[chosen].double() * self.backbone.vocabulary).long()
         shown = torch.where(fate < 0.9, true_ids.masked_fill(fate < 0.8, self.backbone.mask_id), random_ids)
         masked = input_ids.flatten().index_copy(0, selected, shown).view_as(input_ids)
+        # Example: 11 selected tokens are padded with one row of label -100 to 12, a size that comes up again.
         missing = rounded_size(len(selected)) - len(selected)
         return TokenMask(masked, pad(selected, (0, missing)), pad(true_ids, (0, missing), value=NOT_SELECTED))
 
@@ -183,7 +191,7 @@ class TextModel(Model):
         layout = _Layout.of(inputs)
         before_last = self._until_last_block(inputs, self._words(mask.input_ids, layout), layout)
         # The vocabulary projection is most of a small model's work: only where it is needed.
-        selected = self._run(block_of_selected)(*before_last, layout.found(mask.positions))
+        selected = self._run(block_of_selected)(*before_last, layout.located(mask.positions))
         logits: Tensor = self.decoder(selected)
         return logits
 
@@ -241,12 +249,13 @@ class _Layout(NamedTuple):
             return (present[:, None, None],)
         return tuple(present.flatten()[part][:, None, None] for part in self.parts)
 
-    def found(self, positions: Tensor) -> Tensor:
+    def located(self, positions: Tensor) -> Tensor:
         """Where the tokens at `positions` (n,) of B·T stand among the N."""
         if self.order is None:
             return positions
-        places = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long, device=positions.device)
-        return places.index_copy(0, self.order, torch.arange(len(self.order), device=positions.device))[positions]
+        # The inverse of `order`: order [2 0 1] says that token 2 is computed first, so token 2 stands at 0.
+        inverse = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long, device=positions.device)
+        return inverse.index_copy(0, self.order, torch.arange(len(self.order), device=positions.device))[positions]
 
     def of_sequences(self, values: Tensor) -> Tensor:
         """One row for each sequence, part by part, in the order of the batch: (B, …)."""

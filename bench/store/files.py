@@ -19,6 +19,8 @@ from bench.errors import DamagedStore, InputError
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`: renamed over it, durably, when the block ends well, else removed."""
+    # A reader sees the old file or the new one: a rename is atomic. The first sync puts the content on disk before the
+    # name points to it, the second the name itself; without them a power cut can leave an empty file.
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
@@ -71,6 +73,8 @@ def _is_prepared(entry: Path) -> bool:
 
 
 def _take_place(temporary: Path, folder: Path, replace: bool) -> None:
+    # A folder cannot be renamed over one that has entries: what is there moves aside first. Between the two renames
+    # there is none, which readers take for "not prepared"; another process may put its own there, and that one stays.
     if (folder / MANIFEST).is_file() and not replace:
         return
     old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 HEARTBEAT_SECONDS = 5.0
+"""How often an owner touches the file of its attempt."""
 
 
 JOB_VARIABLE = "BENCH_JOB"
@@ -42,7 +43,7 @@ class Attempt:
 
 @contextlib.contextmanager
 def beating(path: Path) -> Iterator[None]:
-    """Meanwhile, touch a file every few seconds to show that its owner is alive."""
+    """Touch a file every few seconds meanwhile, to show that its owner is alive."""
     over = threading.Event()
 
     def beat() -> None:
@@ -59,7 +60,8 @@ def beating(path: Path) -> Iterator[None]:
         thread.join()
 
 
-def _now() -> float:
+def now() -> float:
+    """Give the time in seconds since 1970, to the millisecond."""
     return round(time.time(), 3)
 
 
@@ -100,10 +102,12 @@ def this_process() -> dict[str, Any]:
 
 
 def _owner_alive(owner: dict[str, Any], heartbeat: Path) -> bool:
+    # On the same machine the process table knows: the pid lives, and began when the owner did (a pid is used again).
+    # From elsewhere only the heartbeat tells, which a paused owner misses too: `Store.owns` then stops that one.
     stat = heartbeat.stat()
     ours = stat.st_uid == os.getuid()  # where /proc hides other users' processes, only the heartbeat tells
     if ours and owner["machine"] == _machine():
         return bool(_start_time(owner["pid"]) == owner["start"])
     # Both times by the file system's clock: machines' own clocks may differ by more than the limit.
-    with tempfile.NamedTemporaryFile(dir=heartbeat.parent, prefix=".now-") as now:
-        return os.fstat(now.fileno()).st_mtime - stat.st_mtime < STALE_SECONDS
+    with tempfile.NamedTemporaryFile(dir=heartbeat.parent, prefix=".now-") as clock:
+        return os.fstat(clock.fileno()).st_mtime - stat.st_mtime < STALE_SECONDS

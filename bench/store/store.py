@@ -23,7 +23,7 @@ from typing import Any
 from bench.errors import DamagedStore, InputError
 from bench.specs import Stage, canonical_json, from_canonical
 from bench.store.files import create_json, digest, read_json, sha256, write_json, write_text
-from bench.store.ownership import Attempt, _now, this_process
+from bench.store.ownership import Attempt, now, this_process
 
 
 class Store:
@@ -46,6 +46,7 @@ class Store:
     def add(self, stage: Stage) -> Path:
         """Write the spec of a stage; its parents' must be there already. Returns the folder."""
         folder = self.folder(stage)
+        # Indented for readers; loading parses it and makes the canonical text anew, so the layout changes no key.
         text = json.dumps(json.loads(canonical_json(stage)), indent=1) + "\n"
         path = folder / "spec.json"
         if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
@@ -91,6 +92,8 @@ class Store:
 
     def claim(self, stage: Stage) -> Attempt | None:
         """Own a stage until `finish`, or None while another live process does."""
+        # Two processes that both find the last owner dead both come to the line that creates the next number: it
+        # exists only once, so exactly one of them gets it, and the other is told that the stage is owned.
         attempts = self.attempts(stage)
         last = attempts[-1] if attempts else None
         if last is not None and last.alive:
@@ -99,7 +102,7 @@ class Store:
             self.finish(last, "died", "its process is gone")
         number = last.number + 1 if last else 1
         path = self.folder(stage) / "attempts" / f"{number:06}.json"
-        facts = {"attempt": number, "owner": this_process(), "began": _now(), "from_step": None, "warnings": []}
+        facts = {"attempt": number, "owner": this_process(), "began": now(), "from_step": None, "warnings": []}
         return Attempt(number, path, facts, None) if create_json(path, facts) else None
 
     def started(self, attempt: Attempt, from_step: int, warnings: list[str]) -> None:
@@ -113,7 +116,7 @@ class Store:
 
     def finish(self, attempt: Attempt, state: str, reason: str = "", step: int | None = None) -> None:
         """Note how an attempt ended: done, failed, refused (by damage elsewhere), interrupted or died."""
-        end = {"state": state, "reason": reason, "step": step, "time": _now()}
+        end = {"state": state, "reason": reason, "step": step, "time": now()}
         create_json(attempt.path.with_suffix(".end.json"), end)
 
     def failure(self, stage: Stage) -> str | None:
@@ -131,6 +134,8 @@ class Store:
         if not path.exists():
             return None
         fix = f"Delete the folder {folder} to compute this stage again."
+        # The digest covers the record, the record names the weights' size and checksum. Size is looked at each time,
+        # the checksum, which reads the whole file, only where weights are used (`weights`).
         record = read_json(path, fix)
         content = {name: value for name, value in record.items() if name != "digest"}
         if record.get("digest") != digest(content) or record.get("key") != stage.key:
@@ -152,6 +157,8 @@ class Store:
 
     def publish(self, attempt: Attempt, stage: Stage, record: dict[str, Any]) -> None:
         """Make a record the stage's result: the first wins, an equal one is dropped, another is kept and refused."""
+        # Two owners can both get here: one was paused for longer than the heartbeat allows and taken for dead. Both
+        # computed the same stage, so their numbers must agree; where they do not, nobody can say which is right.
         folder = self.folder(stage)
         if create_json(folder / "record.json", {**record, "digest": digest(record)}):
             return
@@ -161,6 +168,3 @@ class Store:
             other = folder / f"record-attempt-{attempt.number:06}.json"
             write_json(other, record)
             raise DamagedStore(f"{other}: attempt {attempt.number} disagrees with record.json; both are kept.")
-
-
-# -------------------------------------------------------------------------------------------------------- owners

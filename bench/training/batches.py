@@ -42,6 +42,10 @@ class Batches:
 
     def _shuffled(self, epoch: int) -> list[Tensor]:
         """The index batches of one epoch."""
+        # Example: 10 texts, batch size 4, batching 'length'. The shuffle [7 2 9 0 4 1 8 3 6 5] loses its last two,
+        # which are the smaller batch; the other eight are sorted by length and cut into two batches; then the three
+        # batches are shuffled. Every text is seen once an epoch, and each is as likely as any other to be in the
+        # smaller batch.
         size = self.stage.schedule.batch_size
         random = np.random.Generator(np.random.PCG64(self._seed("order", epoch)))
         order = random.permutation(len(self.examples))
@@ -51,6 +55,7 @@ class Batches:
         assert lengths is not None  # a stage that reads images is refused
         # Taken off before anything is sorted: else the smaller batch, whose examples weigh more, would be the longest.
         whole = len(order) - len(order) % size
+        # Sorted within pools, not over all: the batches of two epochs then differ.
         for start in range(0, whole, LENGTH_POOL * size):
             pool = order[start : min(start + LENGTH_POOL * size, whole)]
             pool[:] = pool[np.argsort(lengths[pool], kind="stable")]
@@ -59,6 +64,7 @@ class Batches:
 
     def _index(self, step: int) -> Tensor:
         epoch, position = divmod(step, self.per_epoch)
+        # The order of two epochs is kept: a step asks for its own, and the end of a stage counts them all once more.
         if epoch not in self._epochs:
             # Kept here, not in a cache of the bound method: that would keep network and data alive, being a cycle.
             self._epochs = {**dict(list(self._epochs.items())[-1:]), epoch: self._shuffled(epoch)}
@@ -94,6 +100,8 @@ class Batches:
 
     def _inputs(self, index: Tensor, flip: Tensor | None) -> Inputs:
         """Images on the device, or texts on the host: in parts of similar lengths, or padded to one of few lengths."""
+        # A CPU computes texts in parts of similar lengths, which need little padding. Recorded or compiled steps want
+        # few different shapes instead: with pad_to_multiple_of 8, texts of up to 21 tokens become (B, 24).
         backbone = self.stage.backbone
         if not isinstance(backbone, MaskedLanguageModel):
             return self.examples.inputs(index, self.device, flip)

@@ -68,6 +68,8 @@ class Recorder:
 
     def run(self, work: Callable[[Any], Losses], inputs: Any, name: str, share: float) -> Losses:
         """The losses of `work(inputs)`, which goes by its `name`, the shapes of inputs and their share of the step."""
+        # The shape is the key: a graph repeats with tensors of the very sizes that it was recorded with. An epoch of
+        # images has two of them, its whole batches and the smaller last one.
         shape = (name, share, *((tuple(tensor.shape), tensor.dtype) for tensor in _tensors(inputs)))
         recording = self._recordings.get(shape)
         if recording is None:
@@ -88,6 +90,9 @@ class Recorder:
 
     def _record(self, work: Callable[[Any], Losses], inputs: Any) -> Recording | None:
         """A recording of `work`, which does nothing yet; None, with everything as it was, where it would be wrong."""
+        # 1. Note what a recording must leave as it is. 2. Record, from copies of the inputs, which stay its own.
+        # 3. Compare: whatever Python changed meanwhile would not be changed by a repetition. 4. On a difference, or an
+        # error, put back what was noted: the caller then computes this step as if nothing had been tried.
         tensors, draws, reads = dict(self._state.tensors), _host_draws(), self._clock.reads
         inputs = _copies(inputs)
         graph = Graph(self._pool)
