@@ -62,8 +62,8 @@ def masked_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 #
 # Example: three sequences of 5, 2 and 1 tokens, T = 5. Padded they are 15 tokens. In parts they are (1, 5) for the
-# first and (2, 2) for the others, whose lengths are below three quarters of 5: N = 9 tokens are computed. Linear layers,
-# norms and the MLP take (N, D) as it is; only attention looks at each part by itself.
+# first and (2, 2) for the others, whose lengths are below three quarters of 5: N = 9 tokens are computed. Linear
+# layers, norms and the MLP take (N, D) as it is; only attention looks at each part by itself.
 
 TextBlock = BertLayer | RobertaLayer
 Masks = tuple[Tensor, ...]
