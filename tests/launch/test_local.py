@@ -327,13 +327,10 @@ def greedy(cell):
     return finetune(cell, objective=cell.configure(Greedy()))
 '''
 
+# The real package, and the method beside it.
 PACKAGE = f"""
-import importlib, pkgutil
-
 __path__.append({str(REPOSITORY / "baselines")!r})
-for module in pkgutil.iter_modules(__path__):
-    if not module.name.endswith("_torch"):
-        importlib.import_module(f"baselines.{{module.name}}")
+exec(open({str(REPOSITORY / "baselines" / "__init__.py")!r}).read())
 """
 
 CROWD = """
