@@ -175,15 +175,14 @@ def _block_network(patch: pytest.MonkeyPatch) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups of its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse unknown groups; have pytest-xdist keep tests together that share something.
+    """Refuse unknown groups; have pytest-xdist keep the tests of a module together.
 
-    A module's tests run in one process, so its fixtures are built once, and so do all of those that share the cluster.
-    These begin first: they mostly wait, beside what computes.
+    A module's tests run in one process, so its fixtures are built once. Those on a cluster begin first: they mostly
+    wait, beside what computes.
     """
     for item in items:
         _refuse_unknown(_groups(item), item.nodeid)
-        on_cluster = "slurm" in _groups(item)
-        item.add_marker(pytest.mark.xdist_group("slurm" if on_cluster else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))
     items.sort(key=lambda item: "slurm" not in _groups(item))
 
 

@@ -77,8 +77,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> float:
 
 @pytest.fixture(scope="session")
 def dev_cluster() -> Iterator[DevCluster]:
-    """The cluster in BENCH_SLURM_FOLDER; SLURM_CONF names it, no other variable of Slurm's is set."""
-    cluster = DevCluster(Path(os.environ["BENCH_SLURM_FOLDER"]))
+    """The cluster in BENCH_SLURM_FOLDER; SLURM_CONF names it, no other variable of Slurm's is set.
+
+    Where pytest-xdist runs tests in several processes, all but the first bring up a cluster of their own beside it: the
+    tests of one cluster wait for it to be empty.
+    """
+    process = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    own = "" if process == "gw0" else f"-{process}"
+    cluster = DevCluster(Path(os.environ["BENCH_SLURM_FOLDER"] + own))
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("SLURM", "SBATCH_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")):
@@ -86,6 +92,8 @@ def dev_cluster() -> Iterator[DevCluster]:
         cluster.control("up")  # again, where an interrupted run of these tests left a node down
         patch.setenv("SLURM_CONF", str(cluster.configuration))
         yield cluster
+        if own:
+            cluster.control("down")
 
 
 @pytest.fixture
