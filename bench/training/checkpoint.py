@@ -1,4 +1,11 @@
-"""Checkpoints of a stage in training: the last two are kept, each with a marker that holds its checksum."""
+"""Checkpoints of a stage in training: the last two are kept, each with a marker that holds its checksum.
+
+    checkpoints/step-00000500.pt      weights, optimiser and state after 500 steps, and whose they are
+    checkpoints/step-00000500.json    its marker, written last: {"step": 500, "sha256": …}
+
+Names and markers can be damaged or belong to another stage (a folder that was copied), so the checkpoint itself says whose
+it is and after which step, under the checksum.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +27,8 @@ class Checkpoints:
     """The checkpoint folder of one stage; `warnings` says which damaged checkpoints were passed over."""
 
     folder: Path
+    identity: tuple[str, ...] = ()
+    """Whose they are: the key of the folder's stage and that of the stage in training, which a search chose."""
     warnings: list[str] = field(default_factory=list)
 
     def _markers(self) -> list[Path]:
@@ -29,7 +38,7 @@ class Checkpoints:
         """Write the state after `step` steps; the marker last, so a checkpoint without one does not count."""
         path = self.folder / f"step-{step:08}.pt"
         with replacing(path) as temporary:
-            _write(content, temporary)
+            _write({"identity": list(self.identity), "step": step, "content": content}, temporary)
             checksum = sha256(temporary)
         write_json(path.with_suffix(".json"), {"step": step, "sha256": checksum})
         for marker in self._markers()[KEPT:]:
@@ -40,14 +49,24 @@ class Checkpoints:
         """The newest undamaged checkpoint as (step, content), or None; damaged ones are reported and skipped."""
         for marker in self._markers():
             try:
-                facts = read_json(marker, "It is skipped.")
-                path = marker.with_suffix(".pt")
-                if not path.is_file() or sha256(path) != facts.get("sha256"):
-                    raise DamagedStore(f"{path}: truncated or damaged.")
-                return int(facts["step"]), torch.load(path, map_location=device, weights_only=True)
+                return self._read(marker, device)
             except DamagedStore as error:
                 self.warnings.append(f"{error} Going on from the checkpoint before it, or from the start.")
         return None
+
+    def _read(self, marker: Path, device: torch.device) -> tuple[int, dict[str, Any]]:
+        """Read the checkpoint of a marker; refuses one that is damaged or another stage's."""
+        path = marker.with_suffix(".pt")
+        facts = read_json(marker, "It is skipped.")
+        if not path.is_file() or sha256(path) != facts.get("sha256"):
+            raise DamagedStore(f"{path}: truncated or damaged.")
+        saved = torch.load(path, map_location=device, weights_only=True)
+        if saved.get("identity") != list(self.identity):
+            raise DamagedStore(f"{path}: of another stage, or written by an older version.")
+        step: int = saved["step"]
+        if not path.stem == f"step-{step:08}" or facts.get("step") != step:
+            raise DamagedStore(f"{path}: holds step {step}; its marker says {facts.get('step')!r}.")
+        return step, saved["content"]
 
     def clear(self) -> None:
         """Remove all checkpoints of a finished stage, and what a kill in the middle of a write left behind."""

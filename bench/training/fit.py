@@ -48,7 +48,7 @@ def fit(
     folder = store.folder(stage)
     for leftover in folder.glob(".weights-*"):  # of an attempt that was killed while it wrote
         leftover.unlink(missing_ok=True)
-    saved = Checkpoints(folder / "checkpoints")
+    saved = Checkpoints(folder / "checkpoints", (stage.key, chosen.key))
     torch.set_num_threads(settings.threads)
     device = resolve(settings.device)
     with using(device), numerics(chosen.execution, device):

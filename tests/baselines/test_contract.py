@@ -290,7 +290,7 @@ class Kit:
                     break
                 assert outcome.state == "interrupted", f"after step {done}: {outcome}"
                 assert outcome.from_step == done - 1
-                check_round_trip(folder, done, watch.states[-1])
+                check_round_trip(folder, stage, done, watch.states[-1])
         assert outcome.state == "done", outcome
         self._check_same(stage, store)
 
@@ -333,9 +333,9 @@ class Kit:
         assert again["metrics"] == first["metrics"]
 
 
-def check_round_trip(folder: Path, step: int, state: State) -> None:
+def check_round_trip(folder: Path, stage: Stage, step: int, state: State) -> None:
     """The newest checkpoint is of this step and holds all that the objective keeps, as it was."""
-    saved = Checkpoints(folder / "checkpoints").load(torch.device("cpu"))
+    saved = Checkpoints(folder / "checkpoints", (stage.key, stage.key)).load(torch.device("cpu"))
     assert saved is not None and saved[0] == step
     kept = {} if state.module is None else state.module.state_dict()
     for part, expected in (("state_module", kept), ("state_tensors", state.tensors)):
