@@ -3,8 +3,8 @@
     checkpoints/step-00000500.pt      weights, optimiser and state after 500 steps, and whose they are
     checkpoints/step-00000500.json    its marker, written last: {"step": 500, "sha256": …}
 
-Names and markers can be damaged or belong to another stage (a folder that was copied), so the checkpoint itself says whose
-it is and after which step, under the checksum.
+Names and markers can be damaged, or belong to another stage where a folder was copied. So the checkpoint itself says,
+under the checksum, whose it is and after which step.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from bench.planning.settings import Grid
 from bench.specs import Objective, Stage, walk
 from bench.store.files import MANIFEST
 from bench.store.store import Store
-from bench.training import batches, fit, graphs, loop
+from bench.training import batches, graphs, loop, networks
 from bench.training.checkpoint import Checkpoints
 from bench.training.protocol import Outcome, Settings
 from bench.training.worker import run
@@ -165,7 +165,7 @@ class Watch:
             for module in (torch, torch.random):
                 if hasattr(module, name):
                     patch.setattr(module, name, self._refused(name, original))
-        for module in (loop, fit):  # the loop's own seeding
+        for module in (loop, networks):  # the loop's own seeding
             patch.setattr(module, "seed", self._loops)
 
     def _refused(self, name: str, original: Any) -> Any:
