@@ -24,9 +24,10 @@ LENGTH_POOL = 50
 class Batches:
     """The micro-batches of every step of a stage.
 
-    Each epoch has its own shuffle and one smaller batch, where the batch size leaves a remainder: the last one, or with
-    batches by length any. Which examples it holds is drawn at random in either case. Another `at` injects recorded
-    data. Nothing here waits for a GPU.
+    Every epoch is shuffled anew. Where the batch size leaves a remainder, an epoch has one smaller batch: the last one,
+    or any one where batching is by length. Its examples are drawn at random in either case.
+
+    Replacing `at` injects recorded data. Nothing here waits for a GPU.
     """
 
     def __init__(self, stage: Stage, examples: Examples, model: Model, device: torch.device) -> None:
@@ -41,7 +42,7 @@ class Batches:
         return stream(self.stage.seed, self.stage.name, *names)
 
     def _shuffled(self, epoch: int) -> list[Tensor]:
-        """The index batches of one epoch."""
+        """Draw the index batches of one epoch."""
         # Example: 10 texts, batch size 4, batching 'length'. The shuffle [7 2 9 0 4 1 8 3 6 5] loses its last two,
         # which are the smaller batch; the other eight are sorted by length and cut into two batches; then the three
         # batches are shuffled. Every text is seen once an epoch, and each is as likely as any other to be in the
@@ -75,7 +76,7 @@ class Batches:
         return len(self._index(step))
 
     def at(self, step: int) -> list[Batch]:
-        """The micro-batches of step `step` (from 0); together they are one batch of the schedule."""
+        """Return the micro-batches of step `step` (from 0). Together they are one batch of the schedule."""
         index, needs = self._index(step), self.stage.objective.needs
         drawn = {"flip": self.stage.schedule.augmentation == "flip", "mask": "mask" in needs, "view": "views" in needs}
         # One stream for each purpose, which the micro-batches go on drawing from: their number changes no draw.
@@ -99,7 +100,10 @@ class Batches:
         return Batch(inputs, send(index, self.device), labels, mask, views)
 
     def _inputs(self, index: Tensor, flip: Tensor | None) -> Inputs:
-        """Images on the device, or texts on the host: in parts of similar lengths, or padded to one of few lengths."""
+        """Read images onto the device, or texts onto the host.
+
+        Texts come in parts of similar lengths, or padded to one of few lengths.
+        """
         # A CPU computes texts in parts of similar lengths, which need little padding. Recorded or compiled steps want
         # few different shapes instead: with pad_to_multiple_of 8, texts of up to 21 tokens become (B, 24).
         backbone = self.stage.backbone
@@ -113,7 +117,10 @@ class Batches:
         return padded(inputs, min(-(-longest // unit) * unit, backbone.max_length), backbone.pad_id)
 
     def _view(self, inputs: Inputs, generator: torch.Generator) -> Inputs:
-        """A random view of images, mirrored only where the schedule allows flips; text as it is."""
+        """Draw a random view of images; return text as it is.
+
+        Views are mirrored only where the schedule allows flips.
+        """
         if isinstance(inputs, dict):
             return inputs
         return random_view(inputs, generator, flips=self.stage.schedule.augmentation == "flip")

@@ -24,7 +24,7 @@ KEPT = 2
 
 @dataclass
 class Checkpoints:
-    """The checkpoint folder of one stage; `warnings` says which damaged checkpoints were passed over."""
+    """The checkpoint folder of one stage. `warnings` says which damaged checkpoints were passed over."""
 
     folder: Path
     identity: tuple[str, ...] = ()
@@ -35,7 +35,12 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.json"), reverse=True)
 
     def save(self, step: int, content: dict[str, Any]) -> None:
-        """Write the state after `step` steps; the marker last, so a checkpoint without one does not count."""
+        """Write the state after `step` steps.
+
+        The marker is written last, so a checkpoint without one does not count.
+        """
+        # Content, marker, then the removal of old ones: whenever a kill comes, at least one whole checkpoint is left.
+        # Example: at step 1500 those of 500 and 1000 are there; only once 1500 has its marker is 500 removed.
         path = self.folder / f"step-{step:08}.pt"
         with replacing(path) as temporary:
             _write({"identity": list(self.identity), "step": step, "content": content}, temporary)
@@ -46,7 +51,12 @@ class Checkpoints:
             marker.with_suffix(".pt").unlink(missing_ok=True)
 
     def load(self, device: torch.device) -> tuple[int, dict[str, Any]] | None:
-        """The newest undamaged checkpoint as (step, content), or None; damaged ones are reported and skipped."""
+        """Return the newest undamaged checkpoint as (step, content), or None.
+
+        Damaged ones are skipped, and reported in `warnings`.
+        """
+        # Newest first: the names sort by number, as it is padded with zeros. The checksum comes before torch.load, so a
+        # damaged file is never unpacked.
         for marker in self._markers():
             try:
                 return self._read(marker, device)
@@ -69,12 +79,15 @@ class Checkpoints:
         return step, saved["content"]
 
     def clear(self) -> None:
-        """Remove all checkpoints of a finished stage, and what a kill in the middle of a write left behind."""
+        """Remove all checkpoints of a finished stage. What a kill in the middle of a write left behind goes, too."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _write(content: dict[str, Any], path: Path) -> None:
-    """`torch.save`, but of a disk that is full or read-only in the system's words, which torch's hide."""
+    """Save with `torch.save`, but raise the system's own errors.
+
+    Those of torch hide that a disk is full or read-only.
+    """
     try:
         with path.open("wb") as file:
             torch.save(content, file)

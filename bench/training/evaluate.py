@@ -18,15 +18,20 @@ MOST_AHEAD = 32
 
 @torch.no_grad()
 def evaluate(stage: Stage, model: Model, examples: Examples, device: torch.device) -> dict[str, float]:
-    """Accuracy, macro and micro F1 (fractions) and the per-example mean cross-entropy of a split, in eval mode.
+    """Measure the metrics of a split in eval mode.
 
-    Waits for a GPU now and then, not for every batch.
+    They are accuracy, macro and micro F1 (fractions) and the per-example mean cross-entropy. Waits for a GPU every
+    `MOST_AHEAD` batches, not for every batch.
     """
     assert examples.labels is not None  # an evaluation split is labelled
     model.eval()
+    # Texts go by length, so that a batch holds little padding. Labels are put in the same order at the end, and no
+    # metric depends on it.
     order = torch.arange(len(examples))
     if examples.lengths is not None:
         order = torch.from_numpy(np.argsort(examples.lengths, kind="stable"))
+    # Logits stay on the device until all batches are asked for: to read those of each batch would wait for it. Example:
+    # of 100 batches, the host waits for the device before numbers 0, 32, 64 and 96.
     logits = []
     for number, index in enumerate(torch.split(order, BATCH_SIZE)):
         if number % MOST_AHEAD == 0:
@@ -37,7 +42,10 @@ def evaluate(stage: Stage, model: Model, examples: Examples, device: torch.devic
 
 
 def metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """The metrics of logits (N, C) and labels (N,); a class that occurs neither way is left out of macro F1."""
+    """Compute the metrics of logits (N, C) and labels (N,).
+
+    A class that is neither a label nor predicted is left out of macro F1.
+    """
     from sklearn.metrics import f1_score
 
     predicted = logits.argmax(dim=1)
@@ -51,10 +59,13 @@ def metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
 
 
 def encoder_distance(model: Model, start: Model) -> dict[str, float]:
-    """‖θ − θ_init‖₂ over every encoder tensor (Lee et al. 2023, Figure 5b), and the same without position embeddings.
+    """Measure how far the encoder moved from its start.
 
-    The paper names no parameter list, hence both; head and decoder are left out.
+    This is ‖θ − θ_init‖₂ over every encoder tensor (Lee et al. 2023, Figure 5b), and the same without position
+    embeddings: the paper names no parameter list, hence both. Head and decoder are left out.
     """
+    # Example: tensors that moved by 3 and, as positions, by 4 are at a distance of sqrt(9 + 16) = 5, without positions
+    # of 3. In float64 and summed on the host: many small squares are added up.
     roles = model.roles()
     before = dict(start.named_parameters())
     squares = {

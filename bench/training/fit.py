@@ -39,11 +39,13 @@ OWNER_SECONDS = 1.0
 def fit(
     stage: Stage, store: Store, attempt: Attempt, settings: Settings, stop: Callable[[], bool], progress: Progress
 ) -> None:
-    """Train a claimed stage from its last checkpoint, evaluate it and publish its record.
+    """Train a claimed stage, evaluate it and publish its record.
 
-    A search's stage first takes the settings whose candidate scored best. Raises `Interrupted` when asked to stop, and
-    whatever goes wrong.
+    Training goes on from the last checkpoint. A search's stage first takes the settings whose candidate scored best.
+    Raises `Interrupted` when asked to stop, and whatever error occurs.
     """
+    # A search's stage keeps its own key and folder, but what is trained is the chosen stage. The record is published
+    # before the checkpoints go: a kill between the two leaves checkpoints behind, never a stage without either.
     chosen, search = choose(stage, store) if isinstance(stage, Selected) else (stage, None)
     folder = store.folder(stage)
     for leftover in folder.glob(".weights-*"):  # of an attempt that was killed while it wrote
@@ -68,7 +70,7 @@ def _trained(
     stop: Callable[[], bool],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train, measure and evaluate; returns what the record says of it, the weights being in the stage's folder."""
+    """Train, measure and evaluate; return what the record says of it. The weights are then in the stage's folder."""
     dtype = weight_type(stage)
     reset_peak_memory(device)  # of this stage, not of those the process ran before
     model = initial_model(stage, store, settings.data_root).to(device)
@@ -83,6 +85,8 @@ def _trained(
     seconds = loop.train(stage, model, teacher, batches, supervision, teacher_set, settings.graphs)
     release_memory(device)  # of recorded steps, which evaluation cannot use
 
+    # Only now what is measured: the distance loads a second network, which must not count as memory of training, so the
+    # peak is read first.
     measured = _cost(stage, batches, seconds, device)
     measured |= encoder_distance(model, first_model(stage, store, settings.data_root))
     metrics: dict[str, float] = {}
@@ -120,9 +124,13 @@ def _supervision(
     stop: Callable[[], bool],
     progress: Progress,
 ) -> loop.Supervision:
-    """What the loop reports to: attempt, log and launcher; it stops when asked to, or when the stage is lost."""
+    """Connect the loop with attempt, log and launcher.
+
+    The loop stops when asked to, or when another process has taken the stage over.
+    """
     interval = 10 if stage.total_steps < 1000 else 50
-    asked = -math.inf
+    # A look at the store is a look at the file system, so it is asked once a second and not at every step.
+    last_asked = -math.inf
 
     def started(step: int) -> None:
         store.started(attempt, step, saved.warnings)
@@ -135,29 +143,36 @@ def _supervision(
             progress(step, stage.total_steps, losses["loss"])
 
     def stopping() -> bool:
-        nonlocal asked
+        nonlocal last_asked
         if stop():
             return True
-        if time.monotonic() - asked < OWNER_SECONDS:
+        if time.monotonic() - last_asked < OWNER_SECONDS:
             return False
-        asked = time.monotonic()
+        last_asked = time.monotonic()
         return not store.owns(attempt)
 
     return loop.Supervision(stopping, saved, settings.checkpoint_steps, started, stepped)
 
 
 def choose(stage: Selected, store: Store) -> tuple[Stage, dict[str, Any]]:
-    """The final whose candidate scored best on held-out data (the first of equals), and every candidate's score."""
+    """Pick the final whose candidate scored best on held-out data.
+
+    Of equal scores the first wins. Also returns every candidate's score.
+    """
     records = [store.record(candidate) for candidate in stage.candidates]
     scores = [record["metrics"][stage.metric] for record in records if record is not None]
     assert len(scores) == len(records), "the launcher runs parents first"
+    # `index` gives the first of equals: the scores [0.7, 0.9, 0.9] choose 1.
     best = scores.index(max(scores))
     tried = [{"key": c.key, stage.metric: score} for c, score in zip(stage.candidates, scores, strict=True)]
     return stage.finals[best], {"chosen": best, "metric": stage.metric, "candidates": tried}
 
 
 def _cost(stage: Stage, batches: Batches, seconds: float, device: torch.device) -> dict[str, float]:
-    """Examples per second of training, and the peak memory in bytes: of the device, or of this process on a CPU."""
+    """Measure examples per second of training, and the peak memory.
+
+    The memory is in bytes: that of a GPU, or of this process on a CPU.
+    """
     examples = sum(batches.size(step) for step in range(stage.total_steps))
     if device.type == "cuda":
         peak = peak_memory(device)
@@ -168,6 +183,8 @@ def _cost(stage: Stage, batches: Batches, seconds: float, device: torch.device) 
 
 
 def _save_weights(model: Model, folder: Path) -> dict[str, Any]:
+    # Named by content: an attempt taken for dead and its successor may both get here. With equal weights they write the
+    # same file, with others two, so the record that wins names weights that nobody overwrote.
     temporary = folder / f".weights-{os.getpid()}"
     save_weights(model, temporary)
     checksum = sha256(temporary)

@@ -39,14 +39,17 @@ MOST_RECORDINGS = 32
 
 @dataclass(frozen=True)
 class Recording:
-    """A graph, the tensors it reads its inputs from, and those it leaves its losses in."""
+    """A graph with the tensors of its inputs and its losses.
+
+    The graph reads the first and overwrites the second each time it is repeated.
+    """
 
     graph: Graph
     inputs: Any
     losses: Losses
 
     def repeat(self, inputs: Any) -> Losses:
-        """Compute with these inputs; the losses are copies, as the graph's own are overwritten by the next."""
+        """Compute the losses of these inputs. They are copies: the next repetition overwrites the graph's own."""
         for target, source in zip(_tensors(self.inputs), _tensors(inputs), strict=True):
             target.copy_(source, non_blocking=True)
         self.graph.replay()
@@ -54,9 +57,10 @@ class Recording:
 
 
 class Recorder:
-    """Runs the work of a stage's steps: recorded and repeated where a shape comes up often.
+    """The work of a stage's steps, recorded where shapes repeat.
 
-    `clock` and `state` are those of the stage's objective. `log` is told once why nothing is recorded any more.
+    A shape that comes up often is recorded and then repeated. `clock` and `state` are those of the stage's objective.
+    `log` is called once, with the reason, when nothing is recorded any more.
     """
 
     def __init__(self, device: torch.device, clock: Clock, state: State, log: Callable[[str], None]) -> None:
@@ -67,7 +71,10 @@ class Recorder:
         self._dropped = False
 
     def run(self, work: Callable[[Any], Losses], inputs: Any, name: str, share: float) -> Losses:
-        """The losses of `work(inputs)`, which goes by its `name`, the shapes of inputs and their share of the step."""
+        """Return the losses of `work(inputs)`.
+
+        A recording is identified by the work's `name`, the shapes of its inputs and their share of the step.
+        """
         # The shape is the key: a graph repeats with tensors of the very sizes that it was recorded with. An epoch of
         # images has two of them, its whole batches and the smaller last one.
         shape = (name, share, *((tuple(tensor.shape), tensor.dtype) for tensor in _tensors(inputs)))
@@ -89,7 +96,10 @@ class Recorder:
         self._dropped = True
 
     def _record(self, work: Callable[[Any], Losses], inputs: Any) -> Recording | None:
-        """A recording of `work`, which does nothing yet; None, with everything as it was, where it would be wrong."""
+        """Record `work`, which computes nothing yet.
+
+        Returns None, with everything as it was, where repeating the recording would be wrong.
+        """
         # 1. Note what a recording must leave as it is. 2. Record, from copies of the inputs, which stay its own.
         # 3. Compare: whatever Python changed meanwhile would not be changed by a repetition. 4. On a difference, or an
         # error, put back what was noted: the caller then computes this step as if nothing had been tried.
@@ -113,7 +123,10 @@ class Recorder:
         return None
 
     def _broken(self, tensors: dict[str, Tensor], draws: Any, reads: int) -> str | None:
-        """Why a repetition of what was just recorded would go wrong, as far as that can be seen."""
+        """Say why repeating the recording just made would go wrong.
+
+        Only what can be seen is looked at; None where nothing is.
+        """
         if self._clock.reads != reads:
             return "the loss reads context.step, which would stay what it was"
         replaced = [name for name, tensor in self._state.tensors.items() if tensors.get(name) is not tensor]
@@ -129,7 +142,7 @@ class Recorder:
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """`value` with every tensor in its dataclasses, dicts and tuples replaced by `change` of it."""
+    """Replace every tensor in `value` by `change` of it. Tensors are looked for in dataclasses, dicts and tuples."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
@@ -157,7 +170,10 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _host_draws() -> tuple[Any, Any, Tensor]:
-    """The states of the generators whose draws a recording freezes: Python's, NumPy's and torch's on the CPU."""
+    """Return the states of the generators whose draws a recording freezes.
+
+    They are Python's, NumPy's and torch's on the CPU.
+    """
     return random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()  # noqa: NPY002
 
 

@@ -30,7 +30,7 @@ MOST_COMPILED = 64
 
 
 class Interrupted(Exception):
-    """Training stopped at a step boundary because it was asked to; the checkpoint of that step is written."""
+    """Training stopped at a step boundary because it was asked to. The checkpoint of that step is written."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"after step {step}, its checkpoint is written")
@@ -43,9 +43,11 @@ class Diverged(Exception):
 
 @dataclass(frozen=True)
 class Supervision:
-    """What the loop reports to and obeys: when to stop, where checkpoints go, who hears about progress.
+    """What the loop obeys and reports to.
 
-    `progress` is told the steps done and the losses of the last of them: the total, "loss", and its named parts.
+    It says when to stop, where checkpoints go and who hears about progress. `started` is called with the step that
+    training goes on from, `progress` with the steps done and the losses of the last of them: the total, "loss", and its
+    named parts.
     """
 
     stop: Callable[[], bool]
@@ -56,7 +58,10 @@ class Supervision:
 
 
 def learning_rate(schedule: Schedule, step: int, total_steps: int) -> float:
-    """The rate in force during update `step` (from 0): linear warm-up to the peak, then linear to 0 or constant."""
+    """Return the learning rate of update `step` (from 0).
+
+    It rises linearly to the peak, then falls linearly to 0 or stays constant.
+    """
     warmup = schedule.warmup(total_steps)
     if schedule.decay == "constant" and step >= warmup:
         return schedule.lr
@@ -64,16 +69,26 @@ def learning_rate(schedule: Schedule, step: int, total_steps: int) -> float:
 
 
 def linear_rate(peak: float, step: int, warmup_steps: int, total_steps: int) -> float:
-    """The linear schedule: up to `peak` over the warm-up, then down to 0 at `total_steps`, and 0 after it."""
+    """Return the rate of the linear schedule.
+
+    It rises to `peak` over the warm-up, then falls to 0 at `total_steps`, and is 0 after it.
+    """
+    # Example: peak 1, 10 steps of warm-up, 110 in all: the rate is 0 at step 0, 0.5 at 5, 1 at 10, 0.5 at 60.
     if step < warmup_steps:
         return peak * step / max(1, warmup_steps)
     return peak * max(0, total_steps - step) / max(1, total_steps - warmup_steps)
 
 
 def parameter_groups(model: Model, stage: Stage, state: State) -> list[ParameterGroup]:
-    """Trainable parameters in up to four groups: body and head, each with and without weight decay, by role."""
+    """Sort the trainable parameters into up to four groups.
+
+    These are body and head, each with and without weight decay, which a parameter's role decides.
+    Parameters of the objective's own module count as head, and decay where they have two dimensions or more.
+    """
     decayed = stage.backbone.decayed_roles("labels" in stage.objective.needs)
     decay = float(getattr(stage.optimizer, "weight_decay", 0.0))
+    # Example: fine-tuning a RoBERTa gives body and head, each with decay (matrices, embeddings) and without (biases,
+    # norms): four groups. A group is made when its first parameter comes, so their order follows from the network.
     groups: dict[tuple[bool, bool], ParameterGroup] = {}
 
     def add(name: str, parameter: torch.nn.Parameter, head: bool, decays: bool) -> None:
@@ -101,7 +116,9 @@ def train(
     teacher_set: Examples | None = None,
     graphs: bool = True,
 ) -> float:
-    """Train `model` in place; returns the seconds it took, asking a teacher and time before interruptions included.
+    """Train `model` in place and return the seconds it took.
+
+    They include asking a teacher and the time before interruptions.
 
     `graphs` allows a GPU to record steps and repeat them, which changes no bit (see `bench.training.graphs`). Raises
     `Interrupted` after saving a checkpoint when asked to stop, `Diverged` when the loss is not finite.
@@ -120,6 +137,9 @@ def _train(
     graphs: bool,
 ) -> float:
     schedule, device, total_steps = stage.schedule, batches.device, stage.total_steps
+    # The order is fixed by what needs what: `begin` sees the network at the stage's start and in eval mode, so that
+    # cached teacher outputs are free of dropout; the optimiser needs the state's parameters; and the weights of a
+    # checkpoint, which are those of a later step, must come after both.
     clock = Clock()
     context = Context(clock, total_steps, schedule.augmentation != "none", device, batches.examples, teacher_set)
 
@@ -149,6 +169,7 @@ def _train(
 
     # ---- steps -----------------------------------------------------------------------------------------------------
     def checkpoint(done: int) -> None:
+        # First every loss up to this step: no checkpoint may hold a state that already diverged.
         watch.settle()
         seconds = earlier_seconds + time.perf_counter() - began
         supervision.checkpoints.save(done, {"seconds": seconds, **_snapshot(model, optimizer, state)})
@@ -157,6 +178,8 @@ def _train(
     work = StepWork(stage, model, optimizer, reference, state, context, graphs)
     try:
         for step in range(start, total_steps):
+            # Before the step: its number and rate. The step itself. Then what can end it: a loss that is not finite, a
+            # request to stop. A stop in the last step is ignored, as the stage is done by then.
             clock.step = step
             rate = learning_rate(schedule, step, total_steps)
             stage.optimizer.prepare(optimizer, step, rate)
@@ -177,10 +200,11 @@ def _train(
 
 
 class StepWork:
-    """The work of a step: gradients of each micro-batch, then the update; recorded where a GPU can repeat it.
+    """The work of a step: gradients of each micro-batch, then the update.
 
-    One micro-batch is one piece of work with its update. Several are a piece each, whose gradients add up, and the
-    update is one more; recorded, they must add to the same gradient tensors every time.
+    It is recorded where a GPU can repeat it. One micro-batch is one piece of work with its update. Several are a piece
+    each, whose gradients add up, and the update is one more; recorded, they must add to the same gradient tensors every
+    time.
     """
 
     def __init__(
@@ -201,11 +225,17 @@ class StepWork:
         self._recorder = Recorder(device, context.clock, state, print) if recordable else None
 
     def take(self, step: int, micro_batches: list[Batch]) -> Losses:
-        """Take step `step` (from 0), the optimiser being prepared for it; returns its losses, on the device."""
+        """Take step `step` (from 0) and return its losses.
+
+        The optimiser must have been prepared for it; the losses lie on the device.
+        """
         stage = self._stage
         one_pass = stage.schedule.micro_batches == 1
+        # Losses are means over a micro-batch, so each counts by its share. Example: 10 examples in micro-batches of 4,
+        # 3 and 3 have the shares 0.4, 0.3 and 0.3, and the sum of the shares times the means is the mean over the 10.
         examples = sum(len(batch.index) for batch in micro_batches)
         losses: Losses = {}
+        # A recording adds to the gradient tensors that it was made with: they are set to zero, not dropped.
         if not one_pass:
             self._optimizer.zero_grad(set_to_none=self._recorder is None)
         for number, batch in enumerate(micro_batches):
@@ -255,7 +285,7 @@ class StepWork:
 
 
 def _recordable(stage: Stage, device: torch.device) -> bool:
-    """Whether steps may be recorded and repeated; the log is told where a method stands in the way."""
+    """Tell whether steps may be recorded and repeated. The log says which part of a method stands in the way."""
     if not has_graphs(device):
         return False
     parts = {
@@ -270,14 +300,15 @@ def _recordable(stage: Stage, device: torch.device) -> bool:
 
 
 def late_steps(device: torch.device) -> int:
-    """How many steps the losses are read late: a GPU is not waited for, a CPU has them at once."""
+    """Return how many steps late the losses are read. A GPU is not waited for, a CPU has them at once."""
     return LATE_STEPS if device.type == "cuda" else 0
 
 
 class LossWatch:
-    """Reads losses from the device when they are there, so that no step waits for them; refuses to go on without.
+    """The losses of steps, read once the device has them.
 
-    `report` is told each step's losses, in order. A loss that is no number is noticed at most `late` steps later.
+    So no step waits for a loss. `report` is called with each step's losses, in order. A loss that is not finite is
+    noticed at most `late` steps later; training is then refused to go on.
     """
 
     def __init__(self, report: Callable[[int, Mapping[str, float]], None], total_steps: int, late: int) -> None:
@@ -285,14 +316,18 @@ class LossWatch:
         self._pending: deque[tuple[int, float, tuple[str, ...], Arriving]] = deque()
 
     def add(self, done: int, rate: float, losses: Losses) -> None:
-        """Take the losses of the step that ends as the `done`-th, made at that learning rate."""
+        """Take the losses of the `done`-th step, made at learning rate `rate`."""
+        # One vector for all losses of the step, so that a GPU makes one copy and not one for each.
         kind = losses["loss"].dtype
         arriving = receive(torch.stack([loss.to(kind) for loss in losses.values()]))
         self._pending.append((done, rate, tuple(losses), arriving))
         self.settle(self._late)
 
     def settle(self, pending: int = 0) -> None:
-        """Read and report until only so many are left; raises `Diverged` at the first that is no number."""
+        """Read and report losses until only `pending` steps are left.
+
+        Raises `Diverged` at the first loss that is not finite.
+        """
         while len(self._pending) > pending:
             done, rate, names, arriving = self._pending.popleft()
             losses = dict(zip(names, arriving.wait(), strict=True))
@@ -306,7 +341,7 @@ class LossWatch:
 
 @contextlib.contextmanager
 def compiled(stage: Stage, model: Model) -> Iterator[None]:
-    """Have torch compile the blocks of the network meanwhile, where the stage asks for it.
+    """Compile the network's blocks meanwhile, where the stage asks for it.
 
     Each shape is compiled by itself: a kernel for all shapes would depend on which came first, and a stage that was
     interrupted would end with other bits.
@@ -330,7 +365,7 @@ def compiled(stage: Stage, model: Model) -> Iterator[None]:
 
 
 def autocast(stage: Stage, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision where the stage asks for it; weights stay in float32."""
+    """Return the context of mixed precision, where the stage asks for it. Weights stay in float32."""
     if stage.execution.precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()

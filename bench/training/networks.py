@@ -16,17 +16,20 @@ from bench.store.store import Store
 
 
 def weight_type(stage: Stage) -> torch.dtype:
-    """The type of weights and inputs; under bfloat16 only the arithmetic is lower (autocast)."""
+    """Return the type of weights and inputs. Under bfloat16 only the arithmetic is lower (autocast)."""
     return torch.float64 if stage.execution.precision == "float64" else torch.float32
 
 
 def parts(objective: Objective) -> list[str]:
-    """The parts of a model that an objective trains, and that its stage's weights hold."""
+    """List the parts of a model that an objective trains. These are what the weights of its stage hold."""
     return ["encoder", *(part for part in ("decoder", "head") if part in objective.needs)]
 
 
 def new_model(stage: Stage, dtype: torch.dtype) -> Model:
-    """The stage's network with random weights from its own stream, in the precision that weights are then loaded in."""
+    """Build the stage's network with random weights from its own stream.
+
+    `dtype` is the precision that weights are then loaded in.
+    """
     seed(stream(stage.seed, stage.name, "weights"), CPU)
     return build(
         stage.backbone,
@@ -37,30 +40,38 @@ def new_model(stage: Stage, dtype: torch.dtype) -> Model:
 
 
 def initial_model(stage: Stage, store: Store, data_root: Path) -> Model:
-    """The network at the stage's start: random, the backbone's weights, or another stage's encoder (and decoder)."""
+    """Build the network that the stage starts from.
+
+    It is random, or has the backbone's weights or another stage's encoder (and decoder).
+    """
     model = new_model(stage, weight_type(stage))
     source = stage.backbone.weights if stage.init == PRETRAINED else stage.init
-    wanted = [part for part in parts(stage.objective) if part != "head"]
+    # A head is never taken over: its classes are those of a task, and each stage with labels trains its own.
+    loaded_parts = [part for part in parts(stage.objective) if part != "head"]
     if isinstance(source, Stage):
-        load_weights(model, store.weights(source), wanted)
+        load_weights(model, store.weights(source), loaded_parts)
     elif isinstance(source, PublicWeights):
         assert source.checksum is not None  # unprepared stages are never run
         path = checkpoints.weights(stage.backbone.name, data_root, source.checksum)
-        load_weights(model, path, wanted, absent=source.fresh)
+        load_weights(model, path, loaded_parts, absent=source.fresh)
     else:
         assert source == RANDOM  # Stage.check refuses to start from what was never trained
     return model
 
 
 def trained_model(stage: Stage, store: Store, dtype: torch.dtype) -> Model:
-    """The network of a finished stage, frozen and in eval mode."""
+    """Load the network of a finished stage, frozen and in eval mode."""
     model = new_model(stage, dtype)
     load_weights(model, store.weights(stage), parts(stage.objective))
     return model.requires_grad_(False).eval()
 
 
 def first_model(stage: Stage, store: Store, data_root: Path) -> Model:
-    """θ_init: the backbone's pre-trained encoder, or the random one that the method began with."""
+    """Build θ_init, the network that the method began with.
+
+    Its encoder is the backbone's pre-trained one, or the random one that the method began with; it is frozen and in
+    eval mode.
+    """
     while isinstance(stage.init, Stage):
         stage = stage.init
     return initial_model(stage, store, data_root).requires_grad_(False).eval()

@@ -10,15 +10,17 @@ from pathlib import Path
 Progress = Callable[[int, int, float], None]
 
 
+# Example: of folders that are done, failed and interrupted, the process ends with 75: the same command goes on.
 EXIT_STATUS = {"interrupted": 75, "crowded": 77, "failed": 1, "refused": 2, "busy": 76, "done": 0}
 """State of an outcome -> exit status of the process; of several folders' states the first in this order counts."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What does not change a result (but for the threads, which every record names): where and how a stage is run.
+    """Where and how a stage is run.
 
-    `graphs` lets a GPU record steps and repeat them; `shared` says that other workers use the device at the same time.
+    None of this changes a result, but for the threads, which every record names. `graphs` lets a GPU record steps and
+    repeat them; `shared` says that other workers use the device at the same time.
     """
 
     data_root: Path
@@ -29,7 +31,7 @@ class Settings:
     shared: bool = False
 
     def arguments(self) -> list[str]:
-        """These settings as command-line arguments of the worker."""
+        """Return these settings as command-line arguments of the worker."""
         pairs = [("data", self.data_root), ("device", self.device), ("threads", self.threads)]
         pairs.append(("checkpoint-steps", self.checkpoint_steps))
         switches = ["--graphs" if self.graphs else "--no-graphs", *(["--shared"] if self.shared else [])]
@@ -38,7 +40,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How running a stage ended: done, failed, refused (damaged input), interrupted, crowded, or busy.
+    """How running a stage ended.
+
+    `state` is done, failed, refused (damaged input), interrupted, crowded or busy.
 
     'crowded' is out of memory on a device that others use too: the ledger has it as interrupted, and the stage is to be
     tried again alone there. 'busy' is held by another process. `warnings` tell of damage that was worked around.
@@ -51,7 +55,7 @@ class Outcome:
 
 
 def death(status: int) -> str:
-    """How a process ended that noted nothing: by its exit status, negative for a signal."""
+    """Describe how a process ended that noted nothing itself. `status` is its exit status, negative for a signal."""
     if status >= 0:
         return f"exit status {status}"
     try:

@@ -12,7 +12,7 @@ STOPS = frozenset((signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", sign
 
 
 class StopFlag:
-    """Set by a signal or by the launcher's end: the loop then stops at the next step boundary."""
+    """A flag that asks the loop to stop at a step boundary. A signal or the launcher's end sets it."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -26,7 +26,7 @@ class StopFlag:
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Meanwhile, take SIGTERM, SIGINT and SIGHUP (a closed terminal) as asking for a stop."""
+        """Take stop signals as asking for a stop meanwhile. They are SIGTERM, SIGINT and SIGHUP (a closed terminal)."""
         before = {number: signal.signal(number, self.set) for number in STOPS}
         try:
             yield
@@ -36,7 +36,10 @@ class StopFlag:
 
 
 def _stop_children_as_usual() -> None:
-    """A forked child, such as a data loader's, must die of these signals: it has no steps to stop between."""
+    """Let a forked child die of stop signals.
+
+    Unlike the worker, a child such as a data loader's has no steps to stop between.
+    """
     for number in STOPS:
         if getattr(signal.getsignal(number), "__func__", None) is StopFlag.set:
             signal.signal(number, signal.SIG_DFL)

@@ -34,12 +34,14 @@ DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTA
 
 
 def run(folder: Path, settings: Settings, stop: Callable[[], bool], progress: Progress) -> Outcome:
-    """Claim the stage of a folder, train it from its last checkpoint, evaluate and publish it.
+    """Claim the stage of a folder, train, evaluate and publish it.
 
-    A failure is recorded as an attempt, never as a result, and never raised.
+    Training goes on from its last checkpoint. A failure is recorded as an attempt, never as a result, and never raised.
     """
     store = Store(folder.parent)
     try:
+        # The record is looked at before the claim, as most stages of a grid that is run again are done, and once more
+        # after it (`_run_claimed`): another process may have published in between.
         stage = store.load(folder)
         if store.record(stage) is not None:
             return Outcome("done")
@@ -57,7 +59,7 @@ def run(folder: Path, settings: Settings, stop: Callable[[], bool], progress: Pr
 
 
 def _missing_cores(settings: Settings) -> list[str]:
-    """A warning where the threads must share cores: the result is the same, but later."""
+    """Warn where the threads must share cores. The result is the same, but later."""
     if cores() >= settings.threads:
         return []
     return [
@@ -68,11 +70,13 @@ def _missing_cores(settings: Settings) -> list[str]:
 def _run_claimed(
     stage: Stage, store: Store, attempt: Attempt, settings: Settings, stop: Callable[[], bool], progress: Progress
 ) -> tuple[Outcome, int | None]:
-    """The outcome and the last step done, None where it failed."""
+    """Run a claimed stage; return its outcome and the last step done. The step is None where the stage failed."""
     from bench.device import is_out_of_memory, release_memory, resolve
     from bench.training.fit import fit
     from bench.training.loop import Interrupted
 
+    # A failure is the stage's own fault, and is not tried again unasked. So whatever is not its fault is sorted out
+    # first: a stop, damage elsewhere, a disk that is full, memory that others took.
     state, reason, step = "done", "", None
     try:
         if store.record(stage) is None:  # published between the look and the claim
@@ -96,7 +100,7 @@ def _run_claimed(
 
 
 def _out_of_memory(settings: Settings) -> tuple[str, str]:
-    """The state and the reason of a stage whose device had too little memory."""
+    """Return the state and the reason of a stage out of memory. The device that it ran on had too little."""
     from bench.device import describe, resolve
 
     what = f"out of memory on {describe(resolve(settings.device))}"
@@ -113,6 +117,8 @@ def _out_of_memory(settings: Settings) -> tuple[str, str]:
 @contextlib.contextmanager
 def _logged(folder: Path) -> Iterator[None]:
     """Send everything printed meanwhile, by C libraries too, to the stage's log."""
+    # C libraries write to the descriptors 1 and 2, Python to sys.stdout and sys.stderr: both are turned to the log.
+    # What was written before is flushed first, and the descriptors are put back at the end.
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
@@ -136,9 +142,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _serve(settings: Settings, stop: StopFlag) -> int:
-    """Run the folders that a launcher writes to standard input; the end of that input asks for a stop.
+    """Run the folders that a launcher writes to standard input.
 
-    A launcher that is killed closes the pipe too, so no worker outlives it for longer than a step.
+    The end of that input asks for a stop. A launcher that is killed closes the pipe too, so no worker outlives it for
+    longer than a step.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)  # a library that prints must not talk to the launcher
@@ -173,7 +180,7 @@ def _serve(settings: Settings, stop: StopFlag) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run stages by folder; exit status as in EXIT_STATUS, 0 if all are done."""
+    """Run stages by folder. The exit status is that of EXIT_STATUS, 0 if all are done."""
     parser = argparse.ArgumentParser(prog="python -m bench.training.worker", description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, help="stage folders of a store")
     parser.add_argument("--serve", action="store_true", help="take folders from standard input")
@@ -183,12 +190,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint-steps", type=int, default=500)
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=True, help="record steps on a GPU")
     parser.add_argument("--shared", action="store_true", help="other workers use the device at the same time")
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     baselines.register()  # the spec types that a stage may hold
-    settings = Settings(given.data, given.device, given.threads, given.checkpoint_steps, given.graphs, given.shared)
+    settings = Settings(args.data, args.device, args.threads, args.checkpoint_steps, args.graphs, args.shared)
     stop = StopFlag()
     with stop.on_signals():
-        return _serve(settings, stop) if given.serve else _run_all(given.folders, settings, stop)
+        return _serve(settings, stop) if args.serve else _run_all(args.folders, settings, stop)
 
 
 def _run_all(folders: Sequence[Path], settings: Settings, stop: StopFlag) -> int:
