@@ -18,7 +18,10 @@ from bench.errors import DamagedStore, InputError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`: renamed over it, durably, when the block ends well, else removed."""
+    """Yield a temporary path beside `path` and rename it over `path`.
+
+    The rename is durable and happens when the block ends well; else the temporary file is removed.
+    """
     # A reader sees the old file or the new one: a rename is atomic. The first sync puts the content on disk before the
     # name points to it, the second the name itself; without them a power cut can leave an empty file.
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,11 +44,14 @@ LEFTOVER_SECONDS = 24 * 3600.0
 
 @contextlib.contextmanager
 def building(folder: Path, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its place, whole and durably, when the block ends well.
+    """Yield a temporary folder beside `folder` and rename it to `folder`.
 
-    Of several processes the first complete one wins, unless `replace`: then what was there goes once the new one is
-    complete. Refuses a place that holds anything but what was prepared there.
+    The rename, whole and durable, happens when the block ends well; else the temporary folder is removed.
+
+    Of several processes the first complete one wins, unless `replace`: then the old folder goes once the new one is
+    complete. Refuses a folder that holds anything but what was prepared there.
     """
+    # What is not the suite's is never removed: a mistyped data root could otherwise cost somebody's files.
     foreign = [entry for entry in folder.iterdir() if not _is_prepared(entry)] if folder.is_dir() else []
     if foreign or folder.is_file():
         raise InputError(
@@ -62,7 +68,7 @@ def building(folder: Path, replace: bool = False) -> Iterator[Path]:
         yield temporary
         for path in temporary.iterdir():
             sync(path)
-        _take_place(temporary, folder, replace)
+        _rename_folder(temporary, folder, replace)
         sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -72,7 +78,7 @@ def _is_prepared(entry: Path) -> bool:
     return entry.name in PREPARED or entry.suffix == ".parquet"
 
 
-def _take_place(temporary: Path, folder: Path, replace: bool) -> None:
+def _rename_folder(temporary: Path, folder: Path, replace: bool) -> None:
     # A folder cannot be renamed over one that has entries: what is there moves aside first. Between the two renames
     # there is none, which readers take for "not prepared"; another process may put its own there, and that one stays.
     if (folder / MANIFEST).is_file() and not replace:
@@ -109,7 +115,10 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def create_json(path: Path, data: Any) -> bool:
-    """Write a JSON file unless one is there; of several processes that try at once exactly one gets True."""
+    """Write a JSON file unless there is one; tell whether it wrote.
+
+    Of several processes that try at once exactly one gets True.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
@@ -125,7 +134,7 @@ def create_json(path: Path, data: Any) -> bool:
 
 
 def read_json(path: Path, fix: str) -> dict[str, Any]:
-    """The object in a JSON file; raises DamagedStore naming the file and `fix` if it is not one."""
+    """Read the object in a JSON file. Raises DamagedStore, naming the file and `fix`, where the file holds none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -136,11 +145,11 @@ def read_json(path: Path, fix: str) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
+    """Compute the sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(data: Any) -> str:
-    """The sha256 of JSON data in canonical form, in hex."""
+    """Compute the sha256 of JSON data in canonical form, in hex."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -28,7 +28,7 @@ STALE_SECONDS = 180.0
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at a stage, as the ledger has it; `end` is None while it runs or if it was killed."""
+    """One try at a stage, as the ledger has it. `end` is None while it runs or if it was killed."""
 
     number: int
     path: Path
@@ -43,7 +43,7 @@ class Attempt:
 
 @contextlib.contextmanager
 def beating(path: Path) -> Iterator[None]:
-    """Touch a file every few seconds meanwhile, to show that its owner is alive."""
+    """Touch a file every few seconds while the block runs. This shows that its owner is alive."""
     over = threading.Event()
 
     def beat() -> None:
@@ -61,13 +61,16 @@ def beating(path: Path) -> Iterator[None]:
 
 
 def now() -> float:
-    """Give the time in seconds since 1970, to the millisecond."""
+    """Return the time in seconds since 1970, to the millisecond."""
     return round(time.time(), 3)
 
 
 @functools.cache
 def _machine() -> str:
-    """What tells two process tables apart: boot and process namespace where Linux shows them, else the host's name."""
+    """Name the process table that this process stands in.
+
+    The name is boot and process namespace where Linux shows them, else only the host's name.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -76,8 +79,14 @@ def _machine() -> str:
 
 
 def _start_time(pid: int) -> str | None:
-    """A process's start time in clock ticks (so a reused pid is told apart); None where it is gone or a zombie."""
+    """Return a process's start time in clock ticks.
+
+    It tells a reused pid apart. None where the process is gone or a zombie; 'unknown' where it lives but there is no
+    /proc.
+    """
     try:
+        # The line reads "pid (name) state …". A name may hold blanks and brackets, so the fields are counted behind the
+        # last bracket: the state is the first of them (Z a zombie, X dead), the start time the twentieth.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
@@ -96,7 +105,7 @@ def _start_time(pid: int) -> str | None:
 
 
 def this_process() -> dict[str, Any]:
-    """What tells this process from every other one, on other machines, too."""
+    """Describe this process so that no other one matches, on any machine."""
     owner = {"machine": _machine(), "pid": os.getpid(), "start": _start_time(os.getpid())}
     return {**owner, "job": os.environ[JOB_VARIABLE]} if JOB_VARIABLE in os.environ else owner
 

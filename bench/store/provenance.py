@@ -20,10 +20,12 @@ SNAPSHOT = "snapshot.json"
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of the checkout this code runs from, with `-dirty` after it; None for an installed wheel.
+    """Return the commit of the checkout this code runs from.
 
-    A copy made for a submission knows it from there; if that was dirty, a checksum of the copied files follows.
+    It ends in `-dirty` where files were changed, and is None for an installed wheel. A copy made for a submission holds
+    the commit it was made from; if that was dirty, a checksum of the copied files follows.
     """
+    # A copy is asked first: git knows nothing about it.
     home = Path(bench.__file__).parent
     if (home.parent / SNAPSHOT).is_file():
         copied = json.loads((home.parent / SNAPSHOT).read_text(encoding="utf-8"))
@@ -45,7 +47,7 @@ def commit() -> str | None:
 
 
 def provenance(device: str, threads: int) -> dict[str, Any]:
-    """The code and machine facts of this process that can explain a number."""
+    """Collect the code and machine facts that can explain a number. They are those of this process."""
     import torch
 
     from bench.device import name
@@ -64,7 +66,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
 
 
 def cores() -> int:
-    """How many cores this process may use, which can be fewer than the machine has."""
+    """Count the cores that this process may use. They can be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -27,24 +27,24 @@ from bench.store.ownership import Attempt, now, this_process
 
 
 class Store:
-    """A folder of stages; every method is safe against other processes on the same store."""
+    """A folder of stages. Every method is safe against other processes on the same store."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def folder(self, stage: Stage) -> Path:
-        """The folder of a stage, existing or not."""
+        """Return the folder of a stage, existing or not."""
         return self.root / stage.folder
 
     def check_exists(self) -> None:
-        """Refuse a store that is not there: to collate nothing over a good table is never meant."""
+        """Refuse a store that is not there. Nobody means to collate an empty table over a good one."""
         if not self.root.is_dir():
             raise InputError(f"--store {self.root}: no such folder. Name the store that the grid was run in.")
 
     # ------------------------------------------------------------------------------------------------ specs
 
     def add(self, stage: Stage) -> Path:
-        """Write the spec of a stage; its parents' must be there already. Returns the folder."""
+        """Write the spec of a stage and return its folder. The specs of its parents must be there already."""
         folder = self.folder(stage)
         # Indented for readers; loading parses it and makes the canonical text anew, so the layout changes no key.
         text = json.dumps(json.loads(canonical_json(stage)), indent=1) + "\n"
@@ -54,7 +54,7 @@ class Store:
         return folder
 
     def load(self, folder: Path) -> Stage:
-        """The stage of a folder; raises DamagedStore where its spec is not the one the folder is named after."""
+        """Read the stage of a folder. Raises DamagedStore where its spec is not the one the folder is named after."""
         fix = f"Delete the folder {folder.name} to compute it again."
         data = read_json(folder / "spec.json", fix)
         try:
@@ -76,10 +76,10 @@ class Store:
     # ------------------------------------------------------------------------------------------------ attempts
 
     def attempts(self, stage: Stage) -> list[Attempt]:
-        """All attempts at a stage, first to last."""
+        """List all attempts at a stage, first to last."""
         folder = self.folder(stage) / "attempts"
         fix = f"Delete it to forget that attempt: {stage.folder} is then run again."
-        found = []
+        attempts = []
         for path in sorted(folder.glob("[0-9]*[0-9].json")) if folder.is_dir() else []:
             end = path.with_suffix(".end.json")
             facts, ended = read_json(path, fix), read_json(end, fix) if end.exists() else None
@@ -87,13 +87,13 @@ class Store:
                 raise DamagedStore(f"{path}: damaged: names no owner. {fix}")
             if ended is not None and not {"state", "reason"} <= ended.keys():
                 raise DamagedStore(f"{end}: damaged: names no state. {fix}")
-            found.append(Attempt(int(path.stem), path, facts, ended))
-        return found
+            attempts.append(Attempt(int(path.stem), path, facts, ended))
+        return attempts
 
     def claim(self, stage: Stage) -> Attempt | None:
-        """Own a stage until `finish`, or None while another live process does."""
-        # Two processes that both find the last owner dead both come to the line that creates the next number: it
-        # exists only once, so exactly one of them gets it, and the other is told that the stage is owned.
+        """Own a stage until `finish`. Returns None while another live process owns it."""
+        # Two processes that both take the last owner for dead both come to the line that creates the next number: it
+        # exists only once, so exactly one of them gets it, and the other gets None.
         attempts = self.attempts(stage)
         last = attempts[-1] if attempts else None
         if last is not None and last.alive:
@@ -106,21 +106,21 @@ class Store:
         return Attempt(number, path, facts, None) if create_json(path, facts) else None
 
     def started(self, attempt: Attempt, from_step: int, warnings: list[str]) -> None:
-        """Note from which step an attempt goes on, and which damage it passed over."""
+        """Note from which step an attempt goes on. `warnings` say which damage it passed over."""
         attempt.facts.update(from_step=from_step, warnings=[*attempt.facts["warnings"], *warnings])
         write_json(attempt.path, attempt.facts)
 
     def owns(self, attempt: Attempt) -> bool:
-        """Whether no later attempt has taken over (after a pause longer than the heartbeat allows)."""
+        """Tell whether no later attempt has taken over. One does after a pause longer than the heartbeat allows."""
         return not attempt.path.with_name(f"{attempt.number + 1:06}.json").exists()
 
     def finish(self, attempt: Attempt, state: str, reason: str = "", step: int | None = None) -> None:
-        """Note how an attempt ended: done, failed, refused (by damage elsewhere), interrupted or died."""
+        """Note how an attempt ended. `state` is done, failed, refused (by damage elsewhere), interrupted or died."""
         end = {"state": state, "reason": reason, "step": step, "time": now()}
         create_json(attempt.path.with_suffix(".end.json"), end)
 
     def failure(self, stage: Stage) -> str | None:
-        """Why the last attempt failed, or None if it did not."""
+        """Return why the last attempt failed, or None if it did not."""
         attempts = self.attempts(stage)
         end = attempts[-1].end if attempts else None
         return str(end["reason"]) if end is not None and end["state"] == "failed" else None
@@ -128,7 +128,10 @@ class Store:
     # ------------------------------------------------------------------------------------------------ results
 
     def record(self, stage: Stage) -> dict[str, Any] | None:
-        """The record of a finished stage, or None; raises DamagedStore where record or weights cannot be trusted."""
+        """Return the record of a finished stage, or None.
+
+        Raises DamagedStore where record or weights cannot be trusted.
+        """
         folder = self.folder(stage)
         path = folder / "record.json"
         if not path.exists():
@@ -146,7 +149,7 @@ class Store:
         return record
 
     def weights(self, stage: Stage) -> Path:
-        """The weights of a finished stage, checked against the record's checksum."""
+        """Return the weights file of a finished stage. Its checksum is compared with that in the record."""
         record = self.record(stage)
         if record is None:
             raise InputError(f"stage {stage.folder} has no weights yet: it is not finished.")
@@ -156,7 +159,10 @@ class Store:
         return path
 
     def publish(self, attempt: Attempt, stage: Stage, record: dict[str, Any]) -> None:
-        """Make a record the stage's result: the first wins, an equal one is dropped, another is kept and refused."""
+        """Make a record the stage's result.
+
+        The first one wins. A later one that is equal is dropped; one that differs is kept beside it and refused.
+        """
         # Two owners can both get here: one was paused for longer than the heartbeat allows and taken for dead. Both
         # computed the same stage, so their numbers must agree; where they do not, nobody can say which is right.
         folder = self.folder(stage)
