@@ -10,7 +10,9 @@ from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 def build(
     backbone: Backbone, *, classes: int | None = None, decoder: bool = False, dropout: float | None = None
 ) -> Model:
-    """A randomly initialised model in training mode; every draw is from torch's default generator, which callers seed.
+    """Build a randomly initialised model in training mode.
+
+    Every draw is from torch's default generator, which callers seed.
 
     `classes` adds a classifier head, `decoder` the decoder; the encoder's weights do not depend on either. `dropout`
     None keeps the backbone's own rate (images: 0).

@@ -39,11 +39,21 @@ class PatchMask(NamedTuple):
 
 
 def sincos_positions(width: int, grid: int, cls: bool) -> Tensor:
-    """Fixed 2-D sine-cosine positions (grid·grid, width) in float64, row-major; `cls` puts a row of zeros first.
+    """Compute fixed 2-D sine-cosine positions (grid·grid, width), row-major.
+
+    They are in float64; `cls` puts a row of zeros first.
 
     The first half of the channels encodes the column, the second the row, each as sines then cosines at width / 4
     frequencies from 1 down to 1/10000 (exclusive). `width` must be a multiple of 4.
     """
+    # Example: width 4 and grid 2. There is one frequency, 1, so a coordinate i becomes [sin i, cos i]. The table, with
+    # (row, column) before each line:
+    #
+    #     (0, 0)  [ 0   1   0   1 ]
+    #     (0, 1)  [.84 .54  0   1 ]
+    #     (1, 0)  [ 0   1  .84 .54]
+    #     (1, 1)  [.84 .54 .84 .54]
+    #
     frequency = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angle = torch.outer(torch.arange(grid, dtype=torch.float64), frequency)
     wave = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid, width / 2)
@@ -52,15 +62,21 @@ def sincos_positions(width: int, grid: int, cls: bool) -> Tensor:
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Images (B, C, H, W) as patch vectors (B, K, patch·patch·C), channel fastest; patches row by row."""
+    """Cut images (B, C, H, W) into patch vectors.
+
+    They are (B, K, patch·patch·C): patches row by row, in each the channel fastest.
+    """
     batch, channels, height, width = images.shape
     rows, columns = height // patch_size, width // patch_size
+    # Example: one channel, 4 x 4 pixels numbered row by row from 0, patches of 2 x 2. The patch vectors are [0 1 4 5],
+    # [2 3 6 7], [8 9 12 13] and [10 11 14 15].
     grid = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
 
 
 def mask_from_noise(noise: Tensor, mask_ratio: float) -> PatchMask:
-    """Keep exactly int(K·(1 − mask_ratio)) patches per image: those with the smallest noise (B, K)."""
+    """Keep the patches of each image with the smallest noise (B, K). Exactly int(K·(1 − mask_ratio)) are kept."""
+    # Example: noise [.3 .9 .1 .5] and ratio 0.5 keep patches [2 0], in this order; removed is [0 1 0 1].
     keep = int(noise.shape[1] * (1 - mask_ratio))
     # Stable, because float32 noise does tie, and ties must be broken alike everywhere.
     kept = torch.argsort(noise, dim=1, stable=True)[:, :keep]
@@ -68,9 +84,10 @@ def mask_from_noise(noise: Tensor, mask_ratio: float) -> PatchMask:
 
 
 def patch_targets(images: Tensor, patch_size: int, norm_pix: bool) -> Tensor:
-    """What the decoder should predict (B, K, patch·patch·C): the pixels, standardised per patch if `norm_pix`.
+    """Compute what the decoder should predict: (B, K, patch·patch·C).
 
-    The variance is the unbiased one (n − 1), as in the reference implementation.
+    These are the pixels, standardised per patch if `norm_pix`. The variance is the unbiased one (n − 1), as in the
+    reference implementation.
     """
     patches = patchify(images, patch_size)
     if not norm_pix:
@@ -80,7 +97,9 @@ def patch_targets(images: Tensor, patch_size: int, norm_pix: bool) -> Tensor:
 
 
 def reconstruction_loss(predictions: Tensor, targets: Tensor, removed: Tensor) -> Tensor:
-    """The mean over removed patches, batch-wide, of the mean squared error over a patch's values.
+    """Average the squared error over the removed patches.
+
+    A patch's error is the mean over its values; the mean over removed patches is taken batch-wide.
 
     `predictions` and `targets` (B, K, values); `removed` (B, K) is 1 where a patch was removed, else 0.
     """
@@ -98,14 +117,18 @@ def block_of_all(block: Block, tokens: Tensor) -> Tensor:
 
 
 def block_of_first(block: Block, tokens: Tensor) -> Tensor:
-    """Compute what a transformer block makes of the first of tokens (B, T, D) alone: (B, D).
+    """Apply a transformer block to the first token alone: (B, D).
 
-    The other tokens only give keys and values.
+    The other ones of `tokens` (B, T, D) only give keys and values.
     """
+    # The last block of an encoder whose first token alone is read: what it makes of the others would be thrown away. So
+    # only the first token gets a query, and only it goes through the projection and the MLP. The steps are those of
+    # timm's `Block`: x + attention(norm1(x)), then x + mlp(norm2(x)).
     attention = cast(Attention, block.attn)
     batch, length, width = tokens.shape
     first, heads = tokens[:, :1], (attention.num_heads, width // attention.num_heads)
     hidden = block.norm1(tokens)
+    # timm keeps the three projections in one matrix (3·D, D), in the order query, key, value: D rows, then 2·D.
     (query_weight, weight), (query_bias, bias) = (
         torch.split(parameter, [width, 2 * width]) for parameter in (attention.qkv.weight, attention.qkv.bias)
     )
@@ -122,7 +145,10 @@ def block_of_first(block: Block, tokens: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """From encoded visible tokens to pixel values of every patch: mask tokens, positions, blocks, norm, projection."""
+    """From encoded visible tokens to pixel values of every patch.
+
+    Its parts are mask tokens, positions, blocks, norm and projection.
+    """
 
     def __init__(self, backbone: MaskedAutoEncoder, dropout: float) -> None:
         super().__init__()
@@ -147,10 +173,14 @@ class Decoder(nn.Module):
         self.predict = nn.Linear(width, 3 * backbone.patch_size**2)
 
     def forward(self, tokens: Tensor, mask: PatchMask, block: Callable[[Block, Tensor], Tensor]) -> Tensor:
-        """Tokens (B, 1 + k, D), CLS first, to pixel values (B, K, patch·patch·3); `block` applies a block to tokens."""
+        """Predict the pixel values of all patches from tokens.
+
+        The tokens are (B, 1 + k, D), CLS first; the values (B, K, patch·patch·3). `block` applies a block to tokens.
+        """
         tokens = self.embed(tokens)
         batch, patches = mask.removed.shape
-        # A mask token everywhere, then the visible ones in their places.
+        # A mask token m everywhere, then the visible ones at their own positions. Example: of four patches [2 0] were
+        # kept, as tokens [a b]: restored is [b m a m].
         index = mask.kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
         restored = self.mask_token.to(tokens.dtype).expand(batch, patches, -1).scatter(1, index, tokens[:, 1:])
         hidden = torch.cat([tokens[:, :1], restored], dim=1) + self.pos_embed
@@ -161,7 +191,9 @@ class Decoder(nn.Module):
 
 
 class ImageModel(Model):
-    """A vision transformer with the decoder of a masked auto-encoder, a linear classifier on the CLS token, or neither.
+    """A vision transformer with a decoder, a classifier, or neither.
+
+    The decoder is that of a masked auto-encoder, the classifier a linear one on the CLS token.
 
     `dropout` is that of the released fine-tuning code: after the positions, after the attention's output projection and
     after the MLP, never inside the MLP. Encoder positions are trained only together with a head, the decoder's never.
@@ -209,6 +241,7 @@ class ImageModel(Model):
         use_dropout(self)
 
     def features(self, inputs: Tensor, embeddings: Tensor | None = None) -> Tensor:
+        # All blocks but the last see every token; of the last one only the first token is computed.
         tokens = self._tokens(self.embed(inputs) if embeddings is None else embeddings)
         *blocks, last = cast("list[Block]", self.encoder.blocks)
         for block in blocks:
@@ -225,6 +258,8 @@ class ImageModel(Model):
 
     def masked_predictions(self, inputs: Tensor, mask: PatchMask) -> Tensor:
         assert self.decoder is not None, "this model was built without a decoder"
+        # The encoder computes only the patches that are kept, at their own positions; the decoder then gets mask tokens
+        # for the others. That makes pre-training cheap: with a ratio of 0.75 the encoder sees a quarter of the patches.
         patches = _gathered(patchify(inputs, self.backbone.patch_size), mask.kept)
         tokens = self._tokens(self._project(patches), mask.kept)
         block_of_tokens = self._run(block_of_all)
@@ -238,12 +273,21 @@ class ImageModel(Model):
         return reconstruction_loss(self.masked_predictions(inputs, mask), targets, mask.removed)
 
     def _project(self, patches: Tensor) -> Tensor:
-        """Patch vectors (B, K, patch·patch·3) through timm's convolution, which sees every patch once: (B, K, D)."""
+        """Project patch vectors (B, K, patch·patch·3) to embeddings (B, K, D).
+
+        The weights are those of timm's convolution, which sees every patch once.
+        """
+        # A convolution whose stride is its kernel's size is a linear map of each patch. Its weight (D, 3, p, p) is
+        # brought into the order of patch vectors, (D, p, p, 3). This way patches that are removed need not be
+        # projected.
         projection = self.encoder.patch_embed.proj
         return linear(patches, projection.weight.permute(0, 2, 3, 1).flatten(1), projection.bias)
 
     def _tokens(self, embeddings: Tensor, kept: Tensor | None = None) -> Tensor:
-        """The encoder's input (B, 1 + K, D): CLS, then patches, at all positions or those `kept` (B, K)."""
+        """Build the encoder's input (B, 1 + K, D).
+
+        CLS comes first, then the patches, at all positions or at those `kept` (B, K).
+        """
         table, cls_token = self.encoder.pos_embed, self.encoder.cls_token
         assert table is not None and cls_token is not None
         batch, positions = len(embeddings), table[:, 1:]
@@ -255,12 +299,12 @@ class ImageModel(Model):
 
 
 def _gathered(values: Tensor, index: Tensor) -> Tensor:
-    """The vectors at `index` (B, k) of `values` (B, K, D): (B, k, D)."""
+    """Gather the vectors at `index` (B, k): (B, k, D). `values` are (B, K, D)."""
     return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
 def _norm_layer(backbone: MaskedAutoEncoder) -> type[nn.Module]:
-    # A function in the place of a class: timm calls it with the width.
+    # A function where a class is expected: timm calls it with the width.
     return cast("type[nn.Module]", partial(nn.LayerNorm, eps=backbone.norm_eps))
 
 
@@ -270,7 +314,7 @@ def _mlp_ratio(mlp_width: int, width: int) -> float:
 
 
 def _initialise(part: VisionTransformer | Decoder, backbone: MaskedAutoEncoder) -> None:
-    """The masked auto-encoder's initialisation; also turns off the dropout that timm puts inside the MLP."""
+    """Initialise as the masked auto-encoder does. Also turns off the dropout that timm puts inside the MLP."""
     for module in part.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

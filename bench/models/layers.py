@@ -10,7 +10,10 @@ LEVELS = 2**16
 
 
 class Dropout(nn.Dropout):
-    """Zero each value with probability p in training, and scale the others up; on a CPU p is rounded to 16 bits."""
+    """Dropout whose random numbers cost little on a CPU.
+
+    In training each value is zeroed with probability p and the others are scaled up; on a CPU p is rounded to 16 bits.
+    """
 
     def forward(self, values: Tensor) -> Tensor:
         if not self.training or self.p == 0:
@@ -27,10 +30,12 @@ def use_dropout(network: nn.Module) -> None:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rate: float) -> Tensor:
-    """Attention of queries (B, H, t, d) to keys and values (B, H, T, d): (B, H, t, d); weights are dropped at `rate`.
+    """Attend from queries to keys and values, with dropout.
 
+    Queries (B, H, t, d), keys and values (B, H, T, d) give (B, H, t, d); attention weights are dropped at `rate`.
     `mask`, which broadcasts to (B, H, t, T), is true where a key counts.
     """
+    # torch's own kernel where nothing is dropped or random numbers are cheap; else the same by hand, with `_dropped`.
     if rate == 0 or _elsewhere(query):
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
     scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)

@@ -23,10 +23,11 @@ INIT_STD = 0.02
 
 
 class TokenMask(NamedTuple):
-    """A masked batch: `input_ids` (B, T) as the encoder sees them, and which of its tokens are to be predicted.
+    """A masked batch, and which of its tokens are to be predicted.
 
-    `positions` (n,) are indices into the B·T tokens, `labels` (n,) their true ids. n is rounded up to one of few sizes,
-    so that shapes repeat: the rows behind the last selected token have the label -100 and count for nothing.
+    `input_ids` (B, T) are as the encoder sees them. `positions` (n,) are indices into the B·T tokens, `labels` (n,)
+    their true ids. n is rounded up to one of few sizes, so that shapes repeat: the rows behind the last selected token
+    have the label -100 and count for nothing.
     """
 
     input_ids: Tensor
@@ -40,13 +41,21 @@ class TokenMask(NamedTuple):
 
 
 def rounded_size(selected: int) -> int:
-    """Round a number of tokens up to 8, or to one of eight sizes between a power of two and the next."""
+    """Round a number of tokens up to one of few sizes.
+
+    The least is 8; between a power of two and the next there are eight. So 5 becomes 8, 11 stays, 17 becomes 18 and 33
+    becomes 36.
+    """
+    # Example: 33 needs 6 bits, so the unit is 1 << 2 = 4, and 33 is rounded up to 36. Between 32 and 64 lie 8 such
+    # sizes.
     unit = 1 << max(0, selected.bit_length() - 4)
     return max(8, -(-selected // unit) * unit)
 
 
 def masked_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy averaged over all selected tokens of the batch; 0, with a graph, when none is selected.
+    """Average the cross-entropy over all selected tokens of the batch.
+
+    It is 0, with a graph, when none is selected.
 
     `logits` (..., V); `labels` (...) with -100 where a token is not selected.
     """
@@ -59,7 +68,6 @@ def masked_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 # Besides the symbols above: the tokens of a batch stand one behind the other, N in all, in parts of b sequences of t
 # tokens (see `bench.data.examples.by_length`). Hidden states are (N, D). A part's mask (b, 1, 1, t) is true where there
 # is no padding; the masks also tell the parts' shapes.
-
 #
 # Example: three sequences of 5, 2 and 1 tokens, T = 5. Padded they are 15 tokens. In parts they are (1, 5) for the
 # first and (2, 2) for the others, whose lengths are below three quarters of 5: N = 9 tokens are computed. Linear
@@ -75,25 +83,30 @@ def block_of_all(block: TextBlock, hidden: Tensor, masks: Masks) -> Tensor:
 
 
 def block_of_first(block: TextBlock, hidden: Tensor, masks: Masks) -> Tensor:
-    """Compute what a transformer block makes of the first token of each sequence alone: (B, D)."""
+    """Apply a block to the first token of each sequence: (B, D). The other tokens only give keys and values."""
     first = _joined([part[:, 0] for part in _parts(hidden, masks)])
     return _rest(block, _attended(block, hidden, masks, first), first)
 
 
 def block_of_selected(block: TextBlock, hidden: Tensor, masks: Masks, selected: Tensor) -> Tensor:
-    """Compute what a transformer block makes of the tokens `selected` (n,) of all N: (n, D).
+    """Apply a block to the tokens `selected` (n,) alone: (n, D).
 
-    Attention is computed whole, because each sequence has another number of selected tokens.
+    They are indices into all N tokens. Attention is computed whole, because each sequence has another number of
+    selected tokens.
     """
     attended = _attended(block, hidden, masks).index_select(0, selected)
     return _rest(block, attended, hidden.index_select(0, selected))
 
 
 def _attended(block: TextBlock, hidden: Tensor, masks: Masks, first: Tensor | None = None) -> Tensor:
-    """What all tokens, or the `first` ones (B, D), gather from their sequences: (N, D) or (B, D), not yet projected."""
+    """Compute the attention of tokens within their sequences, not yet projected.
+
+    The tokens are all of them, giving (N, D), or the `first` ones (B, D), giving (B, D).
+    """
     attention = block.attention.self
     rate = attention.dropout.p if attention.training else 0.0
     keys, values = (_parts(projection(hidden), masks) for projection in (attention.key, attention.value))
+    # A query for every token, or one for each sequence, which then attends to all tokens of its sequence.
     if first is None:
         queries = _parts(attention.query(hidden), masks)
     else:
@@ -107,7 +120,7 @@ def _attended(block: TextBlock, hidden: Tensor, masks: Masks, first: Tensor | No
 
 
 def _parts(tokens: Tensor, masks: Masks) -> tuple[Tensor, ...]:
-    """Tokens (N, D) by parts (b, t, D)."""
+    """Split tokens (N, D) into parts (b, t, D)."""
     parts = tokens.split_with_sizes([mask.numel() for mask in masks])
     return tuple(part.view(len(mask), -1, part.shape[-1]) for part, mask in zip(parts, masks, strict=True))
 
@@ -117,7 +130,10 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def _rest(block: TextBlock, attended: Tensor, residual: Tensor) -> Tensor:
-    """What follows in a block, token by token: the output projection and the MLP, each added and normalised."""
+    """Compute what follows attention in a block, token by token.
+
+    This is the output projection and the MLP, each added and normalised.
+    """
     hidden = block.attention.output(attended, residual)
     output: Tensor = block.output(block.intermediate(hidden), hidden)
     return output
@@ -127,11 +143,13 @@ def _rest(block: TextBlock, attended: Tensor, residual: Tensor) -> Tensor:
 
 
 class TextModel(Model):
-    """A BERT or RoBERTa encoder with its masked-language-model head, a classifier on the first token, or neither.
+    """A BERT or RoBERTa encoder with a decoder, a classifier, or neither.
 
-    The decoder's output projection is tied to the word embeddings. `dropout` applies to hidden states, attention
-    weights and the classifier (dropout, linear, tanh, dropout, linear). Inputs may hold "token_type_ids" (B, T) too,
-    where the backbone knows segments; padding stands at the end.
+    The decoder is the masked-language-model head, whose output projection is tied to the word embeddings; the
+    classifier reads the first token.
+
+    `dropout` applies to hidden states, attention weights and the classifier (dropout, linear, tanh, dropout, linear).
+    Inputs may hold "token_type_ids" (B, T) too, where the backbone knows segments; padding stands at the end.
     """
 
     POSITIONS = ("position_embeddings.weight",)
@@ -167,9 +185,10 @@ class TextModel(Model):
         return words
 
     def draw_mask(self, inputs: dict[str, Tensor], generator: torch.Generator) -> TokenMask:
-        """Select ordinary tokens independently; 80 % become the mask token, 10 % any id of the vocabulary, 10 % stay.
+        """Select ordinary tokens at random, independently, and mask them.
 
-        Source: Devlin et al. 2019; special and pad tokens are never selected.
+        Of the selected ones 80 % become the mask token, 10 % any id of the vocabulary, 10 % stay. Source: Devlin et al.
+        2019; special and pad tokens are never selected.
         """
         # Three numbers are drawn for every token that is no padding, in the order of the examples, whatever becomes of
         # them: so a token's draws depend neither on padding, nor on micro-batches, nor on which others are selected.
@@ -182,7 +201,7 @@ class TextModel(Model):
         random_ids = (choice[chosen].double() * self.backbone.vocabulary).long()
         shown = torch.where(fate < 0.9, true_ids.masked_fill(fate < 0.8, self.backbone.mask_id), random_ids)
         masked = input_ids.flatten().index_copy(0, selected, shown).view_as(input_ids)
-        # Example: 11 selected tokens are padded with one row of label -100 to 12, a size that comes up again.
+        # Example: 17 selected tokens are padded with one row of label -100 to 18, a size that comes up again.
         missing = rounded_size(len(selected)) - len(selected)
         return TokenMask(masked, pad(selected, (0, missing)), pad(true_ids, (0, missing), value=NOT_SELECTED))
 
@@ -205,7 +224,10 @@ class TextModel(Model):
     def _until_last_block(
         self, inputs: dict[str, Any], words: Tensor, layout: _Layout
     ) -> tuple[TextBlock, Tensor, Masks]:
-        """Run word embeddings (N, D) through all blocks but the last: returns that one and what it is to be given."""
+        """Run word embeddings (N, D) through all blocks but the last.
+
+        Returns the last block and the arguments to call it with.
+        """
         table, first = self.encoder.embeddings, self.backbone.first_position
         types = inputs.get("token_type_ids")
         segments = (
@@ -221,10 +243,10 @@ class TextModel(Model):
 
 
 class _Layout(NamedTuple):
-    """Where the tokens of a batch stand among the N that are computed.
+    """The order in which the N tokens of a batch are computed.
 
     `shape` is (B, T); `parts` hold indices (b, t) into the B·T tokens and `order` (N,) all of them. Without parts the
-    tokens stand where they stood.
+    order is that of the batch.
     """
 
     shape: tuple[int, ...]
@@ -238,7 +260,7 @@ class _Layout(NamedTuple):
         return cls(inputs["input_ids"].shape, parts, order)
 
     def taken(self, tokens: Tensor) -> Tensor:
-        """What (B, T, …) holds for the N tokens: (N, …)."""
+        """Take the N computed tokens out of (B, T, …): (N, …)."""
         flat = tokens.flatten(0, 1)
         return flat if self.order is None else flat.index_select(0, self.order)
 
@@ -250,7 +272,7 @@ class _Layout(NamedTuple):
         return tuple(present.flatten()[part][:, None, None] for part in self.parts)
 
     def located(self, positions: Tensor) -> Tensor:
-        """Where the tokens at `positions` (n,) of B·T stand among the N."""
+        """Find the tokens at `positions` (n,) among the N. The positions are indices into the B·T tokens."""
         if self.order is None:
             return positions
         # The inverse of `order`: order [2 0 1] says that token 2 is computed first, so token 2 stands at 0.
@@ -258,15 +280,23 @@ class _Layout(NamedTuple):
         return inverse.index_copy(0, self.order, torch.arange(len(self.order), device=positions.device))[positions]
 
     def of_sequences(self, values: Tensor) -> Tensor:
-        """One row for each sequence, part by part, in the order of the batch: (B, …)."""
+        """Put rows of sequences into the order of the batch: (B, …).
+
+        `values` has one row for each sequence, part by part.
+        """
         if not self.parts:
             return values
+        # A part's first column holds the indices of first tokens. Example: where T = 5, token 10 begins the sequence 2,
+        # which is 10 // 5, so the row computed for it belongs there.
         rows = torch.cat([part[:, 0] for part in self.parts]) // self.shape[1]
         return torch.empty_like(values).index_copy(0, rows, values)
 
 
 def _network(backbone: MaskedLanguageModel, dropout: float) -> tuple[BertModel | RobertaModel, nn.Module]:
-    """The encoder, without a pooler, and the masked-language-model head, tied to its word embeddings."""
+    """Build the encoder and the masked-language-model head.
+
+    The encoder has no pooler; the head is tied to its word embeddings.
+    """
     settings: dict[str, Any] = {
         "vocab_size": backbone.vocabulary,
         "hidden_size": backbone.width,

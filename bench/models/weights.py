@@ -17,22 +17,30 @@ PARTS = ("encoder", "decoder", "head")
 
 
 def save_weights(model: Model, path: Path) -> None:
-    """Write all parameters as safetensors, atomically; tied tensors once, under their first name (the encoder's)."""
+    """Write all parameters as safetensors, atomically.
+
+    Tied tensors are written once, under their first name (the encoder's).
+    """
     tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
     with replacing(path) as temporary:
         temporary.write_bytes(save(tensors))  # save_file would make the file unreadable to other users
 
 
 def load_weights(model: Model, path: Path, parts: Sequence[str], absent: Collection[str] = ()) -> None:
-    """Copy the tensors of these parts ("encoder", "decoder", "head") from a file that `save_weights` wrote.
+    """Copy the tensors of these parts from a weights file.
 
-    Other parts of the file are ignored; values are converted to the model's precision. What `absent` names may be
-    missing from the file and keeps its values. Raises `InputError`, and changes nothing, where any other name of these
-    parts is missing from or unknown to the model, or a shape differs.
+    Parts are "encoder", "decoder" and "head"; `save_weights` wrote the file. Other parts of the file are ignored;
+    values are converted to the model's precision.
+
+    What `absent` names may be missing from the file and keeps its values. Raises `InputError`, and changes nothing,
+    where any other name of these parts is missing from or unknown to the model, or a shape differs.
     """
     for part in parts:
         if part not in PARTS:
             raise InputError(f"cannot load the part {part!r} of a model.{nearest(part, PARTS)}")
+    # All checks come before the first copy: a model that is refused keeps the weights it had. Example: with the part
+    # "encoder" the file's "decoder.…" tensors are ignored, but an "encoder.…" tensor that the model does not know is
+    # refused.
     prefixes = tuple(f"{part}." for part in parts)
     parameters = {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
     for part in parts:
