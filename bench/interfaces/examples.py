@@ -31,4 +31,7 @@ class Examples(ABC):
 
     @abstractmethod
     def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> Inputs:
-        """The inputs of the examples at `index` (B,), sent to `device`; `index` and `flip` (B,) lie on the host."""
+        """Read the inputs of the examples at `index` (B,).
+
+        They are sent to `device`; `index` and `flip` (B,) lie on the host.
+        """

@@ -56,7 +56,7 @@ class State:
 
 @dataclass
 class Clock:
-    """The step of a stage in training, and how often an objective asked for it."""
+    """The step of a stage in training. `reads` counts how often an objective asked for it."""
 
     step: int = 0
     reads: int = 0
@@ -64,7 +64,9 @@ class Clock:
 
 @dataclass(frozen=True)
 class Context:
-    """What an objective may know besides model and batch: the step, the step count and the training examples.
+    """What an objective may know besides model and batch.
+
+    This is the step, the step count and the training examples.
 
     `augmented` says whether the loop changes the inputs at each step (then nothing may be cached per example).
     `teacher_set` is the training set as the teacher's backbone reads it (its own tokens or image size).
@@ -84,11 +86,11 @@ class Context:
         return self.clock.step
 
     def examples(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Inputs]]:
-        """The whole training set in order, unaugmented, as (index, inputs)."""
+        """Iterate over the whole training set in order, unaugmented. Yields (index, inputs)."""
         return _in_order(self.training_set, self.device, batch_size)
 
     def teacher_examples(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Inputs]]:
-        """The same examples as the teacher reads them."""
+        """Iterate over the same examples as the teacher reads them."""
         assert self.teacher_set is not None, "this stage has no teacher"
         return _in_order(self.teacher_set, self.device, batch_size)
 
@@ -102,10 +104,12 @@ def _in_order(examples: Examples, device: torch.device, batch_size: int) -> Iter
 
 
 class TeacherOutput:
-    """What a frozen teacher says of each training example (`output` of its inputs), for objectives that learn from it.
+    """The output of a frozen teacher for each training example.
 
-    Without augmentation it says the same at every step, so it is asked once, in the form its own backbone reads;
-    with augmentation it is shown the student's inputs.
+    Objectives that learn from a teacher use it; `output` computes it from the teacher and inputs.
+
+    Without augmentation it is the same at every step, so it is computed once, from inputs in the form that the
+    teacher's own backbone reads. With augmentation the teacher sees the student's inputs.
     """
 
     def __init__(self, teacher: Model, context: Context, output: Callable[[Model, Inputs], Tensor]) -> None:
@@ -118,7 +122,7 @@ class TeacherOutput:
                 self._cached = torch.cat([output(teacher, inputs) for _, inputs in context.teacher_examples()])
 
     def of(self, batch: Batch) -> Tensor:
-        """The outputs for one batch (B, …)."""
+        """Return the outputs for one batch (B, …)."""
         import torch
 
         if self._cached is not None:
@@ -128,7 +132,10 @@ class TeacherOutput:
 
 
 class ParameterGroup(TypedDict):
-    """A torch parameter group with what methods need to know: parameter names, and whether it belongs to the head."""
+    """A torch parameter group with what methods need to know.
+
+    This is the parameters' names, and whether they belong to the head.
+    """
 
     params: list[nn.Parameter]
     names: list[str]

@@ -18,7 +18,7 @@ Role = Literal["matrix", "bias", "norm", "token", "position"]
 
 
 class Model(nn.Module, ABC):
-    """An encoder f_θ with, where built, its decoder g_φ and a classifier head.
+    """An encoder f_θ with an optional decoder g_φ and classifier head.
 
     `encoder` includes the final layer norm; `width` D is the size of its features. Inputs are normalised float images
     (B, 3, H, W), or text as {"input_ids": (B, T), "attention_mask": (B, T)}, both long, for pairs of sentences with
@@ -43,53 +43,60 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def features(self, inputs: Inputs, embeddings: Tensor | None = None) -> Tensor:
-        """The first token after the final norm, of the unmasked input: (B, D).
+        """Compute the features of the unmasked input: (B, D).
 
-        `embeddings`, in the form `embed` returns, stand in for the input's own.
+        They are the first token after the final norm. `embeddings`, in the form `embed` returns, stand in for the
+        input's own.
         """
 
     @abstractmethod
     def embed(self, inputs: Inputs) -> Tensor:
-        """Patch or word embeddings (B, T, D) before positions are added; without the CLS token for images."""
+        """Embed patches or words (B, T, D), before positions are added. Images have no CLS token here."""
 
     @abstractmethod
     def draw_mask(self, inputs: Inputs, generator: torch.Generator) -> Any:
-        """Draw a mask for this batch, as a tuple of tensors on the host, where `generator` lives too.
+        """Draw a mask for this batch, as a tuple of tensors.
 
-        The draws are made in the order of the examples and depend neither on padding nor on how a batch is split among
-        calls with one generator. Text must lie on the host, of images only the number is asked.
+        It lies on the host, where `generator` lives too. The draws are made in the order of the examples and depend
+        neither on padding nor on how a batch is split among calls with one generator. Text must lie on the host; of
+        images only the number is read.
         """
 
     @abstractmethod
     def masked_predictions(self, inputs: Inputs, mask: Any) -> Tensor:
-        """What the decoder makes of the masked input.
+        """Predict the masked input with the decoder.
 
         Images: all patches (B, K, patch·patch·3). Text: logits (n, vocabulary) at the n positions of the mask.
         """
 
     @abstractmethod
     def masked_loss(self, inputs: Inputs, mask: Any) -> Tensor:
-        """L_MAE of the batch: a scalar."""
+        """Compute L_MAE of the batch: a scalar."""
 
     def logits(self, inputs: Inputs, embeddings: Tensor | None = None) -> Tensor:
-        """Class scores (B, classes)."""
+        """Compute class scores (B, classes)."""
         assert self.head is not None, "this model was built without classes"
         scores: Tensor = self.head(self.features(inputs, embeddings))
         return scores
 
     def compile_blocks(self) -> None:
-        """Have torch compile the transformer blocks for training; in eval mode they run as they are written.
+        """Have torch compile the transformer blocks for training.
 
-        No name of a parameter changes. Each shape is compiled by itself.
+        In eval mode they run as they are written. No name of a parameter changes. Each shape is compiled by itself.
         """
         self._compiled = {function: torch.compile(function, dynamic=False) for function in self.COMPILED}
 
     def _run(self, function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-        """The function itself, or what was compiled of it."""
+        """Return the function, or in training its compiled form."""
         return self._compiled.get(function, function) if self.training else function
 
     def roles(self) -> dict[str, Role]:
-        """The role of every parameter by its name, frozen ones included; weight decay is decided by it."""
+        """Return the role of every parameter by its name.
+
+        Frozen ones are included; weight decay is decided by the role.
+        """
+        # Gains of norms are recognised by their module, all else by name. The order matters: a norm's bias is a bias,
+        # and the table of token types ends in ".weight" as a matrix does, so tables are looked for before matrices.
         gains = {id(module.weight) for module in self.modules() if isinstance(module, nn.LayerNorm)}
 
         def role(name: str, parameter: nn.Parameter) -> Role:
