@@ -13,7 +13,10 @@ from bench.tables.table import collate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0 if every cell has a number, 1 if some lack one, 2 for bad input."""
+    """Write the tables of a grid; return the exit status.
+
+    It is 0 if every cell has a number, 1 if some lack one, 2 for bad input.
+    """
     options = cli.parser("python -m bench.collate", __doc__ or "").parse_args(arguments)
     baselines.register()
     store = Store(options.store)
@@ -24,12 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_tables(plan: Plan, store: Store, results: Path) -> int:
-    """Write and print the tables; 0 if every cell of the grid has a number, else 1."""
+    """Write and print the tables; return the exit status. It is 0 if every cell of the grid has a number, else 1."""
     written = collate(plan, store, results)
     print(f"\n{written.markdown}\ntable: {written.table}\nrecords: {written.records}")
     return 0 if written.cells_done == len(plan.cells) else 1
 
 
 def run_as_job(*arguments: str) -> None:
-    """Run the command as the last job of a grid, of which an incomplete table is no failure."""
+    """Run the command as the last job of a grid. An incomplete table is no failure of that job."""
     main(arguments)

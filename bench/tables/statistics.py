@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 
 def cell_text(values: Sequence[float], planned: int) -> str:
-    """`mean ± std (n)` in percent: the sample standard deviation (ddof = 1) over seeds.
+    """Write a cell's values as `mean ± std (n)`, in percent.
 
-    One value has no ±; fewer values than planned read `(2/5)`; none at all `– (0/5)`.
+    This is the sample standard deviation (ddof = 1) over seeds. One value has no ±; fewer values than planned read
+    `(2/5)`; none at all `– (0/5)`.
     """
     count = str(planned) if len(values) == planned else f"{len(values)}/{planned}"
     if not values:

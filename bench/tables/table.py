@@ -21,7 +21,7 @@ METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1
 
 @dataclass(frozen=True)
 class Results:
-    """The written table: its text, where it lies, and how many cells have a number."""
+    """The written table and its records. `cells_done` counts the cells that have a number."""
 
     markdown: str
     table: Path
@@ -30,7 +30,9 @@ class Results:
 
 
 def collate(plan: Plan, store: Store, results: Path) -> Results:
-    """Write the table and the records of every finished cell of the grid, selected or not."""
+    """Write the table and the records of a grid. They hold every finished cell, selected or not."""
+    # The records are written before the table: whoever reads a table has the numbers behind it. A cell that has not
+    # finished has no record, and the table counts it as missing.
     records = [record for cell in plan.cells if (record := cell_record(cell, store)) is not None]
     name = plan.grid.name or "grid"
     markdown = table(plan, records)
@@ -41,12 +43,18 @@ def collate(plan: Plan, store: Store, results: Path) -> Results:
 
 
 def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
-    """The record of a finished cell: its number, every metric, cost, provenance and the whole spec behind it."""
+    """Build the record of a finished cell, or None.
+
+    It holds the cell's number, every metric, cost, provenance and the whole spec behind it.
+    """
     if cell.stage.unprepared:
         return None
     record = store.record(cell.stage)
     if record is None:
         return None
+    # The stages behind a number are the cell's own and all those it was trained from. Example: fine-tuning for 10 s
+    # after pre-training for 60 s has seconds 10 and seconds_with_parents 70; None where a parent's record was deleted
+    # since.
     behind = [store.record(stage) for stage in walk(cell.stage)]
     return {
         "key": cell.stage.key,
@@ -72,13 +80,18 @@ def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
 
 
 def _kind(provenance: dict[str, Any]) -> str:
-    """The kind of device that a stage ran on: any CPU, or a model of GPU. Records from before GPUs name no type."""
+    """Name the kind of device that a stage ran on.
+
+    It is any CPU, or a model of GPU. Records from before GPUs name no type.
+    """
     return "CPU" if provenance.get("device_type", "cpu") == "cpu" else str(provenance["device"])
 
 
 def table(plan: Plan, records: list[dict[str, Any]]) -> str:
-    """The Markdown table with its legend."""
+    """Write the Markdown table with its legend."""
     grid = plan.grid
+    # A cell of the table is a method on a task; its values are one for each seed that has finished. Example: accuracies
+    # .90 and .92 of three planned seeds read "91.00 ± 1.41 (2/3)".
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for record in records:
         values[record["method"], record["task"]].append(record["value"])
@@ -90,6 +103,8 @@ def table(plan: Plan, records: list[dict[str, Any]]) -> str:
 def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
     grid = plan.grid
     n = len(grid.seeds)
+    # Everything a reader needs to judge the numbers without the code: what was measured, on what, how often, by which
+    # code.
     metrics = {cell.task: METRICS[cell.metric] for cell in plan.cells}
     backbones = {
         cell.task: sorted({other.backbone for other in plan.cells if other.task == cell.task}) for cell in plan.cells
@@ -114,9 +129,13 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
 
 
 def _distinct(records: list[dict[str, Any]], *names: str) -> str:
-    """What the records say of their origin, each value once; numbers from different ones may not be comparable."""
+    """List what the records say of their origin, each value once.
+
+    Numbers of different origins may not be comparable.
+    """
 
     def named(provenance: dict[str, Any], name: str) -> str:
+        # Two values need more than their text: threads a unit, and code without a commit the version installed.
         if name == "threads":
             return f"{provenance[name]} thread{'s' if provenance[name] > 1 else ''}"
         if name == "commit" and provenance[name] is None:
@@ -127,7 +146,7 @@ def _distinct(records: list[dict[str, Any]], *names: str) -> str:
 
 
 def _mixed_devices(records: list[dict[str, Any]]) -> list[str]:
-    """A warning where stages behind the table ran on different kinds of device."""
+    """Warn where stages behind the table ran on different devices. Only different kinds of device count."""
     kinds = sorted({kind for record in records for kind in record["devices"]})
     if len(kinds) < 2:
         return []
@@ -136,7 +155,8 @@ def _mixed_devices(records: list[dict[str, Any]]) -> list[str]:
 
 
 def _weights(plan: Plan) -> list[str]:
-    """Which checkpoints made elsewhere the grid began with."""
+    """Name the checkpoints made elsewhere that the grid began with."""
+    # Only prepared ones: until then nobody knows the checksum that says which weights they are.
     backbones = {stage.backbone.name: stage.backbone.weights for stage in plan.stages}
     descriptions = [
         f"{name}: {weights.repository or 'a local folder'}, weight file sha256 {str(weights.checksum)[:16]}"
@@ -147,7 +167,7 @@ def _weights(plan: Plan) -> list[str]:
 
 
 def _unlabelled(plan: Plan) -> list[str]:
-    """How unlabelled stages relate to seeds, if the grid has any but the backbones' own."""
+    """Say how unlabelled stages relate to seeds. Returns nothing where the grid has none but the backbones' own."""
     grid = plan.grid
     tasks = {cell.task for cell in plan.cells}
     if not any(not stage.data.labelled and stage.data.task in tasks for stage in plan.stages):
