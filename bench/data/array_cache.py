@@ -33,7 +33,10 @@ ARRAYS_VERSION = 2
 
 
 class _Split:
-    """The files of a split, or of two, and its array cache, whose names hold the checksum of what they come from."""
+    """The files of a split and its array cache.
+
+    Two splits may count as one. The names of cached files hold the checksum of what they come from.
+    """
 
     def __init__(self, data: Data, manifest: Manifest, folder: Path) -> None:
         assert data.checksum is not None
@@ -54,7 +57,13 @@ class _Split:
         return _cached(self._cache(f"{size}px"), lambda new: _decode(self._rows().values, size, self._folder.name, new))
 
     def tokens(self, backbone: MaskedLanguageModel, root: Path) -> tuple[Array, Array, Array | None]:
-        """The flat tokens, where each example begins (N + 1,), and where in each the second text does."""
+        """Read the tokens of all examples as one flat array.
+
+        Also returns where each example begins (N + 1,), and where in each the second text does.
+        """
+        # Texts differ in length, so they stand one behind the other. Example: texts of 3 and 2 tokens are one array of
+        # 5 with the starts [0, 3, 5]. All three arrays come from one pass of the tokenizer, which runs only where one
+        # of them is missing.
         source = tokenizer_file(backbone, root)
         if backbone.tokenizer_checksum is None or not source.is_file():
             missing = backbone.tokenizer or backbone.name
@@ -99,7 +108,7 @@ class _Split:
 
 
 def tokenizer_file(backbone: MaskedLanguageModel, root: Path) -> Path:
-    """Where the vocabulary of a backbone lies: in a corpus, or with the weights that were made elsewhere."""
+    """Return the path of a backbone's vocabulary. It lies in a corpus, or with the weights that were made elsewhere."""
     folder = checkpoints.folder(backbone.name, root) if backbone.tokenizer is None else root / backbone.tokenizer
     return folder / TOKENIZER
 
@@ -116,7 +125,10 @@ def _read_tokenizer(path: Path, backbone: MaskedLanguageModel) -> bytes:
 
 
 def _encode(rows: Rows, tokenizer: bytes, max_length: int) -> list[tuple[Array, int]]:
-    """The tokens of each example, and at which of them its second text begins (behind the last, without one)."""
+    """Tokenise the examples.
+
+    Returns of each its tokens, and at which of them the second text begins (behind the last, without one).
+    """
     from tokenizers import Tokenizer
 
     encoder = Tokenizer.from_str(tokenizer.decode())
@@ -153,11 +165,15 @@ def _decode(encoded: list[bytes], size: int, source: str, new: Allocate) -> Arra
 
 
 def _cached(path: Path, build: Callable[[Allocate], Array]) -> Array:
-    """The array in a file, memory-mapped; built first where the file is missing or is not what was written.
+    """Return the array in a file, memory-mapped.
 
-    `build` fills an array that it is given the means to allocate: on disk, so that a large one needs no memory, or in
-    memory where the folder cannot be written (data shared by several people).
+    It is built first where the file is missing or is not what was written.
+
+    `build` is called with a function that allocates the array that it fills: on disk, so that a large one needs no
+    memory, or in memory where the folder cannot be written (data shared by several people).
     """
+    # The checksum is written after the array: a kill between the two leaves an array that does not count, and it is
+    # built again. Two processes that build the same array at once write the same bytes.
     checksum_file = path.with_suffix(".sha256")
     if not _intact(path, checksum_file):
         try:

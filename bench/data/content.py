@@ -14,10 +14,10 @@ from bench.data.tasks import Modality
 
 @dataclass(frozen=True)
 class Rows:
-    """One split: encoded image bytes or utf-8 text, in a fixed order, and labels where there are any.
+    """The examples of one split, in a fixed order.
 
-    `pairs` holds the second text of each example where the task is about pairs of sentences. `places` says where each
-    lies in its source, for messages only.
+    They are encoded image bytes or utf-8 text, with labels where there are any. `pairs` holds the second text of each
+    example where the task is about pairs of sentences. `places` says where each lies in its source, for messages only.
     """
 
     values: list[bytes]
@@ -27,7 +27,7 @@ class Rows:
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
-    """The rows of several splits of one data set, one after the other."""
+    """Join the rows of several splits of one data set. They follow one after the other."""
     if len(parts) == 1:
         return parts[0]
     labels = [part.labels for part in parts if part.labels is not None]
@@ -41,7 +41,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 @dataclass(frozen=True)
 class Content:
-    """A whole data set; `tokenizer` holds the bytes of a tokenizer.json that travels with it, `vocabulary` its size."""
+    """A whole data set. `tokenizer` holds the bytes of a tokenizer.json that travels with it, `vocabulary` its size."""
 
     modality: Modality
     class_names: tuple[str, ...] | None
@@ -52,10 +52,12 @@ class Content:
 
 
 def checksum(class_names: Sequence[str] | None, rows: Rows) -> str:
-    """The sha256, in hex, of class names and rows in order; every part is preceded by its length (8 bytes).
+    """Compute the sha256 of class names and rows, in hex.
 
-    It covers content only, so it does not change with the parquet writer.
+    They are read in order; every part is preceded by its length (8 bytes). It covers content only, so it does not
+    change with the parquet writer.
     """
+    # Without the lengths different contents could read alike: the names ["ab", "c"] and ["a", "bc"] are both "abc".
     digest = hashlib.sha256()
 
     def add(part: bytes) -> None:
@@ -86,5 +88,8 @@ def facts(class_names: Sequence[str] | None, rows: Rows) -> SplitFacts:
 
 
 def by_content(values: Sequence[bytes]) -> list[int]:
-    """Positions in the order of the values' sha256: a fixed shuffle that no library's generator can change."""
+    """Sort positions by the sha256 of the values there.
+
+    This is a fixed shuffle that no library's generator can change.
+    """
     return sorted(range(len(values)), key=lambda i: hashlib.sha256(values[i]).digest())

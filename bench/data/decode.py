@@ -12,9 +12,10 @@ EIGHT_BITS = 257  # 65535 / 255
 
 
 def rgb(encoded: bytes) -> Image:
-    """The first frame as 8-bit RGB: 16-bit greys are scaled, transparency is dropped, orientation tags are not obeyed.
+    """Decode the first frame of an image as 8-bit RGB.
 
-    Raises what Pillow raises for damaged files, and ValueError for pixels without a fixed range.
+    16-bit greys are scaled, transparency is dropped, orientation tags are not obeyed. Raises what Pillow raises for
+    damaged files, and ValueError for pixels without a fixed range.
     """
     import numpy as np
     from PIL import Image

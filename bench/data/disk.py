@@ -23,16 +23,20 @@ BATCH_BYTES = 2**28
 
 
 def publish(name: str, content: Content, root: Path, again: bool = False) -> Manifest:
-    """Write a data set into a folder beside, then move it into place; the first complete one wins, unless `again`."""
+    """Write a data set into its folder, all at once.
+
+    It is written into a folder beside, which is then renamed; the first complete one wins, unless `again`.
+    """
     with building(root / name, replace=again) as temporary:
         _write(name, content, temporary)
+    # Read back, not made from `content`: where another process was faster, what lies there is that one's.
     manifest = read_manifest(name, root)
     assert manifest is not None  # just written, by this process or a faster one
     return manifest
 
 
 def read_rows(path: Path, modality: Modality) -> Rows:
-    """A split as it lies on disk, unchecked; refuses a file that is missing or is no such parquet."""
+    """Read a split as it lies on disk, unchecked. Refuses a file that is missing or is no such parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -46,6 +50,7 @@ def read_rows(path: Path, modality: Modality) -> Rows:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
                 if modality == "image":
+                    # `datasets` stores an image as a pair of bytes and path, of which the path is None here.
                     chunks = table.column(COLUMN[modality]).chunks
                     values += [bytes(value) for chunk in chunks for value in chunk.field("bytes").to_pylist()]
                 else:
@@ -62,7 +67,7 @@ def read_rows(path: Path, modality: Modality) -> Rows:
 
 
 def read(manifest: Manifest, root: Path) -> Content:
-    """A prepared data set as it lies on disk, unchecked."""
+    """Read a prepared data set as it lies on disk, unchecked."""
     folder = root / manifest.name
     return Content(
         modality=manifest.modality,
@@ -73,7 +78,7 @@ def read(manifest: Manifest, root: Path) -> Content:
 
 
 def again(folder: Path) -> str:
-    """How to fix a data set that is damaged or has changed."""
+    """Say how to fix a data set that is damaged or changed."""
     return f"Delete the folder {folder} and prepare {folder.name} again."
 
 
@@ -84,6 +89,7 @@ def _write(name: str, content: Content, folder: Path) -> None:
     if content.tokenizer is not None:
         (folder / TOKENIZER).write_bytes(content.tokenizer)
         tokenizer_checksum = hashlib.sha256(content.tokenizer).hexdigest()
+    # Written last: a folder without a manifest is not prepared, whatever else it holds.
     manifest = Manifest(
         name=name,
         modality=content.modality,
@@ -107,6 +113,7 @@ def _write_parquet(path: Path, content: Content, rows: Rows) -> None:
         features[PAIR] = Value("string")
     if rows.labels is not None:
         features["label"] = ClassLabel(names=list(content.class_names or ()))
+    # By way of `datasets`, which notes its features in the schema: so it reads the files as images and class labels.
     schema = Features(features).arrow_schema
     with pq.ParquetWriter(path, schema) as writer:
         for start, stop in _batches(rows):
@@ -124,7 +131,12 @@ def _write_parquet(path: Path, content: Content, rows: Rows) -> None:
 
 
 def _batches(rows: Rows) -> Iterator[tuple[int, int]]:
-    """Where to cut a split so that no part is above `BATCH_ROWS` or, unless of one row, `BATCH_BYTES`."""
+    """Cut a split into ranges of rows to write at once.
+
+    None is above `BATCH_ROWS` or, unless it has one row, `BATCH_BYTES`.
+    """
+    # A row is counted before it is added, so that a group ends in time. Example: with at most 1000 rows, 2500 short
+    # texts are cut into (0, 1000), (1000, 2000) and (2000, 2500). One image above BATCH_BYTES is a group of its own.
     start = size = 0
     for i, value in enumerate(rows.values):
         length = len(value) + (0 if rows.pairs is None else len(rows.pairs[i]))

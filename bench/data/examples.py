@@ -31,7 +31,10 @@ IMAGES_AT_ONCE = 1024
 
 
 class ImageExamples(Examples):
-    """Images from a uint8 array (N, 3, H, W), mapped from disk, or on a GPU if a quarter of its free memory will do."""
+    """Images from a uint8 array (N, 3, H, W).
+
+    They are mapped from disk, or lie on a GPU if a quarter of its free memory will do.
+    """
 
     def __init__(self, rows: npt.NDArray[np.int64], labels: Tensor | None, pixels: Array) -> None:
         super().__init__(rows, labels, None)
@@ -39,7 +42,8 @@ class ImageExamples(Examples):
         self._resident: dict[torch.device, Tensor | None] = {}
 
     def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> Tensor:
-        """Float images (B, 3, H, W), normalised; those where `flip` (B,) is true are mirrored left to right."""
+        """Read float images (B, 3, H, W), normalised. Those where `flip` (B,) is true are mirrored left to right."""
+        # The rows are gathered where the pixels lie: on the host, then sent, or on the GPU that has them all.
         resident = self._on(device)
         if resident is None:
             pixels = send(torch.from_numpy(self._pixels[self._rows[index.numpy()]]), device)
@@ -67,24 +71,26 @@ class ImageExamples(Examples):
 
 
 def normalised(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Images (B, 3, H, W) of bytes as floats of about zero mean and unit variance."""
+    """Normalise images of bytes (B, 3, H, W). The floats have about zero mean and unit variance."""
     images, (mean, std) = pixels.to(dtype), statistics(dtype, pixels.device)
     return images.div_(255).sub_(mean).div_(std)
 
 
 def statistics(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel (3, 1, 1), as images in [0, 1] are normalised by them."""
+    """Return the mean and standard deviation of each channel (3, 1, 1). Images in [0, 1] are normalised by them."""
     return per_channel(MEAN, dtype, device), per_channel(STD, dtype, device)
 
 
 @functools.cache
 def per_channel(values: tuple[float, float, float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A constant for each channel (3, 1, 1), sent to the device once; never to be changed."""
+    """Return a constant for each channel (3, 1, 1). It is sent to the device once, and must never be changed."""
     return send(torch.tensor(values, dtype=dtype)[:, None, None], device)
 
 
 class TextExamples(Examples):
-    """Texts, or pairs of them, as one flat array of token numbers; example i is tokens[offsets[i]:offsets[i + 1]].
+    """Texts, or pairs of them, as one flat array of tokens.
+
+    Example i is tokens[offsets[i]:offsets[i + 1]].
 
     `seconds` (N,) says where in each example the second text begins, None where there is none or the network does not
     tell the two apart; `pad` is the token that fills up a batch.
@@ -106,14 +112,17 @@ class TextExamples(Examples):
         self._pad = pad
 
     def inputs(self, index: Tensor, device: torch.device, flip: Tensor | None = None) -> dict[str, Tensor]:
-        """Long tensors `input_ids` and `attention_mask` (B, T), padded to the longest text of the batch.
+        """Read texts, padded to the longest one of the batch.
 
-        Pairs also have `token_type_ids` (B, T): 1 for the second text, 0 elsewhere.
+        They are long tensors `input_ids` and `attention_mask` (B, T). Pairs also have `token_type_ids` (B, T): 1 for
+        the second text, 0 elsewhere.
         """
         assert flip is None, "a text stage that flips is refused when it is planned"
         assert self.lengths is not None
         chosen = index.numpy()
         lengths = self.lengths[chosen]
+        # Example: two texts of 3 and 2 tokens that start at 10 and 40. The mask is [[1 1 1] [1 1 0]], and tokens are
+        # taken from [[10 11 12] [40 41 0]]; what came from 0, where the mask is 0, becomes padding.
         position = np.arange(lengths.max(initial=0))
         mask = position < lengths[:, None]
         tokens = self._tokens[np.where(mask, self._starts[chosen][:, None] + position, 0)]
@@ -124,7 +133,7 @@ class TextExamples(Examples):
 
 
 def padded(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor]:
-    """Text inputs (B, T) padded further, to (B, `length`), with the token `pad`."""
+    """Pad text inputs (B, T) further, to (B, `length`). They are filled up with the token `pad`."""
     missing = length - inputs["input_ids"].shape[1]
     if missing == 0:
         return inputs
@@ -136,11 +145,14 @@ def padded(inputs: dict[str, Tensor], length: int, pad: int) -> dict[str, Tensor
 
 
 def by_length(attention_mask: Tensor) -> tuple[Tensor, ...]:
-    """Sort the tokens of texts (B, T) into parts of similar lengths: indices (b, t) into the B·T tokens.
+    """Sort the tokens of texts (B, T) into parts of similar lengths.
 
-    What is computed part by part needs little padding. A part begins where a text has fewer than three quarters of the
-    tokens of the longest one in the part before.
+    A part holds indices (b, t) into the B·T tokens. What is computed part by part needs little padding. A part begins
+    where a text has fewer than three quarters of the tokens of the longest one in the part before.
     """
+    # Example: texts of 3, 10, 9 and 4 tokens. Sorted they are 10, 9, 4 and 3. Below three quarters of 10 is first the
+    # 4, and 3 is three quarters of it: the parts are (2, 10) for texts 1 and 2, and (2, 4) for texts 3 and 0. That is
+    # 28 tokens to compute instead of the 40 of (4, 10).
     lengths = attention_mask.sum(1).numpy()
     rows = np.argsort(-lengths, kind="stable")
     firsts, lengths = rows * attention_mask.shape[1], lengths[rows]  # of each text: the index of its first token
@@ -155,7 +167,9 @@ def by_length(attention_mask: Tensor) -> tuple[Tensor, ...]:
 
 
 def open_split(data: Data, backbone: Backbone, root: Path) -> Examples:
-    """The examples that `data` names, in the form that `backbone` reads; builds the array cache at first use.
+    """Open the examples that `data` names, as `backbone` reads them.
+
+    Builds the array cache at first use.
 
     Refuses data that are not prepared, whose content is not that of `data.checksum`, or of another modality.
     """
@@ -183,6 +197,8 @@ def open_split(data: Data, backbone: Backbone, root: Path) -> Examples:
 
 def _manifest(data: Data, root: Path) -> Manifest:
     manifest = read_manifest(data.task, root)
+    # Each check presumes the one before it: is anything prepared, does it have the split, is its content what was
+    # planned?
     if manifest is None or data.checksum is None:
         raise NotPrepared(f"{data.task} is not prepared in {root}: prepare it first.")
     if not manifest.splits.keys() >= set(data.split.split("+")):

@@ -17,7 +17,10 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """How many examples a split has, in all and per class (None without labels), and the sha256 of its content."""
+    """The size of a split and the sha256 of its content.
+
+    The size is the number of examples in all and per class (None without labels).
+    """
 
     examples: int
     checksum: str
@@ -41,17 +44,20 @@ class Manifest:
     vocabulary: int | None = None
 
     def checksum(self, split: str) -> str:
-        """The checksum of a split, or of several joined by '+'."""
+        """Return the checksum of a split, or of several joined by '+'."""
         checksums = [self.splits[part].checksum for part in split.split("+")]
         return checksums[0] if len(checksums) == 1 else digest(checksums)
 
     def to_json(self) -> str:
-        """The text of `manifest.json`."""
+        """Return the text of `manifest.json`."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
 
 def read_manifest(name: str, root: Path) -> Manifest | None:
-    """What is prepared under this name, or None; reads one small file. Refuses a manifest it cannot read."""
+    """Read what is prepared under this name, or return None.
+
+    Reads one small file. Refuses a manifest it cannot read.
+    """
     path = root / name / MANIFEST
     try:
         return _parse(json.loads(path.read_bytes()), name)
@@ -91,12 +97,12 @@ def _parse(content: dict[str, Any], name: str) -> Manifest:
 
 
 def data_root() -> Path:
-    """The folder of prepared data where no other is named."""
+    """Return the folder of prepared data where no other is named."""
     return Path(os.environ.get("BENCH_DATA") or "data")
 
 
 def describe_manifest(manifest: Manifest) -> str:
-    """What a data set holds, in a line."""
+    """Describe what a data set holds, in a line."""
     counts = ", ".join(f"{split} {facts.examples}" for split, facts in manifest.splits.items())
     classes = f"; {len(manifest.class_names)} classes" if manifest.class_names else ""
     note = f"; {manifest.sources['splits']}" if "splits" in manifest.sources else ""

@@ -11,7 +11,10 @@ from bench.errors import InputError, nearest
 
 
 def check_unchanged(task: Task, manifest: Manifest) -> None:
-    """Refuse a user's own data whose source, or the way it is read, is not what was prepared."""
+    """Refuse a user's own data that changed since they were prepared.
+
+    Their source may have changed, or the way it is read.
+    """
     if task.source is None:
         return
     fingerprint = fingerprint_of(task)
@@ -23,7 +26,7 @@ def check_unchanged(task: Task, manifest: Manifest) -> None:
 
 
 def prepare_command(*names: str, own: bool = False, root: Path | None = None) -> str:
-    """The command that prepares these; what only a gin file declares needs that file."""
+    """Return the command that prepares these. What only a gin file declares (`own`) needs that file."""
     gin = " --gin FILE" if own else ""
     usual = root is None or root == data_root()
     return f"python -m bench.data prepare {' '.join(names)}{gin}{'' if usual else f' --data {root}'}"
@@ -32,12 +35,14 @@ def prepare_command(*names: str, own: bool = False, root: Path | None = None) ->
 def prepare_data(
     name: str, root: Path, task: Task | None = None, given: Path | None = None, again: bool = False
 ) -> Manifest:
-    """Build a task or corpus under `root/name` unless it is there already, or `again` asks for a new one.
+    """Build a task or corpus under `root/name` unless it is there.
 
-    `task` describes a user's own data; `given` is a file or folder that stands in for what would be downloaded: the
-    official archives, or parquet or jsonl splits made from them. Nothing is visible before it is complete, and two
-    processes may prepare the same name at once. Refuses unknown names, sources that are missing or damaged, data that
-    would spoil training, and counts that are not those the source promises.
+    `again` builds it anew all the same. `task` describes a user's own data; `given` is a file or folder that stands in
+    for what would be downloaded: the official archives, or parquet or jsonl splits made from them.
+
+    Nothing is visible before it is complete, and two processes may prepare the same name at once. Refuses unknown
+    names, sources that are missing or damaged, data that would spoil training, and counts that are not those the source
+    promises.
     """
     task = task or TASKS.get(name)
     if task is None and name not in CORPORA:

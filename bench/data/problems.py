@@ -1,4 +1,4 @@
-"""Everything about the content of a data set that would spoil training, found before it does."""
+"""Everything about the content of a data set that would spoil training, refused before it does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ Example = tuple[bytes, bytes | None]
 
 
 def problems(content: Content, allowed_empty: Mapping[str, frozenset[str]] = {}) -> list[str]:
-    """What would spoil training, by split and row (counted from 0) and class; at most 10 of each kind, then a count.
+    """List what would spoil training, at most 10 of each kind.
+
+    Each is named by split and row (counted from 0) and class; a count of the rest follows.
 
     These are: images that cannot be decoded to their end, are decompression bombs, of zero size or above 20,000 pixels
     wide or high; texts that are empty or white space; labels without a class; classes without examples, unless
@@ -39,23 +41,32 @@ def problems(content: Content, allowed_empty: Mapping[str, frozenset[str]] = {})
 
 
 def refuse(name: str, content: Content, allowed_empty: Mapping[str, frozenset[str]] = {}) -> None:
-    """Raise InputError with all problems of a data set, if it has any."""
+    """Raise InputError with all problems of a data set, if any."""
     if reasons := problems(content, allowed_empty):
         listed = "\n".join(f"  {problem}" for problem in reasons)
         raise InputError(f"{name} cannot be used:\n{listed}\nCorrect or remove these examples in its source.")
 
 
 def duplicates(content: Content) -> dict[tuple[str, str], int]:
-    """How many examples of the second split occur, byte for byte, in the first, where there are any."""
+    """Count the examples that two splits share, byte for byte.
+
+    Of each pair of splits the examples of the second are counted that occur in the first; pairs without any are left
+    out.
+    """
     return _common(content, lambda labels, label: True)
 
 
 def contradictions(content: Content) -> dict[tuple[str, str], int]:
-    """How many of the `duplicates` carry a label that they have nowhere in the first split."""
+    """Count the `duplicates` whose label contradicts the first split.
+
+    Such an example has a label that it has nowhere in the first split.
+    """
     return _common(content, lambda labels, label: label not in labels)
 
 
 def _common(content: Content, counts: Callable[[set[int | None], int | None], bool]) -> dict[tuple[str, str], int]:
+    # Example: the first split holds x with the labels {0} and y with {0, 1}; the second holds x labelled 1, y labelled
+    # 1 and z. Two are duplicates, x and y. One of them contradicts, x: it has the label 1 nowhere in the first split.
     counted = {}
     splits = list(content.splits)
     for i, first in enumerate(splits):
@@ -84,9 +95,9 @@ def _shortened(messages: Iterable[str], kind: str) -> list[str]:
 
 
 def _row(content: Content, split: str, row: int) -> str:
-    places = content.splits[split].places
-    if places is not None:
-        return places[row]
+    locations = content.splits[split].places
+    if locations is not None:
+        return locations[row]
     labels = content.splits[split].labels
     if labels is None or content.class_names is None or labels[row] not in range(len(content.class_names)):
         return f"{split}, row {row}"
@@ -140,7 +151,7 @@ def _text_problem(text: bytes) -> str | None:
 def _damaged_images(content: Content) -> list[str]:
     from PIL import Image
 
-    found = []
+    messages = []
     # Filters belong to the whole process, so they are set here and not in the threads.
     with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as threads:
         warnings.simplefilter("ignore")
@@ -148,8 +159,8 @@ def _damaged_images(content: Content) -> list[str]:
         for split, rows in content.splits.items():
             for i, problem in enumerate(threads.map(_image_problem, rows.values)):
                 if problem is not None:
-                    found.append(f"{_row(content, split, i)}: the image {problem}")
-    return found
+                    messages.append(f"{_row(content, split, i)}: the image {problem}")
+    return messages
 
 
 def _image_problem(encoded: bytes) -> str | None:
