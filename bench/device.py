@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def _ready(device: torch.device) -> bool:
-    """Initialise CUDA for a GPU and say whether it is one; most functions of torch.cuda fail before that."""
+    """Initialise CUDA for a GPU and tell whether it is one. Most functions of torch.cuda fail before that."""
     if device.type != "cuda":
         return False
     torch.cuda.init()  # type: ignore[no-untyped-call]
@@ -41,7 +41,7 @@ def gpu_count() -> int:
 
 
 def resolve(name: str) -> torch.device:
-    """Turn 'cpu', 'cuda' or 'cuda:N' into a device; refuses any other name, and a GPU that torch cannot use."""
+    """Turn 'cpu', 'cuda' or 'cuda:N' into a device. Refuses any other name, and a GPU that torch cannot use."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -50,6 +50,7 @@ def resolve(name: str) -> torch.device:
         raise InputError(f"the device {name!r} is unknown. Legal: cpu, cuda, cuda:0, cuda:1, …")
     if device.type == "cpu":
         return device
+    # Two errors, as their remedies differ: no GPU can be used at all, or not the one with that number.
     count = gpu_count()
     if count == 0:
         raise InputError(
@@ -71,7 +72,10 @@ def name(device: torch.device) -> str:
 
 
 def properties(device: torch.device) -> tuple[str, int, bool]:
-    """Give a GPU's model, its memory in bytes and whether it computes in bfloat16 without emulation."""
+    """Return a GPU's model, memory in bytes and whether bfloat16 is native.
+
+    It is native where the GPU computes in it without emulation.
+    """
     _ready(device)
     about = torch.cuda.get_device_properties(device)
     with torch.cuda.device(device):
@@ -82,13 +86,16 @@ def properties(device: torch.device) -> tuple[str, int, bool]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done everything it was given."""
+    """Wait until a GPU has done all the work asked of it."""
     if _ready(device):
         torch.cuda.synchronize(device)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or one of its libraries, had too little memory."""
+    """Tell whether an error says that there was too little memory.
+
+    The memory is that of a device or of one of its libraries.
+    """
     text = str(error)
     words = (
         "out of memory",
@@ -102,7 +109,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe(device: torch.device) -> str:
-    """Name a device with its memory in GiB and, where several GPUs are told apart, which one it is."""
+    """Name a device with its memory in GiB. Where CUDA_VISIBLE_DEVICES is set, it is named, too."""
     if device.type == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return f"the CPU ({memory / 2**30:.1f} GiB)"
@@ -119,19 +126,19 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Give the most bytes that tensors on a GPU took at once since `reset_peak_memory`."""
+    """Return the most bytes that tensors on a GPU took at once. Counted since `reset_peak_memory`."""
     _ready(device)
     return torch.cuda.max_memory_allocated(device)
 
 
 def free_memory(device: torch.device) -> int:
-    """Give the bytes of a GPU's memory that no process uses."""
+    """Return the bytes of a GPU's memory that no process uses."""
     _ready(device)
     return int(torch.cuda.mem_get_info(device)[0])
 
 
 def release_memory(device: torch.device) -> None:
-    """Return memory that nothing uses any more to the GPU, for other processes and the next stage."""
+    """Return memory that nothing uses any more to the GPU. Other processes and the next stage can then have it."""
     if _ready(device):
         gc.collect()  # what refers to itself, such as an error and its frames, would keep its tensors
         torch.cuda.empty_cache()
@@ -139,7 +146,7 @@ def release_memory(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def using(device: torch.device) -> Iterator[None]:
-    """Make a GPU the current one meanwhile: pinned memory and events belong to the current one."""
+    """Make a GPU the current one meanwhile. Pinned memory and events belong to the current one."""
     if not _ready(device):
         yield
         return
@@ -152,7 +159,9 @@ def using(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def numerics(execution: Execution, device: torch.device) -> Iterator[None]:
-    """Compute as `execution` says while a stage runs, then as before; refuses 'tf32' on a CPU.
+    """Compute as `execution` says while a stage runs, then as before.
+
+    Refuses 'tf32' on a CPU.
 
     'float32' is full precision: TF32 is off in matrix products and in cuDNN's convolutions, where torch has it on by
     default. 'tf32' turns both on.
@@ -207,16 +216,18 @@ class Arriving:
     _event: Any
 
     def wait(self) -> list[float]:
-        """Give the numbers, once the device has got that far."""
+        """Return the numbers, once the device has got that far."""
         if self._event is not None:
             self._event.synchronize()
         return [float(value) for value in self._host.tolist()]
 
 
 def receive(tensor: Tensor) -> Arriving:
-    """Start to copy a vector from its device to the host, without waiting for it."""
+    """Start to copy a vector from its device to the host. The host does not wait for it."""
     if not _ready(tensor.device):
         return Arriving(tensor, None)
+    # The event stands behind the copy in the GPU's queue: once it has happened, the numbers are there. To wait for it
+    # is to wait for this copy, not for the steps that were asked for since.
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -228,7 +239,7 @@ def receive(tensor: Tensor) -> Arriving:
 
 
 class Graph:
-    """Work that a device has recorded once and repeats as a whole: a CUDA graph.
+    """A CUDA graph: work that is recorded once and repeated whole.
 
     `pool` is shared by graphs of which only one runs at a time, so that they use the same memory.
     """
@@ -237,8 +248,9 @@ class Graph:
         self._graph, self._pool = torch.cuda.CUDAGraph(), pool
 
     def capture(self, work: Callable[[], Any]) -> Any:
-        """Record what `work` asks of the device, without doing it; returns what `work` returns."""
+        """Record what `work` asks of the device, without doing it. Returns what `work` returns."""
         try:
+            # torch would record on a stream of its own; the current one, the side stream, is that of unrecorded steps.
             with torch.cuda.graph(self._graph, pool=self._pool, stream=torch.cuda.current_stream()):
                 return work()
         except Exception:
@@ -253,23 +265,26 @@ class Graph:
 
 
 def has_graphs(device: torch.device) -> bool:
-    """Whether the device can record work and repeat it."""
+    """Tell whether the device can record work and repeat it."""
     return device.type == "cuda"
 
 
 def graph_pool(device: torch.device) -> Any:
-    """Name a new memory pool for graphs of one stage."""
+    """Create a memory pool for the graphs of one stage."""
     _ready(device)
     return torch.cuda.graph_pool_handle()
 
 
 @contextlib.contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Work on a GPU's stream of its own meanwhile: graphs cannot be captured on the default one."""
+    """Work on a GPU's side stream meanwhile. Graphs cannot be captured on the default one."""
     if not _ready(device):
         yield
         return
     with torch.cuda.device(device):
+        # Two streams of a GPU do not wait for each other by themselves. So the side stream first waits for what was
+        # asked before, such as copying the network to the GPU, and what is asked afterwards waits for the side stream,
+        # such as evaluation.
         before, stream = torch.cuda.current_stream(), _side_stream(torch.cuda.current_device())
         stream.wait_stream(before)
         try:
@@ -281,6 +296,9 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 @functools.cache
 def _side_stream(index: int) -> Any:
-    """The one side stream of a GPU: each new one would keep memory of its own for as long as the process lives."""
+    """Return the one side stream of a GPU.
+
+    Each new one would keep memory of its own for as long as the process lives.
+    """
     _ready(torch.device("cuda", index))
     return torch.cuda.Stream(index)  # type: ignore[no-untyped-call]

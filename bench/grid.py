@@ -53,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     baselines.register()
+    # The order: whatever can be refused is refused before anything is written. Arguments first, as they need nothing;
+    # then the plan; then what is not prepared, the folders and the devices. Data that come with the packages are
+    # prepared then, and the plan is made again, because only now their checksums, and so the stages' keys, are known.
     _check_arguments(options)
     store, data = Store(options.store), cli.data_root(options)
     if options.cancel:
@@ -89,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _finish(plan: Plan, options: argparse.Namespace, store: Store) -> int:
-    """Write the tables; 0 if all selected cells are done."""
+    """Write the tables; return 0 if all selected cells are done."""
     status = write_tables(plan, store, options.results)
     return 0 if all(store.record(cell.stage) is not None for cell in plan.selected) else status
 
@@ -119,7 +122,10 @@ def _check_arguments(options: argparse.Namespace) -> None:
 
 
 def _devices(options: argparse.Namespace) -> list[str]:
-    """The devices that stages may run on; refuses what is not there, and to share what is not shared that way."""
+    """List the devices that stages may run on.
+
+    Refuses devices that are not there, and several workers per device on a CPU.
+    """
     from bench.launch.devices import local_devices
 
     devices = local_devices(options.device or os.environ.get("BENCH_DEVICE") or None)
@@ -129,11 +135,12 @@ def _devices(options: argparse.Namespace) -> list[str]:
 
 
 def _workers(plan: Plan, options: argparse.Namespace, data: Path, devices: Sequence[str], most: int) -> list[Settings]:
-    """The workers of the local launcher, `most` at most, each with its device."""
+    """Give each worker of the local launcher its device. There are `most` workers at most."""
     from bench.training.protocol import Settings
 
     grid = plan.grid
     usual = max(1, cores() // grid.threads) if devices == ["cpu"] else len(devices) * (options.workers_per_device or 1)
+    # Example: 3 workers on 2 GPUs get cuda:0, cuda:1 and cuda:0; for those on cuda:0 `shared` is true.
     used = [devices[number % len(devices)] for number in range(min(options.workers or usual, most))]
     return [
         Settings(data, device, grid.threads, grid.checkpoint_steps, grid.cuda_graphs, used.count(device) > 1)
@@ -142,7 +149,7 @@ def _workers(plan: Plan, options: argparse.Namespace, data: Path, devices: Seque
 
 
 def _run(plan: Plan, options: argparse.Namespace, store: Store, data: Path, devices: Sequence[str]) -> bool:
-    """Run what is to run; says whether it was interrupted."""
+    """Run what is to run; tell whether it was interrupted."""
     from bench.launch import inline, local
     from bench.launch.queue import Queue
     from bench.launch.reporter import Reporter

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError(f"--from {options.source}: prepare one name at a time with it, not {len(options.names)}.")
     if options.source is not None and not options.source.exists():
         raise InputError(f"--from {options.source}: there is no such file or folder.")
+    # All names before the first is prepared: a typing error in the last one must not show up after hours of downloads.
     for name in options.names:
         catalogue.refuse_unknown(name)
     cli.check_writable("--data", root)
@@ -138,7 +139,7 @@ def _check(catalogue: Catalogue, names: Sequence[str], root: Path) -> int:
 
 
 def _undeclared(catalogue: Catalogue, root: Path) -> Iterator[str]:
-    """What is prepared under names that only a gin file knows which was not given."""
+    """List what is prepared under names that nothing declares. A gin file that was not named may declare them."""
     for folder, names in ((root, {*catalogue.tasks, *CORPORA}), (root / "backbones", catalogue.checkpoints.keys())):
         for path in sorted(folder.glob(f"*/{MANIFEST}")):
             if path.parent.name not in names:
