@@ -18,7 +18,7 @@ from typing import Any, get_args
 import baselines
 from bench import cli
 from bench.errors import InputError, nearest
-from bench.speed import measure, quickstart, report
+from bench.speed import measure, quickstart, report, side
 from bench.speed.work import KINDS, NETWORKS, Precision, Work
 from bench.store.provenance import commit, cores
 
@@ -27,36 +27,32 @@ OUTPUT = Path("results/speed.md")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the arguments name and write the page."""
-    given = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     baselines.register()
-    _check(given)
-    threads = given.threads or cores()
-    facts = measure.ask_once("facts", Work("finetune", "vit_tiny_64", device=given.device, threads=threads))
-    known: dict[str, Any] = {
-        **facts,
-        "gpu": given.device != "cpu",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-    output = given.output or OUTPUT
-    written: report.Facts = {}
-    for new in _measured(given, threads, bool(facts["bfloat16"])):
-        if given.quick and given.output is None:  # figures of shrunken networks
-            written = {**known, "lines": {**written.get("lines", {}), **new.get("lines", {})}}
-        else:
-            written = report.store(output, report.title(known), {**known, **new})
-    print(report.section(written))
-    print("nothing is written of a smoke run" if given.quick and given.output is None else f"written: {output}")
+    _check(options)
+    options.threads = options.threads or cores()
+    work = Work("finetune", "vit_tiny_64", device=options.device, threads=options.threads)
+    facts: report.Facts = side.ask_once(side.FACTS, work)
+    facts |= {"gpu": options.device != "cpu", "date": datetime.datetime.now(datetime.UTC).date().isoformat()}
+    output = options.output or OUTPUT
+    kept = not options.quick or options.output is not None  # a smoke run has the figures of shrunken networks
+    shown: report.Facts = {}
+    for part in _measured(options, facts["bfloat16"]):
+        new = {**facts, **part}
+        shown = report.store(output, new) if kept else report.merged(shown, new)
+    print(report.section(shown))
+    print(f"written: {output}" if kept else "nothing is written of a smoke run")
     return 0
 
 
-def _measured(given: argparse.Namespace, threads: int, bfloat16: bool) -> Iterator[dict[str, Any]]:
+def _measured(options: argparse.Namespace, bfloat16: bool) -> Iterator[report.Facts]:
     """Give what the arguments ask for, part by part, so that an interrupted run keeps what it has."""
-    if given.gin:
-        yield {"inputs": _inputs(given, threads)}
-    elif given.quickstart:
-        yield {"quickstart": _quickstart(given)}
+    if options.gin:
+        yield {"inputs": _inputs(options)}
+    elif options.quickstart:
+        yield {"quickstart": _quickstart(options)}
     else:
-        yield from ({"lines": {name: line}} for name, line in _lines(given, threads, bfloat16))
+        yield from ({"lines": {name: line}} for name, line in _lines(options, bfloat16))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,60 +84,67 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(given: argparse.Namespace) -> None:
-    for name, least in (("threads", 1), ("rounds", 1), ("steps", 1)):
-        value = getattr(given, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} {value}: must be at least {least}.")
-    if not given.seconds > 0:
-        raise InputError(f"--seconds {given.seconds}: must be above 0.")
-    if given.gin and given.quickstart:
+def _check(options: argparse.Namespace) -> None:
+    for name in ("threads", "rounds", "steps"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value}: must be at least 1.")
+    if not options.seconds > 0:
+        raise InputError(f"--seconds {options.seconds}: must be above 0.")
+    if options.gin and options.quickstart:
         raise InputError("--gin: cannot be combined with --quickstart, which runs a grid of its own.")
-    if given.against and not given.quickstart:
+    if options.against and not options.quickstart:
         raise InputError("--against: is for --quickstart, which it compares.")
-    if given.set and not given.gin:
+    if options.set and not options.gin:
         raise InputError("--set: is for the grid that --gin names.")
-    if given.output is not None:
-        cli.check_writable("--output", given.output.parent)
+    if options.output is not None:
+        cli.check_writable("--output", options.output.parent)
 
 
-def _lines(given: argparse.Namespace, threads: int, bfloat16: bool) -> Iterator[tuple[str, Any]]:
+def _lines(options: argparse.Namespace, bfloat16: bool) -> Iterator[tuple[str, Any]]:
     names = [f"{kind}/{network}" for network in NETWORKS for kind in KINDS]
-    for glob in given.only:
+    for glob in options.only:
         if not fnmatch.filter(names, glob):
             raise InputError(f"--only '{glob}' matches no line; a line is stage/network.{nearest(glob, names)}")
-    precision: Precision = given.precision or ("bfloat16" if bfloat16 else "float32")
-    compile = bfloat16 if given.compile is None else given.compile
-    for name in names:
-        if given.only and not any(fnmatch.fnmatchcase(name, glob) for glob in given.only):
-            continue
-        kind, network = name.split("/")
-        print(f"measuring {name}", file=sys.stderr, flush=True)
-        work = Work(kind, network, given.device, threads, precision, given.quick)  # type: ignore[arg-type]
-        rounds, seconds = (1, 0.01) if given.quick else (given.rounds, given.seconds)
-        line = measure.compare(work, compile=compile, rounds=rounds, seconds=seconds, commit=commit())
-        yield name, report.as_json(line)
+    precision: Precision = options.precision or ("bfloat16" if bfloat16 else "float32")
+    compile = bfloat16 if options.compile is None else options.compile
+    rounds, seconds = (1, 0.01) if options.quick else (options.rounds, options.seconds)
+    for network in NETWORKS:
+        for kind in KINDS:
+            name = f"{kind}/{network}"
+            if options.only and not any(fnmatch.fnmatchcase(name, glob) for glob in options.only):
+                continue
+            print(f"measuring {name}", file=sys.stderr, flush=True)
+            work = Work(kind, network, options.device, options.threads, precision, options.quick)
+            line = measure.compare(work, compile=compile, rounds=rounds, seconds=seconds, commit=commit())
+            yield name, dataclasses.asdict(line)
 
 
-def _quickstart(given: argparse.Namespace) -> dict[str, Any]:
+def _quickstart(options: argparse.Namespace) -> dict[str, Any]:
     from bench.data.tasks import EMBEDDED
     from bench.planning.catalogue import Catalogue
 
-    root = cli.data_root(given)
+    root = cli.data_root(options)
     cli.check_writable("--data", root)
     for name in EMBEDDED:
         Catalogue().prepare(name, root)
-    runs = quickstart.compare(given.against, root, given.device, 1 if given.quick else given.rounds, given.quick)
-    return {**quickstart.figures(runs), "path": runs["this"][-1].path, "commit": commit()}
+    rounds = 1 if options.quick else options.rounds
+    runs = quickstart.compare(options.against, root, options.device, rounds, options.quick)
+    return {**quickstart.figures(runs), "commit": commit()}
 
 
-def _inputs(given: argparse.Namespace, threads: int) -> dict[str, Any]:
+def _inputs(options: argparse.Namespace) -> dict[str, Any]:
     from bench.speed import inputs
 
-    measured = inputs.measure_cells(given, threads)
+    root, threads = cli.data_root(options), options.threads
+    stages = inputs.selected_stages(options.gin, options.set, options.only, root)
     return {
-        f"{name}, {threads} threads": {"cell": name, "threads": threads, **dataclasses.asdict(values)}
-        for name, values in measured.items()
+        f"{name}, {threads} threads": {
+            "cell": name,
+            "threads": threads,
+            **inputs.measure(stage, root, options.steps, options.device, threads),
+        }
+        for name, stage in stages.items()
     }
 
 

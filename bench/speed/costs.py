@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import tempfile
 from collections import Counter
@@ -12,8 +11,7 @@ from typing import NamedTuple
 
 from bench.data.public.official import SOURCES
 from bench.planning.plan import make_plan
-from bench.specs import Data, Stage
-from bench.speed.measure import Line
+from bench.speed.line import Line
 from bench.speed.work import KINDS, OURS
 from bench.store.store import Store
 
@@ -35,24 +33,19 @@ TABLES = {
 def examples(table: PaperTable) -> tuple[Counter[str], Counter[str]]:
     """Count the stages of a grid and the examples that they see in all, both by kind of stage.
 
-    Where a task is not prepared, its examples are those that its source promises.
+    No task needs to be prepared: how many examples it has is what its source promises.
     """
-    with tempfile.TemporaryDirectory() as nothing:
-        stages = make_plan([table.grid], [], [], Path(nothing), Store(Path(nothing) / "runs")).stages
+    with tempfile.TemporaryDirectory() as folder:
+        stages = make_plan([table.grid], [], [], Path(folder), Store(Path(folder) / "runs")).stages
     counts: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     for stage in stages:
         kind = next(kind for kind in KINDS if stage.name.startswith(kind))
+        promised = SOURCES[stage.data.task].counts[0].splits
+        training_set = sum(promised[split] for split in stage.data.split.split("+"))
         counts[kind] += 1
-        seen[kind] += _counted(stage).total_steps * stage.schedule.batch_size
+        seen[kind] += stage.schedule.total_steps(training_set) * stage.schedule.batch_size
     return counts, seen
-
-
-def _counted(stage: Stage) -> Stage:
-    promised = SOURCES[stage.data.task].counts[0].splits
-    total = sum(promised[split] for split in stage.data.split.split("+"))
-    data: Data = dataclasses.replace(stage.data, examples=total)
-    return dataclasses.replace(stage, data=data)
 
 
 def hours(table: PaperTable, lines: Mapping[str, Line]) -> float | None:

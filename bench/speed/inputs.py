@@ -5,21 +5,19 @@ Networks have random weights; nothing is kept.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from bench import cli
 from bench import device as devices
 from bench.data.content import joined
 from bench.data.decode import rgb
@@ -39,38 +37,31 @@ WARM_UP = 3
 """Steps and batches that are not counted: they fill caches and memory pools."""
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Seconds per batch: read from the array, decoded from encoded images (None for text), and of a training step."""
+def selected_stages(gin: Sequence[str], overrides: Sequence[str], only: Sequence[str], root: Path) -> dict[str, Stage]:
+    """Choose the last stage of each selected cell, one cell for each of the data that they read.
 
-    read: float
-    decoded: float | None
-    step: float
-
-
-def measure_cells(given: argparse.Namespace, threads: int) -> dict[str, Inputs]:
-    """Measure the last stage of each selected cell of prepared data, by the cell's name."""
-    root = cli.data_root(given)
-    with tempfile.TemporaryDirectory() as nothing:
-        plan = make_plan(given.gin, given.set, given.only, root, Store(Path(nothing) / "runs"))
+    Refuses data that are not prepared.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        plan = make_plan(gin, overrides, only, root, Store(Path(folder) / "runs"))
     plan.known.refuse_missing((name for cell in plan.selected for name in cell.stage.unprepared), root)
-    stages = {cell.stage.data: (cell.name, cell.stage) for cell in plan.selected}
-    return {name: measure(stage, root, given.steps, given.device, threads) for name, stage in stages.values()}
+    cells = {cell.stage.data: cell for cell in plan.selected}
+    return {cell.name: cell.stage for cell in cells.values()}
 
 
-def measure(stage: Stage, root: Path, steps: int, device_name: str, threads: int) -> Inputs:
-    """Measure a prepared stage on one device: medians over `steps` batches, the mean over as many training steps."""
+def measure(stage: Stage, root: Path, steps: int, device_name: str, threads: int) -> dict[str, float | None]:
+    """Measure the seconds of a batch and of a training step of a prepared stage.
+
+    A batch is `read` from the array, or `decoded` from encoded images (None for text); both are medians over so many,
+    `step` is the mean of as many training steps.
+    """
     torch.set_num_threads(threads)
     device = devices.resolve(device_name)
-    stage = dataclasses.replace(
-        stage,
-        schedule=dataclasses.replace(
-            stage.schedule, steps=ours.MANY, epochs=None, warmup_steps=0, warmup_fraction=None
-        ),
+    endless: dict[str, Any] = {"steps": ours.MANY, "epochs": None, "warmup_steps": 0, "warmup_fraction": None}
+    stage = dataclasses.replace(stage, schedule=dataclasses.replace(stage.schedule, **endless))
+    batches = Batches(
+        stage, open_split(stage.data, stage.backbone, root), new_model(stage, torch.float32).to(device), device
     )
-    examples = open_split(stage.data, stage.backbone, root)
-    model = new_model(stage, torch.float32).to(device)
-    batches = Batches(stage, examples, model, device)
 
     def read(step: int) -> None:
         batches.at(step)
@@ -82,36 +73,35 @@ def measure(stage: Stage, root: Path, steps: int, device_name: str, threads: int
         order = [torch.cat([batch.index for batch in batches.at(step)]).tolist() for step in range(WARM_UP + steps)]
         decoded = _median(lambda step: decode([encoded[i] for i in order[step]], size), steps)
 
-    turns = iter((WARM_UP, steps, 0))
-    measured: list[float | None] = []
+    turns, seconds = iter((WARM_UP, steps, 0)), 0.0
 
-    def next_turn(seconds: float | None) -> int:
-        measured.append(seconds)
+    def next_turn(taken: float | None) -> int:
+        nonlocal seconds
+        seconds = taken or 0.0  # in the end those of the turn that counts
         return next(turns)
 
     teacher_set = None if stage.teacher is None else open_split(stage.data, stage.teacher.backbone, root)
     ours.train_by_turns(stage, batches, Pace(device, next_turn), teacher_set)
-    assert measured[-1] is not None
-    return Inputs(read=_median(read, steps), decoded=decoded, step=measured[-1] / steps)
+    return {"read": _median(read, steps), "decoded": decoded, "step": seconds / steps}
 
 
 def decode(encoded: Sequence[bytes], size: int) -> Tensor:
-    """Encoded images as a normalised batch (B, 3, size, size): what every batch would cost without the array."""
+    """Decode images to a normalised batch (B, 3, size, size): what every batch would cost without the array."""
     pixels = np.stack([np.asarray(rgb(value).resize((size, size), Image.Resampling.BILINEAR)) for value in encoded])
     return normalised(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).contiguous(), torch.float32)
 
 
 def _encoded(data: Data, root: Path) -> list[bytes]:
-    """The encoded images of a stage's examples, in its own order."""
+    """Read the encoded images of a stage's examples, in its own order."""
     rows = joined([read_rows(root / data.task / f"{split}.parquet", "image") for split in data.split.split("+")])
     labels = [0] * len(rows.values) if rows.labels is None else rows.labels
     return [rows.values[i] for i in chosen_rows(data, labels)]
 
 
-def _median(measured: Callable[[int], object], steps: int) -> float:
+def _median(action: Callable[[int], object], steps: int) -> float:
     seconds = []
     for step in range(WARM_UP + steps):
         began = time.perf_counter()
-        measured(step)
+        action(step)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[WARM_UP:])

@@ -17,12 +17,12 @@ class Enough(Exception):
 class Pace:
     """Called by a loop after each of its steps; waits for the device only where a turn ends.
 
-    `turns` is given the seconds of the turn that has ended (None before the first one) and answers with the steps of
-    the next one, once it is this loop's turn again; 0 ends the loop.
+    `next_turn` is given the seconds of the turn that has ended (None before the first one) and answers with the steps
+    of the next one, once it is this loop's turn again; 0 ends the loop.
     """
 
-    def __init__(self, device: torch.device, turns: Callable[[float | None], int]) -> None:
-        self._device, self._turns = device, turns
+    def __init__(self, device: torch.device, next_turn: Callable[[float | None], int]) -> None:
+        self._device, self._next_turn = device, next_turn
         self._left, self._began = 0, 0.0
 
     def begin(self) -> None:
@@ -37,7 +37,7 @@ class Pace:
             self._turn(time.perf_counter() - self._began)
 
     def _turn(self, seconds: float | None) -> None:
-        self._left = self._turns(seconds)
+        self._left = self._next_turn(seconds)
         if self._left == 0:
             raise Enough
         devices.synchronize(self._device)

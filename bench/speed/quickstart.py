@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import bench
-from bench.errors import InputError
+from bench.errors import DamagedStore, InputError
 from bench.store.files import read_json
 
 GRID = "gin/quickstart.gin"
@@ -24,6 +24,7 @@ ONE_STEP = tuple(
     f"{stage}.steps = 1" for stage in ("source_pretrain", "further_pretrain", "supcon_pretrain", "finetune")
 )
 """A run of this length reads every data set, so that their arrays are there; it is not timed."""
+FIX = "Run the grid again in a fresh store."
 
 
 class Waited(NamedTuple):
@@ -65,91 +66,75 @@ def compare(against: Path | None, data: Path, device: str, rounds: int, quick: b
     return runs
 
 
-def figures(runs: dict[str, list[Timed]]) -> dict[str, float]:
-    """Give the medians: seconds and first step of this checkout, seconds and ratio of the other one where it ran."""
+def figures(runs: Mapping[str, Sequence[Timed]]) -> dict[str, Any]:
+    """Give the medians of this checkout, its last critical path, and how the other one compares where it ran."""
     seconds = {name: statistics.median(run.seconds for run in timed) for name, timed in runs.items()}
-    found = {
-        "seconds": seconds["this"],
-        "first_step": statistics.median(run.first_step for run in runs["this"]),
-    }
+    first_step = statistics.median(run.first_step for run in runs["this"])
+    facts = {"seconds": seconds["this"], "first_step": first_step, "path": runs["this"][-1].path}
     if "other" in seconds:
-        found |= {"other_seconds": seconds["other"], "quickstart_ratio": seconds["other"] / seconds["this"]}
-    return found
+        facts |= {"other_seconds": seconds["other"], "quickstart_ratio": seconds["other"] / seconds["this"]}
+    return facts
 
 
 def _run(checkout: Path, data: Path, device: str, settings: Sequence[str]) -> Timed:
     with tempfile.TemporaryDirectory() as name:
-        store = Path(name) / "runs"
+        folder = Path(name)
+        store, log = folder / "runs", folder / "log.txt"
         command = [sys.executable, "-m", "bench.grid", "--gin", GRID, "--data", str(data.resolve())]
-        command += ["--store", str(store), "--results", str(Path(name) / "results")]
+        command += ["--store", str(store), "--results", str(folder / "results")]
         command += ["--set", *settings] if settings else []
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), os.environ.get("PYTHONPATH", "")])}
         if device == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        with (Path(name) / "log").open("w+", encoding="utf-8") as log:
-            began, wall = time.perf_counter(), time.time()
-            process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=subprocess.STDOUT)
-            first: float | None = None
-            while process.poll() is None:
-                if first is None and _has_begun(store):
-                    first = time.perf_counter() - began
-                time.sleep(POLL_SECONDS)
-            seconds = time.perf_counter() - began
-            log.seek(0)
-            if process.returncode != 0 or first is None:
-                said = (log.read().strip().splitlines() or ["nothing"])[-1]
-                raise InputError(f"{GRID} ended with exit status {process.returncode} and said: {said}")
-        return Timed(seconds, first, tuple(critical_path(store, wall)))
+        began, wall = time.perf_counter(), time.time()
+        with log.open("w") as output:
+            process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=output, stderr=output)
+        first_step: float | None = None
+        while process.poll() is None:
+            if first_step is None and _has_begun(store):
+                first_step = time.perf_counter() - began
+            time.sleep(POLL_SECONDS)
+        seconds = time.perf_counter() - began
+        if process.returncode != 0 or first_step is None:
+            last_line = (log.read_text("utf-8").strip().splitlines() or ["nothing"])[-1]
+            raise InputError(f"{GRID} ended with exit status {process.returncode} and said: {last_line}")
+        return Timed(seconds, first_step, tuple(critical_path(store, wall)))
 
 
 def _has_begun(store: Path) -> bool:
-    """Whether a stage of the store has come as far as its first step."""
-    for attempt in store.glob("*/attempts/*.json"):
-        try:
-            facts = json.loads(attempt.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # just being written
-            continue
-        if facts.get("from_step") is not None:
-            return True
-    return False
+    """Tell whether a stage of the store has come as far as its first step."""
+    try:
+        attempts = [read_json(path, FIX) for path in store.glob("*/attempts/*.json")]
+    except DamagedStore:  # just being written
+        return False
+    return any(attempt.get("from_step") is not None for attempt in attempts)
 
 
 def critical_path(store: Path, since: float) -> list[Waited]:
     """Follow the stages back from the last one: each began when its last parent, or a worker, was done.
 
-    Times are in seconds after `since`.
+    Times are in seconds after `since`. An example, with two workers:
+
+        worker 1   |--a--|--c--|         d is the last to end; before it began, the last to end was b,
+        worker 2   |---b----|----d---|   of which d is a child: d waited for its parent, and b for the command.
     """
     spans: dict[str, tuple[float, float]] = {}
-    parents: dict[str, set[str]] = {}
     for folder in store.iterdir():
         attempts = folder / "attempts"
-        if not attempts.is_dir():
-            continue
-        fix = "Run the grid again in a fresh store."
-        began = read_json(attempts / "000001.json", fix)["began"]
-        ended = max(read_json(end, fix)["time"] for end in attempts.glob("*.end.json"))
-        spans[folder.name] = began - since, ended - since
-        parents[folder.name] = {key[:16] for key in _keys(read_json(folder / "spec.json", fix))}
+        if attempts.is_dir():
+            ended = max(read_json(end, FIX)["time"] for end in attempts.glob("*.end.json"))
+            spans[folder.name] = read_json(attempts / "000001.json", FIX)["began"] - since, ended - since
     path: list[Waited] = []
     last = max(spans, key=lambda name: spans[name][1], default=None)
     while last is not None:
         began, ended = spans[last]
         before = {name: span[1] for name, span in spans.items() if span[1] <= began and name != last}
         previous = max(before, key=lambda name: before[name], default=None)
-        if previous is None:
-            reason = "the command"
-        elif previous.rpartition("-")[2] in parents[last]:
+        # A spec names its parents by their keys, folders end with the first 16 digits.
+        parents = re.findall(r'"stage": "([0-9a-f]{16})', (store / last / "spec.json").read_text("utf-8"))
+        reason = "a worker" if previous else "the command"
+        if previous is not None and previous.rpartition("-")[2] in parents:
             reason = "its parent"
-        else:
-            reason = "a worker"
         path.append(Waited(last, reason, began, ended))
         last = previous
     return path[::-1]
-
-
-def _keys(data: Any) -> list[str]:
-    """The keys of all stages that a spec names."""
-    if isinstance(data, dict):
-        own = [data["stage"]] if isinstance(data.get("stage"), str) else []
-        return own + [key for value in data.values() for key in _keys(value)]
-    return [key for value in data for key in _keys(value)] if isinstance(data, list) else []

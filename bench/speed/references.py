@@ -11,34 +11,39 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from baselines import finetune, tapt
 from bench import device as devices
 from bench.models.image import sincos_positions
 from bench.specs import Execution
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
-from bench.specs.objectives import AdamW
 from bench.speed import synthetic
 from bench.speed.pace import Enough, Pace
+from bench.speed.synthetic import Tensors
 from bench.speed.work import BARE, CLASSES, RELEASED, SAME, Work
 
 Attention = Literal["eager", "sdpa"]
-Tensors = dict[str, Tensor]
+
+NETWORKS: dict[tuple[str, bool], Any] = {
+    ("vit", True): transformers.ViTForImageClassification,
+    ("vit", False): transformers.ViTMAEForPreTraining,
+    ("bert", True): transformers.BertForSequenceClassification,
+    ("bert", False): transformers.BertForMaskedLM,
+    ("roberta", True): transformers.RobertaForSequenceClassification,
+    ("roberta", False): transformers.RobertaForMaskedLM,
+}
+"""The classes of transformers, by encoder and whether they learn from labels."""
 
 
 def network(work: Work, attention: Attention) -> Any:
     """Build transformers' network for a kind of stage from a configuration, with random weights."""
-    backbone = work.backbone
-    labelled = work.kind == "finetune"
-    dropout = (finetune.SCHEDULES if labelled else tapt.SCHEDULES)[work.modality].dropout
+    backbone, dropout = work.backbone, work.schedule.dropout
     settings: dict[str, Any] = {
         "hidden_size": backbone.width,
         "num_hidden_layers": backbone.depth,
@@ -46,105 +51,60 @@ def network(work: Work, attention: Attention) -> Any:
         "intermediate_size": backbone.mlp_width,
         "layer_norm_eps": backbone.norm_eps,
         "attn_implementation": attention,
+        "num_labels": CLASSES,
     }
-    if labelled:
-        settings["num_labels"] = CLASSES
     if isinstance(backbone, MaskedAutoEncoder):
-        return _image_network(backbone, settings | {"hidden_dropout_prob": dropout or 0.0}, labelled)
-    rate = backbone.dropout if dropout is None else dropout
-    settings |= {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
-    return _text_network(backbone, settings, labelled)
+        settings |= {"image_size": backbone.image_size, "patch_size": backbone.patch_size}
+        settings |= {"hidden_dropout_prob": dropout or 0.0, "attention_probs_dropout_prob": 0.0}
+        if not work.labelled:
+            settings |= _decoder(backbone)
+    else:
+        rate = backbone.dropout if dropout is None else dropout
+        settings |= {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
+        settings |= {"vocab_size": backbone.vocabulary, "type_vocab_size": backbone.segments}
+        settings |= {"max_position_embeddings": backbone.positions or backbone.max_length}
+        settings |= {"pad_token_id": backbone.pad_id}
+    encoder = "vit" if isinstance(backbone, MaskedAutoEncoder) else backbone.network
+    kind = NETWORKS[encoder, work.labelled]
+    model = kind(kind.config_class(**settings))
+    if isinstance(backbone, MaskedAutoEncoder) and not work.labelled:
+        grid = backbone.image_size // backbone.patch_size
+        with torch.no_grad():  # built from a configuration, positions are zeros
+            for positions in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+                positions.copy_(sincos_positions(positions.shape[-1], grid, cls=True))
+    return model
 
 
-def _image_network(backbone: MaskedAutoEncoder, settings: dict[str, Any], labelled: bool) -> Any:
-    settings |= {
-        "image_size": backbone.image_size,
-        "patch_size": backbone.patch_size,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    if labelled:
-        return transformers.ViTForImageClassification(transformers.ViTConfig(**settings))
-    made = transformers.ViTMAEForPreTraining(
-        transformers.ViTMAEConfig(
-            **settings,
-            decoder_hidden_size=backbone.decoder_width,
-            decoder_num_hidden_layers=backbone.decoder_depth,
-            decoder_num_attention_heads=backbone.decoder_heads,
-            decoder_intermediate_size=backbone.decoder_mlp_width,
-            mask_ratio=backbone.mask_ratio,
-            norm_pix_loss=backbone.norm_pix_loss,
-        )
-    )
-    grid = backbone.image_size // backbone.patch_size
-    with torch.no_grad():  # built from a configuration, positions are zeros
-        for positions in (made.vit.embeddings.position_embeddings, made.decoder.decoder_pos_embed):
-            positions.copy_(sincos_positions(positions.shape[-1], grid, cls=True))
-    return made
-
-
-def _text_network(backbone: MaskedLanguageModel, settings: dict[str, Any], labelled: bool) -> Any:
-    settings |= {
-        "vocab_size": backbone.vocabulary,
-        "max_position_embeddings": backbone.positions or backbone.max_length,
-        "type_vocab_size": backbone.segments,
-        "pad_token_id": backbone.pad_id,
-    }
-    if backbone.network == "roberta":
-        roberta = transformers.RobertaConfig(**settings)
-        if labelled:
-            return transformers.RobertaForSequenceClassification(roberta)
-        return transformers.RobertaForMaskedLM(roberta)
-    bert = transformers.BertConfig(**settings)
-    return transformers.BertForSequenceClassification(bert) if labelled else transformers.BertForMaskedLM(bert)
-
-
-class Data:
-    """The batches of a plain loop: examples shuffled in every epoch, texts padded to the longest of their batch."""
-
-    def __init__(self, work: Work) -> None:
-        self._work, self._device = work, devices.resolve(work.device)
-        made = synthetic.examples(work, work.kind == "finetune")
-        self._labels = made.labels
-        self._images = synthetic.images(made) if work.modality == "image" else None
-        self._texts = synthetic.texts(made) if work.modality == "text" else []
-
-    def __iter__(self) -> Iterator[Tensors]:
-        while True:
-            for index in torch.randperm(self._work.examples).split(self._work.batch_size):  # type: ignore[no-untyped-call]
-                yield {name: values.to(self._device) for name, values in self._batch(index).items()}
-
-    def _batch(self, index: Tensor) -> Tensors:
-        labels = {} if self._labels is None else {"labels": self._labels[index]}
-        if self._images is not None:
-            return {"pixel_values": self._images[index], **labels}
-        return {**padded([self._texts[i] for i in index.tolist()], self._work.backbone), **labels}
-
-
-def padded(texts: list[Tensor], backbone: MaskedAutoEncoder | MaskedLanguageModel) -> Tensors:
-    """Pad texts to the longest one, as `input_ids` and `attention_mask` (B, T)."""
-    assert isinstance(backbone, MaskedLanguageModel)
-    ones = [torch.ones_like(text) for text in texts]
+def _decoder(backbone: MaskedAutoEncoder) -> dict[str, Any]:
     return {
-        "input_ids": pad_sequence(texts, batch_first=True, padding_value=backbone.pad_id),
-        "attention_mask": pad_sequence(ones, batch_first=True),
+        "decoder_hidden_size": backbone.decoder_width,
+        "decoder_num_hidden_layers": backbone.decoder_depth,
+        "decoder_num_attention_heads": backbone.decoder_heads,
+        "decoder_intermediate_size": backbone.decoder_mlp_width,
+        "mask_ratio": backbone.mask_ratio,
+        "norm_pix_loss": backbone.norm_pix_loss,
     }
+
+
+def batches(work: Work) -> Iterator[Tensors]:
+    """Give the batches of a plain loop, for ever: examples are shuffled in every epoch."""
+    rows, device = synthetic.rows(work), devices.resolve(work.device)
+    while True:
+        for index in torch.randperm(work.examples).split(work.batch_size):  # type: ignore[no-untyped-call]
+            batch = synthetic.collated([rows[i] for i in index.tolist()], work)
+            yield {name: values.to(device) for name, values in batch.items()}
 
 
 class Reference:
     """A network of transformers, its teacher and its optimiser, in one precision."""
 
     def __init__(self, work: Work, attention: Attention, bfloat16: bool) -> None:
-        labelled = work.kind == "finetune"
-        schedule = (finetune.SCHEDULES if labelled else tapt.SCHEDULES)[work.modality]
-        adamw = AdamW() if labelled else tapt.OPTIMIZERS[work.modality]
         self.work, self._device, self._bfloat16 = work, devices.resolve(work.device), bfloat16
         self.model: nn.Module = network(work, attention).to(self._device).train()
         self.teacher = copy.deepcopy(self.model).requires_grad_(False).eval() if work.kind == "self_distill" else None
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self._clip_norm = schedule.clip_norm
-        self._optimizer = torch.optim.AdamW(
-            self.trained, lr=schedule.lr, betas=adamw.betas, weight_decay=adamw.weight_decay
-        )
+        lr, betas, decay = work.schedule.lr, work.optimizer.betas, work.optimizer.weight_decay
+        self._optimizer = torch.optim.AdamW(self.trained, lr=lr, betas=betas, weight_decay=decay)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Compute in bfloat16 meanwhile, where that is asked for."""
@@ -154,13 +114,11 @@ class Reference:
 
     def losses(self, batch: Tensors, noise: Tensor | None = None) -> Iterator[Tensor]:
         """Give one loss after another, each with its own graph; `noise` (B, K) orders the patches of images."""
-        if self.work.kind == "finetune":
-            with self.autocast():
-                loss = self.model(**batch).loss
-            yield loss
-            return
+        inputs: dict[str, Any] = {**batch}
+        if not self.work.labelled:
+            inputs |= {"noise": noise} if self.work.modality == "image" else masked_tokens(batch, self.work)
         with self.autocast():
-            loss = self._masked(batch, noise)
+            loss = self.model(**inputs).loss
         yield loss
         if self.teacher is not None:
             with self.autocast():
@@ -168,13 +126,6 @@ class Reference:
                     wanted = self.features(self.teacher, batch)
                 loss = (self.features(self.model, batch) - wanted).square().sum(-1).mean()
             yield loss
-
-    def _masked(self, batch: Tensors, noise: Tensor | None) -> Tensor:
-        if self.work.modality == "image":
-            masked: Tensor = self.model(**batch, noise=noise).loss
-        else:
-            masked = self.model(**masked_tokens(batch, self.work)).loss
-        return masked
 
     def features(self, model: Any, batch: Tensors) -> Tensor:
         """Give the first token of the whole input, after the last norm (B, D)."""
@@ -188,23 +139,15 @@ class Reference:
         config.mask_ratio = ratio
         return hidden[:, 0]
 
-    def step(self, batch: Tensors) -> float:
-        """Take one step in the released order; returns the sum of the losses."""
-        self._optimizer.zero_grad()
-        total = 0.0
-        for loss in self.losses(batch):
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.trained, self._clip_norm)
-        self._optimizer.step()
-        return total
-
-    def bare_step(self, batch: Tensors) -> None:
-        """Forward, backward, update: nothing else, and no loss is read."""
+    def step(self, batch: Tensors, bare: bool = False) -> None:
+        """Take one step in the released order; a bare one neither reads losses nor clips."""
         self._optimizer.zero_grad()
         for loss in self.losses(batch):
             loss.backward()  # type: ignore[no-untyped-call]
+            if not bare:
+                loss.item()  # waits for the device
+        if self.work.schedule.clip_norm is not None and not bare:
+            nn.utils.clip_grad_norm_(self.trained, self.work.schedule.clip_norm)
         self._optimizer.step()
 
 
@@ -221,33 +164,23 @@ def masked_tokens(batch: Tensors, work: Work) -> Tensors:
     return {**batch, "input_ids": masked, "labels": tokens.masked_fill(~selected, -100)}
 
 
-def released(work: Work, pace: Pace) -> None:
-    """Run the reference in full float32 with eager attention, as it was released."""
-    reference = Reference(work, "eager", bfloat16=False)
-    _loop(reference.step, iter(Data(work)), pace)
+def run(work: Work, pace: Pace, who: str) -> None:
+    """Run one of the reference loops until `pace` says that it is enough.
 
-
-def same(work: Work, pace: Pace) -> None:
-    """Run the reference in the precision that ours has, with fused attention."""
-    with devices.numerics(Execution(precision=work.precision), devices.resolve(work.device)):
-        reference = Reference(work, "sdpa", bfloat16=work.precision == "bfloat16")
-        _loop(reference.step, iter(Data(work)), pace)
-
-
-def bare(work: Work, pace: Pace) -> None:
-    """Run forward, backward and update of the reference network alone, on batches that lie ready."""
-    with devices.numerics(Execution(precision=work.precision), devices.resolve(work.device)):
-        reference = Reference(work, "sdpa", bfloat16=work.precision == "bfloat16")
-        ready = list(itertools.islice(Data(work), work.epoch))
-        _loop(reference.bare_step, itertools.cycle(ready), pace)
-
-
-LOOPS: dict[str, Callable[[Work, Pace], None]] = {RELEASED: released, SAME: same, BARE: bare}
-
-
-def _loop(step: Any, batches: Iterator[Tensors], pace: Pace) -> None:
-    with contextlib.suppress(Enough):
+    - `RELEASED`: in full float32 with eager attention, as it was released
+    - `SAME`: in the precision that ours has, with fused attention
+    - `BARE`: the same, but forward, backward and update alone, on batches that lie ready
+    """
+    attention: dict[str, Attention] = {RELEASED: "eager", SAME: "sdpa", BARE: "sdpa"}
+    bfloat16 = who != RELEASED and work.precision == "bfloat16"
+    with contextlib.ExitStack() as stack:
+        if who != RELEASED:
+            stack.enter_context(devices.numerics(Execution(precision=work.precision), devices.resolve(work.device)))
+        stack.enter_context(contextlib.suppress(Enough))
+        reference, source = Reference(work, attention[who], bfloat16), batches(work)
+        if who == BARE:
+            source = itertools.cycle(list(itertools.islice(source, work.epoch)))
         pace.begin()
-        for batch in batches:
-            step(batch)
+        for batch in source:
+            reference.step(batch, bare=who == BARE)
             pace()

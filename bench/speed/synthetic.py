@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from bench.data.examples import ImageExamples, TextExamples
+from bench.device import CPU
 from bench.interfaces.examples import Examples
 from bench.specs.architectures import MaskedAutoEncoder
 from bench.speed.work import CLASSES, Work
 
-LENGTHS = "log-normal around 40 tokens, from 8 to 256"
-"""How long the texts are, in words: skewed as those of classification tasks."""
+Tensors = dict[str, Tensor]
 
 
-def examples(work: Work, labelled: bool) -> Examples:
-    """Make the examples of one line; the same ones for everyone who is compared."""
+def examples(work: Work) -> Examples:
+    """Make the examples of one line; the same ones for everyone who is compared.
+
+    The lengths of texts are skewed as those of classification tasks: log-normal around 40 tokens, from 8 to 256.
+    """
     random = np.random.default_rng(0)
     rows = np.arange(work.examples)
-    labels = torch.from_numpy(random.integers(0, CLASSES, work.examples)) if labelled else None
+    labels = torch.from_numpy(random.integers(0, CLASSES, work.examples)) if work.labelled else None
     backbone = work.backbone
     if isinstance(backbone, MaskedAutoEncoder):
         shape = (work.examples, 3, backbone.image_size, backbone.image_size)
@@ -30,14 +36,25 @@ def examples(work: Work, labelled: bool) -> Examples:
     return TextExamples(rows, labels, tokens, np.concatenate([[0], np.cumsum(lengths)]), None, backbone.pad_id)
 
 
-def images(examples: Examples) -> Tensor:
-    """Give all images as normalised floats (N, 3, H, W), for those who do without the suite's input path."""
-    inputs = examples.inputs(torch.arange(len(examples)), torch.device("cpu"))
-    assert isinstance(inputs, Tensor)
-    return inputs
+def rows(work: Work) -> list[Tensors]:
+    """Give every example by itself, for those who do without the suite's input path.
+
+    Images are normalised floats `pixel_values` (3, H, W), texts `input_ids` and `attention_mask` (T,), unpadded.
+    """
+    source, result = examples(work), []
+    for i in range(len(source)):
+        inputs = source.inputs(torch.tensor([i]), CPU)
+        named = {"pixel_values": inputs} if isinstance(inputs, Tensor) else inputs
+        row = {name: values[0] for name, values in named.items()}
+        result.append(row if source.labels is None else {**row, "labels": source.labels[i]})
+    return result
 
 
-def texts(examples: Examples) -> list[Tensor]:
-    """Give the tokens of every text, without padding."""
-    alone = (examples.inputs(torch.tensor([i]), torch.device("cpu")) for i in range(len(examples)))
-    return [inputs["input_ids"][inputs["attention_mask"].bool()] for inputs in alone]
+def collated(rows: Sequence[Tensors], work: Work) -> Tensors:
+    """Join examples to a batch, in which texts are padded to the longest one."""
+    batch = {name: [row[name] for row in rows] for name in rows[0]}
+    padding = {"input_ids": getattr(work.backbone, "pad_id", 0), "attention_mask": 0}
+    return {
+        name: pad_sequence(values, True, padding[name]) if name in padding else torch.stack(values)
+        for name, values in batch.items()
+    }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from bench.speed import costs
-from bench.speed.measure import Line
+from bench.speed.line import Line
 from bench.speed.work import NETWORKS, RELEASED, SAME, TRAINER, TRAINER_COMPILED
 
 Quantity = Literal["same", "released", "trainer", "share", "step_ms", "hours", "quickstart_ratio", "first_step"]
@@ -71,18 +71,8 @@ MEANING: dict[Quantity, str] = {
     "quickstart_ratio": "x the other checkout's quickstart",
     "first_step": "s from the command to the first step",
 }
+DEVICES = {"gpu": "one H100 or H200", "cpu": "two CPU cores"}
 OTHERS = {"same": (SAME,), "released": (RELEASED,), "trainer": (TRAINER, TRAINER_COMPILED)}
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is known of one device: its lines by name, its quickstart, and what it is."""
-
-    gpu: str | None
-    cores: int
-    bfloat16: bool
-    lines: Mapping[str, Line] = field(default_factory=dict)
-    quickstart: Mapping[str, float] = field(default_factory=dict)
 
 
 class Verdict(NamedTuple):
@@ -94,58 +84,61 @@ class Verdict(NamedTuple):
     verdict: str
 
 
-def verdicts(run: Run) -> Iterator[Verdict]:
-    """Judge every target, one line for each of its networks."""
+class NotMeasured(Exception):
+    """Says why there is no figure to judge a target by."""
+
+
+def verdicts(facts: Mapping[str, Any], lines: Mapping[str, Line]) -> Iterator[Verdict]:
+    """Judge every target by what was measured on one device, one line for each of its networks."""
     for target in TARGETS:
         for network in target.networks:
-            yield _verdict(target, network, run)
+            subject = f"{target.kind}/{network}" if network else target.kind or "quickstart"
+            device = DEVICES[target.device] + (", bfloat16" if target.bfloat16 else "")
+            name = f"{subject}, {MEANING[target.quantity]} ({device})"
+            try:
+                _check_device(target, facts)
+                value = _value(target, subject, facts.get("quickstart") or {}, lines)
+            except NotMeasured as reason:
+                yield Verdict(name, _required(target), "-", f"not measured here: {reason}")
+            else:
+                met = value <= (target.at_most or math.inf) if target.at_least is None else value >= target.at_least
+                yield Verdict(name, _required(target), _shown(target, value), "met" if met else "missed")
 
 
-def _verdict(target: Target, network: str, run: Run) -> Verdict:
-    cores = "one H100 or H200" if target.device == "gpu" else "two CPU cores"
-    precision = ", bfloat16" if target.bfloat16 else ""
-    subject = f"{target.kind}/{network}" if network else target.kind or "quickstart"
-    name = f"{subject}, {MEANING[target.quantity]} ({cores}{precision})"
-    required = _required(target)
-    why_not = _elsewhere(target, run)
-    value: float | None = None
-    if why_not is None:
-        value, why_not = _value(target, subject, run)
-    if value is None:
-        return Verdict(name, required, "-", f"not measured here: {why_not}")
-    met = value >= target.at_least if target.at_least is not None else value <= (target.at_most or math.inf)
-    return Verdict(name, required, _shown(target, value), "met" if met else "missed")
+def _check_device(target: Target, facts: Mapping[str, Any]) -> None:
+    if target.device == "gpu" and not (
+        facts.get("gpu") and any(model in facts["device"] for model in ("H100", "H200"))
+    ):
+        raise NotMeasured("this is no H100 or H200")
+    if target.device == "cpu" and (facts.get("gpu") or facts["cores"] != 2):
+        raise NotMeasured("these are not two CPU cores")
+    if target.bfloat16 and not facts.get("bfloat16"):
+        raise NotMeasured("this CPU has no bfloat16 of its own")
 
 
-def _elsewhere(target: Target, run: Run) -> str | None:
-    """Why a target is none of this device's; None where it is."""
-    if target.device == "gpu":
-        fits = run.gpu is not None and any(model in run.gpu for model in ("H100", "H200"))
-        return None if fits else "this is no H100 or H200"
-    if run.gpu is not None or run.cores != 2:
-        return "these are not two CPU cores"
-    if target.bfloat16 and not run.bfloat16:
-        return "this CPU has no bfloat16 of its own"
-    return None
-
-
-def _value(target: Target, subject: str, run: Run) -> tuple[float | None, str]:
-    """The figure, or why there is none."""
+def _value(target: Target, subject: str, quickstart: Mapping[str, float], lines: Mapping[str, Line]) -> float:
     if target.quantity in ("quickstart_ratio", "first_step"):
-        return run.quickstart.get(target.quantity), "run --quickstart, for the ratio with --against"
+        return _present(quickstart.get(target.quantity), "run --quickstart, for the ratio with --against")
     if target.quantity == "hours":
-        return costs.hours(costs.TABLES[target.kind], run.lines), f"not all lines of {target.kind} were measured"
-    line = run.lines.get(subject)
+        hours = costs.hours(costs.TABLES[target.kind], lines)
+        return _present(hours, f"not all lines of {target.kind} were measured")
+    line = lines.get(subject)
     if line is None or math.isnan(line.median(line.best)):
-        return None, "this line was not measured"
+        raise NotMeasured("this line was not measured")
     if target.quantity == "share":
-        return (None, "its operations were not counted") if math.isnan(line.share) else (line.share, "")
+        return _present(line.share, "its operations were not counted")
     if target.quantity == "step_ms":
-        return 1e3 * line.step_seconds, ""
+        return 1e3 * line.step_seconds
     others = OTHERS[target.quantity]
     ratio = line.ratio(*others)
-    reasons = [line.failures[other] for other in others if other in line.failures]
-    return (None, "; ".join(reasons) or "not run") if ratio is None else (ratio.median, "")
+    failures = "; ".join(line.failures[other] for other in others if other in line.failures)
+    return _present(ratio and ratio.median, failures or "not run")
+
+
+def _present(value: float | None, otherwise: str) -> float:
+    if value is None or math.isnan(value):
+        raise NotMeasured(otherwise)
+    return value
 
 
 def _required(target: Target) -> str:

@@ -6,13 +6,9 @@ import contextlib
 import tempfile
 from typing import Any
 
-import torch
 import transformers
-from torch import Tensor
 
-from baselines import finetune
 from bench import device as devices
-from bench.specs.objectives import AdamW
 from bench.speed import references, synthetic
 from bench.speed.pace import Enough, Pace
 from bench.speed.work import Work
@@ -21,15 +17,14 @@ from bench.speed.work import Work
 def run(work: Work, pace: Pace, compile: bool = False) -> None:
     """Train until `pace` says that it is enough, in bfloat16 where our loop does, with fused AdamW."""
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    schedule, adamw = finetune.SCHEDULES[work.modality], AdamW()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         settings = transformers.TrainingArguments(
             output_dir=folder,
             max_steps=1_000_000,
             per_device_train_batch_size=work.batch_size,
-            learning_rate=schedule.lr,
-            weight_decay=adamw.weight_decay,
-            max_grad_norm=schedule.clip_norm or 0.0,
+            learning_rate=work.schedule.lr,
+            weight_decay=work.optimizer.weight_decay,
+            max_grad_norm=work.schedule.clip_norm or 0.0,
             optim="adamw_torch_fused",
             bf16=work.precision == "bfloat16",
             tf32=True if work.precision == "tf32" else None,
@@ -46,13 +41,12 @@ def run(work: Work, pace: Pace, compile: bool = False) -> None:
         trainer = transformers.Trainer(
             model=references.network(work, "sdpa"),
             args=settings,
-            train_dataset=_rows(work),
-            data_collator=lambda rows: _collated(rows, work),
+            train_dataset=synthetic.rows(work),
+            data_collator=lambda rows: synthetic.collated(rows, work),
             callbacks=[_Turns(pace)],
         )
-        with contextlib.suppress(Enough):
-            trainer.train()
-        devices.synchronize(devices.resolve(work.device))
+        trainer.train()
+    devices.synchronize(devices.resolve(work.device))
 
 
 class _Turns(transformers.TrainerCallback):
@@ -64,29 +58,3 @@ class _Turns(transformers.TrainerCallback):
 
     def on_step_end(self, *arguments: Any, **others: Any) -> None:
         self._pace()
-
-
-class _Rows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    def __init__(self, rows: list[dict[str, Tensor]]) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self._rows[index]
-
-
-def _rows(work: Work) -> _Rows:
-    examples = synthetic.examples(work, labelled=True)
-    assert examples.labels is not None
-    name = "pixel_values" if work.modality == "image" else "input_ids"
-    inputs = synthetic.images(examples) if work.modality == "image" else synthetic.texts(examples)
-    return _Rows([{name: value, "labels": label} for value, label in zip(inputs, examples.labels, strict=True)])
-
-
-def _collated(rows: list[dict[str, Tensor]], work: Work) -> dict[str, Tensor]:
-    labels = torch.stack([row["labels"] for row in rows])
-    if work.modality == "image":
-        return {"pixel_values": torch.stack([row["pixel_values"] for row in rows]), "labels": labels}
-    return {**references.padded([row["input_ids"] for row in rows], work.backbone), "labels": labels}

@@ -1,22 +1,33 @@
-"""What is measured: four networks, three kinds of stages and who trains them, as plain data without torch."""
+"""What is measured: four networks, three kinds of stages and who trains them; imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from baselines import finetune, tapt
+from bench.specs import Schedule
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.objectives import AdamW
 
 Kind = Literal["finetune", "further_pretrain", "self_distill"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CLASSES = 100
+GPU_EPOCH = 16
 
 OURS, COMPILED = "ours", "ours_compiled"
 RELEASED, SAME, BARE = "released", "same", "bare"
 TRAINER, TRAINER_COMPILED = "trainer", "trainer_compiled"
+
+# Where the networks differ from ViT-Base/16 and BERT-base, which the architectures describe by default.
+TINY: dict[str, Any] = {"image_size": 64, "patch_size": 8, "width": 192, "heads": 3, "mlp_width": 768}
+TINY |= {"decoder_width": 128, "decoder_depth": 2, "decoder_heads": 4, "decoder_mlp_width": 512}
+MINILM: dict[str, Any] = {"width": 384, "depth": 6, "mlp_width": 1536}
+MINILM |= {"pad_id": 0, "mask_id": 103, "special_ids": (0, 100, 101, 102, 103)}
+ROBERTA: dict[str, Any] = {"network": "roberta", "positions": 514, "segments": 1, "norm_eps": 1e-5}
+ROBERTA |= {"vocabulary": 50_265, "pad_id": 1, "mask_id": 50_264, "special_ids": (0, 1, 2, 3, 50_264)}
 
 
 @dataclass(frozen=True)
@@ -28,61 +39,12 @@ class Network:
     cpu_epoch: int
 
 
-def _bert(name: str, **fields: Any) -> MaskedLanguageModel:
-    return MaskedLanguageModel(name=name, weights=None, tokenizer="none", tokenizer_checksum="0" * 64, **fields)
-
-
-NETWORKS: dict[str, Network] = {
-    "vit_tiny_64": Network(
-        MaskedAutoEncoder(
-            name="vit_tiny_64",
-            weights=None,
-            image_size=64,
-            patch_size=8,
-            width=192,
-            heads=3,
-            mlp_width=768,
-            decoder_width=128,
-            decoder_depth=2,
-            decoder_heads=4,
-            decoder_mlp_width=512,
-        ),
-        64,
-        4,
-    ),
-    "vit_base_224": Network(MaskedAutoEncoder(name="vit_base_224", weights=None), 4, 2),
-    "minilm": Network(
-        _bert("minilm", width=384, depth=6, mlp_width=1536, pad_id=0, mask_id=103, special_ids=(0, 100, 101, 102, 103)),
-        16,
-        8,
-    ),
-    "roberta_base": Network(
-        _bert(
-            "roberta_base",
-            network="roberta",
-            vocabulary=50_265,
-            positions=514,
-            segments=1,
-            pad_id=1,
-            mask_id=50_264,
-            special_ids=(0, 1, 2, 3, 50_264),
-            norm_eps=1e-5,
-        ),
-        8,
-        4,
-    ),
+NETWORKS = {
+    "vit_tiny_64": Network(MaskedAutoEncoder("vit_tiny_64", None, **TINY), 64, 4),
+    "vit_base_224": Network(MaskedAutoEncoder("vit_base_224", None), 4, 2),
+    "minilm": Network(MaskedLanguageModel("minilm", None, "none", "0" * 64, **MINILM), 16, 8),
+    "roberta_base": Network(MaskedLanguageModel("roberta_base", None, "none", "0" * 64, **ROBERTA), 8, 4),
 }
-
-GPU_EPOCH = 16
-BATCHES: dict[tuple[str, Kind], int] = {
-    ("image", "finetune"): 32,
-    ("image", "further_pretrain"): 64,
-    ("image", "self_distill"): 64,
-    ("text", "finetune"): 16,
-    ("text", "further_pretrain"): 128,
-    ("text", "self_distill"): 128,
-}
-"""The papers' batches, used wherever the device is not a CPU."""
 
 
 @dataclass(frozen=True)
@@ -98,20 +60,6 @@ class Work:
     threads: int = 1
     precision: Precision = "float32"
     quick: bool = False
-
-    @classmethod
-    def from_json(cls, text: str) -> Work:
-        """Read what `to_json` wrote."""
-        return cls(**json.loads(text))
-
-    def to_json(self) -> str:
-        """Write the work on one line, for the process that does it."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @property
-    def name(self) -> str:
-        """`kind/network`."""
-        return f"{self.kind}/{self.network}"
 
     @property
     def backbone(self) -> MaskedAutoEncoder | MaskedLanguageModel:
@@ -133,6 +81,21 @@ class Work:
         return self.backbone.MODALITY
 
     @property
+    def labelled(self) -> bool:
+        """Whether the stage learns from labels."""
+        return self.kind == "finetune"
+
+    @property
+    def schedule(self) -> Schedule:
+        """The papers' schedule; a round of self-distillation has that of further pre-training."""
+        return (finetune.SCHEDULES if self.labelled else tapt.SCHEDULES)[self.modality]
+
+    @property
+    def optimizer(self) -> AdamW:
+        """The papers' optimiser."""
+        return AdamW() if self.labelled else tapt.OPTIMIZERS[self.modality]
+
+    @property
     def on_cpu(self) -> bool:
         """Whether the device is a CPU."""
         return self.device == "cpu"
@@ -140,7 +103,7 @@ class Work:
     @property
     def batch_size(self) -> int:
         """Examples of a step: the paper's number, or as many as a CPU can be asked for."""
-        batch = BATCHES[self.modality, self.kind]
+        batch = self.schedule.batch_size
         if self.on_cpu:
             batch = min(batch, NETWORKS[self.network].cpu_batch)
         return min(batch, 4) if self.quick else batch

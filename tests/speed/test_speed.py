@@ -24,8 +24,8 @@ from bench.planning.plan import make_plan
 from bench.pretrained.vit_mae_names import from_transformers
 from bench.specs import Backbone, Stage
 from bench.speed import __main__ as command
-from bench.speed import costs, measure, ours, peak, quickstart, references, report, synthetic, targets
-from bench.speed.measure import Line
+from bench.speed import costs, measure, ours, peak, quickstart, references, report, side, synthetic, targets
+from bench.speed.line import Line
 from bench.speed.pace import Enough, Pace
 from bench.speed.references import Reference
 from bench.speed.work import (
@@ -118,7 +118,7 @@ def test_the_reference_and_our_loop_compute_the_same_first_loss(
             for parameter in reference.teacher.parameters():
                 parameter.mul_(1.1)
         teacher = copied(reference.teacher, new_model(stage.teacher, torch.float32)).eval()
-    batches = Batches(stage, synthetic.examples(work, stage.data.labelled), model, CPU)
+    batches = Batches(stage, synthetic.examples(work), model, CPU)
     (batch,) = batches.at(0)
     noise = None
     if isinstance(batch.inputs, Tensor):
@@ -155,7 +155,7 @@ def test_reference_loops_train(kind: Kind, network: str, bare: bool, monkeypatch
     torch.manual_seed(0)
     work = small(kind, network)
     reference = Reference(work, "sdpa", bfloat16=False)
-    batch = next(iter(references.Data(work)))
+    batch = next(iter(references.batches(work)))
     fixed = None if work.modality == "text" or kind == "finetune" else torch.rand(len(batch["pixel_values"]), 16)
     if work.modality == "text":
         once = references.masked_tokens(batch, work)
@@ -173,7 +173,7 @@ def test_reference_loops_train(kind: Kind, network: str, bare: bool, monkeypatch
         group["lr"] = 3e-3
     first = loss()
     for _ in range(20):
-        reference.bare_step(batch) if bare else reference.step(batch)
+        reference.step(batch, bare)
     assert loss() < 0.95 * first
 
 
@@ -186,7 +186,7 @@ def test_a_reference_step_takes_both_backward_passes_and_asks_the_teacher(monkey
         assert model is not None
         model.vit.register_forward_hook(lambda *_, name=name: events.append(name))  # type: ignore[union-attr, operator]
     before = {name: value.clone() for name, value in reference.teacher.named_parameters()}  # type: ignore[union-attr]
-    reference.step(next(iter(references.Data(reference.work))))
+    reference.step(next(iter(references.batches(reference.work))))
     assert events == ["student", "backward", "teacher", "student", "backward"]
     assert all(torch.equal(before[name], value) for name, value in reference.teacher.named_parameters())  # type: ignore[union-attr]
     assert reference.model.config.mask_ratio == 0.75  # type: ignore[union-attr]
@@ -215,14 +215,19 @@ def test_masked_tokens_are_the_fifteen_percent_of_ordinary_ones() -> None:
 
 def test_everyone_sees_every_example_once_in_an_epoch() -> None:
     for work in (small("finetune", "minilm"), small("finetune", "vit_tiny_64")):
-        examples = synthetic.examples(work, labelled=True)
+        examples = synthetic.examples(work)
         assert len(examples) == work.batch_size * work.epoch
-        batches = iter(references.Data(work))
+        batches = iter(references.batches(work))
         labels = torch.cat([next(batches)["labels"] for _ in range(work.epoch)])
         assert examples.labels is not None
         assert torch.equal(labels.sort().values, examples.labels.sort().values)
-    texts = synthetic.texts(synthetic.examples(small("finetune", "minilm"), labelled=True))
-    assert [len(text) for text in texts] == synthetic.examples(small("finetune", "minilm"), True).lengths.tolist()
+    rows = synthetic.rows(small("finetune", "minilm"))
+    assert [len(row["input_ids"]) for row in rows] == synthetic.examples(small("finetune", "minilm")).lengths.tolist()
+    batch = synthetic.collated(rows, small("finetune", "minilm"))
+    padding = batch["attention_mask"] == 0
+    assert torch.equal(batch["attention_mask"].sum(1), torch.tensor([len(row["input_ids"]) for row in rows]))
+    assert (batch["input_ids"][padding] == 0).all()
+    assert (batch["input_ids"][~padding] != 0).all()
 
 
 def fields_of(backbone: Backbone, *names: str) -> dict[str, Any]:
@@ -264,7 +269,7 @@ def test_operations_are_counted(network: str) -> None:
     flops = {kind: ours.flops_per_step(small(kind, network)) for kind in KINDS}
     work = small("finetune", network)
     backbone = work.backbone
-    examples = synthetic.examples(work, labelled=True)
+    examples = synthetic.examples(work)
     tokens = 17 * work.batch_size if examples.lengths is None else examples.lengths.sum() / work.epoch
     # At the very least the keys and values of all tokens, forward and twice backward.
     assert flops["finetune"] > 3 * 2 * tokens * 2 * backbone.width**2
@@ -312,13 +317,14 @@ def test_rounds_can_be_left_out() -> None:
 
 
 def test_what_others_use_is_told() -> None:
-    busy = measure._busy_seconds()
+    busy = side.busy_seconds()
     if busy is None:
         pytest.skip("this system does not say how busy it is")
     assert busy > 0
-    assert measure._others(None, {"cpu": 1.0, "seconds": 1.0}) is None
-    assert measure._others(busy, {"cpu": 1e9, "seconds": 1.0}) == 0.0
-    assert measure._quiet(None) and measure._quiet(0.05) and not measure._quiet(0.2)
+    assert side.others_share(None, own=1.0, seconds=1.0) is None
+    assert side.others_share(busy, own=1e9, seconds=1.0) == 0.0
+    assert side.others_share(busy - 1.0, own=0.25, seconds=1e6) > 0
+    assert measure._is_quiet(None) and measure._is_quiet(0.05) and not measure._is_quiet(0.2)
 
 
 @pytest.mark.parametrize(
@@ -344,17 +350,21 @@ def test_the_papers_tables_are_counted(name: str, counts: tuple[int, ...], examp
 # ------------------------------------------------------------------------------------------------ targets
 
 
-def verdict(run: targets.Run, start: str) -> targets.Verdict:
-    (found,) = [verdict for verdict in targets.verdicts(run) if verdict.name.startswith(start)]
-    return found
+def verdict(facts: dict[str, Any], lines: Mapping[str, Line], start: str) -> targets.Verdict:
+    (selected,) = [verdict for verdict in targets.verdicts(facts, lines) if verdict.name.startswith(start)]
+    return selected
+
+
+def gpu(name: str) -> dict[str, Any]:
+    return facts(name, gpu=True, cores=16, bfloat16=True)
 
 
 def test_every_target_is_a_line_and_says_why_it_was_not_measured() -> None:
-    cpu = list(targets.verdicts(targets.Run(None, 2, False)))
+    cpu = list(targets.verdicts(facts("CPU"), {}))
     assert len(cpu) == sum(len(target.networks) for target in targets.TARGETS)
     assert all(line.verdict.startswith("not measured here: ") for line in cpu)
-    gpu = targets.Run("NVIDIA H100 80GB HBM3", 16, True)
-    reasons = {line.verdict for line in targets.verdicts(gpu) if "two CPU cores" in line.name}
+    on_gpu = targets.verdicts(gpu("NVIDIA H100 80GB HBM3"), {})
+    reasons = {line.verdict for line in on_gpu if "two CPU cores" in line.name}
     assert reasons == {"not measured here: these are not two CPU cores"}
     assert all(sum(bound is not None for bound in (t.at_least, t.at_most)) == 1 for t in targets.TARGETS)
 
@@ -365,24 +375,24 @@ def test_verdicts_follow_the_figures() -> None:
         "finetune/minilm": line(network="minilm", failures={TRAINER: "no accelerate"}),
     }
     lines["self_distill/vit_base_224"].speeds[SAME] = [10.0, 10.0, 10.0]
-    run = targets.Run(None, 2, False, lines, {"quickstart_ratio": 2.0, "first_step": 6.5})
-    missed = verdict(run, "self_distill/vit_base_224, x the reference at the same precision (two")
+    run = facts("CPU", quickstart={"quickstart_ratio": 2.0, "first_step": 6.5}), lines
+    missed = verdict(*run, "self_distill/vit_base_224, x the reference at the same precision (two")
     assert (missed.measured, missed.verdict) == ("1.20", "missed")
-    assert verdict(run, "finetune/minilm, x the reference at the same precision (two").verdict == "met"
-    assert verdict(run, "finetune/minilm, x the Trainer").verdict == "not measured here: no accelerate"
-    assert verdict(run, "self_distill/vit_base_224, x the reference as released (two").verdict.endswith("of its own")
-    assert verdict(run, "quickstart, x the other").verdict == "met"
-    assert verdict(run, "quickstart, s from").verdict == "missed"
-    share = verdict(run, "self_distill/vit_base_224, of the matrix products' peak (two")
+    assert verdict(*run, "finetune/minilm, x the reference at the same precision (two").verdict == "met"
+    assert verdict(*run, "finetune/minilm, x the Trainer").verdict == "not measured here: no accelerate"
+    assert verdict(*run, "self_distill/vit_base_224, x the reference as released (two").verdict.endswith("of its own")
+    assert verdict(*run, "quickstart, x the other").verdict == "met"
+    assert verdict(*run, "quickstart, s from").verdict == "missed"
+    share = verdict(*run, "self_distill/vit_base_224, of the matrix products' peak (two")
     assert (share.required, share.measured, share.verdict) == ("at least 75.0 %", "40.0 %", "missed")
 
 
 def test_a_gpus_targets_are_judged_on_one() -> None:
     lines = {"finetune/vit_tiny_64": line(network="vit_tiny_64", speeds={COMPILED: [1001.0], SAME: [250.0]})}
-    for gpu, expected in (("NVIDIA H200", "met"), ("NVIDIA L4", "not measured here: this is no H100 or H200")):
-        run = targets.Run(gpu, 16, True, lines)
-        assert verdict(run, "finetune/vit_tiny_64, ms a step").verdict == expected
-        assert verdict(run, "finetune/vit_tiny_64, x the reference at the same precision (one").verdict == expected
+    for name, expected in (("NVIDIA H200", "met"), ("NVIDIA L4", "not measured here: this is no H100 or H200")):
+        run = gpu(name), lines
+        assert verdict(*run, "finetune/vit_tiny_64, ms a step").verdict == expected
+        assert verdict(*run, "finetune/vit_tiny_64, x the reference at the same precision (one").verdict == expected
 
 
 # ------------------------------------------------------------------------------------------------ the page
@@ -402,24 +412,23 @@ def test_a_section_is_replaced_by_its_own_device_only(tmp_path: Path) -> None:
     page = tmp_path / "speed.md"
 
     def run(device: str, **parts: Any) -> None:
-        known = facts(device, **parts)
-        report.store(page, report.title(known), known)
+        report.store(page, facts(device, **parts))
 
     first, other = line(), line("self_distill")
-    run("Old CPU", lines={first.name: report.as_json(first)})
-    run("New CPU", lines={other.name: report.as_json(other)})
+    run("Old CPU", lines={first.name: dataclasses.asdict(first)})
+    run("New CPU", lines={other.name: dataclasses.asdict(other)})
     before = sections(page)
     assert list(before) == ["New CPU, AVX2, 2 cores", "Old CPU, AVX2, 2 cores"]
     # One line is measured again, another one is new; the first figures of the other device stay.
     faster = line(speeds={OURS: [30.0], SAME: [10.0]})
-    run("Old CPU", lines={faster.name: report.as_json(faster)})
+    run("Old CPU", lines={faster.name: dataclasses.asdict(faster)})
     run("Old CPU", inputs={"cell": {"cell": "a/b/c/0", "threads": 1, "read": 1e-3, "decoded": 4e-3, "step": 0.5}})
     after = sections(page)
     assert after["New CPU, AVX2, 2 cores"] == before["New CPU, AVX2, 2 cores"]
     old = after["Old CPU, AVX2, 2 cores"]
     assert "3.00x (3.00–3.00)" in old and "3.00x (3.00–3.00)" not in before["Old CPU, AVX2, 2 cores"]
     assert "| a/b/c/0 |" in old.replace("  ", "") and "4x" in old and "0.20 %" in old
-    run("Old CPU", lines={other.name: report.as_json(other)})
+    run("Old CPU", lines={other.name: dataclasses.asdict(other)})
     assert "finetune/vit_base_224 " in sections(page)["Old CPU, AVX2, 2 cores"]
     assert platform.node() not in page.read_text(encoding="utf-8")
     assert str(tmp_path) not in page.read_text(encoding="utf-8")
@@ -432,12 +441,12 @@ def test_a_page_shows_what_failed_and_when_compiling_pays() -> None:
         first_seconds={OURS: 0.4, COMPILED: 20.2},
         failures={SAME: "OutOfMemoryError: no memory"},
     )
-    text = report.section(facts("CPU", lines={made.name: report.as_json(made)}))
+    text = report.section(facts("CPU", lines={made.name: dataclasses.asdict(made)}))
     assert "same: OutOfMemoryError: no memory" in text
     assert "100 steps" in text
     assert "float32, compiled" in text
     nothing = line(speeds={}, peaks=[], others=[], flops=None)
-    assert "| - " in report.section(facts("CPU", lines={nothing.name: report.as_json(nothing)}))
+    assert "| - " in report.section(facts("CPU", lines={nothing.name: dataclasses.asdict(nothing)}))
 
 
 def test_the_committed_page_is_made_of_the_committed_figures() -> None:
@@ -529,9 +538,9 @@ def test_lines_are_measured_by_turns_and_one_that_fails_takes_none_along(
 ) -> None:
     monkeypatch.setattr(measure, "sides", lambda work, compile: [OURS, "nobody", TRAINER])
     monkeypatch.setattr(measure.util, "find_spec", lambda name: None)
-    asked = measure.ask_once
+    asked = side.ask_once
     known = facts("CPU")
-    monkeypatch.setattr(measure, "ask_once", lambda what, work: known if what == "facts" else asked(what, work))
+    monkeypatch.setattr(side, "ask_once", lambda who, work: known if who == side.FACTS else asked(who, work))
     page = tmp_path / "speed.md"
     arguments = ["--quick", "--rounds", "1", "--only", "finetune/vit_tiny_64", "--threads", "1", "--output", str(page)]
     assert command.main(arguments) == 0
@@ -559,7 +568,7 @@ def test_lines_are_measured_by_turns_and_one_that_fails_takes_none_along(
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "ask_once", lambda what, work: {"bfloat16": False})
+    monkeypatch.setattr(side, "ask_once", lambda who, work: {"bfloat16": False})
     with pytest.raises(InputError, match=arguments[0]):
         command.main(arguments)
 

@@ -1,0 +1,95 @@
+"""What was measured of one line of the page, and the arithmetic on it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from bench.speed.work import COMPILED, OURS
+
+
+class Ratio(NamedTuple):
+    """How many times as fast: the ratio of the medians, and the least and greatest ratio of one round."""
+
+    median: float
+    least: float
+    greatest: float
+
+
+@dataclass
+class Line:
+    """What was measured of one kind of stage on one network.
+
+    `speeds` are the examples per second of every round, by who trained; `failures` say why somebody has none. `flops`
+    are those of our loop per example, `peaks` the matrix products' operations per second in every round.
+    `others` is the share of the cores that everything else on this computer used in every round, None where that cannot
+    be told. `first_seconds` is what the first steps took, by who trained; there were `first_steps` of them.
+    """
+
+    kind: str
+    network: str
+    precision: str
+    threads: int
+    batch: int
+    commit: str | None = None
+    speeds: dict[str, list[float]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    flops: float | None = None
+    peaks: list[float] = field(default_factory=list)
+    others: list[float | None] = field(default_factory=list)
+    first_steps: int = 0
+    first_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """`kind/network`."""
+        return f"{self.kind}/{self.network}"
+
+    @property
+    def best(self) -> str:
+        """Our loop as `gin/fast.gin` sets it: compiled, where that was measured."""
+        return COMPILED if COMPILED in self.speeds else OURS
+
+    @property
+    def step_seconds(self) -> float:
+        """The median seconds of our step."""
+        return self.batch / self.median(self.best)
+
+    @property
+    def flops_per_second(self) -> float:
+        """The floating-point operations that our loop executes per second; NaN where they were not counted."""
+        return math.nan if self.flops is None else self.flops * self.median(self.best)
+
+    @property
+    def share(self) -> float:
+        """Our loop's share of the matrix products' peak in the same run; NaN where one of them is unknown."""
+        return self.flops_per_second / max(self.peaks, default=math.nan)
+
+    def median(self, who: str) -> float:
+        """The median examples per second; NaN for who has none."""
+        return statistics.median(self.speeds[who]) if self.speeds.get(who) else math.nan
+
+    def ratio(self, *others: str) -> Ratio | None:
+        """Our loop's speed in others', of whom the fastest counts; None where none of them was measured."""
+        measured = [other for other in others if self.speeds.get(other)]
+        if not measured or not self.speeds.get(self.best):
+            return None
+        other = max(measured, key=self.median)
+        rounds = [mine / theirs for mine, theirs in zip(self.speeds[self.best], self.speeds[other], strict=True)]
+        return Ratio(self.median(self.best) / self.median(other), min(rounds), max(rounds))
+
+    def keep(self, rounds: list[int]) -> None:
+        """Forget all rounds but these."""
+        self.speeds = {who: [speeds[i] for i in rounds] for who, speeds in self.speeds.items()}
+        self.peaks, self.others = [self.peaks[i] for i in rounds], [self.others[i] for i in rounds]
+
+    def break_even(self) -> tuple[float, float] | None:
+        """Seconds that compiling takes, and that each step saves (negative: loses); None where it was not measured."""
+        if not self.speeds.get(OURS) or not self.speeds.get(COMPILED):
+            return None
+        plain, compiled = self.batch / self.median(OURS), self.batch / self.median(COMPILED)
+        # What the first steps took beyond so many usual ones went into starting up, and compiling where that was done.
+        start_up = self.first_seconds[OURS] - self.first_steps * plain
+        return self.first_seconds[COMPILED] - self.first_steps * compiled - start_up, plain - compiled

@@ -1,0 +1,186 @@
+"""One side of a comparison: a process that takes steps when it is asked to.
+
+Parent and process exchange a number of steps for an `Answer`, one after the other, through a pipe. So of several
+processes only one computes at a time, none shares its memory, threads or compiler caches with another, and one that
+fails takes none along.
+
+    parent                         process
+    Side("ours", work)             builds the network
+    answer()             <-        Answer(None): ready for the first step
+    ask(20)              ->        takes 20 steps
+                         <-        Answer(1.7): these took 1.7 seconds
+    (pipe closed)        ->        ends
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from bench.speed.work import COMPILED, OURS, TRAINER, TRAINER_COMPILED, Work
+from bench.store.provenance import cores
+
+FLOPS, PEAK, FACTS = "flops", "peak", "facts"
+"""Sides that train nothing: operations per step, those of matrix products per second, what device this is."""
+
+
+class Failed(Exception):
+    """A side of a comparison ended with an error: out of memory, a missing package."""
+
+
+class Answer(NamedTuple):
+    """What a side measured (of a training loop: seconds), and the seconds of all its cores that it computed for."""
+
+    value: Any
+    cpu: float
+
+
+class Turn(NamedTuple):
+    """What a side measured in a turn, and the share of the cores that others used meanwhile, None if unknown."""
+
+    value: Any
+    others: float | None
+
+
+class Side:
+    """A process that does the work of `who`: a training loop, or one of `FLOPS`, `PEAK` and `FACTS`."""
+
+    def __init__(self, who: str, work: Work) -> None:
+        # The compiler's cache is its own, too, so that compiling costs what it costs the first time.
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other_end = context.Pipe()
+        self._process = context.Process(target=_main, args=(who, work, other_end, Path(self._folder.name)))
+        self._process.start()
+        other_end.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._process.kill()
+        self._pipe.close()  # which ends it
+        self._process.join()
+        self._folder.cleanup()
+
+    def answer(self) -> Answer:
+        """Wait for the next answer; raises `Failed` where the process has none."""
+        try:
+            answer: Answer | Failed = self._pipe.recv()
+        except (EOFError, OSError):  # the process is gone
+            self._process.join()
+            lines = _log(Path(self._folder.name)).read_text("utf-8", errors="replace").strip().splitlines()
+            answer = Failed(": ".join([f"exit status {self._process.exitcode}", *lines[-1:]]))
+        if isinstance(answer, Failed):
+            raise answer
+        return answer
+
+    def ask(self, steps: int) -> Turn:
+        """Have it take so many steps, while all others wait."""
+        busy_before, began = busy_seconds(), time.perf_counter()
+        with contextlib.suppress(OSError):  # its answer says why it ended
+            self._pipe.send(steps)
+        answer = self.answer()
+        return Turn(answer.value, others_share(busy_before, answer.cpu, time.perf_counter() - began))
+
+
+def ask_once(who: str, work: Work) -> Any:
+    """Start a process for its first answer: `FLOPS` or `FACTS`."""
+    with Side(who, work) as side:
+        return side.answer().value
+
+
+def others_share(busy_before: float | None, own: float, seconds: float) -> float | None:
+    """Compute the share of this process's cores that others used, where a side computed for `own` seconds."""
+    busy = busy_seconds()
+    if busy is None or busy_before is None:
+        return None
+    return max(0.0, busy - busy_before - own) / (seconds * cores())
+
+
+def busy_seconds() -> float | None:
+    """Read how long this process's cores were busy, or taken away by the machine's owner; None if unknown."""
+    try:
+        lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    # user, nice, system, idle, waiting for disks, interrupts (two kinds), stolen
+    counts = [[int(count) for count in fields[1:9]] for line in lines if (fields := line.split())[:1][0] in allowed]
+    return sum(sum(count) - count[3] - count[4] for count in counts) / os.sysconf("SC_CLK_TCK")
+
+
+# ------------------------------------------------------------------------------------------------ in the process
+
+
+def _log(folder: Path) -> Path:
+    return folder / "log.txt"
+
+
+def _main(who: str, work: Work, pipe: Connection, folder: Path) -> None:
+    """Do one side's work until the parent closes its end of the pipe."""
+    # Before torch is imported: it reads these once.
+    threads = str(work.threads)
+    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TORCHINDUCTOR_CACHE_DIR=str(folder))
+    with _log(folder).open("w") as log:  # what libraries print: its last line is shown if the process dies
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    began = 0.0
+
+    def next_turn(value: Any) -> int:
+        nonlocal began
+        steps = 0
+        with contextlib.suppress(EOFError, OSError):  # the parent has closed its end
+            pipe.send(Answer(value, time.process_time() - began))
+            steps = pipe.recv()
+        began = time.process_time()
+        return steps
+
+    try:
+        _work(who, work, next_turn)
+    except Exception as error:  # whatever a library raises is this side's result
+        lines = str(error).strip().splitlines()
+        pipe.send(Failed(f"{type(error).__name__}: {lines[0] if lines else 'no message'}"))
+
+
+def _work(who: str, work: Work, next_turn: Callable[[Any], int]) -> None:
+    import torch
+
+    from bench import device as devices
+    from bench.speed import ours, peak
+    from bench.speed.pace import Pace
+
+    torch.set_num_threads(work.threads)
+    torch.manual_seed(0)
+    device = devices.resolve(work.device)
+    if who in (OURS, COMPILED):
+        ours.run(work, Pace(device, next_turn), compile=who == COMPILED)
+    elif who in (TRAINER, TRAINER_COMPILED):
+        from bench.speed import trainer
+
+        trainer.run(work, Pace(device, next_turn), compile=who == TRAINER_COMPILED)
+    elif who == FLOPS:
+        next_turn(ours.flops_per_step(work))
+    elif who == PEAK:
+        value = None
+        while next_turn(value):
+            value = peak.flops_per_second(work)
+    elif who == FACTS:
+        from bench.store.provenance import provenance
+
+        next_turn({"bfloat16": peak.has_bfloat16(device), **provenance(work.device, work.threads)})
+    else:
+        from bench.speed import references
+
+        references.run(work, Pace(device, next_turn), who)
