@@ -304,8 +304,8 @@ def example(kind: str, seed: int = 0, rounds: int = 4) -> Problem:
     undone by what is left of w_0. `hand` is the smallest counter-example: one example, one feature, everything 1.
     """
     if kind == "hand":
-        one = np.ones((1, 1))
-        return Problem(one, one, one, 0 * one, ridge=1.0, time=1.0, rounds=rounds)
+        unit = np.ones((1, 1))
+        return Problem(unit, unit, unit, 0 * unit, ridge=1.0, time=1.0, rounds=rounds)
     ridge, time = 0.3, 0.2
     random = np.random.Generator(np.random.PCG64(seed))
     examples, width, outputs = 3, 6, 1 if kind in ("aligned", "opposed") else 2
@@ -330,12 +330,12 @@ def _row(name: str, values: Sequence[Any] | Array) -> str:
 def report(seed: int = 0, rounds: int = 4) -> str:
     """What the command prints: what holds, then what does not hold as printed, each with its numbers."""
     problems = {kind: example(kind, seed, rounds) for kind in ("random", "aligned", "opposed", "null_space")}
-    found = {kind: analyse(problem) for kind, problem in problems.items()}
+    analyses = {kind: analyse(problem) for kind, problem in problems.items()}
     hand = analyse(example("hand", rounds=rounds))
-    lemma = max(analysis.lemma_difference for analysis in found.values())
-    gradient = max(analysis.ridge_gradient for analysis in found.values())
-    flow = max(analysis.flow_difference for analysis in found.values())
-    random, aligned, opposed, null = found["random"], found["aligned"], found["opposed"], found["null_space"]
+    lemma = max(analysis.lemma_difference for analysis in analyses.values())
+    gradient = max(analysis.ridge_gradient for analysis in analyses.values())
+    flow = max(analysis.flow_difference for analysis in analyses.values())
+    random, aligned, opposed, null = analyses.values()
     ratios = shrinkage(random.sigma, problems["random"].labels.shape[0], problems["random"].ridge, 1)
     lines = [
         "Section 4 of Lee et al. (2023), checked on small random problems (float64).",
@@ -386,10 +386,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.theory", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of the random problems (default 0)")
     parser.add_argument("--rounds", type=int, default=4, help="of self-distillation (default 4)")
-    given = parser.parse_args(arguments)
-    if given.seed < 0 or given.rounds < 1:
+    options = parser.parse_args(arguments)
+    if options.seed < 0 or options.rounds < 1:
         parser.error("--seed must be at least 0 and --rounds at least 1")
-    print(report(given.seed, given.rounds))
+    print(report(options.seed, options.rounds))
     return 0
 
 

@@ -56,29 +56,24 @@ def _measured(options: argparse.Namespace, bfloat16: bool) -> Iterator[report.Fa
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda:N (default: cpu)")
-    parser.add_argument("--threads", type=int, help="threads of a CPU (default: one per core)")
-    parser.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="GLOB", help="lines: stage/network; with --gin, cells"
-    )
-    parser.add_argument("--output", type=Path, help=f"the page to write (default: {OUTPUT}; with --quick none)")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: shrunken networks, few steps")
-    parser.add_argument("--rounds", type=int, default=3, help="turns that everyone has (default: 3)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="about how long a turn of ours takes (default: 5)")
-    parser.add_argument(
-        "--precision", choices=get_args(Precision), help="(default: bfloat16 where the device has it, else float32)"
-    )
-    parser.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        help="measure execution.compile, too, and when it pays (default: where the device has bfloat16)",
-    )
-    parser.add_argument("--quickstart", action="store_true", help="time gin/quickstart.gin and show what it waits for")
-    parser.add_argument("--against", type=Path, metavar="FOLDER", help="with --quickstart: another checkout, by turns")
-    parser.add_argument("--steps", type=int, default=20, help="with --gin: batches and steps to measure (default: 20)")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m bench.speed", description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--device", default="cpu", help="cpu or cuda:N (default: cpu)")
+    add("--threads", type=int, help="threads of a CPU (default: one per core)")
+    lines = "lines: stage/network; with --gin, cells"
+    add("--only", nargs="+", action="extend", default=[], metavar="GLOB", help=lines)
+    add("--output", type=Path, help=f"the page to write (default: {OUTPUT}; with --quick none)")
+    add("--quick", action="store_true", help="a smoke run: shrunken networks, few steps")
+    add("--rounds", type=int, default=3, help="turns that everyone has (default: 3)")
+    add("--seconds", type=float, default=5.0, help="about how long a turn of ours takes (default: 5)")
+    default = "(default: bfloat16 where the device has it, else float32)"
+    add("--precision", choices=get_args(Precision), help=default)
+    compilation = "measure execution.compile, too, and when it pays (default: where the device has bfloat16)"
+    add("--compile", action=argparse.BooleanOptionalAction, help=compilation)
+    add("--quickstart", action="store_true", help="time gin/quickstart.gin and show what it waits for")
+    add("--against", type=Path, metavar="FOLDER", help="with --quickstart: another checkout, by turns")
+    add("--steps", type=int, default=20, help="with --gin: batches and steps to measure (default: 20)")
     cli.add_bindings(parser, required=False)
     cli.add_data(parser)
     return parser
@@ -102,20 +97,20 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _lines(options: argparse.Namespace, bfloat16: bool) -> Iterator[tuple[str, Any]]:
-    names = [f"{kind}/{network}" for network in NETWORKS for kind in KINDS]
-    for glob in options.only:
-        if not fnmatch.filter(names, glob):
-            raise InputError(f"--only '{glob}' matches no line; a line is stage/network.{nearest(glob, names)}")
     precision: Precision = options.precision or ("bfloat16" if bfloat16 else "float32")
+    works = {
+        f"{kind}/{network}": Work(kind, network, options.device, options.threads, precision, options.quick)
+        for network in NETWORKS
+        for kind in KINDS
+    }
+    for glob in options.only:
+        if not fnmatch.filter(works, glob):
+            raise InputError(f"--only '{glob}' matches no line; a line is stage/network.{nearest(glob, works)}")
     compile = bfloat16 if options.compile is None else options.compile
     rounds, seconds = (1, 0.01) if options.quick else (options.rounds, options.seconds)
-    for network in NETWORKS:
-        for kind in KINDS:
-            name = f"{kind}/{network}"
-            if options.only and not any(fnmatch.fnmatchcase(name, glob) for glob in options.only):
-                continue
+    for name, work in works.items():
+        if not options.only or any(fnmatch.fnmatchcase(name, glob) for glob in options.only):
             print(f"measuring {name}", file=sys.stderr, flush=True)
-            work = Work(kind, network, options.device, options.threads, precision, options.quick)
             line = measure.compare(work, compile=compile, rounds=rounds, seconds=seconds, commit=commit())
             yield name, dataclasses.asdict(line)
 
@@ -136,16 +131,11 @@ def _quickstart(options: argparse.Namespace) -> dict[str, Any]:
 def _inputs(options: argparse.Namespace) -> dict[str, Any]:
     from bench.speed import inputs
 
-    root, threads = cli.data_root(options), options.threads
-    stages = inputs.selected_stages(options.gin, options.set, options.only, root)
-    return {
-        f"{name}, {threads} threads": {
-            "cell": name,
-            "threads": threads,
-            **inputs.measure(stage, root, options.steps, options.device, threads),
-        }
-        for name, stage in stages.items()
-    }
+    cells, root, threads = {}, cli.data_root(options), options.threads
+    for name, stage in inputs.selected_stages(options.gin, options.set, options.only, root).items():
+        seconds = inputs.measure(stage, root, options.steps, options.device, threads)
+        cells[f"{name}, {threads} threads"] = {"cell": name, "threads": threads, **seconds}
+    return cells
 
 
 if __name__ == "__main__":

@@ -48,11 +48,11 @@ def compare(work: Work, *, compile: bool, rounds: int, seconds: float, commit: s
             if who in (TRAINER, TRAINER_COMPILED) and util.find_spec("accelerate") is None:
                 line.failures[who] = "accelerate is not installed: pip install 'adaptation-bench[speed]'"
             else:
-                running[who] = stack.enter_context(Side(who, work))
+                running[who] = stack.enter_context(contextlib.closing(Side(who, work)))
         dict(_asked(running, line, Side.answer))
         for who, turn in _asked(running, line, lambda process: process.ask(line.first_steps)):
             line.first_seconds[who], line.speeds[who] = turn.value, []
-        peak = stack.enter_context(Side(side.PEAK, work))
+        peak = stack.enter_context(contextlib.closing(Side(side.PEAK, work)))
         peak.answer()
         steps = _steps_of_a_turn(work, running, seconds)
         while len(line.peaks) < MOST_ROUNDS * rounds and sum(map(_is_quiet, line.others)) < rounds:

@@ -17,7 +17,7 @@ from bench.specs import RANDOM, Data, Execution, Objective, Stage
 from bench.specs.objectives import CrossEntropy, MaskedAutoEncoding
 from bench.speed import synthetic
 from bench.speed.pace import Enough, Pace
-from bench.speed.work import CLASSES, Work
+from bench.speed.work import CLASSES, COMPILED, OURS, Work
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
 from bench.training.loop import Supervision, train
@@ -49,9 +49,9 @@ def stage(work: Work, compile: bool = False) -> Stage:
     )
 
 
-def run(work: Work, pace: Pace, compile: bool = False) -> None:
+def run(work: Work, pace: Pace, who: str = OURS) -> None:
     """Train until `pace` says that it is enough."""
-    trained, device = stage(work, compile), devices.resolve(work.device)
+    trained, device = stage(work, compile=who == COMPILED), devices.resolve(work.device)
     examples = synthetic.examples(work)
     batches = Batches(trained, examples, new_model(trained, torch.float32).to(device), device)
     train_by_turns(trained, batches, pace, examples)

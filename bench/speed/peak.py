@@ -29,12 +29,12 @@ def flops_per_second(work: Work) -> float:
     best = 0.0
     with devices.numerics(Execution(precision=work.precision), device), torch.no_grad():
         for m, k, n in shapes(work):
-            a, b = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
-            product = a @ b
+            left, right = (torch.randn(shape, device=device, dtype=dtype) for shape in ((m, k), (k, n)))
+            product = left @ right
             for _ in range(REPEATS):
                 devices.synchronize(device)
                 began = time.perf_counter()
-                torch.matmul(a, b, out=product)
+                torch.matmul(left, right, out=product)
                 devices.synchronize(device)
                 best = max(best, 2 * m * k * n / (time.perf_counter() - began))
     return best

@@ -12,7 +12,6 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from bench import device as devices
 from bench.models.image import sincos_positions
 from bench.specs import Execution
-from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.architectures import MaskedLanguageModel
 from bench.speed import synthetic
 from bench.speed.pace import Enough, Pace
 from bench.speed.synthetic import Tensors
@@ -39,51 +38,39 @@ NETWORKS: dict[tuple[str, bool], Any] = {
     ("roberta", False): transformers.RobertaForMaskedLM,
 }
 """The classes of transformers, by encoder and whether they learn from labels."""
+SIZES = {"hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads"}
+SIZES |= {"intermediate_size": "mlp_width"}
+"""The sizes of an encoder by transformers' names and ours; those of a decoder begin with `decoder_` in both."""
 
 
 def network(work: Work, attention: Attention) -> Any:
     """Build transformers' network for a kind of stage from a configuration, with random weights."""
     backbone, dropout = work.backbone, work.schedule.dropout
-    settings: dict[str, Any] = {
-        "hidden_size": backbone.width,
-        "num_hidden_layers": backbone.depth,
-        "num_attention_heads": backbone.heads,
-        "intermediate_size": backbone.mlp_width,
-        "layer_norm_eps": backbone.norm_eps,
-        "attn_implementation": attention,
-        "num_labels": CLASSES,
-    }
-    if isinstance(backbone, MaskedAutoEncoder):
-        settings |= {"image_size": backbone.image_size, "patch_size": backbone.patch_size}
-        settings |= {"hidden_dropout_prob": dropout or 0.0, "attention_probs_dropout_prob": 0.0}
-        if not work.labelled:
-            settings |= _decoder(backbone)
-    else:
+    settings: dict[str, Any] = {theirs: getattr(backbone, own) for theirs, own in SIZES.items()}
+    settings |= {"layer_norm_eps": backbone.norm_eps, "attn_implementation": attention, "num_labels": CLASSES}
+    if isinstance(backbone, MaskedLanguageModel):
         rate = backbone.dropout if dropout is None else dropout
         settings |= {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
         settings |= {"vocab_size": backbone.vocabulary, "type_vocab_size": backbone.segments}
         settings |= {"max_position_embeddings": backbone.positions or backbone.max_length}
-        settings |= {"pad_token_id": backbone.pad_id}
-    encoder = "vit" if isinstance(backbone, MaskedAutoEncoder) else backbone.network
-    kind = NETWORKS[encoder, work.labelled]
-    model = kind(kind.config_class(**settings))
-    if isinstance(backbone, MaskedAutoEncoder) and not work.labelled:
-        grid = backbone.image_size // backbone.patch_size
-        with torch.no_grad():  # built from a configuration, positions are zeros
-            for positions in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
-                positions.copy_(sincos_positions(positions.shape[-1], grid, cls=True))
+        return _built(backbone.network, work.labelled, settings | {"pad_token_id": backbone.pad_id})
+    settings |= {"hidden_dropout_prob": dropout or 0.0, "attention_probs_dropout_prob": 0.0}
+    settings |= {"image_size": backbone.image_size, "patch_size": backbone.patch_size}
+    if work.labelled:
+        return _built("vit", True, settings)
+    settings |= {f"decoder_{theirs}": getattr(backbone, f"decoder_{own}") for theirs, own in SIZES.items()}
+    settings |= {"mask_ratio": backbone.mask_ratio, "norm_pix_loss": backbone.norm_pix_loss}
+    model = _built("vit", False, settings)
+    with torch.no_grad():  # built from a configuration, positions are zeros
+        for positions in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+            grid = backbone.image_size // backbone.patch_size
+            positions.copy_(sincos_positions(positions.shape[-1], grid, cls=True))
     return model
 
 
-def _decoder(backbone: MaskedAutoEncoder) -> dict[str, Any]:
-    return {
-        "decoder_hidden_size": backbone.decoder_width,
-        "decoder_num_hidden_layers": backbone.decoder_depth,
-        "decoder_num_attention_heads": backbone.decoder_heads,
-        "decoder_intermediate_size": backbone.decoder_mlp_width,
-        "mask_ratio": backbone.mask_ratio,
-        "norm_pix_loss": backbone.norm_pix_loss,
-    }
+def _built(encoder: str, labelled: bool, settings: dict[str, Any]) -> Any:
+    network = NETWORKS[encoder, labelled]
+    return network(network.config_class(**settings))
 
 
 def batches(work: Work) -> Iterator[Tensors]:
@@ -106,11 +93,9 @@ class Reference:
         lr, betas, decay = work.schedule.lr, work.optimizer.betas, work.optimizer.weight_decay
         self._optimizer = torch.optim.AdamW(self.trained, lr=lr, betas=betas, weight_decay=decay)
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> torch.autocast:
         """Compute in bfloat16 meanwhile, where that is asked for."""
-        if self._bfloat16:
-            return torch.autocast(self._device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
 
     def losses(self, batch: Tensors, noise: Tensor | None = None) -> Iterator[Tensor]:
         """Give one loss after another, each with its own graph; `noise` (B, K) orders the patches of images."""

@@ -70,8 +70,7 @@ def section(facts: Facts) -> str:
     if facts.get("quickstart"):
         parts += _quickstart(facts["quickstart"])
     if lines or facts.get("quickstart"):
-        verdicts = (verdict._asdict() for verdict in targets.verdicts(facts, lines))
-        parts += ["### Targets", "", _table(verdicts), ""]
+        parts += ["### Targets", "", _table(targets.verdicts(facts, lines)), ""]
     if facts.get("inputs"):
         parts += _inputs(facts["inputs"])
     return "\n".join(parts)
@@ -178,19 +177,16 @@ def _inputs(cells: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         "*Read* is a batch from the memory-mapped array, mirrored and normalised; *decode* is what the same batch "
         "would cost from its encoded images."
     )
-    rows = []
-    for values in cells.values():
-        read, step = values["read"], values["step"]
-        decoded = math.nan if values["decoded"] is None else values["decoded"]
-        rows.append(
-            {
-                "cell": values["cell"],
-                "threads": str(values["threads"]),
-                "read ms": f"{1e3 * read:.2f}",
-                "decode ms": _number(1e3 * decoded, "{:.2f}"),
-                "step ms": f"{1e3 * step:.1f}",
-                "decode / read": _number(decoded / read, "{:.0f}x"),
-                "read / step": f"{100 * read / step:.2f} %",
-            }
-        )
+    rows = [
+        {
+            "cell": values["cell"],
+            "threads": str(values["threads"]),
+            "read ms": f"{1e3 * values['read']:.2f}",
+            "decode ms": "-" if values["decoded"] is None else f"{1e3 * values['decoded']:.2f}",
+            "step ms": f"{1e3 * values['step']:.1f}",
+            "decode / read": "-" if values["decoded"] is None else f"{values['decoded'] / values['read']:.0f}x",
+            "read / step": f"{100 * values['read'] / values['step']:.2f} %",
+        }
+        for values in cells.values()
+    ]
     yield from ("", _table(rows), "")

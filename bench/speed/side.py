@@ -1,20 +1,21 @@
 """One side of a comparison: a process that takes steps when it is asked to.
 
-Parent and process exchange a number of steps for an `Answer`, one after the other, through a pipe. So of several
+Parent and process exchange a number of steps for an answer, one after the other, through a pipe. So of several
 processes only one computes at a time, none shares its memory, threads or compiler caches with another, and one that
 fails takes none along.
 
     parent                         process
     Side("ours", work)             builds the network
-    answer()             <-        Answer(None): ready for the first step
+    answer()             <-        None: ready for the first step
     ask(20)              ->        takes 20 steps
-                         <-        Answer(1.7): these took 1.7 seconds
+                         <-        1.7: the seconds that these took
     (pipe closed)        ->        ends
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import tempfile
@@ -22,25 +23,25 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from bench.speed.work import COMPILED, OURS, TRAINER, TRAINER_COMPILED, Work
-from bench.store.provenance import cores
+from bench.speed.work import BARE, COMPILED, OURS, RELEASED, SAME, TRAINER, TRAINER_COMPILED, Work
+from bench.store.provenance import cores, provenance
 
+LOOPS = dict.fromkeys((OURS, COMPILED), "bench.speed.ours")
+LOOPS |= dict.fromkeys((RELEASED, SAME, BARE), "bench.speed.references")
+LOOPS |= dict.fromkeys((TRAINER, TRAINER_COMPILED), "bench.speed.trainer")
+"""The modules whose `run` trains; each is imported in its own process only."""
 FLOPS, PEAK, FACTS = "flops", "peak", "facts"
 """Sides that train nothing: operations per step, those of matrix products per second, what device this is."""
+LOG = "log.txt"
+"""In a side's folder: what it, and the libraries that it uses, print."""
+PATIENCE_SECONDS = 60
+"""How long a side may take to end."""
 
 
 class Failed(Exception):
     """A side of a comparison ended with an error: out of memory, a missing package."""
-
-
-class Answer(NamedTuple):
-    """What a side measured (of a training loop: seconds), and the seconds of all its cores that it computed for."""
-
-    value: Any
-    cpu: float
 
 
 class Turn(NamedTuple):
@@ -58,29 +59,28 @@ class Side:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         context = multiprocessing.get_context("spawn")
         self._pipe, other_end = context.Pipe()
-        self._process = context.Process(target=_main, args=(who, work, other_end, Path(self._folder.name)))
+        self._process = context.Process(target=_main, args=(who, work, other_end, self._folder.name))
         self._process.start()
         other_end.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self._process.kill()
-        self._pipe.close()  # which ends it
+    def close(self) -> None:
+        """End the process; one that is lost in its work is killed."""
+        self._pipe.close()
+        self._process.join(PATIENCE_SECONDS)
+        self._process.kill()
         self._process.join()
         self._folder.cleanup()
 
-    def answer(self) -> Answer:
-        """Wait for the next answer; raises `Failed` where the process has none."""
+    def answer(self) -> tuple[Any, float]:
+        """Wait for the next answer: a value and the seconds of all its cores that it computed for.
+
+        Raises `Failed` where the process has none.
+        """
         try:
-            answer: Answer | Failed = self._pipe.recv()
+            answer: tuple[Any, float] | Failed = self._pipe.recv()
         except (EOFError, OSError):  # the process is gone
             self._process.join()
-            lines = _log(Path(self._folder.name)).read_text("utf-8", errors="replace").strip().splitlines()
+            lines = Path(self._folder.name, LOG).read_text("utf-8", errors="replace").strip().splitlines()
             answer = Failed(": ".join([f"exit status {self._process.exitcode}", *lines[-1:]]))
         if isinstance(answer, Failed):
             raise answer
@@ -91,14 +91,14 @@ class Side:
         busy_before, began = busy_seconds(), time.perf_counter()
         with contextlib.suppress(OSError):  # its answer says why it ended
             self._pipe.send(steps)
-        answer = self.answer()
-        return Turn(answer.value, others_share(busy_before, answer.cpu, time.perf_counter() - began))
+        value, cpu = self.answer()
+        return Turn(value, others_share(busy_before, cpu, time.perf_counter() - began))
 
 
 def ask_once(who: str, work: Work) -> Any:
     """Start a process for its first answer: `FLOPS` or `FACTS`."""
-    with Side(who, work) as side:
-        return side.answer().value
+    with contextlib.closing(Side(who, work)) as side:
+        return side.answer()[0]
 
 
 def others_share(busy_before: float | None, own: float, seconds: float) -> float | None:
@@ -124,16 +124,12 @@ def busy_seconds() -> float | None:
 # ------------------------------------------------------------------------------------------------ in the process
 
 
-def _log(folder: Path) -> Path:
-    return folder / "log.txt"
-
-
-def _main(who: str, work: Work, pipe: Connection, folder: Path) -> None:
+def _main(who: str, work: Work, pipe: Connection, folder: str) -> None:
     """Do one side's work until the parent closes its end of the pipe."""
     # Before torch is imported: it reads these once.
     threads = str(work.threads)
-    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TORCHINDUCTOR_CACHE_DIR=str(folder))
-    with _log(folder).open("w") as log:  # what libraries print: its last line is shown if the process dies
+    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TORCHINDUCTOR_CACHE_DIR=folder)
+    with Path(folder, LOG).open("w") as log:  # what libraries print: its last line is shown if the process dies
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     began = 0.0
@@ -142,7 +138,7 @@ def _main(who: str, work: Work, pipe: Connection, folder: Path) -> None:
         nonlocal began
         steps = 0
         with contextlib.suppress(EOFError, OSError):  # the parent has closed its end
-            pipe.send(Answer(value, time.process_time() - began))
+            pipe.send((value, time.process_time() - began))
             steps = pipe.recv()
         began = time.process_time()
         return steps
@@ -164,23 +160,13 @@ def _work(who: str, work: Work, next_turn: Callable[[Any], int]) -> None:
     torch.set_num_threads(work.threads)
     torch.manual_seed(0)
     device = devices.resolve(work.device)
-    if who in (OURS, COMPILED):
-        ours.run(work, Pace(device, next_turn), compile=who == COMPILED)
-    elif who in (TRAINER, TRAINER_COMPILED):
-        from bench.speed import trainer
-
-        trainer.run(work, Pace(device, next_turn), compile=who == TRAINER_COMPILED)
-    elif who == FLOPS:
+    if who == FLOPS:
         next_turn(ours.flops_per_step(work))
     elif who == PEAK:
         value = None
         while next_turn(value):
             value = peak.flops_per_second(work)
     elif who == FACTS:
-        from bench.store.provenance import provenance
-
         next_turn({"bfloat16": peak.has_bfloat16(device), **provenance(work.device, work.threads)})
     else:
-        from bench.speed import references
-
-        references.run(work, Pace(device, next_turn), who)
+        importlib.import_module(LOOPS[who]).run(work, Pace(device, next_turn), who)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from bench.speed import costs
 from bench.speed.line import Line
@@ -23,42 +23,42 @@ ALL = tuple(NETWORKS)
 class Target:
     """One figure to reach on a kind of device, for each of its networks.
 
-    `at_least` or `at_most` is required; `goal` is hoped for. `bfloat16` limits it to devices that compute in it.
+    `bound` is required, at most that for what is `SMALL_IS_GOOD`, else at least; `goal` is hoped for. `bfloat16` limits
+    it to devices that compute in it.
     """
 
     device: Literal["gpu", "cpu"]
     quantity: Quantity
+    bound: float
     kind: str = ""
     networks: tuple[str, ...] = ("",)
-    at_least: float | None = None
-    at_most: float | None = None
     goal: float | None = None
     bfloat16: bool = False
 
 
 TARGETS = (
     # One H100 or H200, as gin/fast.gin sets it: bfloat16, compiled.
-    Target("gpu", "same", "self_distill", ALL, at_least=2.5),
-    Target("gpu", "same", "finetune", ALL, at_least=4.0),
-    Target("gpu", "same", "further_pretrain", ALL, at_least=3.0),
-    Target("gpu", "share", "finetune", (VIT_BASE,), at_least=0.40, goal=0.45),
-    Target("gpu", "share", "self_distill", (VIT_BASE,), at_least=0.40, goal=0.45),
-    Target("gpu", "share", "further_pretrain", (VIT_BASE,), at_least=0.32, goal=0.35),
-    Target("gpu", "step_ms", "finetune", (VIT_TINY,), at_most=4.0),
-    Target("gpu", "trainer", "finetune", (VIT_BASE,), at_least=1.3),
-    Target("gpu", "trainer", "finetune", (VIT_TINY,), at_least=3.0),
-    Target("gpu", "hours", "Table 1", at_most=8.0),
+    Target("gpu", "same", 2.5, "self_distill", ALL),
+    Target("gpu", "same", 4.0, "finetune", ALL),
+    Target("gpu", "same", 3.0, "further_pretrain", ALL),
+    Target("gpu", "share", 0.40, "finetune", (VIT_BASE,), goal=0.45),
+    Target("gpu", "share", 0.40, "self_distill", (VIT_BASE,), goal=0.45),
+    Target("gpu", "share", 0.32, "further_pretrain", (VIT_BASE,), goal=0.35),
+    Target("gpu", "step_ms", 4.0, "finetune", (VIT_TINY,)),
+    Target("gpu", "trainer", 1.3, "finetune", (VIT_BASE,)),
+    Target("gpu", "trainer", 3.0, "finetune", (VIT_TINY,)),
+    Target("gpu", "hours", 8.0, "Table 1"),
     # Two CPU cores.
-    Target("cpu", "same", "self_distill", IMAGES, at_least=1.3),
-    Target("cpu", "released", "self_distill", (VIT_BASE,), at_least=2.0, bfloat16=True),
-    Target("cpu", "same", "further_pretrain", ALL, at_least=1.15),
-    Target("cpu", "same", "finetune", TEXTS, at_least=1.5),
-    Target("cpu", "trainer", "finetune", ALL, at_least=1.1),
-    Target("cpu", "share", "finetune", (VIT_BASE,), at_least=0.75),
-    Target("cpu", "share", "further_pretrain", (VIT_BASE,), at_least=0.75),
-    Target("cpu", "share", "self_distill", (VIT_BASE,), at_least=0.75),
-    Target("cpu", "quickstart_ratio", at_least=2.0),
-    Target("cpu", "first_step", at_most=6.0),
+    Target("cpu", "same", 1.3, "self_distill", IMAGES),
+    Target("cpu", "released", 2.0, "self_distill", (VIT_BASE,), bfloat16=True),
+    Target("cpu", "same", 1.15, "further_pretrain", ALL),
+    Target("cpu", "same", 1.5, "finetune", TEXTS),
+    Target("cpu", "trainer", 1.1, "finetune", ALL),
+    Target("cpu", "share", 0.75, "finetune", (VIT_BASE,)),
+    Target("cpu", "share", 0.75, "further_pretrain", (VIT_BASE,)),
+    Target("cpu", "share", 0.75, "self_distill", (VIT_BASE,)),
+    Target("cpu", "quickstart_ratio", 2.0),
+    Target("cpu", "first_step", 6.0),
 )
 
 MEANING: dict[Quantity, str] = {
@@ -71,25 +71,20 @@ MEANING: dict[Quantity, str] = {
     "quickstart_ratio": "x the other checkout's quickstart",
     "first_step": "s from the command to the first step",
 }
+SMALL_IS_GOOD = ("step_ms", "hours", "first_step")
 DEVICES = {"gpu": "one H100 or H200", "cpu": "two CPU cores"}
 OTHERS = {"same": (SAME,), "released": (RELEASED,), "trainer": (TRAINER, TRAINER_COMPILED)}
-
-
-class Verdict(NamedTuple):
-    """One target's line: its name, what is required, what was measured, and met, missed or why neither."""
-
-    name: str
-    required: str
-    measured: str
-    verdict: str
 
 
 class NotMeasured(Exception):
     """Says why there is no figure to judge a target by."""
 
 
-def verdicts(facts: Mapping[str, Any], lines: Mapping[str, Line]) -> Iterator[Verdict]:
-    """Judge every target by what was measured on one device, one line for each of its networks."""
+def verdicts(facts: Mapping[str, Any], lines: Mapping[str, Line]) -> Iterator[dict[str, str]]:
+    """Judge every target by what was measured on one device, one row for each of its networks.
+
+    `verdict` is met, missed, or why it is neither.
+    """
     for target in TARGETS:
         for network in target.networks:
             subject = f"{target.kind}/{network}" if network else target.kind or "quickstart"
@@ -99,10 +94,11 @@ def verdicts(facts: Mapping[str, Any], lines: Mapping[str, Line]) -> Iterator[Ve
                 _check_device(target, facts)
                 value = _value(target, subject, facts.get("quickstart") or {}, lines)
             except NotMeasured as reason:
-                yield Verdict(name, _required(target), "-", f"not measured here: {reason}")
+                measured, verdict = "-", f"not measured here: {reason}"
             else:
-                met = value <= (target.at_most or math.inf) if target.at_least is None else value >= target.at_least
-                yield Verdict(name, _required(target), _shown(target, value), "met" if met else "missed")
+                met = value <= target.bound if target.quantity in SMALL_IS_GOOD else value >= target.bound
+                measured, verdict = _shown(target, value), "met" if met else "missed"
+            yield {"name": name, "required": _required(target), "measured": measured, "verdict": verdict}
 
 
 def _check_device(target: Target, facts: Mapping[str, Any]) -> None:
@@ -142,10 +138,9 @@ def _present(value: float | None, otherwise: str) -> float:
 
 
 def _required(target: Target) -> str:
-    bound = f"at most {_shown(target, target.at_most)}" if target.at_most is not None else ""
-    if target.at_least is not None:
-        bound = f"at least {_shown(target, target.at_least)}"
-    return f"{bound} (goal {_shown(target, target.goal)})" if target.goal is not None else bound
+    relation = "at most" if target.quantity in SMALL_IS_GOOD else "at least"
+    goal = "" if target.goal is None else f" (goal {_shown(target, target.goal)})"
+    return f"{relation} {_shown(target, target.bound)}{goal}"
 
 
 def _shown(target: Target, value: float) -> str:

@@ -11,10 +11,10 @@ import transformers
 from bench import device as devices
 from bench.speed import references, synthetic
 from bench.speed.pace import Enough, Pace
-from bench.speed.work import Work
+from bench.speed.work import TRAINER, TRAINER_COMPILED, Work
 
 
-def run(work: Work, pace: Pace, compile: bool = False) -> None:
+def run(work: Work, pace: Pace, who: str = TRAINER) -> None:
     """Train until `pace` says that it is enough, in bfloat16 where our loop does, with fused AdamW."""
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
@@ -28,7 +28,7 @@ def run(work: Work, pace: Pace, compile: bool = False) -> None:
             optim="adamw_torch_fused",
             bf16=work.precision == "bfloat16",
             tf32=True if work.precision == "tf32" else None,
-            torch_compile=compile,
+            torch_compile=who == TRAINER_COMPILED,
             train_sampling_strategy="group_by_length" if work.modality == "text" else "random",
             use_cpu=work.on_cpu,
             dataloader_pin_memory=not work.on_cpu,
