@@ -1,11 +1,14 @@
 """Downloads from a server on this computer that drops, lies, stalls and changes its mind; files given by hand."""
 
+import errno
 import hashlib
 import http.server
+import inspect
 import io
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from huggingface_hub import constants, file_download
 
 import bench
 from bench.data.sources import download
@@ -27,11 +31,10 @@ SHA256 = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 
 
 class Request(NamedTuple):
-    """What the server was asked: the path, and the headers that resuming uses."""
+    """What the server was asked: the path, and the range."""
 
     path: str
     range: str | None
-    if_range: str | None
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -43,8 +46,6 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = CONTENT
-        self.tag: str | None = '"one"'
-        self.modified: str | None = None
         self.faults: list[Callable[[Handler], None]] = []
         self.requests: list[Request] = []
         self.stalled = threading.Event()
@@ -61,7 +62,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        asked = Request(self.path, self.headers["Range"], self.headers["If-Range"])
+        asked = Request(self.path, self.headers["Range"])
         self.server.requests.append(asked)
         if self.server.faults:
             self.server.faults.pop(0)(self)
@@ -71,8 +72,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, upto: int | None = None, ranges: bool = True, length: bool = True) -> None:
         """Send what is asked for, or no more than `upto` bytes of it in spite of the length announced."""
         content, start = self.server.content, 0
-        asked, condition = self.headers["Range"], self.headers["If-Range"]
-        if ranges and asked and condition in (None, self.server.tag, self.server.modified):
+        asked = self.headers["Range"]
+        if ranges and asked:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             if start >= len(content):
                 self.send_response(416)
@@ -85,9 +86,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(200)
         if length:
             self.send_header("Content-Length", str(len(content) - start))
-        for name, value in (("ETag", self.server.tag), ("Last-Modified", self.server.modified)):
-            if value:
-                self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content[start:] if upto is None else content[start : start + upto])
 
@@ -104,6 +102,14 @@ def hung_up(handler: Handler) -> None:
     """Close the connection without an answer."""
 
 
+def reset(handler: Handler) -> None:
+    """Send 1,000 bytes and break off as a router does that has forgotten the connection."""
+    handler.answer(upto=1000)
+    threading.Event().wait(0.2)  # some systems drop what was not read before the reset
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.close(handler.connection.detach())
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as server:
@@ -118,10 +124,19 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "DELAYS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(download, "CHUNK", 2**16)
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let nothing wait, and note how long it would have."""
+    seconds: list[float] = []
+    monkeypatch.setattr(time, "sleep", seconds.append)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     monkeypatch.setenv("no_proxy", "*")
+    return seconds
+
+
+def visible(folder: Path) -> list[str]:
+    """What lies in a folder except the empty lock."""
+    return sorted(name for name in os.listdir(folder) if name != ".file.bin.lock")
 
 
 def remote(server: Server, checksum: str | None = SHA256, size: int | None = len(CONTENT)) -> Remote:
@@ -131,26 +146,29 @@ def remote(server: Server, checksum: str | None = SHA256, size: int | None = len
 def checked(path: Path, folder: Path, content: bytes = CONTENT) -> None:
     assert path == folder / "file.bin"
     assert path.read_bytes() == content
-    assert os.listdir(folder) == ["file.bin"]
+    assert visible(folder) == ["file.bin"]
 
 
 def ranges(server: Server) -> list[str | None]:
     return [request.range for request in server.requests]
 
 
-def leave_part(folder: Path, content: bytes, version: str | None = None) -> None:
+def leave_part(folder: Path, content: bytes) -> None:
     """What an interrupted process leaves."""
-    folder.mkdir(exist_ok=True)
     (folder / ".file.bin.part").write_bytes(content)
-    if version is not None:
-        (folder / ".file.bin.part.version").write_text(version)
+
+
+def test_the_library_still_has_the_function_that_resumes() -> None:
+    # http_get is no headline function of huggingface_hub: where it goes away, bench/data/sources/download.py changes.
+    parameters = inspect.signature(file_download.http_get).parameters
+    assert {"url", "temp_file", "resume_size", "headers", "expected_size", "displayed_filename"} <= parameters.keys()
 
 
 def test_a_file_is_downloaded_once(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "new" / "folder"
     for _ in range(2):
         checked(fetch(remote(server), folder), folder)
-    assert server.requests == [Request("/data/file.bin", None, None)]
+    assert server.requests == [Request("/data/file.bin", None)]
     assert capsys.readouterr() == ("", f"downloading file.bin (256,007 bytes) from {server.address}/data/file.bin\n")
 
 
@@ -169,58 +187,34 @@ def test_nothing_need_be_known_of_a_file(server: Server, tmp_path: Path, size: i
 
 
 def test_dropped_connections_are_gone_on_from(server: Server, tmp_path: Path) -> None:
-    server.faults = [dropped(1000), hung_up, dropped(5)]
+    server.faults = [dropped(1000), hung_up, dropped(2000)]
     checked(fetch(remote(server), tmp_path), tmp_path)
-    assert server.requests == [
-        Request("/data/file.bin", None, None),
-        *(Request("/data/file.bin", f"bytes={have}-", '"one"') for have in (1000, 1000, 1005)),
-    ]
+    assert ranges(server) == [None, "bytes=1000-", "bytes=1000-", "bytes=3000-"]
 
 
-def test_without_any_length_a_known_size_tells_that_something_is_missing(server: Server, tmp_path: Path) -> None:
-    server.faults = [lambda handler: handler.answer(upto=1000, length=False)]
-    checked(fetch(remote(server, checksum=None), tmp_path), tmp_path)
-    assert ranges(server) == [None, "bytes=1000-"]
-
-
-@pytest.mark.parametrize("fault", [dropped(0), hung_up, status(500), status(503), status(429)])
-def test_tries_are_bounded_and_the_message_says_how_to_go_on(
-    server: Server, tmp_path: Path, fault: Callable[[Handler], None]
+def test_a_reset_connection_is_gone_on_from_as_long_as_something_comes(
+    server: Server, tmp_path: Path, slept: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.faults = [dropped(1000), *[fault] * 10]
-    with pytest.raises(InputError, match=r"try 4 .*--from") as refusal:
+    monkeypatch.setattr(download, "DELAYS", (7.0, 9.0))
+    server.faults = [reset] * 4
+    checked(fetch(remote(server), tmp_path), tmp_path)
+    assert ranges(server) == [None, *(f"bytes={1000 * i}-" for i in range(1, 5))]
+    assert slept == [7.0] * 4
+
+
+@pytest.mark.parametrize("code", [500, 502, 503])
+def test_a_server_in_trouble_is_asked_again_a_few_times(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slept: list[float], code: int
+) -> None:
+    monkeypatch.setattr(download, "DELAYS", (1.0, 3.0, 9.0))
+    leave_part(tmp_path, CONTENT[:1000])
+    server.faults = [status(code)] * 4
+    with pytest.raises(InputError, match=rf"answers {code} .*--from") as refusal:
         fetch(remote(server), tmp_path)
     assert remote(server).url in str(refusal.value)
-    assert len(server.requests) == 4
-    server.faults = []
-    checked(fetch(remote(server), tmp_path), tmp_path)
-    assert ranges(server)[4:] == ["bytes=1000-"]
-
-
-def test_tries_that_get_further_do_not_count(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "CHUNK", 1000)
-    server.faults = [dropped(1001)] * 20
-    checked(fetch(remote(server), tmp_path), tmp_path)
-    assert len(server.requests) == 21
-
-
-def test_a_server_that_always_starts_again_is_given_up(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(download, "CHUNK", 1000)
-    server.faults = [lambda handler: handler.answer(upto=50_000, ranges=False)] * 30
-    with pytest.raises(InputError, match="50,000 of 256,007"):
-        fetch(remote(server), tmp_path)
-    assert len(server.requests) == 4  # none but the first brought the file further
-
-
-def test_delays_follow_one_another(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr(download, "DELAYS", (1.0, 3.0, 9.0))
-    monkeypatch.setattr(time, "sleep", slept.append)
-    server.faults = [status(503)] * 3
-    checked(fetch(remote(server), tmp_path), tmp_path)
     assert slept == [1.0, 3.0, 9.0]
+    checked(fetch(remote(server), tmp_path), tmp_path)
+    assert ranges(server) == ["bytes=1000-"] * 5
 
 
 def test_a_server_that_ignores_ranges_sends_the_file_anew(server: Server, tmp_path: Path) -> None:
@@ -235,20 +229,28 @@ def test_a_file_that_is_not_there_is_refused_at_once(server: Server, tmp_path: P
     with pytest.raises(InputError, match=rf"file\.bin .*answers {code} .*name it file\.bin .*--from"):
         fetch(remote(server), tmp_path)
     assert len(server.requests) == 1
-    assert os.listdir(tmp_path) == []
+    assert visible(tmp_path) == []
 
 
-def test_a_server_that_is_not_there_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited"))
+def test_a_server_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with socket.socket() as unheard:  # bound, so that nobody else has the port, but not listening
         unheard.bind(("127.0.0.1", 0))
-        with pytest.raises(InputError, match=r"cannot be reached .*--from"):
-            fetch(Remote(f"http://127.0.0.1:{unheard.getsockname()[1]}/x", "x"), tmp_path)
-    assert os.listdir(tmp_path) == []
+        with pytest.raises(InputError, match=r"Connection refused.*--from"):
+            fetch(Remote(f"http://127.0.0.1:{unheard.getsockname()[1]}/x", "file.bin"), tmp_path)
+    assert visible(tmp_path) == []
+
+
+def test_a_library_that_is_told_to_stay_offline_is_named(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"HF_HUB_OFFLINE.*--from"):
+        fetch(remote(server), tmp_path)
+    assert server.requests == []
 
 
 def test_a_stalled_connection_is_left(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
 
     def stall(handler: Handler) -> None:
         handler.answer(upto=1000)
@@ -270,32 +272,36 @@ def test_a_wrong_checksum_is_refused_and_nothing_stays(
     server.content = content
     with pytest.raises(InputError) as refusal:
         fetch(remote(server, size=size), tmp_path)
-    found = hashlib.sha256(content).hexdigest()
-    assert SHA256.removeprefix("sha256:") in str(refusal.value) and found in str(refusal.value)
+    actual = hashlib.sha256(content).hexdigest()
+    assert SHA256.removeprefix("sha256:") in str(refusal.value) and actual in str(refusal.value)
     assert len(server.requests) == 1
-    assert os.listdir(tmp_path) == []
+    assert visible(tmp_path) == []
 
 
-def test_a_wrong_size_is_refused_before_the_transfer(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checksum", [SHA256, None])
+def test_a_wrong_size_is_refused_and_nothing_stays(server: Server, tmp_path: Path, checksum: str | None) -> None:
     server.content = CONTENT * 2
     with pytest.raises(InputError, match="512,014 bytes, expected are 256,007"):
-        fetch(remote(server), tmp_path)
+        fetch(remote(server, checksum), tmp_path)
     assert len(server.requests) == 1
-    assert os.listdir(tmp_path) == []
+    assert visible(tmp_path) == []
 
 
-def test_another_page_in_front_of_the_file_costs_nothing_that_came(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("checksum", [SHA256, None])
+def test_a_page_in_front_of_the_file_is_refused(server: Server, tmp_path: Path, checksum: str | None) -> None:
     def log_in_first(handler: Handler) -> None:
         handler.send_response(200)
         handler.send_header("Content-Length", "6")
         handler.end_headers()
         handler.wfile.write(b"<html>")
 
-    server.faults = [dropped(1000), log_in_first]
-    with pytest.raises(InputError, match="6 bytes, expected are 256,007"):
-        fetch(remote(server), tmp_path)
-    checked(fetch(remote(server), tmp_path), tmp_path)
-    assert ranges(server) == [None, "bytes=1000-", "bytes=1000-"]
+    leave_part(tmp_path, CONTENT[:1000])
+    server.faults = [log_in_first] * 2
+    with pytest.raises(InputError, match=r"6 bytes, expected are 256,007.*--from"):
+        fetch(remote(server, checksum), tmp_path)
+    assert visible(tmp_path) == []
+    checked(fetch(remote(server, checksum), tmp_path), tmp_path)
+    assert ranges(server) == ["bytes=1000-", None, None]
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -303,7 +309,6 @@ def test_a_transfer_in_chunks_ends_with_its_last_chunk(server: Server, tmp_path:
     def chunked(handler: Handler) -> None:
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
-        handler.send_header("ETag", '"one"')
         handler.end_headers()
         for start in range(0, len(CONTENT) if whole else 50_000, 10_000):
             chunk = CONTENT[start : start + 10_000]
@@ -316,15 +321,23 @@ def test_a_transfer_in_chunks_ends_with_its_last_chunk(server: Server, tmp_path:
     assert ranges(server) == ([None] if whole else [None, "bytes=50000-"])
 
 
-def test_no_more_than_the_known_size_is_read(server: Server, tmp_path: Path) -> None:
-    def endless(handler: Handler) -> None:
-        handler.send_response(200)
-        handler.end_headers()
-        handler.wfile.write(CONTENT + b"more")
-        handler.server.stalled.wait(20)
+def test_what_ends_early_without_a_length_is_refused(server: Server, tmp_path: Path) -> None:
+    server.faults = [lambda handler: handler.answer(upto=1000, length=False)]
+    with pytest.raises(InputError, match="1,000 bytes, expected are 256,007"):
+        fetch(remote(server, checksum=None), tmp_path)
+    assert visible(tmp_path) == []
 
-    server.faults = [endless]
+
+def test_the_bytes_are_taken_as_they_lie_on_the_server(server: Server, tmp_path: Path) -> None:
+    asked: list[str | None] = []
+
+    def note(handler: Handler) -> None:
+        asked.append(handler.headers["Accept-Encoding"])
+        handler.answer()
+
+    server.faults = [note]
     checked(fetch(remote(server), tmp_path), tmp_path)
+    assert asked == ["identity"]
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -336,7 +349,7 @@ def test_redirects_are_followed_also_when_resuming(server: Server, tmp_path: Pat
 
     server.faults = [redirect, dropped(1000), redirect]
     checked(fetch(remote(server), tmp_path), tmp_path)
-    assert [request[:2] for request in server.requests] == [
+    assert server.requests == [
         ("/data/file.bin", None),
         ("/elsewhere", None),
         ("/data/file.bin", "bytes=1000-"),
@@ -344,63 +357,45 @@ def test_redirects_are_followed_also_when_resuming(server: Server, tmp_path: Pat
     ]
 
 
-@pytest.mark.parametrize("place", ["file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x", "/data/file.bin"])
+@pytest.mark.parametrize("address", ["file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x", "/data/file.bin"])
 def test_redirects_to_other_kinds_of_addresses_and_in_circles_are_refused(
-    server: Server, tmp_path: Path, place: str
+    server: Server, tmp_path: Path, address: str
 ) -> None:
     def redirect(handler: Handler) -> None:
         handler.send_response(302)
-        handler.send_header("Location", place)
+        handler.send_header("Location", address)
         handler.end_headers()
 
     server.faults = [redirect] * 100
     with pytest.raises(InputError, match="cannot be downloaded"):
         fetch(remote(server), tmp_path)
-    assert os.listdir(tmp_path) == []
-    assert len(server.requests) < 20
+    assert visible(tmp_path) == []
+    assert len(server.requests) < 30
 
 
 @pytest.mark.parametrize(
-    "url",
-    [
-        *("file:///etc/hostname", "ftp://example.org/x", "data:,x", "/etc/hostname", "", "http:///x", "http://[::1/x"),
-        *("http://a b/", "http://example.org/a b", "http://example.org:x/", "http://example.org/ä", "http://x/\r\ny"),
-    ],
+    "url", ["file:///etc/hostname", "ftp://example.org/x", "data:,x", "/etc/hostname", "", "http:///x", "http://[::1/x"]
 )
 def test_only_web_addresses_are_accepted(tmp_path: Path, url: str) -> None:
-    with pytest.raises(InputError, match="no address"):
-        fetch(Remote(url, "x"), tmp_path)
-    assert os.listdir(tmp_path) == []
+    with pytest.raises(InputError, match=r"cannot be downloaded: .*--from"):
+        fetch(Remote(url, "file.bin"), tmp_path)
+    assert visible(tmp_path) == []
 
 
-@pytest.mark.parametrize("checksum", [SHA256, None])
+@pytest.mark.parametrize(("checksum", "size"), [(SHA256, None), (SHA256, len(CONTENT)), (None, len(CONTENT))])
 def test_what_an_interrupted_process_left_is_gone_on_from(
-    server: Server, tmp_path: Path, checksum: str | None, capsys: pytest.CaptureFixture[str]
+    server: Server, tmp_path: Path, checksum: str | None, size: int | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    leave_part(tmp_path, CONTENT[:70_000], f'{remote(server).url}\n"one"')
-    checked(fetch(remote(server, checksum, None), tmp_path), tmp_path)
-    assert server.requests == [Request("/data/file.bin", "bytes=70000-", '"one"')]
+    leave_part(tmp_path, CONTENT[:70_000])
+    checked(fetch(remote(server, checksum, size), tmp_path), tmp_path)
+    assert ranges(server) == ["bytes=70000-"]
     assert "70,000" in capsys.readouterr().err
 
 
-def test_the_last_change_does_for_a_tag_and_a_weak_tag_does_not(server: Server, tmp_path: Path) -> None:
-    server.tag, server.modified = 'W/"weak"', "Wed, 21 Oct 2015 07:28:00 GMT"
-    server.faults = [dropped(1000)]
+def test_where_neither_checksum_nor_size_is_known_a_later_process_starts_again(server: Server, tmp_path: Path) -> None:
+    leave_part(tmp_path, OTHER[:1000])
     checked(fetch(remote(server, None, None), tmp_path), tmp_path)
-    assert server.requests[1] == Request("/data/file.bin", "bytes=1000-", server.modified)
-
-
-@pytest.mark.parametrize("version", [None, 'http://elsewhere.org/file.bin\n"one"', "damaged"])
-def test_a_part_of_unknown_origin_is_resumed_only_if_a_checksum_tells(
-    server: Server, tmp_path: Path, version: str | None
-) -> None:
-    leave_part(tmp_path, OTHER[:1000], version)
-    checked(fetch(remote(server, checksum=None), tmp_path), tmp_path)
     assert ranges(server) == [None]
-    (tmp_path / "file.bin").unlink()
-    leave_part(tmp_path, CONTENT[:1000], version)
-    checked(fetch(remote(server), tmp_path), tmp_path)
-    assert ranges(server) == [None, "bytes=1000-"]
 
 
 def test_a_part_of_another_file_costs_one_more_transfer(server: Server, tmp_path: Path) -> None:
@@ -415,27 +410,44 @@ def test_after_that_transfer_a_wrong_checksum_is_final(server: Server, tmp_path:
     with pytest.raises(InputError, match="checksum"):
         fetch(remote(server), tmp_path)
     assert ranges(server) == ["bytes=1000-", None]
-    assert os.listdir(tmp_path) == []
+    assert visible(tmp_path) == []
+
+
+def changed_to(content: bytes) -> Callable[[Handler], None]:
+    def answer(handler: Handler) -> None:
+        handler.server.content = content
+        handler.answer()
+
+    return answer
+
+
+def test_a_file_that_changes_while_it_is_resumed_is_not_mixed(server: Server, tmp_path: Path) -> None:
+    server.content = OTHER
+    server.faults = [dropped(1000), changed_to(CONTENT)]
+    with pytest.raises(InputError, match=r"not the expected file.*checksum"):
+        fetch(remote(server), tmp_path)
+    assert visible(tmp_path) == []
+    checked(fetch(remote(server), tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("size", [len(CONTENT), None])
+def test_without_a_checksum_at_least_the_size_stays_the_same(server: Server, tmp_path: Path, size: int | None) -> None:
+    server.faults = [dropped(1000), changed_to(CONTENT + b"more")]
+    with pytest.raises(InputError, match="not the expected file"):
+        fetch(remote(server, None, size), tmp_path)
+    assert visible(tmp_path) == []
+
+
+def test_where_neither_is_known_a_reset_connection_is_not_gone_on_from(server: Server, tmp_path: Path) -> None:
+    server.faults = [reset]
+    with pytest.raises(InputError, match="Try again"):
+        fetch(remote(server, None, None), tmp_path)
+    checked(fetch(remote(server, None, None), tmp_path), tmp_path)
+    assert ranges(server) == [None, None]
 
 
 @pytest.mark.parametrize("checksum", [SHA256, None])
-@pytest.mark.parametrize("knows_if_range", [True, False])
-def test_a_file_that_changes_between_two_tries_is_not_mixed(
-    server: Server, tmp_path: Path, knows_if_range: bool, checksum: str | None
-) -> None:
-    def change(handler: Handler) -> None:
-        handler.server.content, handler.server.tag = CONTENT, '"two"'
-        if not knows_if_range:
-            del handler.headers["If-Range"]
-        handler.answer()
-
-    server.content = OTHER
-    server.faults = [dropped(1000), change]
-    checked(fetch(remote(server, checksum, None), tmp_path), tmp_path)
-    assert ranges(server) == [None, "bytes=1000-", *([] if knows_if_range else [None])]
-
-
-def test_an_answer_with_another_range_is_not_appended(server: Server, tmp_path: Path) -> None:
+def test_an_answer_with_another_range_is_not_appended(server: Server, tmp_path: Path, checksum: str | None) -> None:
     def elsewhere(handler: Handler) -> None:
         handler.send_response(206)
         handler.send_header("Content-Range", f"bytes 0-{len(CONTENT) - 1}/{len(CONTENT)}")
@@ -443,9 +455,10 @@ def test_an_answer_with_another_range_is_not_appended(server: Server, tmp_path: 
         handler.end_headers()
         handler.wfile.write(CONTENT)
 
-    server.faults = [dropped(1000), elsewhere]
-    checked(fetch(remote(server, checksum=None), tmp_path), tmp_path)
-    assert ranges(server) == [None, "bytes=1000-", None]
+    leave_part(tmp_path, CONTENT[:1000])
+    server.faults = [elsewhere]
+    checked(fetch(remote(server, checksum), tmp_path), tmp_path)
+    assert ranges(server) == ["bytes=1000-", None]
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), None])
@@ -455,33 +468,37 @@ def test_a_part_that_is_already_whole_is_taken(server: Server, tmp_path: Path, s
     assert ranges(server) == ([] if size else [f"bytes={len(CONTENT)}-"])  # to which the server answers 416
 
 
-@pytest.mark.parametrize("size", [len(CONTENT), None])
-def test_a_part_that_is_too_long_is_dropped(server: Server, tmp_path: Path, size: int | None) -> None:
+@pytest.mark.parametrize("checksum", [SHA256, None])
+def test_a_part_that_is_too_long_is_dropped(server: Server, tmp_path: Path, checksum: str | None) -> None:
     leave_part(tmp_path, CONTENT + b"more")
-    checked(fetch(remote(server, size=size), tmp_path), tmp_path)
-    assert ranges(server) == ([None] if size else [f"bytes={len(CONTENT) + 4}-", None])
-
-
-def test_without_a_checksum_too_a_part_that_is_too_long_is_dropped(server: Server, tmp_path: Path) -> None:
-    leave_part(tmp_path, CONTENT + b"more", f'{remote(server).url}\n"one"')
-    checked(fetch(remote(server, None, None), tmp_path), tmp_path)
+    checked(fetch(remote(server, checksum), tmp_path), tmp_path)
     assert ranges(server) == [f"bytes={len(CONTENT) + 4}-", None]
 
 
-@pytest.mark.parametrize("size", [len(CONTENT), None])
 def test_what_does_not_fit_on_the_disk_is_refused_before_it_comes(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Usage(NamedTuple):
         free: int
 
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(len(CONTENT) - 1001))
     with pytest.raises(InputError, match=r"256,007 more bytes .*255,006 are free"):
-        fetch(remote(server, size=size), tmp_path)
-    assert len(server.requests) == (0 if size else 1)
-    assert os.listdir(tmp_path) == []
+        fetch(remote(server), tmp_path)
+    assert server.requests == []
+    assert visible(tmp_path) == []
     leave_part(tmp_path, CONTENT[:1001])
-    checked(fetch(remote(server, size=size), tmp_path), tmp_path)
+    checked(fetch(remote(server), tmp_path), tmp_path)
+
+
+def test_a_disk_that_is_full_before_all_has_come_is_named(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*arguments: object, **keywords: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(file_download, "http_get", fill)
+    with pytest.raises(InputError, match=r"No space left on device.*Make room"):
+        fetch(remote(server), tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_named(server: Server, tmp_path: Path) -> None:
@@ -493,7 +510,9 @@ def test_a_folder_that_cannot_be_made_is_named(server: Server, tmp_path: Path) -
 PROCESS = """
 import sys
 from pathlib import Path
+from huggingface_hub import constants
 from bench.data.sources.download import Remote, fetch
+constants.DOWNLOAD_CHUNK_SIZE = 10_000
 url, checksum, folder = sys.argv[1:]
 fetch(Remote(url, "file.bin", checksum), Path(folder))
 """
@@ -501,7 +520,7 @@ fetch(Remote(url, "file.bin", checksum), Path(folder))
 
 def start(server: Server, folder: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", PROCESS, remote(server).url, SHA256, str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(Path(bench.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(bench.__file__).parents[1]), "HF_HUB_OFFLINE": "0"}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
 
@@ -509,7 +528,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end
-        time.sleep(0.01)
+        threading.Event().wait(0.01)
 
 
 def stall_midway(handler: Handler) -> None:
@@ -529,7 +548,7 @@ def test_a_killed_process_is_gone_on_from(server: Server, tmp_path: Path) -> Non
         wait_for(lambda: part_has(tmp_path, 100_000))
         process.kill()
     checked(fetch(remote(server), tmp_path), tmp_path)
-    assert server.requests[1] == Request("/data/file.bin", "bytes=100000-", '"one"')
+    assert ranges(server) == [None, "bytes=100000-"]
 
 
 def test_of_two_processes_one_downloads_and_the_other_waits(server: Server, tmp_path: Path) -> None:
@@ -553,11 +572,9 @@ def test_a_terminal_shows_a_bar(server: Server, tmp_path: Path, monkeypatch: pyt
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
     server.faults = [dropped(1000)]
     checked(fetch(remote(server), tmp_path), tmp_path)
-    assert "256.0/256.0 kB" in terminal.getvalue()
+    assert "256k/256k" in terminal.getvalue()
 
 
 def test_checksums_are_the_usual_ones(tmp_path: Path) -> None:
@@ -654,7 +671,7 @@ def test_given_takes_the_one_that_verifies_and_refuses_if_none_does(tmp_path: Pa
 def test_importing_loads_no_heavy_library() -> None:
     code = (
         "import sys, bench.data.sources.download, bench.data.sources.archives; "
-        "print([m for m in ('torch', 'numpy', 'datasets', 'rich', 'pyarrow') if m in sys.modules])"
+        "print([m for m in ('torch', 'numpy', 'datasets', 'huggingface_hub', 'pyarrow') if m in sys.modules])"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(bench.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
