@@ -6,17 +6,16 @@ Planning imports this module, so nothing here imports an array library before da
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from bench.data.content import Content, Rows
+from bench.data.content import Content, Rows, by_content
 from bench.data.manifest import SPLITS
 from bench.data.tasks import EMBEDDED, Modality, Task
 from bench.errors import InputError
@@ -46,20 +45,25 @@ HIDDEN = "the hidden test set has no labels"
 DRAWN = "test was drawn: of each class's different contents the fifth (at least 1) with the smallest sha256"
 
 
+class _Row(NamedTuple):
+    """An example: where it lies in its source, its content, its second text if texts come in pairs, its label."""
+
+    where: str
+    value: bytes
+    pair: bytes | None
+    label: Any
+
+
 @dataclass
 class _Table:
-    """What one file or class folder holds; `place` says where row i lies, `names` are those of a ClassLabel."""
+    """What one file, class folder or split on the hub holds; `names` are those of a ClassLabel."""
 
     origin: str
-    place: Callable[[int], str]
+    rows: list[_Row]
     names: tuple[str, ...] | None = None
-    values: list[bytes] = field(default_factory=list)
-    pairs: list[bytes] = field(default_factory=list)
-    labels: list[Any] = field(default_factory=list)
 
 
 _Tables = dict[str, list[_Table]]
-_Row = tuple[Any, Any, Any]  # value, pair and label, as the source has them
 
 
 def local(source: str) -> bool:
@@ -77,10 +81,10 @@ def fingerprint(task: Task) -> str:
 
     For a data set on the hub it is the source itself. Refuses a path that is missing.
     """
-    kind, place = _kind(_source(task))
+    kind, location = _kind(_source(task))
     if kind == "hub":
         return _source(task)
-    path = _existing(task, place)
+    path = _existing(task, location)
     files = [path] if path.is_file() else sorted(_walk(path))
     listing = []
     for file in files:
@@ -98,30 +102,30 @@ def read(task: Task, given: Path | None = None) -> Content:
     single files. Refuses, by file and row, what is missing, empty, unreadable, of the other modality, or a label that
     training lacks.
     """
-    kind, place = _kind(_source(task))
+    kind, location = _kind(_source(task))
     _check_modality(task, kind)
     if kind == "hub":
-        splits, sources = _read_hub(task, place, given)
+        splits, sources = _read_hub(task, location, given)
     elif given is not None:
         raise InputError(
             f"--from {given}: {task.name} is read from {task.source}; only hub: sources take a copy. "
             f"To read other files, bind {task.name}/task.source to them."
         )
     else:
-        path = _existing(task, place)
+        path = _existing(task, location)
         splits, sources = _read_folder(task, path) if kind == "folder" else _read_files(task, kind, path)
     for split, tables in splits.items():
-        if not any(table.values for table in tables):
+        if not any(table.rows for table in tables):
             raise InputError(f"{', '.join(table.origin for table in tables)}: the {split} split holds no examples.")
     splits, note = _settle(task, kind, splits)
     names = _class_names(task, splits)
-    rows = {split: _rows(task, splits[split], names) for split in SPLITS if split in splits}
+    rows = {split: _numbered(splits[split], names) for split in SPLITS if split in splits}
     if "test" not in rows:
         rows = _draw(task, rows["train"], names)
     return Content(
         modality=task.modality,
         class_names=names,
-        splits=rows,
+        splits={split: _content(task, examples) for split, examples in rows.items()},
         sources={"source": kind, **sources} | ({"splits": note} if note else {}),
     )
 
@@ -140,14 +144,14 @@ def _legal() -> str:
 
 
 def _kind(source: str) -> tuple[str, str]:
-    kind, _, place = source.partition(":")
-    if kind not in KINDS or not place:
+    kind, _, location = source.partition(":")
+    if kind not in KINDS or not location:
         raise InputError(f"the source {source!r} cannot be read. Legal: {_legal()}.")
-    return kind, place
+    return kind, location
 
 
-def _existing(task: Task, place: str) -> Path:
-    path = Path(place).expanduser().absolute()
+def _existing(task: Task, location: str) -> Path:
+    path = Path(location).expanduser().absolute()
     if not path.exists():
         raise InputError(
             f"{task.name}: there is no {path}. Correct {task.name}/task.source = {task.source!r} "
@@ -175,17 +179,16 @@ def _other_modality(task: Task, where: str) -> InputError:
 # ------------------------------------------------------------------------------------------------------------- rows
 
 
-def _fill(task: Task, table: _Table, rows: Iterable[_Row]) -> _Table:
+def _row(task: Task, where: str, record: Mapping[str, Any]) -> _Row:
+    """Take an example out of a record, encoded; refuse by `where` what is none."""
+    value, pair, label = _columns(task)
     encode = _image if task.modality == "image" else _text
-    for i, (value, pair, label) in enumerate(rows):
-        try:
-            table.values.append(encode(value))
-            if task.pair_column is not None:
-                table.pairs.append(_text(pair))
-            table.labels.append(_label(label))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{table.place(i)}: {error}.") from error
-    return table
+    try:
+        first = encode(record[value])
+        second = None if pair is None else _text(record[pair])
+        return _Row(where, first, second, _label(record[label]))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: {error}.") from error
 
 
 def _image(value: Any) -> bytes:
@@ -227,8 +230,7 @@ def _columns(task: Task) -> tuple[str, str | None, str]:
     return value, task.pair_column, task.label_column
 
 
-def _check_columns(task: Task, found: Iterable[str], where: str) -> None:
-    columns = list(found)
+def _check_columns(task: Task, columns: Collection[str], where: str) -> None:
     value, pair, label = _columns(task)
     other = task.text_column if task.modality == "image" else task.image_column
     if value not in columns and other in columns:
@@ -241,13 +243,6 @@ def _check_columns(task: Task, found: Iterable[str], where: str) -> None:
             f"{where}: no column {', '.join(map(repr, missing.values()))}; "
             f"there are {', '.join(map(repr, columns)) or 'none'}. Bind {fixes} to one of them."
         )
-
-
-def _picked(task: Task, batch: dict[str, list[Any]]) -> Iterator[_Row]:
-    """The rows of a batch of columns."""
-    value, pair, label = _columns(task)
-    pairs = batch[pair] if pair is not None else [None] * len(batch[value])
-    return zip(batch[value], pairs, batch[label], strict=True)
 
 
 # ---------------------------------------------------------------------------------------------------- class folders
@@ -271,10 +266,10 @@ def _read_folder(task: Task, path: Path) -> tuple[_Tables, dict[str, str]]:
     return {split: _classes(task, folder) for split, (folder,) in by_split.items()}, {}
 
 
-def _by_split(task: Task, path: Path, found: list[tuple[str, list[Path]]]) -> dict[str, list[Path]]:
+def _by_split(task: Task, path: Path, parts: list[tuple[str, list[Path]]]) -> dict[str, list[Path]]:
     """The folder, or files, of each split from what they are called."""
     by_split: dict[str, list[Path]] = {}
-    for name, entries in found:
+    for name, entries in parts:
         split = _split_of(name)
         assert split is not None
         if split in by_split:
@@ -298,8 +293,8 @@ def _classes(task: Task, folder: Path) -> list[_Table]:
         files = sorted((file for file in _walk(entry) if _is_image(file)), key=lambda file: file.as_posix())
         if not files:
             raise InputError(f"{entry} holds no image. Legal types: {', '.join(IMAGE_SUFFIXES)}.")
-        table = _Table(str(entry), lambda i, files=files: str(files[i]))  # type: ignore[misc]
-        tables.append(_fill(task, table, ((_bytes(file), None, entry.name) for file in files)))
+        records = ((file, {task.image_column: _bytes(file), task.label_column: entry.name}) for file in files)
+        tables.append(_Table(str(entry), [_row(task, str(file), record) for file, record in records]))
     return tables
 
 
@@ -398,9 +393,7 @@ def _read_parquet(task: Task, file: Path) -> _Table:
             columns = [column for column in _columns(task) if column is not None]
             names = _names_in(parquet.schema_arrow.metadata or {}, task.label_column)
             # In small batches, because one array of encoded images above 2 GB overflows.
-            batches = parquet.iter_batches(batch_size=100, columns=columns)
-            rows = (row for batch in batches for row in _picked(task, batch.to_pydict()))
-            return _fill(task, _Table(str(file), lambda i: f"{file}, row {i}", names), rows)
+            return _read_batches(task, str(file), parquet.iter_batches(batch_size=100, columns=columns), names)
     except pa.ArrowException as error:
         raise InputError(f"{file} cannot be read as parquet ({error}): write or copy it again.") from error
 
@@ -414,32 +407,33 @@ def _names_in(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...] | No
         return None
 
 
-def _read_jsonl(task: Task, file: Path) -> _Table:
-    lines: list[int] = []
-    value, pair, label = _columns(task)
+def _read_batches(task: Task, where: str, batches: Iterable[Any], names: tuple[str, ...] | None) -> _Table:
+    """Read the rows of pyarrow's tables or batches."""
+    records = (record for batch in batches for record in batch.to_pylist())
+    return _Table(where, [_row(task, f"{where}, row {i}", record) for i, record in enumerate(records)], names)
 
+
+def _read_jsonl(task: Task, file: Path) -> _Table:
+    # Line by line: a reader of whole tables would make texts of numbers, and could not say in which line a fault is.
     def rows() -> Iterator[_Row]:
         with file.open(encoding="utf-8-sig", newline="\n") as opened:
             for number, line in enumerate(opened, 1):
                 if not line.strip():
                     continue
-                lines.append(number)
+                where = f"{file}, line {number}"
                 try:
                     record = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise InputError(f"{file}, line {number}: no JSON ({error}).") from error
+                    raise InputError(f"{where}: no JSON ({error}).") from error
                 if not isinstance(record, dict):
-                    raise InputError(f"{file}, line {number}: no JSON object ({_shown(record)}).")
-                _check_columns(task, record, f"{file}, line {number}")
-                yield record[value], None if pair is None else record[pair], record[label]
+                    raise InputError(f"{where}: no JSON object ({_shown(record)}).")
+                _check_columns(task, record, where)
+                yield _row(task, where, record)
 
-    return _read_lines(task, file, lines, rows())
+    return _read_lines(file, rows())
 
 
 def _read_csv(task: Task, file: Path) -> _Table:
-    lines: list[int] = []
-    value, pair, label = _columns(task)
-
     def rows() -> Iterator[_Row]:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(opened, strict=True)
@@ -447,48 +441,51 @@ def _read_csv(task: Task, file: Path) -> _Table:
             if len(set(header)) < len(header):
                 raise InputError(f"{file}: two columns have the same name in its first line, {header}: rename one.")
             _check_columns(task, header, str(file))
-            for record in reader:
-                if not record:
-                    continue
-                lines.append(reader.line_num)
-                if len(record) != len(header):
+            for fields in filter(None, reader):
+                where = f"{file}, line {reader.line_num}"
+                if len(fields) != len(header):
                     raise InputError(
-                        f"{file}, line {reader.line_num}: {len(record)} fields, but the header names {len(header)}. "
+                        f"{where}: {len(fields)} fields, but the header names {len(header)}. "
                         "A field with a comma, a quote or a line break in it needs double quotes around it."
                     )
-                row = dict(zip(header, record, strict=True))
-                yield row[value], None if pair is None else row[pair], row[label] or None
+                record: dict[str, str | None] = dict(zip(header, fields, strict=True))
+                yield _row(task, where, record | {task.label_column: record[task.label_column] or None})
 
     limit = csv.field_size_limit(sys.maxsize)  # the default refuses long documents
     try:
-        return _read_lines(task, file, lines, rows())
-    except csv.Error as error:
-        raise InputError(f"{file}, after line {lines[-1] if lines else 1}: no CSV ({error}).") from error
+        return _read_lines(file, rows())
     finally:
         csv.field_size_limit(limit)
 
 
-def _read_lines(task: Task, file: Path, lines: list[int], rows: Iterable[_Row]) -> _Table:
+def _read_lines(file: Path, rows: Iterable[_Row]) -> _Table:
+    """Collect the rows of a text file; where it ends in a fault, say after which line."""
+    table = _Table(str(file), [])
     try:
-        return _fill(task, _Table(str(file), lambda i: f"{file}, line {lines[i]}"), rows)
-    except UnicodeDecodeError as error:
-        after = f"after line {lines[-1]}" if lines else "in its first lines"
-        raise InputError(f"{file}: no utf-8 {after} ({error.reason}): save it as utf-8.") from error
+        for row in rows:
+            table.rows.append(row)
+    except (UnicodeDecodeError, csv.Error) as error:
+        after = table.rows[-1].where.removeprefix(f"{file}, ") if table.rows else "the first line"
+        if isinstance(error, csv.Error):
+            raise InputError(f"{file}, after {after}: no CSV ({error}).") from error
+        raise InputError(f"{file}: no utf-8 after {after} ({error.reason}): save it as utf-8.") from error
+    return table
 
 
 def _as_numbers(tables: list[_Table]) -> None:
     """Make the labels of CSV files whole numbers where all of them are."""
-    labels = [label for table in tables for label in table.labels if label is not None]
+    labels = {row.label for table in tables for row in table.rows} - {None}
     if all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", label) for label in labels):
+        number = {None: None} | {label: int(label) for label in labels}
         for table in tables:
-            table.labels = [None if label is None else int(label) for label in table.labels]
+            table.rows = [row._replace(label=number[row.label]) for row in table.rows]
 
 
 # -------------------------------------------------------------------------------------------------------------- hub
 
 
-def _read_hub(task: Task, place: str, given: Path | None) -> tuple[_Tables, dict[str, str]]:
-    repository, _, revision = place.partition("@")
+def _read_hub(task: Task, location: str, given: Path | None) -> tuple[_Tables, dict[str, str]]:
+    repository, _, revision = location.partition("@")
     if not revision:
         raise InputError(
             f"{task.name}/task.source = {task.source!r} may change: pin it: hub:{repository}@REVISION "
@@ -498,18 +495,18 @@ def _read_hub(task: Task, place: str, given: Path | None) -> tuple[_Tables, dict
         raise InputError(f"{task.name}/task.source = {task.source!r}: must be written as {KINDS['hub']}.")
     if given is not None and not given.is_dir():
         raise InputError(f"--from {given.absolute()} is no folder: give a local copy of the repository {repository}.")
-    sources = {"repository": place} | ({"configuration": task.configuration} if task.configuration else {})
+    sources = {"repository": location} | ({"configuration": task.configuration} if task.configuration else {})
     # A cache of our own: the common one offers other revisions without a network, and old content for a changed folder.
     with tempfile.TemporaryDirectory(prefix="bench-hub-", ignore_cleanup_errors=True) as cache:
-        found = _load(task, repository, revision, given, cache)
+        loaded = _load(task, repository, revision, given, cache)
         renamed = {"validation_matched": "validation", "test_matched": "test"} if task.configuration == "mnli" else {}
         splits: _Tables = {}
-        for split in sorted(found):
+        for split in sorted(loaded):
             name = renamed.get(split, split)
             if name in SPLITS:
-                splits[name] = [_read_loaded(task, f"{repository}, {split}", found[split])]
+                splits[name] = [_read_loaded(task, f"{repository}, {split}", loaded[split])]
         if "train" not in splits:
-            raise InputError(f"{place} has no split named train (there are {', '.join(sorted(found))}).")
+            raise InputError(f"{location} has no split named train (there are {', '.join(sorted(loaded))}).")
         return splits, sources | ({"copy": "local"} if given is not None else {})
 
 
@@ -539,21 +536,16 @@ def _load(task: Task, repository: str, revision: str, given: Path | None, cache:
         ) from error
 
 
-def _read_loaded(task: Task, where: str, rows: Any) -> _Table:
-    from datasets import ClassLabel, Image
+def _read_loaded(task: Task, where: str, split: Any) -> _Table:
+    from datasets import ClassLabel
 
-    _check_columns(task, rows.column_names, where)
-    rows = rows.select_columns([column for column in _columns(task) if column is not None])
-    if isinstance(rows.features[task.image_column] if task.modality == "image" else None, Image):
-        rows = rows.cast_column(task.image_column, Image(decode=False))
-    label = rows.features[task.label_column]
+    _check_columns(task, split.column_names, where)
+    columns = [column for column in _columns(task) if column is not None]
+    label = split.features[task.label_column]
     names = tuple(label.names) if isinstance(label, ClassLabel) else None
-    batches = rows.iter(batch_size=100)
-    return _fill(
-        task,
-        _Table(where, lambda i: f"{where}, row {i}", names),
-        (row for batch in batches for row in _picked(task, batch)),
-    )
+    # As arrow tables, in which images are what was stored and not decoded.
+    batches = split.select_columns(columns).with_format("arrow").iter(batch_size=100)
+    return _read_batches(task, where, batches, names)
 
 
 # ------------------------------------------------------------------------------------------------ splits and labels
@@ -561,7 +553,7 @@ def _read_loaded(task: Task, where: str, rows: Any) -> _Table:
 
 def _settle(task: Task, kind: str, splits: _Tables) -> tuple[_Tables, str]:
     """The splits with labels under the names they are used by, and what was done about the test split."""
-    labels = [label for table in splits.get("test", ()) for label in table.labels]
+    labels = [row.label for table in splits.get("test", ()) for row in table.rows]
     hidden = "test" in splits and all(label is None or label == -1 for label in labels)
     if "test" in splits and not hidden:
         return splits, ""
@@ -584,56 +576,62 @@ def _class_names(task: Task, splits: _Tables) -> tuple[str, ...]:
     if len(declared) > 1:
         first, second = list(declared.values())[:2]
         raise InputError(f"{first} and {second} declare different classes: write both with the same class names.")
-    strings = isinstance(next((label for table in tables for label in table.labels), None), str)
-    for table in tables:
-        for i, label in enumerate(table.labels):
-            if label is None or isinstance(label, str) != strings:
-                expected = "strings" if strings else "whole numbers"
-                problem = "there is no label" if label is None else f"the label is {_shown(label)}"
-                raise InputError(f"{table.place(i)}: {problem}, where other labels of {task.name} are {expected}.")
+    rows = [row for table in tables for row in table.rows]
+    strings = isinstance(rows[0].label, str)
+    for row in rows:
+        if row.label is None or isinstance(row.label, str) != strings:
+            expected = "strings" if strings else "whole numbers"
+            problem = "there is no label" if row.label is None else f"the label is {_shown(row.label)}"
+            raise InputError(f"{row.where}: {problem}, where other labels of {task.name} are {expected}.")
     names = tables[0].names
     if names is not None:
-        _refuse_labels(tables, lambda label: label in range(len(names)), f"of 0 to {len(names) - 1}")
+        _refuse_labels(rows, range(len(names)), f"of 0 to {len(names) - 1}")
         return names
-    trained = {label for table in splits["train"] for label in table.labels}
+    labels = [row.label for table in splits["train"] for row in table.rows]
+    trained = set(labels)
     if not strings:
         # With more numbers than examples some class has none; this also stops a column that holds no classes.
-        examples = sum(len(table.labels) for table in splits["train"])
-        _refuse_labels(tables, range(examples).__contains__, "from 0 to below the number of training examples")
+        _refuse_labels(rows, range(len(labels)), "from 0 to below the number of training examples")
     if not strings and 0 not in trained:
         raise InputError(
             f"{task.name} ({task.source}): the labels are whole numbers from {min(trained)}, but classes count from 0: "
             "write them so, or as names."
         )
-    _refuse_labels(tables, trained.__contains__, "that occur in the training split")
+    _refuse_labels(rows, trained, "that occur in the training split")
     return tuple(sorted(trained)) if strings else tuple(map(str, range(max(trained) + 1)))
 
 
-def _refuse_labels(tables: list[_Table], legal: Callable[[Any], bool], which: str) -> None:
-    for table in tables:
-        for i, label in enumerate(table.labels):
-            if not legal(label):
-                raise InputError(f"{table.place(i)}: the label {_shown(label)} is unknown. Legal are labels {which}.")
+def _refuse_labels(rows: Iterable[_Row], legal: Container[Any], which: str) -> None:
+    for row in rows:
+        if row.label not in legal:
+            raise InputError(f"{row.where}: the label {_shown(row.label)} is unknown. Legal are labels {which}.")
 
 
-def _rows(task: Task, tables: list[_Table], names: tuple[str, ...]) -> Rows:
+def _numbered(tables: list[_Table], names: tuple[str, ...]) -> list[_Row]:
+    """Join the rows of a split, each label a number: labels that are names become their position."""
     number = {name: i for i, name in enumerate(names)}
-    labels = [number[label] if isinstance(label, str) else label for table in tables for label in table.labels]
+    return [row._replace(label=number.get(row.label, row.label)) for table in tables for row in table.rows]
+
+
+def _content(task: Task, rows: list[_Row]) -> Rows:
     return Rows(
-        values=[value for table in tables for value in table.values],
-        labels=labels,
-        pairs=None if task.pair_column is None else [pair for table in tables for pair in table.pairs],
-        places=[table.place(i) for table in tables for i in range(len(table.values))],
+        values=[row.value for row in rows],
+        labels=[row.label for row in rows],
+        pairs=None if task.pair_column is None else [row.pair or b"" for row in rows],
+        places=[row.where for row in rows],
     )
 
 
-def _draw(task: Task, rows: Rows, names: tuple[str, ...]) -> dict[str, Rows]:
-    """Train and test from one split by the rule in `DRAWN`, each in the order of the source."""
-    assert rows.labels is not None
-    content = rows.values if rows.pairs is None else list(map(b"\0".join, zip(rows.values, rows.pairs, strict=True)))
+def _draw(task: Task, rows: list[_Row], names: tuple[str, ...]) -> dict[str, list[_Row]]:
+    """Draw train and test from one split by the rule in `DRAWN`, each in the order of the source.
+
+    Example: a class has 7 rows with the contents a, b, a, c, d, e, f. Of its 6 different contents the fifth, 1, goes to
+    the test split; if a has the smallest sha256, both rows with it do, and the other 5 stay for training.
+    """
+    content = [row.value if row.pair is None else row.value + b"\0" + row.pair for row in rows]
     by_class: dict[int, dict[bytes, None]] = {}  # contents, each once: equal examples stay on one side
-    for i in sorted(range(len(content)), key=lambda i: hashlib.sha256(content[i]).digest()):
-        by_class.setdefault(rows.labels[i], {})[content[i]] = None
+    for i in by_content(content):
+        by_class.setdefault(rows[i].label, {})[content[i]] = None
     if single := [names[label] for label, members in sorted(by_class.items()) if len(members) < 2]:
         raise InputError(
             f"{task.name} ({task.source}) has no test split, and none can be drawn: of the classes "
@@ -641,22 +639,10 @@ def _draw(task: Task, rows: Rows, names: tuple[str, ...]) -> dict[str, Rows]:
             "Add some, or a test split."
         )
     drawn = {label: set(list(members)[: max(1, len(members) // 5)]) for label, members in by_class.items()}
-    test = {i for i, label in enumerate(rows.labels) if content[i] in drawn[label]}
-    kept = range(len(content))
+    split_of = ["test" if content[i] in drawn[row.label] else "train" for i, row in enumerate(rows)]
     return {
-        "train": _take(rows, [i for i in kept if i not in test]),
-        "test": _take(rows, [i for i in kept if i in test]),
+        part: [row for row, split in zip(rows, split_of, strict=True) if split == part] for part in ("train", "test")
     }
-
-
-def _take(rows: Rows, index: list[int]) -> Rows:
-    assert rows.labels is not None
-    return Rows(
-        values=[rows.values[i] for i in index],
-        labels=[rows.labels[i] for i in index],
-        pairs=None if rows.pairs is None else [rows.pairs[i] for i in index],
-        places=None if rows.places is None else [rows.places[i] for i in index],
-    )
 
 
 def own_task(name: str, source: str) -> Task:
