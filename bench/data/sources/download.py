@@ -139,7 +139,7 @@ def _download(remote: Remote, part: Path) -> None:
     that is wrong, too, the server has another file.
     """
     resumable = remote.checksum is not None or remote.size is not None
-    delays = iter(DELAYS)
+    delays, dropped = iter(DELAYS), False
     _check_space_and_announce(remote, part)
     while True:
         if not resumable:
@@ -151,9 +151,12 @@ def _download(remote: Remote, part: Path) -> None:
             if fault is None:
                 return
             part.unlink()
-            if start == 0:
+            if start == 0 or dropped:
                 raise _refused(remote, f"what came is not the expected file: {fault}")
+            dropped = True  # what was put together from several transfers gets a second chance, once
             continue
+        # A try that brought the file further is followed by another, a server in trouble is asked a few times more, and
+        # all else is refused: a connection that cannot be opened, the library itself has tried several times.
         progress = resumable and _size(part) > start
         if progress:
             delays = iter(DELAYS)

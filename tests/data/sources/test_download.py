@@ -413,6 +413,16 @@ def test_after_that_transfer_a_wrong_checksum_is_final(server: Server, tmp_path:
     assert visible(tmp_path) == []
 
 
+def test_a_wrong_file_in_pieces_is_asked_for_twice_at_most(server: Server, tmp_path: Path) -> None:
+    server.content = OTHER
+    leave_part(tmp_path, OTHER[:1000])
+    server.faults = [lambda handler: handler.answer(), reset]
+    with pytest.raises(InputError, match="checksum"):
+        fetch(remote(server), tmp_path)
+    assert ranges(server) == ["bytes=1000-", None, "bytes=1000-"]
+    assert visible(tmp_path) == []
+
+
 def changed_to(content: bytes) -> Callable[[Handler], None]:
     def answer(handler: Handler) -> None:
         handler.server.content = content
