@@ -75,7 +75,7 @@ def _listing(catalogue: Catalogue, root: Path) -> str:
 
 
 def _data_rows(catalogue: Catalogue, root: Path) -> Iterator[tuple[str, str, str, str]]:
-    from bench.data.public.official import SOURCES
+    from bench.data.public import SOURCES
 
     for name in (*catalogue.tasks, *CORPORA):
         counts = _prepared(name, root)

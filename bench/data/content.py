@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from bench.data.manifest import SplitFacts
-from bench.data.tasks import Modality
+from bench.data.task_spec import Modality
 
 
 @dataclass(frozen=True)

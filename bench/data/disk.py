@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.data.content import Content, Rows, facts
 from bench.data.manifest import Manifest, read_manifest
-from bench.data.tasks import Modality
+from bench.data.task_spec import Modality
 from bench.errors import InputError
 from bench.store.files import MANIFEST, building
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.data.tasks import Modality
+from bench.data.task_spec import Modality
 from bench.errors import InputError
 from bench.store.files import MANIFEST, digest
 

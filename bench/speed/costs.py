@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.data.public.official import SOURCES
+from bench.data.public import SOURCES
 from bench.planning.plan import make_plan
 from bench.speed.line import Line
 from bench.speed.work import KINDS, OURS

@@ -2,9 +2,11 @@
 
 import dataclasses
 import hashlib
+import importlib
 import io
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import tarfile
@@ -20,11 +22,13 @@ from PIL import Image
 from scipy.io import savemat
 
 import bench
+from bench.data import public
 from bench.data.content import Content, Rows
 from bench.data.manifest import Manifest, SplitFacts
-from bench.data.public import official
+from bench.data.public import SOURCES, flower, official
+from bench.data.public.declare import Source, class_table
 from bench.data.sources.download import Remote
-from bench.data.tasks import TASKS
+from bench.data.tasks import EMBEDDED, TASKS
 from bench.errors import InputError
 
 Files = dict[str, bytes]
@@ -287,10 +291,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Files]:
                 checksum=remote.checksum and f"sha256:{hashlib.sha256(files[remote.name]).hexdigest()}",
                 size=remote.size and len(files[remote.name]),
             )
-            for remote in official.SOURCES[name].files
+            for remote in SOURCES[name].files
         )
         assert {remote.name for remote in remotes} == set(files)
-        monkeypatch.setitem(official.SOURCES, name, dataclasses.replace(official.SOURCES[name], files=remotes))
+        monkeypatch.setitem(SOURCES, name, dataclasses.replace(SOURCES[name], files=remotes))
         return files
 
     return declare
@@ -316,7 +320,7 @@ def test_the_official_files_become_splits(name: str, small: Callable[[str], File
     files = small(name)
     content = official.build(name, tmp_path / "downloads", write(tmp_path / "given", files))
     assert content.modality == TASKS[name].modality
-    assert content.class_names == CLASS_NAMES.get(name, tuple(official._FLOWERS))
+    assert content.class_names == CLASS_NAMES.get(name, tuple(flower.TEST_IMAGES))
     if name in ROWS:
         assert rows(content) == ROWS[name]
     assert content.sources == {file: f"sha256:{hashlib.sha256(content).hexdigest()}" for file, content in files.items()}
@@ -437,7 +441,7 @@ def test_another_file_than_the_official_one_is_refused(small: Callable[[str], Fi
 
 def test_importing_the_declarations_imports_no_heavy_library() -> None:
     code = (
-        "import sys, bench.data.public.official; "
+        "import sys, bench.data.tasks, bench.data.public.official; "
         "print([m for m in ('torch', 'numpy', 'datasets', 'scipy', 'pyarrow', 'PIL') if m in sys.modules])"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(bench.__file__).parents[1])}
@@ -463,33 +467,50 @@ PUBLISHED: dict[str, tuple[dict[str, int], int]] = {
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_promised_counts_are_the_published_ones(name: str) -> None:
-    (counts,) = official.SOURCES[name].counts
+    (counts,) = SOURCES[name].counts
     assert (dict(counts.splits), counts.classes) == PUBLISHED[name]
 
 
 def test_chest_xray_has_two_editions() -> None:
-    editions = {counts.variant: dict(counts.splits) for counts in official.SOURCES["chest_xray"].counts}
+    editions = {counts.variant: dict(counts.splits) for counts in SOURCES["chest_xray"].counts}
     assert editions == {"Mendeley v2": {"train": 5232, "test": 624}, "Kaggle": {"train": 5216, "test": 624}}
 
 
+def test_every_declared_data_set_is_listed() -> None:
+    modules = [
+        importlib.import_module(f"{public.__name__}.{module.name}") for module in pkgutil.iter_modules(public.__path__)
+    ]
+    values = [value for module in modules for name, value in vars(module).items() if not name.startswith("_")]
+    declared = [source for value in values for source in (value if isinstance(value, tuple) else [value])]
+    names = {source.task.name for source in declared if isinstance(source, Source)}
+    assert names == SOURCES.keys() == TASKS.keys() - {*EMBEDDED}
+
+
 def test_promises_per_class_add_up() -> None:
-    assert {name for name, source in official.SOURCES.items() if source.files} == {*PUBLISHED, "chest_xray"}
-    for name, source in official.SOURCES.items():
+    assert {name for name, source in SOURCES.items() if source.files} == {*PUBLISHED, "chest_xray"}
+    for name, source in SOURCES.items():
         for counts in source.counts:
-            assert counts.per_class.keys() == counts.splits.keys()
+            assert counts.per_class.keys() in (set(), counts.splits.keys())
+            if counts.balanced:
+                assert not any(examples % counts.classes for examples in counts.splits.values()), name
             for split, numbers in counts.per_class.items():
-                if isinstance(numbers, int):
-                    assert numbers * counts.classes == counts.splits[split], name
-                elif numbers is not None:
-                    assert counts.class_names is not None
-                    assert len(set(counts.class_names)) == len(numbers) == counts.classes, name
-                    assert sum(numbers) == counts.splits[split], name
+                assert counts.class_names is not None
+                assert len(set(counts.class_names)) == len(numbers) == counts.classes, name
+                assert sum(numbers) == counts.splits[split], name
+
+
+def test_a_table_of_classes_has_names_of_several_words() -> None:
+    assert class_table("sweet pea 10 36,\n  tree\n  mallow 1 2, rose 0 151") == {
+        "sweet pea": (10, 36),
+        "tree mallow": (1, 2),
+        "rose": (0, 151),
+    }
 
 
 def test_only_chemprot_leaves_classes_without_examples() -> None:
     empty = {}
-    for name, source in official.SOURCES.items():
-        splits = {split: Rows([], []) for split in source.counts[0].splits}
+    for name, source in SOURCES.items():
+        splits = {split: Rows([], []) for split in (*source.counts[0].splits, "an extra one")}
         content = Content(modality="text", class_names=(), splits=splits, sources={})
         empty[name] = {split: classes for split, classes in official.empty_classes(name, content).items() if classes}
     assert {name: classes for name, classes in empty.items() if classes} == {
@@ -498,24 +519,20 @@ def test_only_chemprot_leaves_classes_without_examples() -> None:
 
 
 def test_files_are_pinned() -> None:
-    unpinned = {
-        name for name, source in official.SOURCES.items() if any(file.checksum is None for file in source.files)
-    }
+    unpinned = {name for name, source in SOURCES.items() if any(file.checksum is None for file in source.files)}
     assert unpinned == {"chest_xray", "twitter_emotion"}  # nobody publishes checksums of these
-    for source in official.SOURCES.values():
+    for source in SOURCES.values():
         assert len({file.name for file in source.files}) == len(source.files)
 
 
 def complete(name: str, edition: int = 0) -> Manifest:
     """A manifest with exactly what a source promises, its classes in another order."""
-    counts = official.SOURCES[name].counts[edition]
+    counts = SOURCES[name].counts[edition]
     names = counts.class_names or tuple(f"class {i}" for i in range(counts.classes))
     splits = {}
     for split, examples in counts.splits.items():
-        numbers = counts.per_class.get(split)
-        if numbers is None:
-            numbers = (examples - counts.classes + 1, *[1] * (counts.classes - 1))
-        per_class = (numbers,) * counts.classes if isinstance(numbers, int) else numbers
+        unequal = (examples - counts.classes + 1, *[1] * (counts.classes - 1))
+        per_class = tuple(counts.promised(split, names).values()) or unequal
         splits[split] = SplitFacts(examples, "0" * 64, tuple(reversed(per_class)))
     return Manifest(name, TASKS[name].modality, tuple(reversed(names)), splits, None, {})
 
@@ -525,9 +542,9 @@ def with_split(manifest: Manifest, split: str, **changes: Any) -> Manifest:
     return dataclasses.replace(manifest, splits=manifest.splits | {split: facts})
 
 
-@pytest.mark.parametrize("name", sorted(official.SOURCES))
+@pytest.mark.parametrize("name", sorted(SOURCES))
 def test_a_complete_data_set_has_no_differences(name: str) -> None:
-    for edition in range(len(official.SOURCES[name].counts)):
+    for edition in range(len(SOURCES[name].counts)):
         assert official.differences(name, complete(name, edition)) == []
 
 
@@ -614,7 +631,7 @@ def real_manifest(name: str, modality: Any) -> Manifest:
 def test_promises_are_the_counts_of_the_real_texts(name: str) -> None:
     manifest = real_manifest(name, "text")
     assert official.differences(name, manifest) == []
-    assert manifest.class_names == official.SOURCES[name].counts[0].class_names
+    assert manifest.class_names == SOURCES[name].counts[0].class_names
 
 
 @pytest.mark.group("data")
@@ -627,5 +644,5 @@ def test_promises_are_the_counts_of_the_real_images(name: str) -> None:
 def test_promises_are_the_counts_of_the_real_test_split_of_chest_xray() -> None:
     manifest = real_manifest("chest_xray", "image")
     assert manifest.class_names == ("NORMAL", "PNEUMONIA")
-    for counts in official.SOURCES["chest_xray"].counts:
+    for counts in SOURCES["chest_xray"].counts:
         assert manifest.splits["test"].per_class == counts.per_class["test"] == (234, 390)
