@@ -155,10 +155,24 @@ def test_docstrings_carry_their_vocabulary(prepared: Path) -> None:
     assert manifest.class_names is None
     assert manifest.splits["train"].per_class is None
     tokenizer = Tokenizer.from_file(str(prepared / "docstrings" / "tokenizer.json"))
-    assert manifest.vocabulary == tokenizer.get_vocab_size() <= 4_000
+    assert manifest.vocabulary == tokenizer.get_vocab_size() == 4_000
     assert [tokenizer.token_to_id(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")] == [0, 1, 2, 3, 4]
     assert sorted(tokenizer.get_vocab().values()) == list(range(manifest.vocabulary))
-    assert {"python", "numpy", "torch", "tokenizers"} <= manifest.sources.keys()
+    assert {"python", "numpy", "torch"} <= manifest.sources.keys()
+    # The checksum is part of the keys of all stages on docs_mlm.
+    assert manifest.tokenizer_checksum == "578e6318d96cae71271dc5eb5be61825403890e036b475eedcead0da1bdb660c"
+
+
+def test_the_tokenizer_lowers_case_frames_the_text_and_knows_the_corpus(prepared: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(prepared / "docstrings" / "tokenizer.json"))
+    encoding = tokenizer.encode("RETURN [MASK] \u16a0", "the array")
+    assert encoding.tokens == ["[CLS]", "return", "[MASK]", "[UNK]", "[SEP]", "the", "array", "[SEP]"]
+    assert encoding.type_ids == [0] * 5 + [1] * 3
+    texts = [value.decode() for value in rows(prepared, "docstrings", "train").values[:2000]]
+    tokens = [token for encoding in tokenizer.encode_batch(texts) for token in encoding.tokens]
+    assert tokens.count("[UNK]") < len(tokens) / 1000
 
 
 def test_nothing_on_disk_names_the_machine(prepared: Path) -> None:

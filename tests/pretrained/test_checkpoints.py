@@ -22,7 +22,7 @@ from tokenizers.models import BPE
 from torch import Tensor, nn
 from torch.autograd import backward
 
-from bench.data.sources import vocabulary
+from bench.data.sources import embedded_texts
 from bench.errors import InputError
 from bench.interfaces.model import Model
 from bench.models.build import build
@@ -330,7 +330,14 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 
 def word_pieces() -> Tokenizer:
-    return vocabulary.build(TEXTS * 2, 60)
+    """The tokenizer of `docstrings` with these words and their letters for its vocabulary."""
+    tokenizer = json.loads(embedded_texts.TOKENIZER.read_bytes())
+    words = sorted({*" ".join(TEXTS).split()})
+    letters = sorted({*"".join(words)})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    entries = dict.fromkeys([*special, *letters, *(f"##{letter}" for letter in letters), *words])
+    tokenizer["model"]["vocab"] = {entry: i for i, entry in enumerate(entries)}
+    return Tokenizer.from_str(json.dumps(tokenizer))
 
 
 def bytes_as_words() -> Tokenizer:
