@@ -425,7 +425,7 @@ def keys(folder: Path) -> dict[str, list[str]]:
     """
     for name, modality in {**{task: TASKS[task].modality for task in TASK_NAMES}, **CORPORA}.items():
         classes = [f"class {number}" for number in range(10)] if name in TASK_NAMES else None
-        loop, test = (
+        training, test = (
             SplitFacts(examples=size, checksum=digit * 64, per_class=(size // 10,) * 10 if classes else None)
             for size, digit in ((1000, "1"), (200, "2"))
         )
@@ -433,7 +433,7 @@ def keys(folder: Path) -> dict[str, list[str]]:
             name=name,
             modality=modality,
             class_names=tuple(classes) if classes else None,
-            splits={"train": loop, "test": test},
+            splits={"train": training, "test": test},
             tokenizer_checksum="3" * 64 if name == "docstrings" else None,
             sources={},
             vocabulary=4000 if name == "docstrings" else None,
@@ -450,7 +450,7 @@ def keys(folder: Path) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def all_keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """The keys as this process and another one compute them."""
-    code = "import json, sys; from pathlib import Path; from tests.baselines.test_contract import keys; "
+    code = "import json, sys; from pathlib import Path; import baselines; baselines.register(); from tests.baselines.test_contract import keys; "
     code += "print(json.dumps(keys(Path(sys.argv[1]))))"
     command = [sys.executable, "-c", code, str(tmp_path_factory.mktemp("other"))]
     environment = {**os.environ, "PYTHONHASHSEED": "4242"}
