@@ -450,7 +450,8 @@ def keys(folder: Path) -> dict[str, list[str]]:
 @pytest.fixture(scope="module")
 def all_keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """The keys as this process and another one compute them."""
-    code = "import json, sys; from pathlib import Path; import baselines; baselines.register(); from tests.baselines.test_contract import keys; "
+    code = "import json, sys; from pathlib import Path; import baselines; baselines.register(); "
+    code += "from tests.baselines.test_contract import keys; "
     code += "print(json.dumps(keys(Path(sys.argv[1]))))"
     command = [sys.executable, "-c", code, str(tmp_path_factory.mktemp("other"))]
     environment = {**os.environ, "PYTHONHASHSEED": "4242"}
