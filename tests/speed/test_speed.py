@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -559,6 +560,20 @@ def test_lines_are_measured_by_turns_and_one_that_fails_takes_none_along(
     assert "accelerate" in measured.failures[TRAINER]
     assert page.read_text() in report.page(page)
     assert "finetune/vit_tiny_64" in capsys.readouterr().out
+
+
+def test_a_side_that_dies_or_fails_says_so_and_leaves_nothing() -> None:
+    with contextlib.closing(side.Side(side.PEAK, small("finetune", "minilm"))) as process:
+        assert process.answer()[0] is None  # it is ready
+        assert process.ask(1).value > 0
+        folder = Path(process._folder.name)
+        assert folder.is_dir()
+        process._process.kill()
+        with pytest.raises(side.Failed, match="exit status -9"):
+            process.ask(1)
+    assert not folder.exists()
+    with pytest.raises(side.Failed, match="InputError: the device 'abacus'"):
+        side.ask_once(side.FACTS, Work("finetune", "minilm", device="abacus"))
 
 
 @pytest.mark.parametrize(
