@@ -18,8 +18,9 @@ import baselines
 from bench import cli
 from bench.monitor.failures import describe_failures, print_log
 from bench.monitor.matrix import describe_states
-from bench.monitor.states import Look, look
+from bench.monitor.states import ENDED, UNDER_WAY, Look, look
 from bench.planning.plan import Plan, make_plan
+from bench.store.states import StageState
 from bench.store.store import Store
 
 REFRESH_SECONDS = 5.0
@@ -53,15 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.watch:
         return _watch(given)
     store, plan = Store(given.store), _plan(given)
-    found = look(plan, store, set())
+    view = look(plan, store, set())
     if given.log is not None:
-        print_log(plan, store, found, given.log)
+        print_log(plan, store, view, given.log)
         return 0
-    print(describe_failures(plan, store, found) if given.failed else _text(plan, found, given.results))
+    print(describe_failures(plan, store, view) if given.failed else _text(plan, view, given.results))
     table = given.results / f"{plan.grid.name}.md"
     if table.is_file() and not given.failed:
         print(f"table: {table}")
-    return _exit_status(plan, found)
+    return _exit_status(plan, view)
 
 
 def _watch(given: argparse.Namespace) -> int:
@@ -70,14 +71,14 @@ def _watch(given: argparse.Namespace) -> int:
     try:
         plan = _plan(given)
         while True:
-            found = look(plan, store, done)
-            if (text := _text(plan, found, given.results)) != before:
+            view = look(plan, store, done)
+            if (text := _text(plan, view, given.results)) != before:
                 print(f"\033[H\033[2J{text}" if sys.stdout.isatty() else text, flush=True)
-            before, now = text, {seen.state for seen in found.seen.values()}
-            if now & {"running", "queued", "requeued"}:
+            before, now = text, {seen.state for seen in view.seen.values()}
+            if now & UNDER_WAY:
                 heard = time.monotonic()
-            elif now <= {"done", "failed", "blocked"} or time.monotonic() - heard > QUIET_SECONDS:
-                return _exit_status(plan, found)
+            elif now <= ENDED or time.monotonic() - heard > QUIET_SECONDS:
+                return _exit_status(plan, view)
             time.sleep(REFRESH_SECONDS)
             plan = _plan(given) if plan.unprepared else plan
     except KeyboardInterrupt:
@@ -89,17 +90,17 @@ def _plan(given: argparse.Namespace) -> Plan:
     return make_plan(given.gin, given.set, given.only, cli.data_root(given), Store(Path(os.devnull)))
 
 
-def _text(plan: Plan, found: Look, results: Path) -> str:
+def _text(plan: Plan, view: Look, results: Path) -> str:
     table = results / f"{plan.grid.name}.md"
-    if table.is_file() and table.stat().st_mtime > found.tables_time:  # written since, by whomever
-        found.tables = ""
+    if table.is_file() and table.stat().st_mtime > view.tables_time:  # written since, by whomever
+        view.tables = ""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    return describe_states(plan, found, sys.stdout.encoding, width)
+    return describe_states(plan, view, sys.stdout.encoding, width)
 
 
-def _exit_status(plan: Plan, found: Look) -> int:
-    now = {found.of(cell).state for cell in plan.selected}
-    return 1 if now & {"failed", "blocked"} else 0 if now == {"done"} else 3
+def _exit_status(plan: Plan, view: Look) -> int:
+    now = {view.of(cell).state for cell in plan.selected}
+    return 1 if now & (ENDED - {StageState.DONE}) else 0 if now == {StageState.DONE} else 3
 
 
 if __name__ == "__main__":

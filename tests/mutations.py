@@ -368,7 +368,7 @@ MUTATIONS = (
     Mutation(
         "a stage is tried alone while others use its device",
         "bench/launch/local.py",
-        "            if not stages or any(worker.stage is not None for worker in there):\n",
+        "            if not stages or any(worker.stage is not None for worker in workers):\n",
         "            if not stages:\n",
         ("tests/launch/test_local.py",),
     ),
@@ -389,7 +389,7 @@ MUTATIONS = (
     Mutation(
         "a worker that was alone goes on as one of several",
         "bench/launch/local.py",
-        "            if worker.alone and worker in crew.alive:\n                crew.dismiss(worker)\n",
+        "    if worker.alone and worker in crew.alive:\n        crew.dismiss(worker)\n",
         "",
         ("tests/launch/test_local.py",),
     ),
@@ -410,8 +410,8 @@ MUTATIONS = (
     Mutation(
         "stages on other GPUs of a job count as beside",
         "bench/launch/slurm/supervisor.py",
-        "other is not run and other.gpu == run.gpu",
-        "other is not run",
+        "other is not stage and other.gpu == stage.gpu",
+        "other is not stage",
         ("tests/launch/slurm/test_supervisor.py",),
     ),
     Mutation(
@@ -598,8 +598,8 @@ MUTATIONS = (
     Mutation(
         "a job that Slurm forgot is done",
         "bench/monitor/states.py",
-        '    return Seen("unknown", job.reason, share)\n\n\ndef _without_job',
-        '    return Seen("done", job.reason, share)\n\n\ndef _without_job',
+        "    return Seen(StageState.UNKNOWN, job.reason, share)\n\n\ndef _seen_in_store",
+        "    return Seen(StageState.DONE, job.reason, share)\n\n\ndef _seen_in_store",
         ("tests/monitor/test_status.py::test_a_job_that_slurm_forgot_is_unknown_neither_done_nor_running",),
     ),
 )

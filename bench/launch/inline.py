@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from bench.launch.queue import Queue
 from bench.launch.reporter import Reporter
+from bench.store.states import StageState
 from bench.store.store import Store
 from bench.training import protocol, worker
 
@@ -25,5 +26,5 @@ def run(queue: Queue, store: Store, settings: protocol.Settings, stop: Callable[
         )
         queue.finish(stage, outcome)
         report.ended(stage, 0, outcome)
-        if outcome.state == "busy":
+        if outcome.state == StageState.BUSY:
             time.sleep(POLL_SECONDS)

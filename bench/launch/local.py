@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from bench.launch.devices import visible_devices
@@ -21,6 +21,7 @@ from bench.launch.inline import POLL_SECONDS
 from bench.launch.queue import Queue
 from bench.launch.reporter import Reporter
 from bench.specs import Stage
+from bench.store.states import StageState
 from bench.store.store import Store
 from bench.training.protocol import Outcome, Settings, death
 
@@ -88,10 +89,11 @@ class Crew:
 
     def free(self) -> int | None:
         """The number of a worker that can take a stage beside others, one that is running rather than a new one."""
+        # A device is kept from new stages while one waits to be alone on it, and while one is.
         taken = {worker.number for worker in self.alive if worker.stage is not None}
         kept = {device for device, stages in self._crowded.items() if stages}
         kept |= {worker.device for worker in self.alive if worker.alone}
-        numbers = [n for n, one in enumerate(self._settings) if n not in taken and one.device not in kept]
+        numbers = [n for n, each in enumerate(self._settings) if n not in taken and each.device not in kept]
         running = {worker.number for worker in self.alive}
         return min(numbers, key=lambda number: (number not in running, number), default=None)
 
@@ -110,12 +112,12 @@ class Crew:
     def next_alone(self) -> tuple[Worker, Stage] | None:
         """A stage whose turn it is to be alone on its device, and its worker; None if there is none at present."""
         for device, stages in self._crowded.items():
-            there = [worker for worker in self.alive if worker.device == device]
-            if not stages or any(worker.stage is not None for worker in there):
+            workers = [worker for worker in self.alive if worker.device == device]
+            if not stages or any(worker.stage is not None for worker in workers):
                 continue
-            for worker in there:
+            for worker in workers:
                 self.dismiss(worker)
-            number = next(n for n, one in enumerate(self._settings) if one.device == device)
+            number = next(n for n, settings in enumerate(self._settings) if settings.device == device)
             settings = dataclasses.replace(self._settings[number], shared=False)
             self.alive.append(Worker(number, settings, self.events, alone=True))
             return self.alive[-1], stages.pop(0)
@@ -141,52 +143,70 @@ class Crew:
 
 
 def run(queue: Queue, store: Store, settings: Sequence[Settings], stop: Callable[[], bool], report: Reporter) -> None:
-    """Run with one worker per entry of `settings` until nothing is left or a stop is asked for."""
+    """Run with one worker per entry of `settings` until nothing is left or a stop is asked for.
+
+    Every round gives stages to the workers that are free, waits for one event of any worker, and acts on it. With two
+    workers and the stages A and B, of which B needs A: the first round gives A to worker 0, and rounds pass with its
+    progress until its end, which lets the queue give out B. Once a stop is asked for, nothing is given out any more,
+    and the rounds go on until the last worker has written its checkpoint.
+    """
     crew = Crew(settings)
     not_before = 0.0  # after a stage held elsewhere, look again only then
-    told_to_stop = False
-
-    def give(worker: Worker, stage: Stage) -> None:
-        report.started(stage, worker.number)
-        worker.give(stage, store)
-
+    stopping = False
     try:
-        while not queue.over or crew.busy:
-            if stop() and not crew.busy:
-                return
-            while not stop() and (alone := crew.next_alone()) is not None:
-                give(*alone)
-            while not stop() and time.monotonic() >= not_before and (number := crew.free()) is not None:
-                stage = queue.next()
-                if stage is None:
-                    break
-                give(crew.worker(number), stage)
-            if stop() and not told_to_stop:
-                told_to_stop = True
+        while crew.busy or not (queue.over or stop()):
+            for worker, stage in _next_stages(queue, crew, stop, not_before):
+                report.started(stage, worker.number)
+                worker.give(stage, store)
+            if stop() and not stopping:
+                stopping = True
                 crew.stop()
             try:
                 worker, event = crew.events.get(timeout=POLL_SECONDS)
             except queues.Empty:
                 continue
-            if event["event"] == "progress" and worker.stage is not None:
-                report.progress(worker.number, event["step"], event["steps"], event["loss"])
-                continue
-            if event["event"] == "gone" and worker in crew.alive:
-                crew.alive.remove(worker)
-            if worker.stage is None:
-                continue
-            outcome, stage, worker.stage = _outcome(event), worker.stage, None
-            if outcome.state == "crowded":
-                crew.keep(worker, stage)
-            else:
-                queue.finish(stage, outcome)
-            report.ended(stage, worker.number, outcome)
-            if worker.alone and worker in crew.alive:
-                crew.dismiss(worker)
-            if outcome.state == "busy":
+            outcome = _react(worker, event, queue, crew, report)
+            if outcome is not None and outcome.state == StageState.BUSY:
                 not_before = time.monotonic() + POLL_SECONDS
     finally:
         crew.close()
+
+
+def _next_stages(
+    queue: Queue, crew: Crew, stop: Callable[[], bool], not_before: float
+) -> Iterator[tuple[Worker, Stage]]:
+    """Yield the stages that can start now, each with its worker; it must have begun before the next one is asked for.
+
+    Those that wait for a device of their own come first, else others would take it from them again.
+    """
+    while not stop() and (alone := crew.next_alone()) is not None:
+        yield alone
+    while not stop() and time.monotonic() >= not_before and (number := crew.free()) is not None:
+        stage = queue.next()
+        if stage is None:
+            return
+        yield crew.worker(number), stage
+
+
+def _react(worker: Worker, event: dict[str, Any], queue: Queue, crew: Crew, report: Reporter) -> Outcome | None:
+    """Act on an event of a worker: progress, the end of a stage, or the end of the process; returns a stage's end."""
+    stage = worker.stage
+    if event["event"] == "progress" and stage is not None:
+        report.progress(worker.number, event["step"], event["steps"], event["loss"])
+        return None
+    if event["event"] == "gone" and worker in crew.alive:
+        crew.alive.remove(worker)
+    if stage is None:  # an idle process that was asked to end
+        return None
+    outcome, worker.stage = _outcome(event), None
+    if outcome.state == StageState.CROWDED:
+        crew.keep(worker, stage)
+    else:
+        queue.finish(stage, outcome)
+    report.ended(stage, worker.number, outcome)
+    if worker.alone and worker in crew.alive:
+        crew.dismiss(worker)
+    return outcome
 
 
 def visible_device(device: str) -> str:
@@ -197,6 +217,6 @@ def visible_device(device: str) -> str:
 
 def _outcome(event: dict[str, Any]) -> Outcome:
     if event["event"] == "end":
-        return Outcome(event["state"], event["reason"], event["from_step"], tuple(event["warnings"]))
+        return Outcome(StageState(event["state"]), event["reason"], event["from_step"], tuple(event["warnings"]))
     reason = f"the worker process died: {death(event['status'])}; run the grid again to go on from its checkpoint"
-    return Outcome("failed", reason)
+    return Outcome(StageState.FAILED, reason)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.specs import Stage
+from bench.store.states import UNSUCCESSFUL, StageState, why_blocked
 from bench.training.protocol import Outcome
 
 
@@ -23,11 +24,10 @@ class Queue:
     def next(self) -> Stage | None:
         """A stage whose parents are done, now counted as running; None if there is none at present."""
         for stage in list(self.waiting):
-            cause = next((p for p in stage.parents if p.key in self.failed or p.key in self.blocked), None)
-            if cause is not None:
+            reason = why_blocked(stage, self.failed, self.blocked)
+            if reason is not None:
                 self.waiting.remove(stage)
-                why = f"its stage {cause.folder} failed: {self.failed.get(cause.key)}"
-                self.blocked[stage.key] = self.blocked.get(cause.key, why)
+                self.blocked[stage.key] = reason
             elif all(parent.key in self.done for parent in stage.parents):
                 self.waiting.remove(stage)
                 self.running.add(stage.key)
@@ -37,9 +37,9 @@ class Queue:
     def finish(self, stage: Stage, outcome: Outcome) -> None:
         """Note how a stage ended; an interrupted one, or one held elsewhere, waits again."""
         self.running.discard(stage.key)
-        if outcome.state == "done":
+        if outcome.state == StageState.DONE:
             self.done.add(stage.key)
-        elif outcome.state in ("failed", "refused"):
+        elif outcome.state in UNSUCCESSFUL:
             self.failed[stage.key] = outcome.reason
         else:
             self.waiting.append(stage)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bench.specs import Stage
+from bench.store.states import StageState
 from bench.training.protocol import Outcome
 
 
@@ -74,20 +75,20 @@ class Reporter:
         seconds = now - self._began.pop(worker, now)
         if self._live and worker in self._bars:
             self._live.remove_task(self._bars.pop(worker))
-        if outcome.state == "busy":
+        if outcome.state == StageState.BUSY:
             if stage.key not in self._waiting:
                 self._waiting.add(stage.key)
                 self.console.print(f"waiting: {self._label(stage)} is held by another process", markup=False)
             return
         for warning in outcome.warnings:
             self.console.print(f"warning: {warning}", markup=False)
-        self._ended += outcome.state == "done"
+        self._ended += outcome.state == StageState.DONE
         if self._live:
             self._live.update(self._overall, completed=self._ended)
-        if outcome.state == "done":
+        if outcome.state == StageState.DONE:
             how = f"from step {outcome.from_step}, " if outcome.from_step else ""
             text = f"done, {how}{seconds:.1f} s"
-        elif outcome.state == "crowded":
+        elif outcome.state == StageState.CROWDED:
             text = f"interrupted: {outcome.reason}. It is tried again alone on its device"
         else:
             text = f"{outcome.state}: {outcome.reason}"

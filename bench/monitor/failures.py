@@ -15,6 +15,7 @@ from bench.monitor.states import Look
 from bench.planning.plan import Plan
 from bench.specs import Stage, walk
 from bench.store.ownership import Attempt
+from bench.store.states import StageState
 from bench.store.store import Store
 
 LOG_LINES = 5
@@ -40,15 +41,15 @@ FIXES = {
 }
 
 
-def describe_failures(plan: Plan, store: Store, found: Look) -> str:
+def describe_failures(plan: Plan, store: Store, view: Look) -> str:
     """The failed stages by class, each with the end of its log, and what helps."""
     classes: dict[str, list[str]] = defaultdict(list)
     for stage in plan.stages:
-        seen = found.seen.get(stage.key)
-        if seen is not None and seen.state == "failed":
-            log = states.log(stage, store, found)
+        seen = view.seen.get(stage.key)
+        if seen is not None and seen.state == StageState.FAILED:
+            log = states.log(stage, store, view)
             lines = states.tail(log).rstrip().splitlines()[-LOG_LINES:] if log else []
-            last = found.attempts[stage.key][-1] if found.attempts[stage.key] else None
+            last = view.last_attempt(stage)
             text = [f"  {stage.folder}: {seen.note}{_where(last)}", *(f"    | {line}" for line in lines)]
             classes[classify(f"{seen.job} {seen.note}", "\n".join(lines))].append("\n".join(text))
     blocks = [
@@ -77,7 +78,7 @@ def _where(attempt: Attempt | None) -> str:
     return f" (attempt {attempt.number} on {str(owner['machine']).partition(' ')[0]}{job})"
 
 
-def print_log(plan: Plan, store: Store, found: Look, name: str) -> None:
+def print_log(plan: Plan, store: Store, view: Look, name: str) -> None:
     """Print the log of the last stage of a cell that has one; of a glob that matches several cells, their names."""
     matching = [cell for cell in plan.selected if name == cell.name]
     matching = matching or [cell for cell in plan.selected if fnmatch.fnmatchcase(cell.name, name)]
@@ -85,10 +86,10 @@ def print_log(plan: Plan, store: Store, found: Look, name: str) -> None:
         legal = nearest(name, [cell.name for cell in plan.selected][:20])
         raise InputError(f"--log '{name}' matches no cell; a cell is row/task/backbone/seed.{legal}")
     if len(matching) > 1:
-        print("\n".join(f"{cell.name}: {found.of(cell).state}" for cell in matching))
+        print("\n".join(f"{cell.name}: {view.of(cell).state}" for cell in matching))
         return
     stages: list[Stage] = list(walk(matching[0].stage))
-    log = next(filter(None, (states.log(stage, store, found) for stage in reversed(stages))), None)
+    log = next(filter(None, (states.log(stage, store, view) for stage in reversed(stages))), None)
     if log is None:
         raise InputError(f"--log '{name}': none of its stages has a log: it has not begun.")
     print(f"{log.relative_to(store.root)}:", file=sys.stderr, flush=True)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection
 
 from bench.launch.reporter import Reporter
 from bench.monitor import states
-from bench.monitor.states import Look, Seen
+from bench.monitor.states import ENDED, UNDER_WAY, Look, Seen
 from bench.planning.plan import Plan
 from bench.specs import Stage
+from bench.store.states import StageState
 from bench.store.store import Store
 from bench.training.protocol import Outcome
 
@@ -23,50 +24,52 @@ def follow(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Report on the stages of these keys until all have ended or a stop is asked for: what failed, what is blocked."""
     pending = {stage.key: (number, stage) for number, stage in enumerate(plan.stages) if stage.key in keys}
-    ends: dict[str, dict[str, str]] = {"failed": {}, "blocked": {}}
+    ends: dict[StageState, dict[str, str]] = {StageState.FAILED: {}, StageState.BLOCKED: {}}
     running: set[str] = set()
     done: set[str] = set()
     lost: dict[str, float] = {}
     warned = ""
     while pending and not stop():
-        found = states.look(plan, store, done)
-        if found.warning and not warned:  # the controller may be restarting; the jobs go on
-            report.console.print(f"warning: {found.warning}", markup=False)
-        warned = found.warning
+        view = states.look(plan, store, done)
+        if view.warning and not warned:  # the controller may be restarting; the jobs go on
+            report.console.print(f"warning: {view.warning}", markup=False)
+        warned = view.warning
         for key, (number, stage) in list(pending.items()):
             # What lies behind a finished stage is not looked at: it was finished before.
-            seen = found.seen.get(key, Seen("done"))
-            if seen.state == "running":
+            seen = view.seen.get(key, Seen(StageState.DONE))
+            if seen.state == StageState.RUNNING:
                 if key not in running:
                     running.add(key)
                     report.started(stage, number)
                 report.progress(number, round(seen.share * stage.total_steps), stage.total_steps, float("nan"))
-            outcome = _outcome(stage, store, seen, found, lost)
+            outcome = _outcome(stage, store, seen, view, lost)
             if outcome is not None:
                 del pending[key]
                 report.ended(stage, number, outcome)
-                if outcome.state != "done":
+                if outcome.state != StageState.DONE:
                     ends[outcome.state][key] = outcome.reason
         if pending:
             _sleep(stop)
-    return ends["failed"], ends["blocked"]
+    return ends[StageState.FAILED], ends[StageState.BLOCKED]
 
 
-def _outcome(stage: Stage, store: Store, seen: Seen, found: Look, lost: dict[str, float]) -> Outcome | None:
+def _outcome(stage: Stage, store: Store, seen: Seen, view: Look, lost: dict[str, float]) -> Outcome | None:
     """How a stage ended, None while it has not; `lost` notes since when neither Slurm nor the store knows of it."""
-    if seen.state == "done":
+    if seen.state == StageState.DONE:
         attempts = store.attempts(stage)
         last = attempts[-1].facts if attempts else {}
-        return Outcome("done", from_step=last.get("from_step") or 0, warnings=tuple(last.get("warnings", ())))
-    if seen.state in ("failed", "blocked"):
+        return Outcome(StageState.DONE, from_step=last.get("from_step") or 0, warnings=tuple(last.get("warnings", ())))
+    if seen.state in ENDED:
         return Outcome(seen.state, seen.note)
-    if seen.state in ("running", "queued", "requeued") or found.warning:
+    if seen.state in UNDER_WAY or view.warning:
         lost.pop(stage.key, None)
         return None
     now = time.monotonic()
     if now - lost.setdefault(stage.key, now) < LOST_SECONDS:
         return None
-    return Outcome("failed", f"it has no record ({seen.note or seen.state}); run the grid again to go on with it")
+    return Outcome(
+        StageState.FAILED, f"it has no record ({seen.note or seen.state}); run the grid again to go on with it"
+    )
 
 
 def _sleep(stop: Callable[[], bool]) -> None:

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tabulate import tabulate
 
 from bench.monitor.states import STATES, Look, Seen
 from bench.planning.plan import Plan, PlannedCell
+from bench.store.states import StageState
 
-GLYPHS = {
-    "done": "✓",
-    "running": "▸",
-    "requeued": "↻",
-    "stale": "!",
-    "unknown": "?",
-    "queued": "◦",
-    "planned": "·",
-    "failed": "✗",
-    "blocked": "⊘",
-}
-
-
+GLYPHS = dict(zip(STATES, "✓▸↻!?◦·✗⊘", strict=True))
 PLAIN = dict(zip(STATES, "+>r!?q.xb", strict=True))
 """The glyphs where the terminal's encoding lacks the others."""
 
@@ -35,12 +24,12 @@ LISTED = 8
 """So many lines about the cells of one state."""
 
 
-def describe_states(plan: Plan, found: Look, encoding: str = "utf-8", width: int | None = None) -> str:
+def describe_states(plan: Plan, view: Look, encoding: str = "utf-8", width: int | None = None) -> str:
     """The matrix row x task with a glyph per seed, what the glyphs mean, totals, and what is worth telling.
 
     `width` in characters: as many tasks stand side by side as fit in it.
     """
-    cells = [(cell, found.of(cell)) for cell in plan.selected]
+    cells = [(cell, view.of(cell)) for cell in plan.selected]
     totals = Counter(seen.state for _, seen in cells)
     glyphs = _glyphs(encoding)
     occurring = [state for state in STATES if totals[state]]
@@ -48,13 +37,13 @@ def describe_states(plan: Plan, found: Look, encoding: str = "utf-8", width: int
     lines = [f"grid {plan.grid.name}: {len(plan.cells)} cells{few}", "", *_matrix(cells, glyphs, width), ""]
     lines.append("  ".join(f"{glyphs[state]} {state}" for state in occurring))
     lines.append("cells: " + ", ".join(f"{totals[state]} {state}" for state in occurring))
-    lines += _details(cells, found)
-    if found.tables:
-        lines.append(f"the job that writes the tables came to nothing: {found.tables}")
-    return "\n".join([*lines, f"warning: {found.warning}"] if found.warning else lines)
+    lines += _details(cells, view)
+    if view.tables:
+        lines.append(f"the job that writes the tables came to nothing: {view.tables}")
+    return "\n".join([*lines, f"warning: {view.warning}"] if view.warning else lines)
 
 
-def _glyphs(encoding: str) -> dict[str, str]:
+def _glyphs(encoding: str) -> Mapping[StageState, str]:
     try:
         "".join(GLYPHS.values()).encode(encoding)
     except (UnicodeEncodeError, LookupError):
@@ -62,7 +51,9 @@ def _glyphs(encoding: str) -> dict[str, str]:
     return GLYPHS
 
 
-def _matrix(cells: Sequence[tuple[PlannedCell, Seen]], glyphs: dict[str, str], width: int | None) -> Iterator[str]:
+def _matrix(
+    cells: Sequence[tuple[PlannedCell, Seen]], glyphs: Mapping[StageState, str], width: int | None
+) -> Iterator[str]:
     of: dict[str, dict[str, list[Seen]]] = defaultdict(lambda: defaultdict(list))
     for cell, seen in cells:
         of[cell.task][cell.method].append(seen)
@@ -82,9 +73,9 @@ def _width(columns: Sequence[Sequence[str]]) -> int:
     return sum(max(len(head) + 2, *map(len, entries)) + 2 for head, *entries in columns) - 2
 
 
-def _entry(seeds: Sequence[Seen], glyphs: dict[str, str]) -> str:
+def _entry(seeds: Sequence[Seen], glyphs: Mapping[StageState, str]) -> str:
     counts = Counter(seen.state for seen in seeds)
-    running = [seen.share for seen in seeds if seen.state == "running"]
+    running = [seen.share for seen in seeds if seen.state == StageState.RUNNING]
     percent = f" {_percent(sum(running) / len(running))}" if running else ""
     if len(seeds) > MANY_SEEDS:
         return " ".join(f"{counts[state]}{glyphs[state]}" for state in STATES if counts[state]) + percent
@@ -95,18 +86,19 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _details(cells: Sequence[tuple[PlannedCell, Seen]], found: Look) -> Iterator[str]:
-    told: dict[str, Counter[str]] = defaultdict(Counter)
+def _details(cells: Sequence[tuple[PlannedCell, Seen]], view: Look) -> Iterator[str]:
+    # State -> line -> the number of cells that it is true of.
+    notes: dict[StageState, Counter[str]] = defaultdict(Counter)
     for cell, seen in cells:
-        if seen.state in ("blocked", "queued", "planned"):
-            told[seen.state][seen.note] += 1
-        elif seen.state != "done":
-            told_share = seen.state == "running" or (seen.share > 0 and seen.state != "failed")
-            percent = _percent(seen.share) if told_share else ""
+        if seen.state in (StageState.BLOCKED, StageState.QUEUED, StageState.PLANNED):
+            notes[seen.state][seen.note] += 1
+        elif seen.state != StageState.DONE:
+            running = seen.state == StageState.RUNNING
+            percent = _percent(seen.share) if running or (seen.share > 0 and seen.state != StageState.FAILED) else ""
             facts = ", ".join(filter(None, (percent, seen.note)))
-            told[seen.state][f"{found.shown[cell.stage.key].folder}: {facts}"] += 1
+            notes[seen.state][f"{view.shown[cell.stage.key].folder}: {facts}"] += 1
     for state in STATES:
-        lines = [f"{state}: {text} ({_count(count, 'cell')})" for text, count in told[state].items() if text]
+        lines = [f"{state}: {text} ({_count(count, 'cell')})" for text, count in notes[state].items() if text]
         yield from lines[:LISTED]
         if len(lines) > LISTED:
             yield f"{state}: and {len(lines) - LISTED} more"

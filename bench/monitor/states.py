@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.errors import DamagedStore, InputError
@@ -17,10 +17,23 @@ from bench.launch.slurm.ledger import Submission
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Stage
 from bench.store.ownership import Attempt
+from bench.store.states import UNSUCCESSFUL, StageState, is_alive, state_in_store, why_blocked
 from bench.store.store import Store
 
-STATES = ("done", "running", "requeued", "stale", "unknown", "queued", "planned", "failed", "blocked")
-"""Of several unfinished stages behind a cell, the one whose state comes first here is shown."""
+STATES = (
+    StageState.DONE,
+    StageState.RUNNING,
+    StageState.REQUEUED,
+    StageState.STALE,
+    StageState.UNKNOWN,
+    StageState.QUEUED,
+    StageState.PLANNED,
+    StageState.FAILED,
+    StageState.BLOCKED,
+)
+"""Those that are shown; of several unfinished stages behind a cell, the one whose state comes first here."""
+UNDER_WAY = frozenset((StageState.RUNNING, StageState.QUEUED, StageState.REQUEUED))
+ENDED = frozenset((StageState.DONE, StageState.FAILED, StageState.BLOCKED))
 ENDED_BADLY = frozenset(("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"))
 HELD = frozenset(("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"))
 WAITING = HELD | {"PENDING", "CONFIGURING"}
@@ -32,7 +45,7 @@ UNASKED = JobState("UNASKED", "Slurm could not be asked")
 class Seen:
     """What one look showed of a stage: one of STATES, a note, the share of its steps that are done, its job's state."""
 
-    state: str
+    state: StageState
     note: str = ""
     share: float = 0.0
     job: str = ""
@@ -48,7 +61,7 @@ class Look:
     """Stage key -> the stage that tells how far it is: itself, or the earliest unfinished one behind it."""
     attempts: dict[str, list[Attempt]] = field(default_factory=dict)
     """Key of an unfinished stage -> the attempts at it."""
-    places: dict[str, tuple[Submission, int]] = field(default_factory=dict)
+    elements: dict[str, tuple[Submission, int]] = field(default_factory=dict)
     """Folder of an unfinished stage -> its last submission, and the index of its element there."""
     warning: str = ""
     tables: str = ""
@@ -60,144 +73,163 @@ class Look:
         """What to show for a cell."""
         return self.seen[self.shown[cell.stage.key].key]
 
+    def last_attempt(self, stage: Stage) -> Attempt | None:
+        """Return the last attempt at an unfinished stage; None without any."""
+        attempts = self.attempts.get(stage.key)
+        return attempts[-1] if attempts else None
+
 
 def look(plan: Plan, store: Store, done: set[str]) -> Look:
     """Read the folder of every needed stage once, and ask Slurm once; adds the keys of finished stages to `done`."""
-    found = Look()
-    damage = _read(plan, store, done, found)
-    unfinished = [stage for stage in plan.stages if stage.key in found.attempts]
-    queued = _ask(store, plan.source, unfinished, found)
+    view = Look()
+    damage = _read(plan, store, done, view)
+    unfinished = [stage for stage in plan.stages if stage.key in view.attempts]
+    queued = _ask(store, plan.source, unfinished, view)
     for stage in plan.stages:  # parents first
         if stage.key in done:
-            found.seen[stage.key], found.shown[stage.key] = Seen("done"), stage
-        elif stage.key in found.attempts:
-            seen = Seen("unknown", damage[stage.key]) if stage.key in damage else _seen(stage, store, found, queued)
-            found.seen[stage.key] = _behind_failure(stage, seen, found)
-            found.shown[stage.key] = _shown(stage, found)
-    return found
+            view.seen[stage.key], view.shown[stage.key] = Seen(StageState.DONE), stage
+        elif stage.key in view.attempts:
+            if stage.key in damage:
+                seen = Seen(StageState.UNKNOWN, damage[stage.key])
+            else:
+                seen = _seen(stage, store, view, queued)
+            view.seen[stage.key] = _behind_failure(stage, seen, view)
+            view.shown[stage.key] = _shown(stage, view)
+    return view
 
 
-def _read(plan: Plan, store: Store, done: set[str], found: Look) -> dict[str, str]:
+def _read(plan: Plan, store: Store, done: set[str], view: Look) -> dict[str, str]:
     """Note the finished stages, and the attempts at the others; returns what is damaged, by stage key."""
     damage: dict[str, str] = {}
-    there = set(os.listdir(store.root)) if store.root.is_dir() else set()
+    folders = set(os.listdir(store.root)) if store.root.is_dir() else set()
 
     def read(stage: Stage) -> None:
-        found.attempts[stage.key] = []
-        if stage.unprepared or stage.folder not in there:
+        view.attempts[stage.key] = []
+        if stage.unprepared or stage.folder not in folders:
             return
         try:
             if store.record(stage) is not None:
                 done.add(stage.key)
-                del found.attempts[stage.key]
+                del view.attempts[stage.key]
             else:
-                found.attempts[stage.key] = store.attempts(stage)
+                view.attempts[stage.key] = store.attempts(stage)
         except (InputError, OSError) as error:
             damage[stage.key] = str(error)
 
+    # From the cells' own stages backwards, a generation at a time: what lies behind a finished stage is never read.
     level = {cell.stage.key: cell.stage for cell in plan.selected}
     with ThreadPoolExecutor(8) as pool:  # network file systems answer late, but several at once
-        while level := {key: stage for key, stage in level.items() if key not in done and key not in found.attempts}:
+        while level := {key: stage for key, stage in level.items() if key not in done and key not in view.attempts}:
             list(pool.map(read, level.values()))
             level = {p.key: p for stage in level.values() if stage.key not in done for p in stage.parents}
     return damage
 
 
-def _ask(store: Store, source: str, unfinished: Iterable[Stage], found: Look) -> dict[str, JobState]:
+def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look) -> dict[str, JobState]:
     """Note which submissions hold these stages; returns what Slurm says of them."""
-    names = {stage.folder for stage in unfinished}
-    known: list[Submission] = []
+    folders = {stage.folder for stage in unfinished}
+    submissions: list[Submission] = []
     queued: dict[str, JobState] = {}
     try:
-        noted = ledger.submissions(store.root)
-        known = [one for one in noted if any(name in names for task in one.tasks for name in task)]
-        tables = [one for one in noted if one.source == source and not one.tasks][-1:]
-        queued = client.queue([one.name for one in (*known, *tables)])
-        for made in ledger.identified(tables, queued):
-            state = ledger.element_state(made, 0, queued)
+        ledgered = ledger.submissions(store.root)
+        submissions = [each for each in ledgered if any(not folders.isdisjoint(task) for task in each.tasks)]
+        tables = [each for each in ledgered if each.source == source and not each.tasks][-1:]
+        queued = client.queue([each.name for each in (*submissions, *tables)])
+        for submission in ledger.identified(tables, queued):
+            state = ledger.element_state(submission, 0, queued)
             if state.state in ENDED_BADLY:
-                found.tables = f"{state.state}, see {ledger.log_folder(store.root, made.token)}"
-                found.tables_time = made.time
+                view.tables = f"{state.state}, see {ledger.log_folder(store.root, submission.token)}"
+                view.tables_time = submission.time
     except DamagedStore as error:
-        found.warning = str(error)
+        view.warning = str(error)
     except SlurmError as error:
-        found.warning = f"{UNASKED.reason}: {error}"
-    for made in ledger.identified(known, queued):
-        for index, task in enumerate(made.tasks):
-            for name in task:
-                before = found.places.get(name)
-                if before is None or not ledger.element_state(*before, queued).live:
-                    found.places[name] = made, index
+        view.warning = f"{UNASKED.reason}: {error}"
+    # Oldest first: a later submission takes the place of an earlier one, unless that is still to run or running.
+    for submission in ledger.identified(submissions, queued):
+        for index, task in enumerate(submission.tasks):
+            for folder in task:
+                earlier = view.elements.get(folder)
+                if earlier is None or not ledger.element_state(*earlier, queued).live:
+                    view.elements[folder] = submission, index
     return queued
 
 
 # --------------------------------------------------------------------------------------------------------- one stage
 
 
-def _seen(stage: Stage, store: Store, found: Look, queued: Mapping[str, JobState]) -> Seen:
-    """The state of an unfinished stage, whatever those behind it do."""
-    attempts, place = found.attempts[stage.key], found.places.get(stage.folder)
-    last = attempts[-1] if attempts else None
-    share = _share(stage, store, last)
-    if place is None:
-        return _without_job(stage, last, share)
-    made, index = place
-    job = UNASKED if found.warning else ledger.element_state(made, index, queued)
-    ours = last is not None and "job" in last.facts["owner"] and last.facts["owner"]["job"] == made.element(index)
-    since = ours or (last is not None and float(last.facts["began"]) >= made.time)
-    if _failed(last) and (since or (not job.live and job.state not in ENDED_BADLY)):
-        return Seen("failed", _end(last, "reason"), share, job.state)
+def _seen(stage: Stage, store: Store, view: Look, queued: Mapping[str, JobState]) -> Seen:
+    """Decide the state of an unfinished stage, whatever those behind it do.
+
+    Two witnesses tell of it: the attempts in the store, and Slurm's word for the job that was to run it. They can
+    disagree, and the first case below that applies counts. Example: the store holds an open attempt of job 7_0, whose
+    heartbeat is still fresh, and Slurm says that 7_0 is PENDING. Its node was lost, so the stage is "requeued"
+    (case 2), though by the store alone it would be "running".
+    """
+    last = view.last_attempt(stage)
+    by_store = _seen_in_store(stage, store, last)
+    if stage.folder not in view.elements:
+        return by_store
+    submission, index = view.elements[stage.folder]
+    job = UNASKED if view.warning else ledger.element_state(submission, index, queued)
+    share = by_store.share
+    # Whether this very element made the last attempt, and whether anybody made it after the submission.
+    ours = last is not None and last.facts["owner"].get("job", "") == submission.element(index)
+    since = ours or (last is not None and float(last.facts["began"]) >= submission.time)
+
+    # 1. A failure that the store holds has the best reason. But one from before the submission is what the job is to
+    #    put right: it counts only once the job is neither live nor known to have failed in its own way.
+    if by_store.state == StageState.FAILED and (since or not (job.live or job.state in ENDED_BADLY)):
+        return replace(by_store, job=job.state)
+    # 2. A live job counts more than any open attempt: heartbeats are late, Slurm is not.
     if job.live:
-        return _with_live_job(job, last, ours, share)
-    if since and not ours:  # somebody else took over
-        return _without_job(stage, last, share)
+        return _seen_of_live_job(job, by_store, ours)
+    # 3. Somebody else took the stage over after the job was submitted, so how the job ended is of no interest.
+    if since and not ours:
+        return by_store
+    # 4. Slurm knows how the job ended. "Completed" without a record is no success: files may only be late.
     if job.state in ENDED_BADLY:
-        return Seen("failed", f"its job ended: {job.state} {job.reason}".rstrip(), share, job.state)
+        return Seen(StageState.FAILED, f"its job ended: {job.state} {job.reason}".rstrip(), share, job.state)
     if job.state == "CANCELLED":
-        return Seen("planned", "its job was cancelled", share)
+        return Seen(StageState.PLANNED, "its job was cancelled", share)
     if job.state == "COMPLETED":
-        return Seen("unknown", "its job completed, but its record is not to be seen (yet)", share)
-    if job.state not in (client.GONE, UNASKED.state) or _alive(last):
-        return _without_job(stage, last, share)
-    if job.state == client.GONE and last is not None and last.end is None:
-        return _without_job(stage, last, share)
-    return Seen("unknown", job.reason, share)
+        return Seen(StageState.UNKNOWN, "its job completed, but its record is not to be seen (yet)", share)
+    # 5. Slurm never got the job, or has a word for it that decides nothing: the store tells the rest.
+    if job.state not in (client.GONE, UNASKED.state):
+        return by_store
+    # 6. Slurm says nothing. A living process runs; a dead one is stale if its job is gone too. That Slurm cannot be
+    #    asked proves nothing of the kind, and without an open attempt nothing is known.
+    if by_store.state == StageState.RUNNING or (by_store.state == StageState.STALE and job.state == client.GONE):
+        return by_store
+    return Seen(StageState.UNKNOWN, job.reason, share)
 
 
-def _without_job(stage: Stage, last: Attempt | None, share: float) -> Seen:
-    if stage.unprepared:
-        return Seen("planned", "not prepared")
-    if _failed(last):
-        return Seen("failed", _end(last, "reason"), share)
-    if _alive(last):
-        return Seen("running", "", share)
-    if last is not None and last.end is None:
-        return Seen("stale", "its process is gone; run the grid again to go on", share)
-    return Seen("planned", _end(last, "state"), share)
+def _seen_in_store(stage: Stage, store: Store, last: Attempt | None) -> Seen:
+    """Show what the store alone tells of an unfinished stage, in the words of STATES."""
+    state, share = state_in_store(stage, last), _share(stage, store, last)
+    if state == StageState.NOT_PREPARED:
+        return Seen(StageState.PLANNED, state)
+    if state in UNSUCCESSFUL:
+        return Seen(StageState.FAILED, _end(last, "reason"), share)
+    if state == StageState.STALE:
+        return Seen(state, "its process is gone; run the grid again to go on", share)
+    return Seen(state, _end(last, "state"), share)
 
 
-def _with_live_job(job: JobState, last: Attempt | None, ours: bool, share: float) -> Seen:
+def _seen_of_live_job(job: JobState, by_store: Seen, ours: bool) -> Seen:
+    """Show a stage whose job is to run or running; `ours` says that the job has tried it before."""
+    share = by_store.share
     if job.state not in WAITING:
-        return Seen("running", "" if last is not None and last.end is None else "starting", share)
+        begun = by_store.state in (StageState.RUNNING, StageState.STALE)
+        return Seen(StageState.RUNNING, "" if begun else "starting", share)
     if ours or job.state in HELD:
         when = f"starts after {moment(job.start)}" if job.start is not None else job.reason
-        return Seen("requeued", "held" if job.state == "REQUEUE_HOLD" else when, share)
-    return Seen("running", "", share) if _alive(last) else Seen("queued", job.reason, share)
-
-
-def _failed(last: Attempt | None) -> bool:
-    return _end(last, "state") in ("failed", "refused")
+        return Seen(StageState.REQUEUED, "held" if job.state == "REQUEUE_HOLD" else when, share)
+    # Before the job's first attempt, another process may have the stage.
+    return by_store if by_store.state == StageState.RUNNING else Seen(StageState.QUEUED, job.reason, share)
 
 
 def _end(last: Attempt | None, fact: str) -> str:
     return "" if last is None or last.end is None else str(last.end[fact])
-
-
-def _alive(attempt: Attempt | None) -> bool:
-    try:
-        return attempt is not None and attempt.alive
-    except OSError:  # looking must be possible where nothing can be written
-        return False
 
 
 def _share(stage: Stage, store: Store, last: Attempt | None) -> float:
@@ -212,45 +244,50 @@ def _share(stage: Stage, store: Store, last: Attempt | None) -> float:
     return min(1.0, max(steps) / stage.total_steps)
 
 
-def _behind_failure(stage: Stage, seen: Seen, found: Look) -> Seen:
-    """A stage is blocked where one that it needs has failed, or is blocked itself; also if a job of it tried and ended.
+def _behind_failure(stage: Stage, seen: Seen, view: Look) -> Seen:
+    """Show a stage as blocked where one that it needs has failed, or is blocked itself.
 
-    What its own ledger tells of counts more.
+    Also if a job of it tried and ended. What its own ledger tells of counts more.
     """
-    attempts = found.attempts.get(stage.key, [])
-    last = attempts[-1] if attempts else None
-    if (seen.state == "running" and _alive(last)) or (seen.state == "failed" and _failed(last)):
+    parents = {parent.key: view.seen[parent.key] for parent in stage.parents}
+    failed, blocked = (
+        {key: parent.note for key, parent in parents.items() if parent.state == state}
+        for state in (StageState.FAILED, StageState.BLOCKED)
+    )
+    reason, last = why_blocked(stage, failed, blocked), view.last_attempt(stage)
+    if reason is None and seen.state != StageState.FAILED:
         return seen
-    for parent in stage.parents:
-        state, note = found.seen[parent.key].state, found.seen[parent.key].note
-        if state == "blocked":
-            return Seen("blocked", note)
-        if state == "failed":
-            return Seen("blocked", f"its stage {parent.folder} failed: {note}")
-    if seen.state == "failed" and any(found.seen[parent.key].state != "done" for parent in stage.parents):
-        return Seen("planned", "its parents are not there yet")  # a job of it found that, and ended
+    if seen.state == StageState.RUNNING and last is not None and is_alive(last):
+        return seen
+    if seen.state == StageState.FAILED and _end(last, "state") in UNSUCCESSFUL:
+        return seen
+    if reason is not None:
+        return Seen(StageState.BLOCKED, reason)
+    if any(parent.state != StageState.DONE for parent in parents.values()):
+        return Seen(StageState.PLANNED, "its parents are not there yet")  # a job of it found that, and ended
     return seen
 
 
-def _shown(stage: Stage, found: Look) -> Stage:
-    if found.seen[stage.key].state in ("running", "failed", "blocked"):
+def _shown(stage: Stage, view: Look) -> Stage:
+    if view.seen[stage.key].state in (StageState.RUNNING, StageState.FAILED, StageState.BLOCKED):
         return stage
-    behind = [found.shown[parent.key] for parent in stage.parents if found.seen[parent.key].state != "done"]
-    return min(behind, key=lambda one: STATES.index(found.seen[one.key].state), default=stage)
+    unfinished = [view.shown[p.key] for p in stage.parents if view.seen[p.key].state != StageState.DONE]
+    return min(unfinished, key=lambda behind: STATES.index(view.seen[behind.key].state), default=stage)
 
 
 # -------------------------------------------------------------------------------------------------------- logs, times
 
 
-def log(stage: Stage, store: Store, found: Look) -> Path | None:
-    """The log of a stage; what its job printed where the stage itself came to nothing; None without either."""
-    own, place = store.folder(stage) / "log.txt", found.places.get(stage.folder)
-    attempts = found.attempts.get(stage.key, [])
-    if place is not None and not (attempts and attempts[-1].facts["began"] >= place[0].time):
-        folder = ledger.log_folder(store.root, place[0].token)
-        printed = sorted(folder.glob(f"{place[0].element(place[1])}_*log.out"))
-        if printed:
-            return printed[-1]
+def log(stage: Stage, store: Store, view: Look) -> Path | None:
+    """Find the log of a stage, or of its job where the stage never began; None without either."""
+    own, last = store.folder(stage) / "log.txt", view.last_attempt(stage)
+    if stage.folder in view.elements:
+        submission, index = view.elements[stage.folder]
+        if last is None or last.facts["began"] < submission.time:
+            folder = ledger.log_folder(store.root, submission.token)
+            printed = sorted(folder.glob(f"{submission.element(index)}_*log.out"))
+            if printed:
+                return printed[-1]
     return own if own.exists() else None
 
 

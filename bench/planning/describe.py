@@ -7,8 +7,15 @@ from collections.abc import Iterable
 
 from bench.planning.plan import Plan
 from bench.specs import Stage, walk
+from bench.store.states import StageState
 
-STATES = ("done", "to run", "failed", "not prepared", "no longer needed")
+STATES = (
+    StageState.DONE,
+    StageState.TO_RUN,
+    StageState.FAILED,
+    StageState.NOT_PREPARED,
+    StageState.UNNEEDED,
+)
 
 
 def describe_plan(plan: Plan) -> str:
@@ -40,14 +47,14 @@ def _not_prepared(plan: Plan) -> Iterable[str]:
         yield f"{name}: not prepared ({how})"
 
 
-def _state(plan: Plan, stage: Stage, to_run: set[str]) -> str:
+def _state(plan: Plan, stage: Stage, to_run: set[str]) -> StageState:
     if stage.unprepared:
-        return "not prepared"
+        return StageState.NOT_PREPARED
     if stage.key in plan.done:
-        return "done"
+        return StageState.DONE
     if stage.key in plan.failed:
-        return "failed"
-    return "to run" if stage.key in to_run else "no longer needed"
+        return StageState.FAILED
+    return StageState.TO_RUN if stage.key in to_run else StageState.UNNEEDED
 
 
 def _sharing(plan: Plan) -> Iterable[str]:

@@ -24,6 +24,7 @@ from bench.errors import DamagedStore, InputError
 from bench.specs import Stage, canonical_json, from_canonical
 from bench.store.files import create_json, digest, read_json, sha256, write_json, write_text
 from bench.store.ownership import Attempt, now, this_process
+from bench.store.states import StageState
 
 
 class Store:
@@ -99,7 +100,7 @@ class Store:
         if last is not None and last.alive:
             return None
         if last is not None and last.end is None:
-            self.finish(last, "died", "its process is gone")
+            self.finish(last, StageState.DIED, "its process is gone")
         number = last.number + 1 if last else 1
         path = self.folder(stage) / "attempts" / f"{number:06}.json"
         facts = {"attempt": number, "owner": this_process(), "began": now(), "from_step": None, "warnings": []}
@@ -114,7 +115,7 @@ class Store:
         """Tell whether no later attempt has taken over. One does after a pause longer than the heartbeat allows."""
         return not attempt.path.with_name(f"{attempt.number + 1:06}.json").exists()
 
-    def finish(self, attempt: Attempt, state: str, reason: str = "", step: int | None = None) -> None:
+    def finish(self, attempt: Attempt, state: StageState, reason: str = "", step: int | None = None) -> None:
         """Note how an attempt ended. `state` is done, failed, refused (by damage elsewhere), interrupted or died."""
         end = {"state": state, "reason": reason, "step": step, "time": now()}
         create_json(attempt.path.with_suffix(".end.json"), end)
@@ -123,7 +124,7 @@ class Store:
         """Return why the last attempt failed, or None if it did not."""
         attempts = self.attempts(stage)
         end = attempts[-1].end if attempts else None
-        return str(end["reason"]) if end is not None and end["state"] == "failed" else None
+        return str(end["reason"]) if end is not None and end["state"] == StageState.FAILED else None
 
     # ------------------------------------------------------------------------------------------------ results
 

@@ -7,11 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.store.states import StageState
+
 Progress = Callable[[int, int, float], None]
 
 
 # Example: of folders that are done, failed and interrupted, the process ends with 75: the same command goes on.
-EXIT_STATUS = {"interrupted": 75, "crowded": 77, "failed": 1, "refused": 2, "busy": 76, "done": 0}
+EXIT_STATUS = {
+    StageState.INTERRUPTED: 75,
+    StageState.CROWDED: 77,
+    StageState.FAILED: 1,
+    StageState.REFUSED: 2,
+    StageState.BUSY: 76,
+    StageState.DONE: 0,
+}
 """State of an outcome -> exit status of the process; of several folders' states the first in this order counts."""
 
 
@@ -48,7 +57,7 @@ class Outcome:
     tried again alone there. 'busy' is held by another process. `warnings` tell of damage that was worked around.
     """
 
-    state: str
+    state: StageState
     reason: str = ""
     from_step: int = 0
     warnings: tuple[str, ...] = ()

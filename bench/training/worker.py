@@ -25,6 +25,7 @@ from bench.errors import InputError
 from bench.specs import Stage
 from bench.store.ownership import Attempt, beating
 from bench.store.provenance import cores
+from bench.store.states import StageState
 from bench.store.store import Store
 from bench.training.protocol import EXIT_STATUS, Outcome, Progress, Settings
 from bench.training.signals import StopFlag, _stop_children_as_usual
@@ -44,18 +45,18 @@ def run(folder: Path, settings: Settings, stop: Callable[[], bool], progress: Pr
         # after it (`_run_claimed`): another process may have published in between.
         stage = store.load(folder)
         if store.record(stage) is not None:
-            return Outcome("done")
+            return Outcome(StageState.DONE)
         attempt = store.claim(stage)
         if attempt is None:
-            return Outcome("busy")
+            return Outcome(StageState.BUSY)
         attempt.facts["warnings"] += _missing_cores(settings)
         with _logged(folder), beating(attempt.path):
             outcome, step = _run_claimed(stage, store, attempt, settings, stop, progress)
-            state = "interrupted" if outcome.state == "crowded" else outcome.state
+            state = StageState.INTERRUPTED if outcome.state == StageState.CROWDED else outcome.state
             store.finish(attempt, state, outcome.reason, step)
             return outcome
     except (InputError, OSError) as error:  # a damaged or unreachable store
-        return Outcome("refused", str(error))
+        return Outcome(StageState.REFUSED, str(error))
 
 
 def _missing_cores(settings: Settings) -> list[str]:
@@ -77,38 +78,38 @@ def _run_claimed(
 
     # A failure is the stage's own fault, and is not tried again unasked. So whatever is not its fault is sorted out
     # first: a stop, damage elsewhere, a disk that is full, memory that others took.
-    state, reason, step = "done", "", None
+    state, reason, step = StageState.DONE, "", None
     try:
         if store.record(stage) is None:  # published between the look and the claim
             fit(stage, store, attempt, settings, stop, progress)
         step = stage.total_steps
     except Interrupted as interruption:
-        state, reason, step = "interrupted", str(interruption), interruption.step
+        state, reason, step = StageState.INTERRUPTED, str(interruption), interruption.step
     except InputError as error:  # damage outside this stage: nothing to hold against it
-        state, reason = "refused", str(error)
+        state, reason = StageState.REFUSED, str(error)
     except Exception as error:
         traceback.print_exc()
         lines = str(error).strip().splitlines()
-        state, reason = "failed", f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        state, reason = StageState.FAILED, f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
         if isinstance(error, OSError) and error.errno in DISK:  # once there is room, the same command goes on
-            state = "refused"
+            state = StageState.REFUSED
         elif is_out_of_memory(error):
             state, reason = _out_of_memory(settings)
-    if settings.device != "cpu" and state != "refused":
+    if settings.device != "cpu" and state != StageState.REFUSED:
         release_memory(resolve(settings.device))  # only now does no error hold the stage's tensors any more
     return Outcome(state, reason, attempt.facts["from_step"] or 0, tuple(attempt.facts["warnings"])), step
 
 
-def _out_of_memory(settings: Settings) -> tuple[str, str]:
+def _out_of_memory(settings: Settings) -> tuple[StageState, str]:
     """Return the state and the reason of a stage out of memory. The device that it ran on had too little."""
     from bench.device import describe, resolve
 
     what = f"out of memory on {describe(resolve(settings.device))}"
     if settings.shared:
         fewer = "--workers-per-device, --workers or slurm.runs_per_job"
-        return "crowded", f"{what}, which other workers share; a lower {fewer} leaves more for each"
+        return StageState.CROWDED, f"{what}, which other workers share; a lower {fewer} leaves more for each"
     lower = "lower batch_size or raise micro_batches of this stage, or set execution.precision = 'bfloat16'"
-    return "failed", f"{what}, with no other worker on it: {lower}. Its checkpoints stay."
+    return StageState.FAILED, f"{what}, with no other worker on it: {lower}. Its checkpoints stay."
 
 
 # --------------------------------------------------------------------------------------- around one stage

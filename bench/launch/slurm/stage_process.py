@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from bench.errors import DamagedStore, InputError
 from bench.launch.devices import visible_devices
@@ -17,9 +18,11 @@ from bench.launch.slurm.assignment import Assignment
 from bench.specs import Stage
 from bench.specs.cluster import SIGNALS
 from bench.store.ownership import Attempt
+from bench.store.states import UNSUCCESSFUL, StageState
 from bench.store.store import Store
 from bench.training.protocol import EXIT_STATUS, Settings, death
 
+CONCLUSIVE = UNSUCCESSFUL | {StageState.DONE}
 LOOK_SECONDS = 3.0
 """Between two looks at the files of a stage that another process holds, or of a parent."""
 
@@ -32,97 +35,109 @@ def _say(text: str) -> None:
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
 
 
-End = tuple[str, str]
-"""How a stage ended in this job, and why: done, failed, refused or interrupted."""
+class End(NamedTuple):
+    """How a stage ended in this job, and why: done, failed, refused or interrupted."""
+
+    state: StageState
+    reason: str = ""
 
 
-class Run:
+class _Worker(NamedTuple):
+    """A worker process, and how many attempts the ledger had when it was started: its own come after them."""
+
+    process: subprocess.Popen[bytes]
+    attempts_before: int
+
+
+class StageProcess:
     """A stage of this element and its worker; `end` is None while there is something left to do for it.
 
-    `gpu` is what CUDA_VISIBLE_DEVICES holds for the worker, '' for none; `beside` are the other runs that use it. Where
+    `gpu` is what CUDA_VISIBLE_DEVICES holds for the worker, '' for none; `beside` are the others that use it. Where
     that was too much for its memory, the stage is tried again `alone`: while none of those has a worker.
+
+    The supervisor calls `look` again and again. An undisturbed stage goes through: not visible yet (a parent's record
+    is late), a worker is started, the worker runs, it has exited and the record is there: `end` is done. A stage whose
+    worker died of a full device goes from there back to the start, with `alone` set.
     """
 
     def __init__(self, number: int, assignment: Assignment, job: str) -> None:
         self.end: End | None = None
         self.alone = False
-        self.beside: list[Run] = []
+        self.beside: list[StageProcess] = []
         self.folder = assignment.store / assignment.stages[number]
         gpus = visible_devices(assignment.gpus)
         self.gpu = gpus[number % len(gpus)] if gpus else ""
         self._assignment = assignment
         self._job = job
         self._store = Store(assignment.store)
-        self._stage: Stage | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._loaded: Stage | None = None
+        self._worker: _Worker | None = None
+        # When to look at the files again, and when a parent that is still invisible counts as missing.
         self._next_look = 0.0
         self._refuse_at = time.monotonic() + PARENT_SECONDS
-        self._before: int | None = None
-        """How many attempts the ledger had before this job's first one."""
-        self._known = 0
-        """How many it had when the worker was started."""
+        self._waiting_is_told = False
+        # Numbers of attempts in the ledger. Those before this job's first one: a failure among them was there before,
+        # and may be tried again. And those from which progress is judged: a stage that turned out to need the GPU
+        # alone made none before, through no fault of its own.
+        self._before_job: int | None = None
         self._judged_from = 0
-        """How many it had when the stage was found to need the GPU alone: none of those counts as no progress."""
-        self._told_busy = False
 
     def look(self, stopping: bool) -> None:
         """Notice what has changed; start the worker when it may start, unless an end is asked for."""
         if self.end is not None:
             return
         try:
-            if self._process is not None:
-                self.end = self._worker_end(stopping)
+            if self._worker is not None:
+                self.end = self._end_of_worker(self._worker, stopping)
             elif stopping:
-                self.end = "interrupted", "before its worker was started"
+                self.end = End(StageState.INTERRUPTED, "before its worker was started")
             elif time.monotonic() >= self._next_look:
                 self._next_look = time.monotonic() + LOOK_SECONDS
                 self.end = self._end_before_start()
         except (InputError, OSError) as error:  # a damaged, full, read-only or unreachable store
-            self.end = "refused", str(error)
+            self.end = End(StageState.REFUSED, str(error))
         if self.end is not None:
-            _say(f"{self.folder.name}: {': '.join(filter(None, self.end))}")
+            _say(f"{self.folder.name}: {', '.join(filter(None, self.end))}")
 
     # ------------------------------------------------------------------------------------------------ before it runs
 
     def _end_before_start(self) -> End | None:
         """Start the worker, or wait, or find that there is nothing to start."""
-        late = self._not_yet_visible()
-        if late is not None:
-            return ("refused", late) if time.monotonic() >= self._refuse_at else None
-        stage = self._found
-        if self._store.record(stage) is not None:
-            return "done", ""
-        attempts = self._store.attempts(stage)
-        if self._before is None:
-            self._before = self._attempts_before(attempts)
-        last = attempts[-1] if attempts else None
-        if last is not None and last.alive:
-            if not self._told_busy:
-                self._told_busy = True
+        missing = self._not_yet_visible()
+        if missing is not None:
+            return End(StageState.REFUSED, missing) if time.monotonic() >= self._refuse_at else None
+        if self._store.record(self._stage) is not None:
+            return End(StageState.DONE)
+        attempts = self._store.attempts(self._stage)
+        if self._before_job is None:
+            self._before_job = self._count_before_job(attempts)
+        if attempts and attempts[-1].alive:
+            if not self._waiting_is_told:
+                self._waiting_is_told = True
                 _say(f"{self.folder.name}: held by another process; waiting for its record")
             return None
-        failure = self._store.failure(stage)
-        if failure is not None and len(attempts) > self._before:
-            return "failed", failure
-        stuck = no_progress(attempts[self._judged_from :], self._assignment.give_up_after)
+        failure = self._store.failure(self._stage)
+        if failure is not None and len(attempts) > self._before_job:
+            return End(StageState.FAILED, failure)
+        stuck = self._no_progress(attempts)
         if stuck is not None:
             return self._give_up(stuck)
         if not any(other.running and (self.alone or other.alone) for other in self.beside):
-            self._start(len(attempts))
+            self._worker = self._start(len(attempts))
         return None
 
     @property
     def running(self) -> bool:
         """Whether it has a worker."""
-        return self._process is not None
+        return self._worker is not None
 
     @property
-    def _found(self) -> Stage:
-        assert self._stage is not None, "visible, else nothing would have been started"
-        return self._stage
+    def _stage(self) -> Stage:
+        assert self._loaded is not None, "visible, else nothing would have been started"
+        return self._loaded
 
-    def _attempts_before(self, attempts: Sequence[Attempt]) -> int:
-        """How many attempts do not count for this job: a requeued one does not try again what failed in it."""
+    def _count_before_job(self, attempts: Sequence[Attempt]) -> int:
+        """Count the attempts that do not count for this job: a requeued one does not try again what failed in it."""
         if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0:
             for number, attempt in enumerate(attempts):
                 if attempt.facts["owner"].get("job") == self._job:
@@ -131,14 +146,14 @@ class Run:
 
     def _not_yet_visible(self) -> str | None:
         """What this stage needs and the store does not show, though a network file system may only be late."""
-        for place in (self._assignment.store, self.folder):
-            if place.is_dir():
-                os.listdir(place)  # has it look again
+        for folder in (self._assignment.store, self.folder):
+            if folder.is_dir():
+                os.listdir(folder)  # has it look again
         if not (self.folder / "spec.json").is_file():
             return f"{self.folder / 'spec.json'}: missing. Run the grid again to write it."
-        if self._stage is None:
-            self._stage = self._store.load(self.folder)
-        for parent in self._stage.parents:
+        if self._loaded is None:
+            self._loaded = self._store.load(self.folder)
+        for parent in self._loaded.parents:
             if self._store.folder(parent).is_dir():
                 os.listdir(self._store.folder(parent))
             try:
@@ -148,17 +163,20 @@ class Run:
                 return str(error)
         return None
 
+    def _no_progress(self, attempts: Sequence[Attempt]) -> str | None:
+        return no_progress(attempts[self._judged_from :], self._assignment.give_up_after)
+
     def _give_up(self, reason: str) -> End | None:
         """Note a failure in the ledger; None where another process has the stage by now."""
-        attempt = self._store.claim(self._found)
+        attempt = self._store.claim(self._stage)
         if attempt is None:
             return None
-        self._store.finish(attempt, "failed", reason)
-        return "failed", reason
+        self._store.finish(attempt, StageState.FAILED, reason)
+        return End(StageState.FAILED, reason)
 
     # ------------------------------------------------------------------------------------------------ the worker
 
-    def _start(self, known: int) -> None:
+    def _start(self, attempts_before: int) -> _Worker:
         assignment = self._assignment
         environment = {**os.environ, **_threads(assignment.threads)}
         # Safe path: else the working directory, often a checkout, would come before the snapshot.
@@ -173,78 +191,88 @@ class Run:
             assignment.graphs,
             shared=bool(self.beside) and not self.alone,
         )
-        command = [sys.executable, "-m", "bench.training.worker", *settings.arguments(), str(self.folder)]
-        self._known = known
-        self._process = subprocess.Popen(
-            command,
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.training.worker", *settings.arguments(), str(self.folder)],
             stdin=subprocess.DEVNULL,
             env=environment,
             start_new_session=True,
             preexec_fn=_child_of(os.getpid()),
         )
-        _say(f"{self.folder.name}: started, process {self._process.pid}")
+        _say(f"{self.folder.name}: started, process {process.pid}")
+        return _Worker(process, attempts_before)
 
-    def _worker_end(self, stopping: bool) -> End | None:
-        """How the worker ended; None while it runs, and where the stage has to be looked at again."""
-        assert self._process is not None
-        pid = self._process.pid
+    def _end_of_worker(self, worker: _Worker, stopping: bool) -> End | None:
+        """Decide how the stage ended; None while its worker runs, and where it has to be looked at again.
+
+        The store counts more than the exit status, and that more than what may be guessed, so the first case below
+        that applies decides. Example: a worker publishes its record and is then killed by Slurm, so that its status
+        is -9: the stage is done, by case 1.
+        """
+        pid = worker.process.pid
         if not _has_exited(pid):
             return None
         _kill_group(pid)  # what the worker left behind; while it is a zombie nobody else can have its number
-        status = self._process.wait()
-        self._process = None
-        if self._store.record(self._found) is not None:
-            return "done", ""
-        mine = [a for a in self._store.attempts(self._found)[self._known :] if a.facts["owner"]["pid"] == pid]
-        attempt = mine[-1] if mine else None
-        if attempt is not None and attempt.end is not None and attempt.end["state"] in ("failed", "refused"):
-            return str(attempt.end["state"]), str(attempt.end["reason"])
-        if status == EXIT_STATUS["refused"]:
+        status = worker.process.wait()
+        self._worker = None
+        # 1. There is a record, whoever wrote it.
+        if self._store.record(self._stage) is not None:
+            return End(StageState.DONE)
+        attempts = self._store.attempts(self._stage)[worker.attempts_before :]
+        own = [attempt for attempt in attempts if attempt.facts["owner"]["pid"] == pid]
+        attempt = own[-1] if own else None
+        # 2. The worker noted itself that nothing goes on from here.
+        if attempt is not None and attempt.end is not None and attempt.end["state"] in UNSUCCESSFUL:
+            return End(StageState(attempt.end["state"]), str(attempt.end["reason"]))
+        # 3. It could note nothing, for that is what was wrong.
+        if status == EXIT_STATUS[StageState.REFUSED]:
             reason = "the store is damaged or cannot be written; the worker's own message stands above"
             if attempt is not None:
-                self._store.finish(attempt, "refused", reason)
-            return "refused", reason
+                self._store.finish(attempt, StageState.REFUSED, reason)
+            return End(StageState.REFUSED, reason)
+        # 4. The job is ending, and told the worker so: whatever else its status says, the stage goes on later.
         if stopping:
             if attempt is not None:  # a killed one; an end that the worker noted stays
-                self._store.finish(attempt, "died", f"{death(status)} before it came to the end of a step")
-            return "interrupted", ""
-        if status == EXIT_STATUS["crowded"]:
-            self.alone, self._judged_from = True, self._known + len(mine)
+                self._store.finish(attempt, StageState.DIED, f"{death(status)} before it came to the end of a step")
+            return End(StageState.INTERRUPTED)
+        # 5. The others on its GPU left it too little memory: again, when they have ended.
+        if status == EXIT_STATUS[StageState.CROWDED]:
+            self.alone, self._judged_from = True, worker.attempts_before + len(own)
             _say(f"{self.folder.name}: out of memory; tried again when no other stage uses the device")
             return None
-        if status in (EXIT_STATUS["interrupted"], EXIT_STATUS["busy"], -signal.SIGTERM):
-            # A signal that did not reach this process (yet), or that the worker was too young to handle; or another
-            # process was faster: look again soon.
+        # 6. A signal that did not reach this process (yet), or that the worker was too young to handle; or another
+        #    process was faster: look again soon.
+        if status in (EXIT_STATUS[StageState.INTERRUPTED], EXIT_STATUS[StageState.BUSY], -signal.SIGTERM):
             self._next_look = time.monotonic() + LOOK_SECONDS
             return None
+        # 7. It died without a word: a failure that is noted for it.
         reason = f"the worker process died: {death(status)}"
-        attempt = attempt or self._store.claim(self._found)
+        attempt = attempt or self._store.claim(self._stage)
         if attempt is not None:
-            self._store.finish(attempt, "failed", reason)
-        return "failed", reason
+            self._store.finish(attempt, StageState.FAILED, reason)
+        return End(StageState.FAILED, reason)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the worker, if there is one."""
-        if self._process is not None:
-            os.kill(self._process.pid, number)  # not Popen's: that would first take away a worker that has just ended
+        if self._worker is not None:
+            # Not Popen's own method: that would first take away a worker that has just ended.
+            os.kill(self._worker.process.pid, number)
 
     def close(self) -> None:
         """Kill the worker and all that it started."""
-        if self._process is not None:
-            _kill_group(self._process.pid)
-            self._process.wait()
+        if self._worker is not None:
+            _kill_group(self._worker.process.pid)
+            self._worker.process.wait()
 
     def give_up_if_stuck(self) -> None:
         """Turn an interruption into a failure where another attempt would be pointless."""
-        if self._stage is None:
+        if self._loaded is None:
             return
         try:
-            attempts = self._store.attempts(self._stage)[self._judged_from :]
-            stuck = no_progress(attempts, self._assignment.give_up_after)
+            stuck = self._no_progress(self._store.attempts(self._loaded))
             if stuck is not None:
                 self.end = self._give_up(stuck) or self.end
         except (InputError, OSError) as error:
-            self.end = "refused", str(error)
+            self.end = End(StageState.REFUSED, str(error))
 
 
 def no_progress(attempts: Sequence[Attempt], give_up_after: int) -> str | None:
@@ -252,7 +280,7 @@ def no_progress(attempts: Sequence[Attempt], give_up_after: int) -> str | None:
     last = attempts[-give_up_after:]
     if len(last) < give_up_after or any(attempt.alive for attempt in last):
         return None
-    if any(attempt.end is not None and attempt.end["state"] in ("done", "failed", "refused") for attempt in last):
+    if any(attempt.end is not None and attempt.end["state"] in CONCLUSIVE for attempt in last):
         return None
     # An attempt that ended before it had begun tells of no step: it made no progress whatever the others' was.
     begun = {step for attempt in last if (step := attempt.facts["from_step"]) is not None}

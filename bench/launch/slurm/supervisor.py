@@ -20,9 +20,10 @@ from typing import NoReturn
 import baselines
 from bench.errors import InputError
 from bench.launch.slurm.assignment import Assignment
-from bench.launch.slurm.stage_process import End, Run, _number, _say
+from bench.launch.slurm.stage_process import End, StageProcess, _number, _say
 from bench.store.ownership import JOB_VARIABLE
 from bench.store.provenance import cores
+from bench.store.states import StageState
 from bench.training.protocol import EXIT_STATUS
 
 POLL_SECONDS = 0.2
@@ -85,13 +86,13 @@ def _scontrol(*arguments: str) -> tuple[bool, str]:
 def _requeue(job: str) -> None:
     """Have Slurm start this element again; raises ElementFailed with Slurm's own words if it refuses."""
     for _ in range(REQUEUE_TRIES):
-        done, told = _scontrol("requeue", job)
-        if done or "pending" in told.lower():  # Slurm was faster: it requeues a preempted job by itself
+        accepted, answer = _scontrol("requeue", job)
+        if accepted or "pending" in answer.lower():  # Slurm was faster: it requeues a preempted job by itself
             _say(f"requeued {job}")
             return
-        _say(f"scontrol requeue {job}: {told}")
+        _say(f"scontrol requeue {job}: {answer}")
         time.sleep(2)  # the controller may be restarting
-    raise ElementFailed(f"Slurm would not requeue {job}: {told}. The checkpoints are written: submit the grid again.")
+    raise ElementFailed(f"Slurm would not requeue {job}: {answer}. The checkpoints are written: submit the grid again.")
 
 
 def _out_of_time(job: str) -> bool | None:
@@ -99,11 +100,8 @@ def _out_of_time(job: str) -> bool | None:
 
     While the job still runs its last lines, its state is COMPLETING whatever ended it: only the reason tells.
     """
-    done, told = _scontrol("--oneliner", "show", "job", job)
-    return "Reason=TimeLimit" in told if done else None
-
-
-# --------------------------------------------------------------------------------------------- one stage, one worker
+    answered, answer = _scontrol("--oneliner", "show", "job", job)
+    return "Reason=TimeLimit" in answer if answered else None
 
 
 # --------------------------------------------------------------------------------------------------------- the job
@@ -120,56 +118,56 @@ def supervise(*arguments: str) -> None:
     asked.take_over(assignment.signal)
     baselines.register()  # the spec types that a stage may hold
     job = os.environ[JOB_VARIABLE] = job_name()
-    runs = [Run(number, assignment, job) for number in range(len(assignment.stages))]
-    for run in runs:
-        run.beside = [other for other in runs if other is not run and other.gpu == run.gpu]
+    stages = [StageProcess(number, assignment, job) for number in range(len(assignment.stages))]
+    for stage in stages:
+        stage.beside = [other for other in stages if other is not stage and other.gpu == stage.gpu]
     wanted = assignment.threads * len(assignment.stages)
     _say(f"job {job}: {len(assignment.stages)} stage(s), {cores()} core(s)")
     if cores() < wanted:
         _say(f"warning: {wanted} core(s) are wanted; the workers will share")
     try:
-        while not asked and any(run.end is None for run in runs):
-            _look(runs, stopping=False)
-        if any(run.end is None for run in runs):
-            _checkpoint(runs, asked, assignment.signal_delay_s)
+        while not asked and any(stage.end is None for stage in stages):
+            _look(stages, stopping=False)
+        if any(stage.end is None for stage in stages):
+            _checkpoint(stages, asked, assignment.signal_delay_s)
     finally:
-        for run in runs:
-            run.close()
-    ends = _ends(runs, requeuing=asked.announced)
-    if any(state == "interrupted" for state, _ in ends.values()):
+        for stage in stages:
+            stage.close()
+    ends = _ends(stages, requeuing=asked.announced)
+    if any(end.state == StageState.INTERRUPTED for end in ends.values()):
         _leave(job, asked)
-    failed = [f"{name} {state}: {reason}" for name, (state, reason) in ends.items() if state != "done"]
+    failed = [f"{name} {end.state}: {end.reason}" for name, end in ends.items() if end.state != StageState.DONE]
     if failed:
         raise ElementFailed("; ".join(failed))
 
 
-def _look(runs: Sequence[Run], stopping: bool) -> None:
-    for run in runs:
-        run.look(stopping)
+def _look(stages: Sequence[StageProcess], stopping: bool) -> None:
+    for stage in stages:
+        stage.look(stopping)
     time.sleep(POLL_SECONDS)
 
 
-def _checkpoint(runs: Sequence[Run], asked: Signals, signal_delay_s: float) -> None:
+def _checkpoint(stages: Sequence[StageProcess], asked: Signals, signal_delay_s: float) -> None:
     """Have the workers checkpoint, and kill those that are not done shortly before Slurm would."""
     seconds = max(signal_delay_s - MARGIN_SECONDS, signal_delay_s / 2)
     _say(f"{'end announced' if asked.announced else 'SIGTERM'}: checkpointing, for {seconds:g} s at most")
-    for run in runs:
-        run.send(signal.SIGTERM)
+    for stage in stages:
+        stage.send(signal.SIGTERM)
     end = time.monotonic() + seconds
-    while any(run.end is None for run in runs):
+    while any(stage.end is None for stage in stages):
         if time.monotonic() >= end:
-            for run in runs:
-                run.send(signal.SIGKILL)
-        _look(runs, stopping=True)
+            for stage in stages:
+                stage.send(signal.SIGKILL)
+        _look(stages, stopping=True)
 
 
-def _ends(runs: Sequence[Run], requeuing: bool) -> dict[str, End]:
+def _ends(stages: Sequence[StageProcess], requeuing: bool) -> dict[str, End]:
     ends = {}
-    for run in runs:
-        if requeuing and run.end is not None and run.end[0] == "interrupted":
-            run.give_up_if_stuck()
-        assert run.end is not None, "looked at until it had one"
-        ends[run.folder.name] = run.end
+    for stage in stages:
+        if requeuing and stage.end is not None and stage.end.state == StageState.INTERRUPTED:
+            stage.give_up_if_stuck()
+        assert stage.end is not None, "looked at until it had one"
+        ends[stage.folder.name] = stage.end
     return ends
 
 
@@ -181,4 +179,4 @@ def _leave(job: str, asked: Signals) -> NoReturn:
         _say("cancelled, or preempted, after which Slurm requeues where it is set to: not requeued by the job")
     else:
         _requeue(job)
-    sys.exit(EXIT_STATUS["interrupted"])
+    sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
