@@ -209,9 +209,9 @@ def _plan_jobs(plan: Plan, options: argparse.Namespace, store: Store, data: Path
 def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -> int:
     """Hand what is missing to Slurm; follow it if asked to."""
     from bench.launch.slurm.describe import describe_submission
-    from bench.launch.slurm.submit import Named, submit
+    from bench.launch.slurm.submit import CommandLine, submit
 
-    submitted = submit(plan, store, Named(options.gin, options.set, options.results, data), options.retry)
+    submitted = submit(plan, store, CommandLine(options.gin, options.set, options.results, data), options.retry)
     stages = submitted.stages
     if submitted.arrays:
         print(

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bench.doctor.computer import Fact
-from bench.errors import InputError, nearest
-from bench.launch.slurm import client
+from bench.errors import InputError
+from bench.launch.slurm import client, partitions
 from bench.launch.slurm.client import SlurmError
 from bench.specs.cluster import Cluster
 
@@ -20,10 +20,9 @@ def settings(partition: str | None) -> Iterator[Fact]:
     size = int(config.get("MaxArraySize", "0") or 0)
     small = Fact("warning", f"MaxArraySize {size}: large grids need many sbatch calls", "ask for a larger MaxArraySize")
     yield Fact("ok", f"MaxArraySize {size}; larger arrays are split") if size >= 100 else small
-    for name in partition.split(",") if partition else [None]:
-        where = _partition(name)
-        yield _limits(where)
-        yield from _preemption(where, config)
+    for chosen in partitions.chosen(partition):
+        yield _limits(chosen)
+        yield from _preemption(chosen, config)
     delay = re.search(r"cred_expire=(\d+)", config.get("AuthInfo", ""))
     requeue = "by default" if config.get("JobRequeue") == "1" else "only where asked for, which bench.grid does"
     yield Fact("ok", f"jobs can be requeued {requeue}; they then wait {delay.group(1) if delay else 120} s")
@@ -35,26 +34,17 @@ def settings(partition: str | None) -> Iterator[Fact]:
     yield _accounting(config)
 
 
-def _partition(name: str | None) -> dict[str, str]:
-    known = [client.pairs(line, " ") for line in client.ask("scontrol", "--oneliner", "show", "partition").splitlines()]
-    for one in known:
-        if one.get("PartitionName") == name or (name is None and one.get("Default") == "YES"):
-            return one
-    legal = nearest(name or "", [one.get("PartitionName", "") for one in known])
-    raise SlurmError(f"there is no partition '{name}'.{legal}" if name else f"no partition is the default one.{legal}")
-
-
-def _limits(where: dict[str, str]) -> Fact:
-    name, state = where["PartitionName"], where.get("State", "?")
-    longest, usual = where.get("MaxTime", "?"), where.get("DefaultTime", "NONE")
+def _limits(partition: dict[str, str]) -> Fact:
+    name, state = partition["PartitionName"], partition.get("State", "?")
+    longest, usual = partition.get("MaxTime", "?"), partition.get("DefaultTime", "NONE")
     verdict = "ok" if state == "UP" else "problem"
     fix = "name another in slurm.partition"
     return Fact(verdict, f"partition {name}: {state}, time limit at most {longest} (default {usual})", fix)
 
 
-def _preemption(where: dict[str, str], config: dict[str, str]) -> Iterator[Fact]:
-    kind, mode = config.get("PreemptType", "?"), where.get("PreemptMode") or config.get("PreemptMode", "?")
-    name, grace = where["PartitionName"], where.get("GraceTime", "0")
+def _preemption(partition: dict[str, str], config: dict[str, str]) -> Iterator[Fact]:
+    kind, mode = config.get("PreemptType", "?"), partition.get("PreemptMode") or config.get("PreemptMode", "?")
+    name, grace = partition["PartitionName"], partition.get("GraceTime", "0")
     if kind.endswith("none") or mode == "OFF":
         yield Fact("ok", f"jobs of partition {name} are not preempted")
         return

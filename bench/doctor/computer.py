@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import platform
-import re
 import shutil
 import tempfile
 import time
@@ -15,6 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import bench
 from bench.store.files import create_json, read_json, write_json
@@ -41,22 +43,23 @@ class Fact(NamedTuple):
 
 
 def packages() -> Iterator[Fact]:
-    """Python and the required packages, by their lower bounds."""
-    python, required = _required()
-    enough = _numbers(platform.python_version()) >= _numbers(python)
-    verdict = "ok" if enough else "problem"
-    yield Fact(verdict, f"Python {platform.python_version()} (>= {python})", f"use Python {python} or newer")
+    """Python and the required packages, by the versions that are asked for."""
+    python, requirements = _required()
+    running = platform.python_version()
+    verdict = "ok" if python.contains(running, prereleases=True) else "problem"
+    yield Fact(verdict, f"Python {running} ({python})", f"use Python {python}")
     wrong = 0
-    for name, least in required.items():
+    for requirement in requirements:
         try:
-            version = metadata.version(name)
+            version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
             version = ""
-        if not version or _numbers(version) < _numbers(least):
+        if not version or not requirement.specifier.contains(version, prereleases=True):
             wrong += 1
-            yield Fact("problem", f"{name} {version or 'is missing'} (>= {least})", f"pip install '{name}>={least}'")
+            text = f"{requirement.name} {version or 'is missing'} ({requirement.specifier})"
+            yield Fact("problem", text, f"pip install '{requirement}'")
     if not wrong:
-        yield Fact("ok", f"{len(required)} packages are installed as required")
+        yield Fact("ok", f"{len(requirements)} packages are installed as required")
     for name in ("torch", "torchvision", "timm"):
         try:
             importlib.import_module(name)
@@ -71,25 +74,17 @@ def packages() -> Iterator[Fact]:
 _SAME_BUILD = "torch and torchvision must come from the same index"
 
 
-def _required() -> tuple[str, dict[str, str]]:
-    """The least version of Python, and of each package: from the checkout, else from the installed wheel."""
+def _required() -> tuple[SpecifierSet, list[Requirement]]:
+    """Read which Python and packages are required: from the checkout, else from the installed wheel."""
     checkout = Path(bench.__file__).parents[1] / "pyproject.toml"
     if checkout.is_file():
         project = tomllib.loads(checkout.read_text(encoding="utf-8"))["project"]
         python, lines = project["requires-python"], project["dependencies"]
     else:
-        told = metadata.metadata("adaptation-bench")
-        python, lines = told["Requires-Python"], [line for line in told.get_all("Requires-Dist", []) if ";" not in line]
-    split = (re.fullmatch(r"([\w.-]+)\s*>=\s*([\d.]+)", line.strip()) for line in lines)
-    return python.strip(">= "), {match.group(1): match.group(2) for match in split if match}
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(\.\d+)*", version)
-    numbers = [int(number) for number in match.group().split(".")] if match else []
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
+        wheel = metadata.metadata("adaptation-bench")
+        python, lines = wheel["Requires-Python"], wheel.get_all("Requires-Dist", [])
+    requirements = [Requirement(line) for line in lines]
+    return SpecifierSet(python), [each for each in requirements if each.marker is None]  # else of an extra
 
 
 def _first_line(error: BaseException) -> str:

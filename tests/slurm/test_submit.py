@@ -272,7 +272,7 @@ def test_a_surrounding_jobs_variables_do_not_reach_sbatch(
         ("slurm.constraint = 'cold'", "Invalid feature specification"),
         ("slurm.extra = ['reservation=none']", "reservation is invalid"),
         ("slurm.gpus = 9", "slurm.gpus = 9"),
-        ("slurm.partition = 'mean'", "no such partition"),
+        ("slurm.partition = 'mean'", "there is no partition 'mean'"),
     ],
 )
 def test_refused_before_anything_is_written(

@@ -318,7 +318,7 @@ def test_the_copied_code_is_what_runs(slurm: DevCluster, place: Place, tmp_path:
     stage, code = place.stages[0], tmp_path / "code"
     shutil.copytree(snapshot(place.store.root), code)
     future = "from __future__ import annotations\n"
-    for path in (code / "bench" / "worker.py", code / "bench" / "launch" / "supervisor.py"):
+    for path in (code / "bench" / "training" / "worker.py", code / "bench" / "launch" / "slurm" / "supervisor.py"):
         path.write_text(path.read_text().replace(future, f"{future}print('copied {path.stem}')\n", 1))
     (name,) = place.submit((stage,), code=code)
     wait_for(lambda: "copied worker" in place.printed() and "copied supervisor" in place.printed())

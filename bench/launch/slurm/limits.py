@@ -8,28 +8,16 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import InputError, nearest
-from bench.launch.slurm import client, sbatch
+from bench.errors import InputError
+from bench.launch.slurm import client, partitions, sbatch
 from bench.launch.slurm.client import SlurmError
+from bench.launch.slurm.partitions import Node
 from bench.specs.cluster import Cluster
 
 MEMORY_FILE_SYSTEMS = frozenset(("tmpfs", "ramfs", "devtmpfs"))
 LOCAL_FILE_SYSTEMS = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "overlay"))
-
-
-@dataclass(frozen=True)
-class _Node:
-    partition: str
-    is_default: bool
-    gpus: int
-    max_seconds: float
-    cpus: int
-    memory_mb: int
-    host: str
-    state: str
 
 
 def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[str]:
@@ -45,16 +33,17 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
             )
     if cluster.cpus < threads:
         raise InputError(f"slurm.cpus = {cluster.cpus}: every stage runs grid.threads = {threads} threads. Raise it.")
-    nodes = _nodes()
-    mine = _partition(cluster, nodes)
-    warnings = list(_check_size(cluster, mine))
-    warnings += _shared(folders, {node.host for node in nodes})
+    mine, every_node = partitions.chosen(cluster.partition), partitions.nodes()
+    names = [settings["PartitionName"] for settings in mine]
+    nodes = [node for node in every_node if node.partition in names]
+    warnings = list(_check_size(cluster, ",".join(names), nodes, partitions.longest_seconds(mine)))
+    warnings += _shared(folders, {node.host for node in every_node})
     with tempfile.TemporaryDirectory(prefix="bench-slurm-") as folder:
         script = sbatch.write_script(Path(folder), cluster, "bench-test", "true")
         try:
             client.ask("sbatch", "--test-only", str(script))
         except SlurmError as error:
-            missing = any(re.match("down|drain|fail|maint|reserved|unk", node.state) for node in mine)
+            missing = any(re.match("down|drain|fail|maint|reserved|unk", node.state) for node in nodes)
             busy = re.search(r"(busy|down)\b", str(error)) or (missing and "not available" in str(error))
             if not busy:  # that can pass; all else would not
                 raise
@@ -62,93 +51,42 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
     return warnings
 
 
-def _nodes() -> list[_Node]:
-    found = []
-    told = client.ask("sinfo", "--all", "--noheader", "--format=%P|%G|%l|%c|%m|%n|%T")
-    for line in told.splitlines():
-        partition, gres, limit, cpus, memory, host, state = line.strip().split("|")
-        found.append(
-            _Node(
-                partition.rstrip("*"),
-                partition.endswith("*"),
-                _gpus(gres),
-                _limit_seconds(limit),
-                int(cpus.rstrip("+")),
-                int(memory.rstrip("+")),
-                host,
-                state,
-            )
-        )
-    return found
+def _check_size(cluster: Cluster, names: str, nodes: Sequence[Node], longest: float) -> Iterator[str]:
+    """Refuse what no node has; warnings of what a job would hold and not use.
 
-
-def _gpus(gres: str) -> int:
-    """How many GPUs Slurm's words for generic resources name: gpu:2, gpu:a100:4(S:0-1),tmp:5."""
-    kind = re.compile(r"(?:gres[:/])?gpu(?::(?P<type>[^:()]*[^:()\d][^:()]*))?(?::(?P<count>\d+))?(?:\(.*\))?")
-    found = map(kind.fullmatch, re.split(r",(?![^(]*\))", gres))
-    return sum(int(match["count"] or 1) for match in found if match)
-
-
-def _limit_seconds(text: str) -> float:
-    """Slurm's [days-][[hours:]minutes:]seconds; endless for 'infinite'."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text)
-    if match is None:
-        return float("inf")
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def _partition(cluster: Cluster, nodes: Sequence[_Node]) -> list[_Node]:
-    """The nodes of the partition that is asked for."""
-    names = {node.partition for node in nodes}
-    if cluster.partition is None:
-        chosen = [node for node in nodes if node.is_default]
-        if not chosen:
-            raise InputError(f"slurm.partition = None: this cluster has no default partition.{nearest('', names)}")
-        return chosen
-    for name in cluster.partition.split(","):
-        if name not in names:
+    sbatch would refuse it, too, but only says that the configuration is not available, whichever setting is at fault.
+    """
+    each = f"slurm.runs_per_job = {cluster.runs_per_job}"
+    cpus, memory = cluster.cpus * cluster.runs_per_job, (cluster.mem_gb or 0) * cluster.runs_per_job
+    for settings, needed, unit, most in (
+        (f"slurm.gpus = {cluster.gpus}", cluster.gpus, "GPUs", max((node.gpus for node in nodes), default=0)),
+        (f"slurm.cpus = {cluster.cpus}, {each}", cpus, "CPUs", max((node.cpus for node in nodes), default=0)),
+        (
+            f"slurm.mem_gb = {cluster.mem_gb}, {each}",
+            memory,
+            "GB",
+            max((node.memory_mb for node in nodes), default=0) / 1024,
+        ),
+    ):
+        if needed > most:
             raise InputError(
-                f"slurm.partition = '{cluster.partition}': this cluster has no such partition.{nearest(name, names)}"
+                f"{settings}: a job would need {needed:g} {unit}, and no node of partition {names} has more than "
+                f"{most:.4g}. Lower it."
             )
-    return [node for node in nodes if node.partition in cluster.partition.split(",")]
-
-
-def _check_size(cluster: Cluster, nodes: Sequence[_Node]) -> Iterator[str]:
-    """Refuse what no node has; warnings of what a job would hold and not use."""
-    where = f"the partition {cluster.partition or nodes[0].partition}"
-    most = max(node.gpus for node in nodes)
-    if cluster.gpus > most:
-        raise InputError(f"slurm.gpus = {cluster.gpus}: no node of {where} has more than {most}. Lower it.")
-    gres = str(cluster.options.get("gres", ""))
-    if "gres" in cluster.options and _gpus(gres) != cluster.gpus:
-        raise InputError(
-            f"slurm.extra: 'gres={gres}' asks for {_gpus(gres)} GPUs, and slurm.gpus = {cluster.gpus} is what stages "
-            "use. Make them equal."
-        )
-    if cluster.gpus > cluster.runs_per_job:
-        yield (
-            f"slurm.gpus = {cluster.gpus}, slurm.runs_per_job = {cluster.runs_per_job}: a stage uses one GPU, so that "
-            f"{cluster.gpus - cluster.runs_per_job} of each job stay idle"
-        )
-    cpus, most = cluster.cpus * cluster.runs_per_job, max(node.cpus for node in nodes)
-    if cpus > most:
-        raise InputError(
-            f"slurm.cpus = {cluster.cpus}, slurm.runs_per_job = {cluster.runs_per_job}: a job would need {cpus} CPUs, "
-            f"and no node of {where} has more than {most}. Lower one of them."
-        )
-    memory, most = (cluster.mem_gb or 0) * cluster.runs_per_job * 1024, max(node.memory_mb for node in nodes)
-    if memory > most:
-        raise InputError(
-            f"slurm.mem_gb = {cluster.mem_gb}, slurm.runs_per_job = {cluster.runs_per_job}: a job would need "
-            f"{memory / 1024:g} GB, and no node of {where} has more than {most / 1024:.1f}. Lower one of them."
-        )
-    longest = max(node.max_seconds for node in nodes)
     if cluster.timeout_min * 60 > longest:
         raise InputError(
-            f"slurm.timeout_min = {cluster.timeout_min}: {where} allows {longest / 60:g} minutes at most. A job that "
-            "reaches the limit goes on in another one, so a lower value costs little."
+            f"slurm.timeout_min = {cluster.timeout_min}: partition {names} allows {longest / 60:g} minutes at most. "
+            "A job that reaches the limit goes on in another one, so a lower value costs little."
         )
+    gres = str(cluster.options.get("gres", ""))
+    if gres and partitions.gpu_count(gres) != cluster.gpus:
+        raise InputError(
+            f"slurm.extra: 'gres={gres}' asks for {partitions.gpu_count(gres)} GPUs, and slurm.gpus = {cluster.gpus} "
+            "is what stages use. Make them equal."
+        )
+    if cluster.gpus > cluster.runs_per_job:
+        idle = cluster.gpus - cluster.runs_per_job
+        yield f"slurm.gpus = {cluster.gpus}, {each}: a stage uses one GPU, so that {idle} of each job stay idle"
 
 
 def _shared(folders: Mapping[str, Path], hosts: set[str]) -> Iterator[str]:

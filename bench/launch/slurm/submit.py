@@ -27,6 +27,7 @@ from bench.planning.gin_files import copy_gin
 from bench.planning.load import load_grid
 from bench.planning.plan import Plan, look_up
 from bench.specs import Stage
+from bench.store.states import why_blocked
 from bench.store.store import Store
 from bench.tables.command import run_as_job
 
@@ -59,7 +60,7 @@ class Submitted:
 
 
 @dataclass(frozen=True)
-class Named:
+class CommandLine:
     """What the command line names: gin files and `--set` lines, where results and data are."""
 
     gin: Sequence[str]
@@ -68,87 +69,86 @@ class Named:
     data: Path
 
     def for_tables(self, folder: Path, store_root: Path) -> list[str]:
-        """The arguments of `bench.collate`, with copies in a folder of the gin files, which may change meanwhile."""
+        """Return arguments of `bench.collate`, with copies in a folder of the gin files, which may change meanwhile."""
         copies = [str(path) for path in copy_gin(self.gin, folder)]
         load_grid(copies, self.set)  # what cannot be read is better told now than by the last job
-        places = [("--store", store_root), ("--results", self.results), ("--data", self.data)]
-        given = [text for option, place in places for text in (option, str(place.absolute()))]
-        return [*_option("--gin", copies), *_option("--set", self.set), *given]
-
-
-def _option(name: str, values: Sequence[str]) -> list[str]:
-    return [name, *values] if values else []
+        arguments = ["--gin", *copies, *(["--set", *self.set] if self.set else [])]
+        for option, path in (("--store", store_root), ("--results", self.results), ("--data", self.data)):
+            arguments += [option, str(path.absolute())]
+        return arguments
 
 
 # ------------------------------------------------------------------------------------------------------ submitting
 
 
-def submit(plan: Plan, store: Store, named: Named, retry: bool = False) -> Submitted:
-    """Submit what of a plan is neither done nor queued, and a job that writes the tables when all has ended.
+def submit(plan: Plan, store: Store, command_line: CommandLine, retry: bool = False) -> Submitted:
+    """Submit what is neither done nor queued, and a job that writes the tables at the end.
 
     Raises InputError with sbatch's own words if it refuses the first one; what was submitted before another refusal
     stays queued, and the same command goes on from there.
     """
     size = array_size(plan.cluster)
     with ledger.submitting(store.root):
+        # 1. What is in the queue already: ids that a killed submission never noted are noted now.
         noted = ledger.submissions(store.root)
-        known, queued = _settled(plan, store)
-        for before, now in zip(noted, known, strict=False):
+        submissions, queued = _settled(plan, store)
+        for before, now in zip(noted, submissions, strict=False):
             if before.job_id is None and now.job_id is not None:
                 ledger.complete(store.root, before, now.job_id)
+        # 2. What is left to submit, by what the store holds after that look: a job may have ended meanwhile.
         look_up(plan, store)
-        submitted = _missing(plan, store, known, queued, retry, size)
+        submitted = _missing(plan, store, submissions, queued, retry, size)
+        # 3. The specs, which the jobs read, then the arrays, then the tables' job, which waits for all of them.
         if submitted.arrays:
             with ThreadPoolExecutor(16) as pool:  # each waits for the disk
                 list(pool.map(store.add, (stage for stage in plan.stages if not stage.unprepared)))
-            _submit_arrays(submitted, plan, store, named)
+            _submit_arrays(submitted, plan, store, command_line.data)
         if not submitted.refused:
-            _submit_tables(submitted, plan, store, named, known, queued)
+            _submit_tables(submitted, plan, store, command_line, submissions, queued)
     return submitted
 
 
 def _settled(plan: Plan, store: Store) -> tuple[list[Submission], dict[str, JobState]]:
     """Look, and wait for those jobs of this plan that are just ending: whether to be requeued is not known yet."""
     open_stages = {stage.folder for stage in plan.stages if stage.key not in plan.done}
-    end, told = time.monotonic() + ENDING_SECONDS, False
+    end, waiting_is_told = time.monotonic() + ENDING_SECONDS, False
     while True:
-        known, queued = ledger.look(store.root)
-        ending = [
-            index
-            for made in known
-            for index, task in enumerate(made.tasks)
-            if open_stages.intersection(task) and ledger.element_state(made, index, queued).state == "COMPLETING"
-        ]
+        submissions, queued = ledger.look(store.root)
+        ending = sum(
+            not open_stages.isdisjoint(task) and ledger.element_state(submission, index, queued).state == "COMPLETING"
+            for submission in submissions
+            for index, task in enumerate(submission.tasks)
+        )
         if not ending or time.monotonic() >= end:
-            return known, queued
-        if not told:
-            told = True
-            print(f"waiting: {len(ending)} jobs of these stages are just ending", flush=True)
+            return submissions, queued
+        if not waiting_is_told:
+            waiting_is_told = True
+            print(f"waiting: {ending} jobs of these stages are just ending", flush=True)
         time.sleep(1)
 
 
 def draft(plan: Plan, store: Store, retry: bool = False) -> Submitted:
-    """What `submit` would submit now; writes nothing."""
-    known, queued = ledger.look(store.root)
-    return _missing(plan, store, known, queued, retry, array_size(plan.cluster))
+    """Return what `submit` would submit now; writes nothing."""
+    submissions, queued = ledger.look(store.root)
+    return _missing(plan, store, submissions, queued, retry, array_size(plan.cluster))
 
 
 def _in_flight(
-    plan: Plan, store: Store, known: Iterable[Submission], queued: Mapping[str, JobState]
+    plan: Plan, store: Store, submissions: Iterable[Submission], queued: Mapping[str, JobState]
 ) -> dict[str, Queued]:
-    """Key of a stage of the plan -> the element of an earlier submission that runs or is to run it."""
+    """Map the key of a stage to the element of an earlier submission that runs or is to run it."""
     by_folder = {stage.folder: stage for stage in plan.stages if stage.key not in plan.done}
-    found = {}
-    for made in known:
-        for index, task in enumerate(made.tasks):
-            element = made.element(index)
-            if element is None or not task or not ledger.element_state(made, index, queued).live:
+    in_flight = {}
+    for submission in submissions:
+        for index, task in enumerate(submission.tasks):
+            element = submission.element(index)
+            if element is None or not task or not ledger.element_state(submission, index, queued).live:
                 continue
-            for name in task:
-                stage = by_folder.get(name)
-                if stage is not None and not _failed_since(made.time, stage, plan, store):
-                    found[stage.key] = Queued(element, packed=len(task) > 1)
-    return found
+            for folder in task:
+                stage = by_folder.get(folder)
+                if stage is not None and not _failed_since(submission.time, stage, plan, store):
+                    in_flight[stage.key] = Queued(element, packed=len(task) > 1)
+    return in_flight
 
 
 def _failed_since(moment: float, stage: Stage, plan: Plan, store: Store) -> bool:
@@ -162,56 +162,62 @@ def _failed_since(moment: float, stage: Stage, plan: Plan, store: Store) -> bool
 def _missing(
     plan: Plan,
     store: Store,
-    known: Sequence[Submission],
+    submissions: Sequence[Submission],
     queued: Mapping[str, JobState],
     retry: bool,
     max_array_size: int,
 ) -> Submitted:
-    """The arrays that are to be submitted."""
-    in_flight = _in_flight(plan, store, known, queued)
+    """Decide which arrays are to be submitted.
+
+    Every stage that is to run is one of three: in flight, if an earlier submission runs it; blocked, if a stage that it
+    needs failed; else runnable. Example: of A, B and C, each the parent of the next, A failed and a job with C is still
+    queued. With `retry`, all three are runnable: C's own job would find no B, and give up. Without, B and C are
+    blocked.
+    """
+    in_flight = _in_flight(plan, store, submissions, queued)
     submitted = Submitted(in_flight=in_flight)
+    failed = {} if retry else {key: reason for key, reason in plan.failed.items() if key not in in_flight}
     runnable: list[Stage] = []
-    ends = {} if retry else {key: f"failed: {why}" for key, why in plan.failed.items() if key not in in_flight}
-    for stage in plan.to_run(retry):
-        if stage.key in in_flight and all(one.key in plan.done or one.key in in_flight for one in stage.parents):
+    for stage in plan.to_run(retry):  # parents first
+        if stage.key in in_flight and all(
+            parent.key in plan.done or parent.key in in_flight for parent in stage.parents
+        ):
             continue
         in_flight.pop(stage.key, None)  # what is to run it will find a parent missing
-        cause = next((parent for parent in stage.parents if parent.key in ends), None)
-        if cause is None:
+        reason = why_blocked(stage, failed, submitted.blocked)
+        if reason is None:
             runnable.append(stage)
         else:
-            why = submitted.blocked.get(cause.key, f"its stage {cause.folder} {ends[cause.key]}")
-            ends[stage.key] = submitted.blocked[stage.key] = why
+            submitted.blocked[stage.key] = reason
     submitted.arrays = arrange(runnable, plan.done.keys(), plan.cluster.runs_per_job, max_array_size, in_flight)
     return submitted
 
 
-def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, named: Named) -> None:
+def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, data: Path) -> None:
+    """Submit one array after another; notes a refusal of a later one, raises that of the first."""
     cluster, grid = plan.cluster, plan.grid
     code = snapshot(store.root).absolute()
+    assignment = Assignment(
+        store=store.root.absolute(),
+        data_root=data.absolute(),
+        code=code,
+        checkpoint_steps=grid.checkpoint_steps,
+        threads=grid.threads,
+        gpus=cluster.gpus,
+        graphs=grid.cuda_graphs,
+        signal=cluster.signal,
+        signal_delay_s=cluster.signal_delay_s,
+        give_up_after=cluster.give_up_after,
+        stages=(),
+    )
     for array in submitted.arrays:
-        elements = [
-            Assignment(
-                store=store.root.absolute(),
-                data_root=named.data.absolute(),
-                code=code,
-                checkpoint_steps=grid.checkpoint_steps,
-                threads=grid.threads,
-                gpus=cluster.gpus,
-                graphs=grid.cuda_graphs,
-                signal=cluster.signal,
-                signal_delay_s=cluster.signal_delay_s,
-                give_up_after=cluster.give_up_after,
-                stages=tuple(stage.folder for stage in array.tasks[index]),
-            ).arguments()
-            for index in array.indices
-        ]
-        folders = [[stage.folder for stage in task] for task in array.tasks]
-        made = ledger.note(store.root, str(grid.name), plan.source, folders)
-        log, dependency = ledger.log_folder(store.root, made.token), array.dependency(submitted.job_ids)
-        executor = sbatch.executor(log, cluster, made.name, array.indices, dependency, code)
+        folders = [tuple(stage.folder for stage in task) for task in array.tasks]
+        elements = [replace(assignment, stages=folders[index]).arguments() for index in array.indices]
+        submission = ledger.note(store.root, str(grid.name), plan.source, folders)
+        log, dependency = ledger.log_folder(store.root, submission.token), array.dependency(submitted.job_ids)
+        executor = sbatch.executor(log, cluster, submission.name, array.indices, dependency, code)
         try:
-            submitted.job_ids.append(sbatch.make(store.root, made, executor, supervisor.supervise, elements))
+            submitted.job_ids.append(sbatch.make(store.root, submission, executor, supervisor.supervise, elements))
         except SlurmError as error:
             if not submitted.job_ids and not submitted.in_flight:
                 raise
@@ -224,40 +230,36 @@ def _submit_tables(
     submitted: Submitted,
     plan: Plan,
     store: Store,
-    named: Named,
-    known: Sequence[Submission],
+    command_line: CommandLine,
+    submissions: Sequence[Submission],
     queued: Mapping[str, JobState],
 ) -> None:
     """Have the tables written after all jobs of this grid have ended, well or not; replaces an earlier such job."""
     grid = str(plan.grid.name)
-    mine = [one for one in known if (one.grid, one.source) == (grid, plan.source)]
-    earlier = [one.job_id for one in mine if not one.tasks and one.job_id is not None]
-    waiting = [job for job in earlier if f"{job}_0" in queued and queued[f"{job}_0"].live]
-    flying = sorted({one.element.partition("_")[0] for one in submitted.in_flight.values()}, key=int)
-    if not submitted.job_ids and (waiting or not flying):
+    # The tables' jobs of earlier submissions of this grid, and the jobs whose stages are still in flight.
+    ours = [each.job_id for each in submissions if (each.grid, each.source, each.tasks) == (grid, plan.source, ())]
+    waiting = [job for job in ours if job is not None and f"{job}_0" in queued and queued[f"{job}_0"].live]
+    in_flight = sorted({each.element.partition("_")[0] for each in submitted.in_flight.values()}, key=int)
+    if not submitted.job_ids and (waiting or not in_flight):
         submitted.tables_job = waiting[-1] if waiting else None
         return
     code = snapshot(store.root).absolute()
-    after = ":".join(["afterany", *flying, *submitted.job_ids])
+    dependency = ":".join(["afterany", *in_flight, *submitted.job_ids])
+    # A small job that needs no GPU, so that options of sbatch about GPUs must not come along.
     extra = tuple(option for option in plan.cluster.extra if not re.match(r"gres|tres|[\w-]*gpu", option))
     small = replace(plan.cluster, cpus=1, gpus=0, runs_per_job=1, timeout_min=TABLES_MINUTES, signal_delay_s=120)
+    cluster = replace(small, extra=extra)
     copies = ledger.folder(store.root) / "gin"
     copies.mkdir(exist_ok=True)
     try:
-        arguments = named.for_tables(Path(tempfile.mkdtemp(dir=copies)), store.root)
-        made = ledger.note(store.root, grid, plan.source, ())
-        log = ledger.log_folder(store.root, made.token)
-        executor = sbatch.executor(log, replace(small, extra=extra), made.name, (0,), after, code)
-        submitted.tables_job = sbatch.make(store.root, made, executor, run_as_job, [arguments])
+        arguments = command_line.for_tables(Path(tempfile.mkdtemp(dir=copies)), store.root)
+        submission = ledger.note(store.root, grid, plan.source, ())
+        log = ledger.log_folder(store.root, submission.token)
+        executor = sbatch.executor(log, cluster, submission.name, (0,), dependency, code)
+        submitted.tables_job = sbatch.make(store.root, submission, executor, run_as_job, [arguments])
     except InputError as error:  # sbatch's, or that of a gin file that was changed since it was read
         submitted.tables_refused = f"the job that writes the tables: {error}"
         return
     if waiting:
         with contextlib.suppress(SlurmError):  # it began meanwhile, or ended; a table more does no harm
             client.ask("scancel", *waiting)
-
-
-# ------------------------------------------------------------------------------------------------------- cancelling
-
-
-# ------------------------------------------------------------------------------------------------------- in words

@@ -14,7 +14,7 @@ import pytest
 
 from bench import grid
 from bench.errors import InputError
-from bench.launch.slurm import client, ledger, limits, sbatch, submit
+from bench.launch.slurm import client, ledger, limits, partitions, sbatch, submit
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.ledger import Submission
@@ -27,9 +27,16 @@ from tests import tiny_grid
 Fake = Callable[..., Path]
 
 SINFO = """\
-main*|gpu:2|1-00:00:00|8|16000|n1|idle
-main*|(null)|1-00:00:00|16|64000|n2|mixed
-long|gpu:a100:4(S:0-1),tmp:5|infinite|64|256000|n3|drained
+main*|gpu:2|8|16000|n1|idle
+main*|(null)|16|64000|n2|mixed
+long|gpu:a100:4(S:0-1),tmp:5|64|256000|n3|drained
+"""
+SCONTROL = """\
+Configuration data
+MaxArraySize            = 1001
+MaxBatchRequeue = 5
+PartitionName=main Default=YES MaxTime=1-00:00:00 State=UP
+PartitionName=long Default=NO MaxTime=UNLIMITED State=UP
 """
 
 
@@ -61,7 +68,7 @@ def cluster(fake: Fake) -> Fake:
     for name in ("sbatch", "squeue", "scancel", "srun"):
         fake(name)
     fake("sinfo", SINFO)
-    fake("scontrol", "Configuration data\nMaxArraySize            = 1001\nMaxBatchRequeue = 5\n")
+    fake("scontrol", SCONTROL)
     fake("sacct", status=1, error="Slurm accounting storage is disabled\n")
     return fake
 
@@ -319,7 +326,7 @@ def test_without_slurm_the_way_out_is_named(fake: Fake, tmp_path: Path, monkeypa
 
 
 def test_a_cluster_without_a_default_partition(cluster: Fake) -> None:
-    cluster("sinfo", SINFO.replace("*", ""))
+    cluster("scontrol", SCONTROL.replace("YES", "NO"))
     with pytest.raises(InputError, match="no default partition"):
         limits.check(Cluster(), 1, {})
 
@@ -382,10 +389,10 @@ def test_the_limit_of_an_array_is_slurms(cluster: Fake) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("infinite", float("inf")), ("30:00", 1800), ("2:00:00", 7200), ("1-00:00:00", 86400), ("3-12:30:15", 304215)],
+    [("UNLIMITED", float("inf")), ("30:00", 1800), ("2:00:00", 7200), ("1-00:00:00", 86400), ("3-12:30:15", 304215)],
 )
 def test_limits_of_partitions(text: str, seconds: float) -> None:
-    assert limits._limit_seconds(text) == seconds
+    assert partitions.limit_seconds(text) == seconds
 
 
 def test_what_the_accounting_lets_be_queued_limits_an_array(fake: Fake) -> None:
@@ -420,7 +427,7 @@ def test_what_the_accounting_lets_be_queued_limits_an_array(fake: Fake) -> None:
     ],
 )
 def test_gpus_in_slurms_words(gres: str, count: int) -> None:
-    assert limits._gpus(gres) == count
+    assert partitions.gpu_count(gres) == count
 
 
 def test_indices_as_slurm_writes_them() -> None:
@@ -496,7 +503,7 @@ def test_jobs_are_told_whether_steps_may_be_recorded(
     monkeypatch.setattr(submit, "snapshot", lambda root: tmp_path)
     monkeypatch.setattr(sbatch, "executor", lambda *_: None)
     monkeypatch.setattr(sbatch, "make", make)
-    submit.submit(plan, store, submit.Named([gin], [], tmp_path, prepared))
+    submit.submit(plan, store, submit.CommandLine([gin], [], tmp_path, prepared))
     assert sum(len(one.stages) for one in told) == 4  # two fine-tunings and the backbones' own stages
     assert {one.graphs for one in told} == {graphs}
 
