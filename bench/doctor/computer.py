@@ -64,9 +64,8 @@ def packages() -> Iterator[Fact]:
         try:
             importlib.import_module(name)
         except Exception as error:  # a broken build raises whatever it likes
-            yield Fact(
-                "problem", f"{name} cannot be imported: {_first_line(error)}", f"install {name} again; {_SAME_BUILD}"
-            )
+            text = f"{name} cannot be imported: {_first_line(error)}"
+            yield Fact("problem", text, f"install {name} again; {_SAME_BUILD}")
         else:
             yield Fact("ok", f"{name} {metadata.version(name)} can be imported")
 
@@ -104,12 +103,9 @@ def devices() -> Iterator[Fact]:
     yield _trained(device.CPU, "CPU", f"install torch, torchvision and timm again; {_SAME_BUILD}")
     driver = DRIVER.exists() or shutil.which("nvidia-smi") is not None
     if torch.version.cuda is None and torch.version.hip is None:
-        if driver:
-            yield Fact(
-                "warning", "there is an NVIDIA driver, but torch is built for CPUs", "install a CUDA build of torch"
-            )
-        else:
-            yield Fact("ok", "no GPU; torch is built for CPUs")
+        unused = "there is an NVIDIA driver, but torch is built for CPUs"
+        without = Fact("ok", "no GPU; torch is built for CPUs")
+        yield Fact("warning", unused, "install a CUDA build of torch") if driver else without
         return
     built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
     count = device.gpu_count()
@@ -196,7 +192,5 @@ def file_system(store: Path) -> Iterator[Fact]:
         yield Fact("problem", f"--store {store}: cannot be written as needed (hard links, rename, fsync): {error}", fix)
         return
     yield Fact("ok", f"--store {store}: can be written; exclusive creation, hard links, rename and fsync work")
-    verdict = "warning" if abs(skew) > SKEW_SECONDS else "ok"
-    yield Fact(
-        verdict, f"--store {store}: its clock is {skew:+.1f} s from this computer's", "have the clocks set (NTP)"
-    )
+    verdict, text = "warning" if abs(skew) > SKEW_SECONDS else "ok", f"its clock is {skew:+.1f} s from this computer's"
+    yield Fact(verdict, f"--store {store}: {text}", "have the clocks set (NTP)")

@@ -21,15 +21,8 @@ from bench.store.states import UNSUCCESSFUL, StageState, is_alive, state_in_stor
 from bench.store.store import Store
 
 STATES = (
-    StageState.DONE,
-    StageState.RUNNING,
-    StageState.REQUEUED,
-    StageState.STALE,
-    StageState.UNKNOWN,
-    StageState.QUEUED,
-    StageState.PLANNED,
-    StageState.FAILED,
-    StageState.BLOCKED,
+    *(StageState.DONE, StageState.RUNNING, StageState.REQUEUED, StageState.STALE, StageState.UNKNOWN),
+    *(StageState.QUEUED, StageState.PLANNED, StageState.FAILED, StageState.BLOCKED),
 )
 """Those that are shown; of several unfinished stages behind a cell, the one whose state comes first here."""
 UNDER_WAY = frozenset((StageState.RUNNING, StageState.QUEUED, StageState.REQUEUED))

@@ -9,13 +9,7 @@ from bench.planning.plan import Plan
 from bench.specs import Stage, walk
 from bench.store.states import StageState
 
-STATES = (
-    StageState.DONE,
-    StageState.TO_RUN,
-    StageState.FAILED,
-    StageState.NOT_PREPARED,
-    StageState.UNNEEDED,
-)
+STATES = (StageState.DONE, StageState.TO_RUN, StageState.FAILED, StageState.NOT_PREPARED, StageState.UNNEEDED)
 
 
 def describe_plan(plan: Plan) -> str:

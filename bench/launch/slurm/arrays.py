@@ -62,14 +62,11 @@ class Array:
 
     def dependency(self, ids: Sequence[str]) -> str | None:
         """Slurm's words for what it waits for; `ids` are the job ids of the arrays before it."""
-        parts = [":".join([kind, *(_id(one, ids) for one in waited)]) for kind, waited in self._kinds if waited]
+        kinds = {"afterok": self.ok, "afterany": self.ended}
+        parts = [":".join([kind, *(_id(each, ids) for each in waited)]) for kind, waited in kinds.items() if waited]
         if self.corresponding is not None:
             parts.append(f"aftercorr:{ids[self.corresponding]}")
         return ",".join(parts) or None
-
-    @property
-    def _kinds(self) -> Iterable[tuple[str, tuple[Waited, ...]]]:
-        return ("afterok", self.ok), ("afterany", self.ended)
 
 
 def _id(waited: Waited, ids: Sequence[str]) -> str:

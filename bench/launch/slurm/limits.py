@@ -35,8 +35,9 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
         raise InputError(f"slurm.cpus = {cluster.cpus}: every stage runs grid.threads = {threads} threads. Raise it.")
     mine, every_node = partitions.chosen(cluster.partition), partitions.nodes()
     names = [settings["PartitionName"] for settings in mine]
+    longest = max(partitions.limit_seconds(settings.get("MaxTime", "")) for settings in mine)
     nodes = [node for node in every_node if node.partition in names]
-    warnings = list(_check_size(cluster, ",".join(names), nodes, partitions.longest_seconds(mine)))
+    warnings = list(_check_size(cluster, ",".join(names), nodes, longest))
     warnings += _shared(folders, {node.host for node in every_node})
     with tempfile.TemporaryDirectory(prefix="bench-slurm-") as folder:
         script = sbatch.write_script(Path(folder), cluster, "bench-test", "true")
@@ -56,18 +57,14 @@ def _check_size(cluster: Cluster, names: str, nodes: Sequence[Node], longest: fl
 
     sbatch would refuse it, too, but only says that the configuration is not available, whichever setting is at fault.
     """
-    each = f"slurm.runs_per_job = {cluster.runs_per_job}"
+    packed = f"slurm.runs_per_job = {cluster.runs_per_job}"
     cpus, memory = cluster.cpus * cluster.runs_per_job, (cluster.mem_gb or 0) * cluster.runs_per_job
-    for settings, needed, unit, most in (
-        (f"slurm.gpus = {cluster.gpus}", cluster.gpus, "GPUs", max((node.gpus for node in nodes), default=0)),
-        (f"slurm.cpus = {cluster.cpus}, {each}", cpus, "CPUs", max((node.cpus for node in nodes), default=0)),
-        (
-            f"slurm.mem_gb = {cluster.mem_gb}, {each}",
-            memory,
-            "GB",
-            max((node.memory_mb for node in nodes), default=0) / 1024,
-        ),
+    for settings, needed, unit, available in (
+        (f"slurm.gpus = {cluster.gpus}", cluster.gpus, "GPUs", [node.gpus for node in nodes]),
+        (f"slurm.cpus = {cluster.cpus}, {packed}", cpus, "CPUs", [node.cpus for node in nodes]),
+        (f"slurm.mem_gb = {cluster.mem_gb}, {packed}", memory, "GB", [node.memory_mb / 1024 for node in nodes]),
     ):
+        most = max(available, default=0)
         if needed > most:
             raise InputError(
                 f"{settings}: a job would need {needed:g} {unit}, and no node of partition {names} has more than "
@@ -79,14 +76,14 @@ def _check_size(cluster: Cluster, names: str, nodes: Sequence[Node], longest: fl
             "A job that reaches the limit goes on in another one, so a lower value costs little."
         )
     gres = str(cluster.options.get("gres", ""))
-    if gres and partitions.gpu_count(gres) != cluster.gpus:
+    if "gres" in cluster.options and partitions.gpu_count(gres) != cluster.gpus:
         raise InputError(
             f"slurm.extra: 'gres={gres}' asks for {partitions.gpu_count(gres)} GPUs, and slurm.gpus = {cluster.gpus} "
             "is what stages use. Make them equal."
         )
     if cluster.gpus > cluster.runs_per_job:
         idle = cluster.gpus - cluster.runs_per_job
-        yield f"slurm.gpus = {cluster.gpus}, {each}: a stage uses one GPU, so that {idle} of each job stay idle"
+        yield f"slurm.gpus = {cluster.gpus}, {packed}: a stage uses one GPU, so that {idle} of each job stay idle"
 
 
 def _shared(folders: Mapping[str, Path], hosts: set[str]) -> Iterator[str]:

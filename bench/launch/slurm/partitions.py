@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from typing import NamedTuple
 
 from bench.errors import nearest
@@ -54,11 +53,6 @@ def gpu_count(gres: str) -> int:
     kind = re.compile(r"(?:gres[:/])?gpu(?::(?P<type>[^:()]*[^:()\d][^:()]*))?(?::(?P<count>\d+))?(?:\(.*\))?")
     matches = map(kind.fullmatch, re.split(r",(?![^(]*\))", gres))
     return sum(int(match["count"] or 1) for match in matches if match)
-
-
-def longest_seconds(partitions: Collection[dict[str, str]]) -> float:
-    """Return the longest time limit of partitions, in seconds."""
-    return max(limit_seconds(settings.get("MaxTime", "")) for settings in partitions)
 
 
 def limit_seconds(text: str) -> float:
