@@ -14,7 +14,7 @@ import pytest
 
 from bench import grid
 from bench.errors import InputError
-from bench.launch.slurm import client, ledger, limits, partitions, sbatch, submit
+from bench.launch.slurm import client, ledger, limits, sbatch, submit
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.ledger import Submission
@@ -387,14 +387,6 @@ def test_the_limit_of_an_array_is_slurms(cluster: Fake) -> None:
     assert limits.array_size(Cluster()) == 11
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("UNLIMITED", float("inf")), ("30:00", 1800), ("2:00:00", 7200), ("1-00:00:00", 86400), ("3-12:30:15", 304215)],
-)
-def test_limits_of_partitions(text: str, seconds: float) -> None:
-    assert partitions.limit_seconds(text) == seconds
-
-
 def test_what_the_accounting_lets_be_queued_limits_an_array(fake: Fake) -> None:
     config = "ClusterName = ours\nMaxArraySize            = 1001\nAccountingStorageEnforce = associations,limits\n"
     fake("scontrol", config)
@@ -410,24 +402,6 @@ def test_what_the_accounting_lets_be_queued_limits_an_array(fake: Fake) -> None:
     fake("scontrol", config)
     fake("sacctmgr", status=1)
     assert limits.array_size(Cluster()) == 1001
-
-
-@pytest.mark.parametrize(
-    ("gres", "count"),
-    [
-        ("gpu", 1),
-        ("gpu:2", 2),
-        ("gpu:a100", 1),
-        ("gpu:a100:4(S:0-1),tmp:5", 4),
-        ("gpu:a100:1,gpu:2", 3),
-        ("gpu:3g.20gb", 1),
-        ("gpu:3g.20gb:2(S:0,2)", 2),
-        ("tmp:5", 0),
-        ("(null)", 0),
-    ],
-)
-def test_gpus_in_slurms_words(gres: str, count: int) -> None:
-    assert partitions.gpu_count(gres) == count
 
 
 def test_indices_as_slurm_writes_them() -> None:
