@@ -13,5 +13,4 @@ def register() -> None:
     for module in pkgutil.iter_modules(__path__):
         if not module.name.endswith("_torch"):
             importlib.import_module(f"{__name__}.{module.name}")
-    import bench.planning.embedded_backbones
-    import bench.planning.public_backbones  # noqa: F401
+    import bench.planning.backbones  # noqa: F401

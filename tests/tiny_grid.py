@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from bench.planning.embedded_backbones import photos_mae  # noqa: F401  (registers the embedded backbones)
 from bench.planning.plan import Plan, make_plan
 from bench.store.store import Store
 

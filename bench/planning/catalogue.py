@@ -17,9 +17,9 @@ from bench.data.prepare import prepare_command, prepare_data
 from bench.data.sources import own
 from bench.data.tasks import CORPORA, TASKS, Task
 from bench.errors import InputError, SpecError, nearest
-from bench.planning.registry import BACKBONES, SETTINGS
+from bench.planning.registry import BACKBONES, CHECKPOINTS, SETTINGS
+from bench.pretrained.origin import Checkpoint
 from bench.pretrained.prepare import prepare_checkpoint
-from bench.pretrained.public import PUBLIC, Checkpoint
 from bench.specs import coerce
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Catalogue:
     def checkpoints(self) -> dict[str, Checkpoint]:
         """The backbones whose weights were made elsewhere: the public ones, and those whose weights are bound."""
         bound = self._bound("backbone", OF_CHECKPOINTS)
-        return PUBLIC | {name: self._checkpoint(name, lines) for name, lines in bound.items()}
+        return CHECKPOINTS | {name: self._checkpoint(name, lines) for name, lines in bound.items()}
 
     @cached_property
     def backbones(self) -> set[str]:
@@ -58,7 +58,7 @@ class Catalogue:
     @property
     def own(self) -> set[str]:
         """The names that only these bindings know, or know otherwise than the suite."""
-        changed = {name for name, source in PUBLIC.items() if self.checkpoints[name] != source}
+        changed = {name for name, source in CHECKPOINTS.items() if self.checkpoints[name] != source}
         return {*self.tasks, *self.backbones} - {*TASKS, *BACKBONES} | changed
 
     def local(self, name: str) -> bool:
@@ -128,12 +128,12 @@ class Catalogue:
 
     def _checkpoint(self, name: str, lines: dict[str, Binding]) -> Checkpoint:
         line = next(iter(lines.values()))
-        self._check_name(name, line, {*self.tasks, *BACKBONES} - PUBLIC.keys())
-        if "weights" not in lines and name not in PUBLIC:
+        self._check_name(name, line, {*self.tasks, *BACKBONES} - CHECKPOINTS.keys())
+        if "weights" not in lines and name not in CHECKPOINTS:
             raise InputError(f"{line.location}: there is no backbone '{name}': bind {name}/backbone.weights, too.")
         values = {setting: _value(line, SETTINGS["backbone"][setting]) for setting, line in lines.items()}
         try:
-            return dataclasses.replace(PUBLIC[name], **values) if name in PUBLIC else Checkpoint(**values)
+            return dataclasses.replace(CHECKPOINTS[name], **values) if name in CHECKPOINTS else Checkpoint(**values)
         except SpecError as error:
             raise InputError(f"{line.location}: {error}") from error
 

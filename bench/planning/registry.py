@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from bench.data.tasks import Task
+from bench.pretrained.origin import Checkpoint
 from bench.specs import SPECS, Backbone, Constraint, Execution, Objective, Optimizer, Spec, Stage, field_types
 from bench.specs.cluster import Cluster
 
@@ -32,6 +33,8 @@ BackboneBuilder = Callable[[Any], Backbone]
 
 RECIPES: dict[str, Recipe] = {}
 BACKBONES: dict[str, BackboneBuilder] = {}
+CHECKPOINTS: dict[str, Checkpoint] = {}
+"""Where the weights of those among them come from that were made elsewhere."""
 OWN_BACKBONES: list[BackboneBuilder] = []
 """The one builder of all backbones that only a gin file declares."""
 SETTINGS: dict[str, dict[str, Any]] = {}
@@ -119,14 +122,18 @@ def register_backbone(architecture: type[Backbone]) -> Callable[[BackboneBuilder
     """Register a backbone under its function's name; `NAME/backbone.field` binds a field of its architecture."""
 
     def register(function: BackboneBuilder) -> BackboneBuilder:
-        BACKBONES[function.__name__] = function
-        declared = {
-            field: kind for field, kind in field_types(architecture).items() if field not in architecture.UNBOUND
-        }
-        SETTINGS.setdefault("backbone", {}).update(declared)
+        add_backbone(function.__name__, architecture, function)
         return function
 
     return register
+
+
+def add_backbone(name: str, architecture: type[Backbone], builder: BackboneBuilder) -> None:
+    """Register a backbone under a name, and the fields of its architecture as settings."""
+    BACKBONES[name] = builder
+    for field, annotation in field_types(architecture).items():
+        if field not in architecture.UNBOUND:
+            SETTINGS["backbone"][field] = annotation
 
 
 def register_own_backbones(function: BackboneBuilder) -> BackboneBuilder:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.errors import InputError
-from bench.pretrained.checkpoints import TOKENIZER
+from bench.errors import InputError, SpecError
+from bench.pretrained.checkpoints import TOKENIZER, Prepared
+from bench.specs import Spec
 from bench.store.files import digest
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
@@ -38,6 +40,36 @@ class Origin(NamedTuple):
     path: Path | None
     repository: str | None
     revision: str | None
+
+
+@dataclass(frozen=True)
+class Checkpoint(Spec):
+    """Weights made elsewhere: `folder:PATH`, or `OWNER/NAME@REVISION` on the Hugging Face hub.
+
+    `weights_checksum` is the sha256 of the weight file, which a pickled one (`.bin`) needs and any may have.
+    """
+
+    weights: str
+    weights_checksum: str | None = None
+
+    def check(self) -> None:
+        try:
+            parse(self.weights)
+        except InputError as error:
+            raise SpecError("weights", str(error)) from error
+
+    def differs(self, prepared: Prepared) -> str | None:
+        """Say how what is prepared is not what is declared, or no longer what its files are; None where it is."""
+        if prepared.source != self.weights:
+            return f"was prepared from {prepared.source}, not from {self.weights}"
+        if fingerprint(self.weights) not in (None, prepared.fingerprint):
+            return f"has changed in {self.weights} since it was prepared"
+        return None
+
+    @property
+    def local(self) -> bool:
+        """Whether it lies on this computer, so that a grid may prepare it unasked."""
+        return self.weights.startswith("folder:")
 
 
 def fingerprint(source: str) -> str | None:

@@ -24,7 +24,6 @@ from bench import grid
 from bench.errors import InputError, SpecError
 from bench.interfaces.examples import Examples
 from bench.models.build import build
-from bench.planning.embedded_backbones import docs_mlm, photos_mae
 from bench.planning.plan import Plan, make_plan
 from bench.planning.registry import BACKBONES
 from bench.specs import Data, Objective, Schedule, Stage
@@ -251,8 +250,8 @@ def wide_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return build_larger
 
-    monkeypatch.setitem(BACKBONES, "wide_mae", larger(photos_mae, "wide_mae", width=64, image_size=16))
-    monkeypatch.setitem(BACKBONES, "wide_mlm", larger(docs_mlm, "wide_mlm", width=256, max_length=64))
+    monkeypatch.setitem(BACKBONES, "wide_mae", larger(BACKBONES["photos_mae"], "wide_mae", width=64, image_size=16))
+    monkeypatch.setitem(BACKBONES, "wide_mlm", larger(BACKBONES["docs_mlm"], "wide_mlm", width=256, max_length=64))
 
 
 TASKS = {"digits": ("photos_mae", "wide_mae"), "pydocs": ("docs_mlm", "wide_mlm")}

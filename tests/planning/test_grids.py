@@ -18,8 +18,7 @@ from bench.errors import InputError
 from bench.planning.describe import describe_plan
 from bench.planning.gin_files import shipped_gin
 from bench.planning.plan import Plan, PlannedCell, make_plan, searched
-from bench.planning.registry import BACKBONES
-from bench.pretrained.public import PUBLIC
+from bench.planning.registry import BACKBONES, CHECKPOINTS
 from bench.specs import PublicWeights, Schedule, Selected, Stage, from_canonical, walk
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 from bench.specs.objectives import AdamW
@@ -217,8 +216,8 @@ def test_public_backbones_are_the_papers() -> None:
         assert (text.vocabulary, text.max_length, text.dropout, text.mask_ratio) == (50_265, 512, 0.1, 0.15)
         assert isinstance(text.weights, PublicWeights)
         assert (text.network, text.positions, text.first_position, text.segments) == ("roberta", 514, 2, 1)
-    assert PUBLIC.keys() == {"vit_mae_base", "vit_mae_large", "roberta_base", "roberta_large"}
-    assert PUBLIC.keys() <= BACKBONES.keys()
+    assert CHECKPOINTS.keys() == {"vit_mae_base", "vit_mae_large", "roberta_base", "roberta_large"}
+    assert CHECKPOINTS.keys() <= BACKBONES.keys()
 
 
 # ------------------------------------------------------------------------------------------------ what is shared

@@ -1,0 +1,254 @@
+"""The suite's backbones, an entry of `ENTRIES` each: an architecture, and where its weights come from.
+
+The suite pre-trains the small ones itself, on data that come with Python or on CIFAR-100. Such weights are a stage of
+their own, started from random weights, so the plan caches source pre-training like any other stage. It stands for a
+public checkpoint: its seed is 0 whatever the grid's seeds are.
+
+The weights of the papers' backbones, and of those that only a gin file declares, were made elsewhere. What is prepared
+of such a checkpoint tells its architecture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.errors import InputError
+from bench.planning.registry import CHECKPOINTS, add_backbone, declare, register_own_backbones
+from bench.pretrained.origin import Checkpoint
+from bench.specs import RANDOM, Backbone, PublicWeights, Schedule
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.objectives import AdamW, MaskedAutoEncoding
+
+if TYPE_CHECKING:
+    from bench.planning.cell import Cell
+    from bench.pretrained.checkpoints import Prepared
+
+NOT_FETCHED = PublicWeights(repository=None)
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Pre-train from random weights by masked auto-encoding of a corpus; `betas` are Adam's."""
+
+    corpus: str
+    schedule: Schedule
+    betas: tuple[float, float]
+
+
+def _vit_mae(name: str, width: int, depth: int, heads: int) -> MaskedAutoEncoder:
+    return MaskedAutoEncoder(
+        name=name,
+        weights=NOT_FETCHED,
+        image_size=224,
+        patch_size=16,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_width=4 * width,
+        decoder_width=512,
+        decoder_depth=8,
+        decoder_heads=16,
+        decoder_mlp_width=2048,
+        norm_eps=1e-12,
+        decoder_norm_eps=1e-5,  # of transformers 4.17, which Lee et al.'s released code pins; 1e-12 in later versions
+        mask_ratio=0.75,
+        norm_pix_loss=True,
+    )
+
+
+def _roberta(name: str, width: int, depth: int, heads: int) -> MaskedLanguageModel:
+    return MaskedLanguageModel(
+        name=name,
+        weights=NOT_FETCHED,
+        tokenizer=None,
+        tokenizer_checksum=None,
+        network="roberta",
+        vocabulary=50_265,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_width=4 * width,
+        max_length=512,
+        positions=514,
+        segments=1,
+        pad_id=1,
+        mask_id=50_264,
+        special_ids=(0, 1, 2, 3, 50_264),
+        norm_eps=1e-5,
+        dropout=0.1,
+        mask_ratio=0.15,
+    )
+
+
+ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
+    # A tiny masked auto-encoder at 8 px, pre-trained on crops of two natural photographs.
+    (
+        MaskedAutoEncoder(
+            name="photos_mae",
+            weights=None,
+            image_size=8,
+            patch_size=2,
+            width=48,
+            depth=3,
+            heads=4,
+            mlp_width=192,
+            decoder_width=32,
+            decoder_depth=1,
+            decoder_heads=4,
+            decoder_mlp_width=128,
+        ),
+        Pretraining(
+            "photographs", Schedule(steps=1500, batch_size=64, lr=2e-3, warmup_fraction=0.05), betas=(0.9, 0.95)
+        ),
+    ),
+    # A tiny masked language model with its own vocabulary, pre-trained on docstrings.
+    (
+        MaskedLanguageModel(
+            name="docs_mlm",
+            weights=None,
+            tokenizer="docstrings",
+            tokenizer_checksum=None,
+            vocabulary=4000,
+            width=128,
+            depth=2,
+            heads=4,
+            mlp_width=256,
+            max_length=48,
+        ),
+        Pretraining(
+            "docstrings", Schedule(steps=2500, batch_size=32, lr=1e-3, warmup_fraction=0.05), betas=(0.9, 0.98)
+        ),
+    ),
+    # A ViT-Tiny masked auto-encoder at 64 px, pre-trained on the training images of CIFAR-100.
+    (
+        MaskedAutoEncoder(
+            name="vit_mae_tiny64",
+            weights=None,
+            image_size=64,
+            patch_size=8,
+            width=192,
+            depth=12,
+            heads=3,
+            mlp_width=768,
+            decoder_width=128,
+            decoder_depth=2,
+            decoder_heads=4,
+            decoder_mlp_width=512,
+        ),
+        Pretraining(
+            "cifar100",
+            Schedule(steps=3000, batch_size=64, lr=1e-3, warmup_fraction=0.05, augmentation="flip"),
+            betas=(0.9, 0.95),
+        ),
+    ),
+    # A revision is a commit, so that the same name always means the same weights; one that is not pinned here is
+    # looked up when the weights are prepared.
+    #
+    # ViT-Base/16 and ViT-Large/16, pre-trained on ImageNet-1k by masked auto-encoding (He et al. 2022).
+    (
+        _vit_mae("vit_mae_base", width=768, depth=12, heads=12),
+        Checkpoint(
+            "facebook/vit-mae-base@25b184bea5538bf5c4c852c79d221195fdd2778d",
+            weights_checksum="479dcef4bd5df06259399027b789f21e9d9a1b79f37155a64176d55bc26fdae8",
+        ),
+    ),
+    (_vit_mae("vit_mae_large", width=1024, depth=24, heads=16), Checkpoint("facebook/vit-mae-large")),
+    # RoBERTa (Liu et al. 2019), with its own vocabulary; the large one is a teacher for `kd`.
+    (
+        _roberta("roberta_base", width=768, depth=12, heads=12),
+        Checkpoint(
+            "FacebookAI/roberta-base@e2da8e2f811d1448a5b465c236feacd80ffbac7b",
+            weights_checksum="5bde1d28afb363d0103324efeb5afc8b2b397fe5e04beabb9b1ef355255ade81",
+        ),
+    ),
+    (
+        _roberta("roberta_large", width=1024, depth=24, heads=16),
+        Checkpoint("FacebookAI/roberta-large@722cf37b1afa9454edce342e7895e588b6ff1d59"),
+    ),
+)
+
+
+def _build(cell: Cell, default: Backbone, weights: Pretraining | Checkpoint) -> Backbone:
+    return _from_checkpoint(cell, default) if isinstance(weights, Checkpoint) else _pretrained(cell, default, weights)
+
+
+def _pretrained(cell: Cell, default: Backbone, pretraining: Pretraining) -> Backbone:
+    """Build a backbone whose weights are a stage of the suite's own."""
+    corpus = cell.corpus(pretraining.corpus)
+    if isinstance(default, MaskedLanguageModel) and corpus is not None:  # its vocabulary is made of the corpus
+        vocabulary = corpus.vocabulary or default.vocabulary
+        default = dataclasses.replace(default, tokenizer_checksum=corpus.tokenizer_checksum, vocabulary=vocabulary)
+    architecture = cell.configure(default, "backbone")
+    weights = cell.stage(
+        "source_pretrain",
+        objective=MaskedAutoEncoding(),
+        schedule=cell.configure(pretraining.schedule, "source_pretrain"),
+        optimizer=cell.configure(AdamW(betas=pretraining.betas), "source_pretrain"),
+        init=RANDOM,
+        backbone=architecture,
+        data=cell.corpus_data(pretraining.corpus),
+        seed=0,
+    )
+    return dataclasses.replace(architecture, weights=weights)
+
+
+def _from_checkpoint(cell: Cell, default: Backbone) -> Backbone:
+    """Build a backbone whose weights were made elsewhere.
+
+    What the weights decide is theirs; refuses a binding that says otherwise.
+    """
+    prepared = cell.checkpoint()
+    if prepared is None:
+        return cell.configure(default, "backbone")
+    if cell.is_official_checkpoint():
+        _refuse_another_network(default, prepared)
+    decided = {field: value for field, value in prepared.architecture.items() if field in default.FIXED}
+    if isinstance(default, MaskedLanguageModel):
+        decided["tokenizer_checksum"] = prepared.tokenizer_checksum
+    weights = PublicWeights(prepared.repository, prepared.revision, prepared.checksum, prepared.fresh)
+    default = dataclasses.replace(default, weights=weights, **decided)
+    configured = cell.configure(default, "backbone")
+    for field in default.FIXED:
+        theirs, bound = getattr(default, field), getattr(configured, field)
+        if bound != theirs:
+            raise cell.blame(field, f"backbone.{field} = {bound}, but the weights of {default.name} have {theirs}.")
+    return configured
+
+
+def _refuse_another_network(official: Backbone, prepared: Prepared) -> None:
+    """Refuse another network that was prepared, from a copy, under the name of a public one."""
+    fields = {field: prepared.architecture.get(field) for field in official.FIXED}
+    fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
+    differences = {field: value for field, value in fields.items() if value != getattr(official, field)}
+    if prepared.modality != official.MODALITY or differences:
+        shown = ", ".join(f"{field} {value}" for field, value in differences.items())
+        raise InputError(
+            f"what is prepared as {official.name} is another network ({shown}). Declare it under a name of its own "
+            "(NAME/backbone.weights), and prepare the official one --again."
+        )
+
+
+def _own_backbone(cell: Cell) -> Backbone:
+    """Build a checkpoint of the user's: everything is as its own files say.
+
+    Before it is prepared, it is taken to be of the modality of the cell's task.
+    """
+    name = cell.task.backbone
+    prepared = cell.checkpoint()
+    fields = prepared.architecture if prepared is not None else {}
+    if (prepared.modality if prepared is not None else cell.task.modality) == "image":
+        return _from_checkpoint(cell, MaskedAutoEncoder(name=name, weights=NOT_FETCHED, **fields))
+    return _from_checkpoint(
+        cell, MaskedLanguageModel(name=name, weights=NOT_FETCHED, tokenizer=None, tokenizer_checksum=None, **fields)
+    )
+
+
+declare("source_pretrain", Schedule, AdamW)
+register_own_backbones(_own_backbone)
+for _default, _weights in ENTRIES:
+    add_backbone(_default.name, type(_default), functools.partial(_build, default=_default, weights=_weights))
+    if isinstance(_weights, Checkpoint):
+        CHECKPOINTS[_default.name] = _weights
