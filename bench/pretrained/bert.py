@@ -11,8 +11,15 @@ from torch import Tensor
 
 from bench.errors import InputError
 from bench.pretrained.checkpoints import TOKENIZER
+from bench.pretrained.contents import (
+    NETWORKS,
+    CheckpointContents,
+    Network,
+    parse_configuration,
+    quiet_transformers,
+    require_settings,
+)
 from bench.pretrained.files import _read_json
-from bench.pretrained.found import NETWORKS, Found, Network, _configuration, _quiet, _require
 from bench.pretrained.origin import VOCABULARIES
 
 if TYPE_CHECKING:
@@ -39,11 +46,11 @@ SPECIAL: dict[Network, dict[str, str]] = {
 LONGEST = 512
 
 
-def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> Found:
+def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
     """A BERT or RoBERTa of transformers, with or without its masked-language-model head."""
     import transformers
 
-    _require(
+    require_settings(
         folder,
         raw,
         {
@@ -60,10 +67,10 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
         "camembert": transformers.CamembertForMaskedLM,
     }
     kind, of = NETWORKS[raw["model_type"]], classes[raw["model_type"]]
-    config = _configuration(folder, of.config_class, raw)
+    config = parse_configuration(folder, of.config_class, raw)
     config.tie_word_embeddings = True  # what _tied has checked
     try:
-        with _quiet():
+        with quiet_transformers():
             network, loading = of.from_pretrained(
                 None,
                 config=config,
@@ -85,7 +92,7 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
     tokenizer = _tokenizer(folder, raw["model_type"])
     tensors, fresh = _parts(network, {"encoder": network.base_model_prefix, "decoder": HEAD[kind]}, loading)
     network.eval()
-    return Found(
+    return CheckpointContents(
         "text",
         {
             "network": kind,
@@ -171,7 +178,7 @@ def _slow_tokenizer(folder: Path, model_type: str) -> Tokenizer:
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{folder} holds no tokenizer: neither {TOKENIZER} nor {', '.join(VOCABULARIES)}.")
     try:
-        with _quiet():
+        with quiet_transformers():
             loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         tokenizer: Tokenizer = loaded.backend_tokenizer
     except (OSError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
@@ -184,13 +191,13 @@ def _slow_tokenizer(folder: Path, model_type: str) -> Tokenizer:
 
 def _token_fields(folder: Path, kind: Network, config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
     """What the tokenizer tells of the backbone; refuses one that does not belong to the network."""
-    told: dict[str, Any] = {}
+    described: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            told |= _read_json(folder / name)
+            described |= _read_json(folder / name)
     named = {
         role: value["content"] if isinstance(value, dict) else value
-        for role, value in {**SPECIAL[kind], **told}.items()
+        for role, value in {**SPECIAL[kind], **described}.items()
         if role.endswith("_token") and (isinstance(value, str) or (isinstance(value, dict) and "content" in value))
     }
     ids = {role: tokenizer.token_to_id(token) for role, token in named.items()}
@@ -209,10 +216,10 @@ def _token_fields(folder: Path, kind: Network, config: Any, tokenizer: Tokenizer
     if tokenizer.encode("a").ids[0] not in special:
         raise InputError(f"{folder}: the tokenizer puts no special token first, from which features could be read.")
     first = pad + 1 if kind == "roberta" else 0
-    longest = told.get("model_max_length")
-    told_length = [int(longest)] if isinstance(longest, int | float) and longest >= 1 else []
+    longest = described.get("model_max_length")
+    stated_length = [int(longest)] if isinstance(longest, int | float) and longest >= 1 else []
     return {
-        "max_length": min(LONGEST, config.max_position_embeddings - first, *told_length),
+        "max_length": min(LONGEST, config.max_position_embeddings - first, *stated_length),
         "pad_id": pad,
         "mask_id": mask,
         "special_ids": sorted(special),

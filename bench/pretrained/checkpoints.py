@@ -66,23 +66,23 @@ def weights(name: str, root: Path, checksum: str) -> Path:
 
     Refuses a checkpoint that is not prepared, was prepared from another file, or has been damaged since.
     """
-    prepared, place = read(name, root), folder(name, root)
+    prepared, location = read(name, root), folder(name, root)
     if prepared is None:
-        raise InputError(f"the backbone {name} is not prepared in {place}: prepare it first.")
+        raise InputError(f"the backbone {name} is not prepared in {location}: prepare it first.")
     if prepared.checksum != checksum:
         raise InputError(
-            f"{place} was prepared from a weight file with the sha256 {prepared.checksum[:16]}, not {checksum[:16]}: "
-            f"plan again, or {_again(place, start='delete')}"
+            f"{location} was prepared from a weight file with the sha256 {prepared.checksum[:16]}, not "
+            f"{checksum[:16]}: plan again, or {_again(location, start='delete')}"
         )
-    path = place / WEIGHTS
+    path = location / WEIGHTS
     try:
         state = path.stat()
-        found = _sha256_once(path, (state.st_ino, state.st_size, state.st_mtime_ns))
+        present = _sha256_once(path, (state.st_ino, state.st_size, state.st_mtime_ns))
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}). {_again(place)}") from error
-    if found != prepared.weights_checksum:
+        raise InputError(f"{path} cannot be read ({error}). {_again(location)}") from error
+    if present != prepared.weights_checksum:
         raise InputError(
-            f"{path} is damaged: its sha256 is {found[:16]}, not {prepared.weights_checksum[:16]}. {_again(place)}"
+            f"{path} is damaged: its sha256 is {present[:16]}, not {prepared.weights_checksum[:16]}. {_again(location)}"
         )
     return path
 
@@ -97,16 +97,10 @@ def _parse(content: dict[str, Any], name: str) -> Prepared:
     return Prepared(**{**content, "fresh": tuple(content["fresh"]), "ignored": tuple(content["ignored"])})
 
 
-def _again(place: Path, start: str = "Delete") -> str:
-    return f"{start} the folder {place} and prepare {place.name} again."
+def _again(location: Path, start: str = "Delete") -> str:
+    return f"{start} the folder {location} and prepare {location.name} again."
 
 
 @functools.cache
 def _sha256_once(path: Path, state: tuple[int, ...]) -> str:
     return sha256(path)  # again for a file in another state, as when it was prepared anew
-
-
-# ------------------------------------------------------------------------------------------------ where from
-
-
-# ------------------------------------------------------------------------------------------------ writing

@@ -6,9 +6,8 @@ Only tensors and plain configuration are read, never code. What the networks her
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -20,27 +19,17 @@ from bench.models.build import build
 from bench.models.weights import load_weights
 from bench.pretrained.bert import _masked_language_model
 from bench.pretrained.checkpoints import TOKENIZER, WEIGHTS
+from bench.pretrained.contents import LEGAL, NETWORKS, CheckpointContents
 from bench.pretrained.files import _read_json, read_weights
-from bench.pretrained.found import LEGAL, NETWORKS, Found
 from bench.pretrained.vit import _masked_auto_encoder, _timm_encoder
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 
 
-@dataclass(frozen=True)
-class Converted:
-    """What was converted; the fields are those of `bench.pretrained.checkpoints.Prepared`."""
+def convert(name: str, folder: Path, target: Path, weights_checksum: str | None) -> tuple[CheckpointContents, str]:
+    """Convert a folder of transformers or timm into the folder `target`; returns its contents.
 
-    modality: Literal["image", "text"]
-    architecture: dict[str, int | float | str | list[int]]
-    checksum: str
-    fresh: tuple[str, ...]
-    ignored: tuple[str, ...]
-
-
-def convert(name: str, folder: Path, target: Path, weights_checksum: str | None) -> Converted:
-    """Write the weights, and for text the tokenizer, of a transformers or timm folder into the folder `target`.
-
-    The network is then built from what was found and run once; where the library's own network is at hand, both must
+    With them comes the sha256 of the weight file. Written are the weights, and for text the tokenizer.
+    The network is then built from what was read and run once; where the library's own network is at hand, both must
     give the same features. Raises `InputError` for networks and variants that this suite does not have, custom code,
     damaged or incomplete files, values that are not finite, and a pickle without `weights_checksum`. Leaves torch's
     random state as it was.
@@ -51,23 +40,27 @@ def convert(name: str, folder: Path, target: Path, weights_checksum: str | None)
     reader = _reader(folder, config)
     state, checksum = read_weights(name, folder, weights_checksum)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        found = reader(folder, config, state)
-        backbone = _backbone(name, folder, found)
+        contents = reader(folder, config, state)
+        backbone = _backbone(name, folder, contents)
         model = build(backbone, decoder=backbone.has_decoder)
-        _check_fit(folder, model, found)
+        _check_fit(folder, model, contents)
         path = target / WEIGHTS
         path.write_bytes(
-            save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.tensors.items()})
+            save(
+                {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in contents.tensors.items()}
+            )
         )
         parts = ["encoder"] if model.decoder is None else ["encoder", "decoder"]
-        load_weights(model, path, parts, absent=found.fresh)
-        _try(folder, backbone, model.eval(), found)
-    if found.tokenizer is not None:
-        (target / TOKENIZER).write_text(found.tokenizer, encoding="utf-8")
-    return Converted(found.modality, found.architecture, checksum, found.fresh, found.ignored)
+        load_weights(model, path, parts, absent=contents.fresh)
+        _try(folder, backbone, model.eval(), contents)
+    if contents.tokenizer is not None:
+        (target / TOKENIZER).write_text(contents.tokenizer, encoding="utf-8")
+    return contents, checksum
 
 
-def _reader(folder: Path, config: dict[str, Any]) -> Callable[[Path, dict[str, Any], dict[str, Tensor]], Found]:
+def _reader(
+    folder: Path, config: dict[str, Any]
+) -> Callable[[Path, dict[str, Any], dict[str, Tensor]], CheckpointContents]:
     kind = config.get("model_type")
     if kind == "vit_mae":
         return _masked_auto_encoder
@@ -75,30 +68,27 @@ def _reader(folder: Path, config: dict[str, Any]) -> Callable[[Path, dict[str, A
         return _masked_language_model
     if kind is None and str(config.get("architecture", "")).startswith("vit_"):
         return _timm_encoder
-    told = kind or config.get("architecture")
-    raise InputError(f"{folder / 'config.json'}: no network here is like {told!r}. Legal: {LEGAL}.")
-
-
-# ------------------------------------------------------------------------------------------------ files
+    name = kind or config.get("architecture")
+    raise InputError(f"{folder / 'config.json'}: no network here is like {name!r}. Legal: {LEGAL}.")
 
 
 # ------------------------------------------------------------------------------------------------ fitting
 
 
-def _backbone(name: str, folder: Path, found: Found) -> MaskedAutoEncoder | MaskedLanguageModel:
+def _backbone(name: str, folder: Path, contents: CheckpointContents) -> MaskedAutoEncoder | MaskedLanguageModel:
     try:
-        if found.modality == "image":
-            return MaskedAutoEncoder(name=name, weights=None, **found.architecture)
+        if contents.modality == "image":
+            return MaskedAutoEncoder(name=name, weights=None, **contents.architecture)
         return MaskedLanguageModel(
-            name=name, weights=None, tokenizer=None, tokenizer_checksum=None, **found.architecture
+            name=name, weights=None, tokenizer=None, tokenizer_checksum=None, **contents.architecture
         )
     except InputError as error:  # without the field, which no gin file has set
         raise InputError(f"{folder}: {error}") from error
 
 
-def _check_fit(folder: Path, model: Model, found: Found) -> None:
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters() if name not in found.fresh}
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
+def _check_fit(folder: Path, model: Model, contents: CheckpointContents) -> None:
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters() if name not in contents.fresh}
+    shapes = {name: tuple(tensor.shape) for name, tensor in contents.tensors.items()}
     problems = [f"{name} is missing" for name in sorted(wanted.keys() - shapes.keys())]
     problems += [f"{name} is not known" for name in sorted(shapes.keys() - wanted.keys())]
     problems += [
@@ -111,7 +101,9 @@ def _check_fit(folder: Path, model: Model, found: Found) -> None:
         raise InputError(f"{folder}: the weights are not those of the network that config.json describes: {shown}.")
 
 
-def _try(folder: Path, backbone: MaskedAutoEncoder | MaskedLanguageModel, model: Model, found: Found) -> None:
+def _try(
+    folder: Path, backbone: MaskedAutoEncoder | MaskedLanguageModel, model: Model, contents: CheckpointContents
+) -> None:
     """Run the network once; in float32, so that sums in another order are told from another formula."""
     inputs = _example(backbone)
     features = model.features(inputs)
@@ -120,9 +112,9 @@ def _try(folder: Path, backbone: MaskedAutoEncoder | MaskedLanguageModel, model:
         results.append(model.masked_loss(inputs, model.draw_mask(inputs, torch.Generator().manual_seed(0))))
     if not all(result.isfinite().all() for result in results):
         raise InputError(f"{folder}: the network gives NaN or infinite values on an ordinary input.")
-    if found.features is None:
+    if contents.features is None:
         return
-    expected = found.features(inputs)
+    expected = contents.features(inputs)
     if (features - expected).abs().max() > 1e-3 * expected.abs().max():
         raise InputError(
             f"{folder}: the checkpoint computes other features in its own library than here: it is a variant that "
@@ -140,12 +132,3 @@ def _example(backbone: MaskedAutoEncoder | MaskedLanguageModel) -> Inputs:
     inputs = {"input_ids": torch.stack([row, row.flip(0)]), "attention_mask": torch.ones(2, length, dtype=torch.long)}
     inputs["input_ids"][1, -1], inputs["attention_mask"][1, -1] = backbone.pad_id, 0
     return inputs
-
-
-# ------------------------------------------------------------------------------------------------ images
-
-
-# ------------------------------------------------------------------------------------------------ text
-
-
-# ------------------------------------------------------------------------------------------------ tokenizers

@@ -91,10 +91,10 @@ def parse(source: str) -> Origin:
     raise InputError(f"{source!r} names no checkpoint. Legal: {LEGAL_SOURCES}.")
 
 
-def _fetch(source: str, origin: Origin, given: Path | None) -> tuple[Path, str | None]:
+def _fetch(source: str, origin: Origin, local_copy: Path | None) -> tuple[Path, str | None]:
     """The local folder to read, and the commit of the hub that it holds."""
-    if given is not None or origin.path is not None:
-        local = given or origin.path
+    if local_copy is not None or origin.path is not None:
+        local = local_copy or origin.path
         assert local is not None
         if not local.is_dir():
             raise InputError(
@@ -111,10 +111,10 @@ def _download(source: str, repository: str, revision: str | None) -> tuple[Path,
     import huggingface_hub
 
     def snapshot(commit: str | None, patterns: list[str], local_files_only: bool) -> tuple[Path, str]:
-        found = huggingface_hub.snapshot_download(
+        folder = huggingface_hub.snapshot_download(
             repository, revision=commit, allow_patterns=patterns, local_files_only=local_files_only
         )
-        return Path(found), commit or Path(found).name
+        return Path(folder), commit or Path(folder).name
 
     patterns = [*DESCRIPTIONS, *SAFETENSORS]
     try:

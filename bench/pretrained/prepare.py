@@ -16,15 +16,15 @@ def prepare_checkpoint(
     name: str,
     source: str,
     root: Path,
-    given: Path | None = None,
+    local_copy: Path | None = None,
     weights_checksum: str | None = None,
     again: bool = False,
 ) -> Prepared:
     """Convert a checkpoint into `root/backbones/name` unless it is there already, or `again` asks for a new one.
 
-    `source` is `folder:PATH`, or `hub:OWNER/NAME@REVISION` or plain `OWNER/NAME` of the Hugging Face hub; `given` is a
-    local copy used in its place. `weights_checksum` is the sha256 that the official weight file must have; a pickle is
-    only read with one. Nothing is visible before it is complete, and two processes may prepare the same name at once.
+    `source` is `folder:PATH`, or `hub:OWNER/NAME@REVISION` or plain `OWNER/NAME` of the Hugging Face hub; `local_copy`
+    is used in its place. `weights_checksum` is the sha256 that the official weight file must have; a pickle is only
+    read with one. Nothing is visible before it is complete, and two processes may prepare the same name at once.
     Refuses unknown networks, custom code, damaged files, weights that are not finite, and a source other than that of
     what is there.
     """
@@ -32,23 +32,23 @@ def prepare_checkpoint(
         raise InputError(f"a backbone cannot be named {name!r}: it must be a letter, then letters, digits or _.")
     origin = parse(source)
     prepared = None if again else read(name, root)
-    if prepared is not None and given is not None:
-        raise InputError(f"--from {given}: {name} is prepared in {root} already; --again replaces it.")
+    if prepared is not None and local_copy is not None:
+        raise InputError(f"--from {local_copy}: {name} is prepared in {root} already; --again replaces it.")
     if prepared is None:
-        local, revision = _fetch(source, origin, given)
-        if given is not None and weights_checksum is None:
+        local, revision = _fetch(source, origin, local_copy)
+        if local_copy is not None and weights_checksum is None:
             origin, revision = Origin(local, None, None), None  # nothing says that it is what the hub has
         prepared = _convert(name, source, origin._replace(revision=revision), local, root, weights_checksum, again)
-    place = folder(name, root)
+    target = folder(name, root)
     if prepared.source != source:
         raise InputError(
-            f"{place} was prepared from {prepared.source!r}, not from {source!r}: "
-            f"give one of the two another name, or {_again(place, start='delete')}"
+            f"{target} was prepared from {prepared.source!r}, not from {source!r}: "
+            f"give one of the two another name, or {_again(target, start='delete')}"
         )
     if weights_checksum is not None and prepared.checksum != weights_checksum.lower():
         raise InputError(
-            f"{place} was prepared from a weight file with the sha256 {prepared.checksum}, but weights_checksum is "
-            f"{weights_checksum}: correct it, or {_again(place, start='delete')}"
+            f"{target} was prepared from a weight file with the sha256 {prepared.checksum}, but weights_checksum is "
+            f"{weights_checksum}: correct it, or {_again(target, start='delete')}"
         )
     return prepared
 
@@ -66,23 +66,23 @@ def _convert(
     from bench.pretrained.convert import convert
 
     with building(folder(name, root), replace=again) as temporary:
-        converted = convert(name, local, temporary, weights_checksum)
+        contents, checksum = convert(name, local, temporary, weights_checksum)
         tokenizer = temporary / TOKENIZER
         prepared = Prepared(
             name=name,
-            modality=converted.modality,
+            modality=contents.modality,
             source=source,
             repository=origin.repository,
             revision=origin.revision,
-            checksum=converted.checksum,
+            checksum=checksum,
             weights_checksum=sha256(temporary / WEIGHTS),
             tokenizer_checksum=sha256(tokenizer) if tokenizer.is_file() else None,
-            architecture=converted.architecture,
-            fresh=converted.fresh,
-            ignored=converted.ignored,
+            architecture=contents.architecture,
+            fresh=contents.fresh,
+            ignored=contents.ignored,
             fingerprint=fingerprint(source),
         )
         (temporary / MANIFEST).write_text(json.dumps(asdict(prepared), indent=1, sort_keys=True) + "\n")
-    found = read(name, root)
-    assert found is not None  # just written, by this process or a faster one
-    return found
+    visible = read(name, root)
+    assert visible is not None  # just written, by this process or a faster one
+    return visible

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bench.errors import InputError
-from bench.pretrained.found import LEGAL, Found, _configuration, _require
-from bench.pretrained.vit_mae_names import from_transformers, place
+from bench.pretrained.contents import LEGAL, CheckpointContents, parse_configuration, require_settings
+from bench.pretrained.vit_mae_names import from_transformers, target_of
 
 TIMM_ARGUMENTS = {
     "img_size",
@@ -26,20 +26,20 @@ TIMM_ARGUMENTS = {
 """What a timm checkpoint may set beside its architecture: sizes, and what its classifier looks at."""
 
 
-def _masked_auto_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> Found:
+def _masked_auto_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
     """A ViTMAE of transformers: with its decoder, or the encoder alone."""
     from transformers import ViTMAEConfig
 
-    _require(folder, raw, {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3})
-    config = _configuration(folder, ViTMAEConfig, raw)
-    places: dict[str, str] = {}
+    require_settings(folder, raw, {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3})
+    config = parse_configuration(folder, ViTMAEConfig, raw)
+    targets: dict[str, str] = {}
     unknown = []
     for name in state:
         try:
-            places[name] = place(name).name
+            targets[name] = target_of(name).name
         except InputError:
             unknown.append(name)
-    unknown += [name for name, ours in places.items() if ours.startswith("head.")]
+    unknown += [name for name, ours in targets.items() if ours.startswith("head.")]
     if unknown:
         raise InputError(f"{folder}: these tensors are of no masked auto-encoder: {', '.join(sorted(unknown))}.")
     architecture: dict[str, Any] = {
@@ -51,7 +51,7 @@ def _masked_auto_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Ten
         "mlp_width": config.intermediate_size,
         "norm_eps": config.layer_norm_eps,
     }
-    if any(ours.startswith("decoder.") for ours in places.values()):
+    if any(ours.startswith("decoder.") for ours in targets.values()):
         architecture |= {
             "decoder_width": config.decoder_hidden_size,
             "decoder_depth": config.decoder_num_hidden_layers,
@@ -70,7 +70,7 @@ def _masked_auto_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Ten
                 f"{folder}: the positions {name} are all zero, as transformers leaves them in a network that it builds "
                 "from a configuration alone. Fill them before saving."
             )
-    return Found("image", architecture, tensors)
+    return CheckpointContents("image", architecture, tensors)
 
 
 def _side(folder: Path, name: str, value: Any) -> int:
@@ -80,7 +80,7 @@ def _side(folder: Path, name: str, value: Any) -> int:
     return int(sides[0])
 
 
-def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> Found:
+def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
     """A plain vision transformer of timm: an encoder without a decoder; its classifier is ignored."""
     from timm import create_model
     from timm.models.vision_transformer import VisionTransformer
@@ -121,7 +121,7 @@ def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -
         "norm_eps": block.norm1.eps,
     }
     network.eval()
-    return Found(
+    return CheckpointContents(
         "image",
         architecture,
         {f"encoder.{name}": tensor for name, tensor in encoder.items()},

@@ -1,5 +1,7 @@
 """Losses, learning rates and weight-decay groups against numbers that official code computed."""
 
+import math
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from bench.interfaces.hooks import State
 from bench.models.build import build
 from bench.models.image import mask_from_noise, patch_targets, patchify, reconstruction_loss, sincos_positions
 from bench.models.text import NOT_SELECTED, masked_token_loss
-from bench.pretrained.vit_mae_names import place, sizes
+from bench.pretrained.vit_mae_names import target_of
 from bench.specs import Data, Schedule, Stage
 from bench.specs.architectures import MaskedAutoEncoder
 from bench.specs.objectives import AdamW
@@ -128,10 +130,24 @@ def test_learning_rates() -> None:
         compare("linear_schedule", case, "lr_after_last_step", rates[-1], case["outputs"]["lr_after_last_step"])
 
 
+def sizes_of(shapes: dict[str, list[int]]) -> dict[str, int]:
+    """The fields of the auto-encoder whose parameters have these shapes, by transformers' names: all but the heads."""
+    ours = {target_of(name).name: shape for name, shape in shapes.items()}
+    patch = ours["encoder.patch_embed.proj.weight"][-1]
+    fields = {"image_size": math.isqrt(ours["encoder.pos_embed"][1] - 1) * patch, "patch_size": patch}
+    for part, prefix in (("encoder", ""), ("decoder", "decoder_")):
+        depth = sum(re.fullmatch(rf"{part}\.blocks\.\d+\.norm1\.weight", name) is not None for name in ours)
+        if depth:
+            fields[f"{prefix}depth"] = depth
+            fields[f"{prefix}width"] = ours[f"{part}.blocks.0.norm1.weight"][0]
+            fields[f"{prefix}mlp_width"] = ours[f"{part}.blocks.0.mlp.fc1.weight"][0]
+    return fields
+
+
 def stage_of(shapes: dict[str, list[int]]) -> Stage:
     """A pre-training or fine-tuning stage on a backbone of these shapes."""
     backbone = MaskedAutoEncoder(
-        name="recorded", weights=None, heads=1, decoder_heads=1, mask_ratio=0.5, **sizes(shapes)
+        name="recorded", weights=None, heads=1, decoder_heads=1, mask_ratio=0.5, **sizes_of(shapes)
     )
     optimizer = AdamW(weight_decay=0.1)
     if "classifier.weight" not in shapes:
@@ -160,9 +176,9 @@ def test_weight_decay_groups() -> None:
     for case in cases("weight_decay_groups"):
         parameters = case["outputs"]["parameters"]
         found = groups_of(stage_of({parameter["name"]: parameter["shape"] for parameter in parameters}))
-        assert {place(parameter["name"]).name for parameter in parameters} == found.keys(), case["name"]
+        assert {target_of(parameter["name"]).name for parameter in parameters} == found.keys(), case["name"]
         for parameter in parameters:
-            name = place(parameter["name"]).name
+            name = target_of(parameter["name"]).name
             assert found[name] == parameter["group"], f"case {case['name']}: {parameter['name']} ({name})"
             assert parameter["requires_grad"] == (not found[name].startswith("frozen"))
 

@@ -799,14 +799,14 @@ def test_names_and_folders_are_checked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
         prepare("x", f"folder:{tmp_path / 'nowhere'}", tmp_path)
     with pytest.raises(InputError, match="nowhere"):
-        prepare("x", "a/b", tmp_path, given=tmp_path / "nowhere")
+        prepare("x", "a/b", tmp_path, local_copy=tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_copy_stands_for_the_hub(mae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     source = f"hub:facebook/vit-mae-base@{COMMIT}"
-    prepared = prepare("mae", source, tmp_path, given=mae_folder)
+    prepared = prepare("mae", source, tmp_path, local_copy=mae_folder)
     assert prepared.source == source
     assert (prepared.repository, prepared.revision) == (None, None)  # nothing says that the copy is the hub's
     pinned = prepare("pinned", source, tmp_path, mae_folder, sha256(mae_folder / "model.safetensors"))
@@ -816,7 +816,7 @@ def test_a_copy_stands_for_the_hub(mae_folder: Path, tmp_path: Path, monkeypatch
 def test_preparing_again_takes_the_place_of_what_was_there(mae_folder: Path, bert_folder: Path, tmp_path: Path) -> None:
     first = prepare("mine", f"folder:{mae_folder}", tmp_path)
     with pytest.raises(InputError, match="--again"):
-        prepare("mine", f"folder:{mae_folder}", tmp_path, given=bert_folder)
+        prepare("mine", f"folder:{mae_folder}", tmp_path, local_copy=bert_folder)
     second = prepare("mine", f"folder:{bert_folder}", tmp_path, again=True)
     assert (first.modality, second.modality) == ("image", "text")
     assert checkpoints.read("mine", tmp_path) == second

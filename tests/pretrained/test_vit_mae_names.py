@@ -9,7 +9,7 @@ from bench.errors import InputError
 from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.models.image import mask_from_noise
-from bench.pretrained.vit_mae_names import Place, from_transformers, place, sizes
+from bench.pretrained.vit_mae_names import Target, from_transformers, target_of
 from bench.specs.architectures import MaskedAutoEncoder
 
 SIZES = {"image_size": 12, "patch_size": 3, "width": 16, "depth": 2, "mlp_width": 21}
@@ -121,22 +121,15 @@ def test_an_encoder_alone_has_no_prefix() -> None:
 
 def test_thirds_of_the_fused_projection() -> None:
     for third, name in enumerate(("query", "key", "value")):
-        expected = Place("encoder.blocks.11.attn.qkv.bias", third)
-        assert place(f"vit.encoder.layer.11.attention.attention.{name}.bias") == expected
-        assert place(f"vit.layers.11.attention.{name[0]}_proj.bias") == expected
-    assert place("decoder.decoder_layers.7.output.dense.weight") == Place("decoder.blocks.7.mlp.fc2.weight")
+        expected = Target("encoder.blocks.11.attn.qkv.bias", third)
+        assert target_of(f"vit.encoder.layer.11.attention.attention.{name}.bias") == expected
+        assert target_of(f"vit.layers.11.attention.{name[0]}_proj.bias") == expected
+    assert target_of("decoder.decoder_layers.7.output.dense.weight") == Target("decoder.blocks.7.mlp.fc2.weight")
 
 
 def test_decoder_blocks_as_transformers_5_writes_them() -> None:
-    found = place("decoder.decoder_encoder.layer.7.attention.attention.key.bias")
-    assert found == Place("decoder.blocks.7.attn.qkv.bias", 1)
-
-
-@pytest.mark.parametrize("old", [False, True])
-def test_shapes_tell_all_sizes_but_the_heads(old: bool) -> None:
-    shapes = {name: tensor.shape for name, tensor in state_of(autoencoder(), old).items()}
-    assert sizes(shapes) == SIZES | DECODER_SIZES
-    assert sizes({name: shape for name, shape in shapes.items() if name.startswith("vit.")}) == SIZES
+    found = target_of("decoder.decoder_encoder.layer.7.attention.attention.key.bias")
+    assert found == Target("decoder.blocks.7.attn.qkv.bias", 1)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +143,7 @@ def test_shapes_tell_all_sizes_but_the_heads(old: bool) -> None:
 )
 def test_other_networks_parameters_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=name):
-        place(name)
+        target_of(name)
 
 
 def test_a_missing_projection_is_refused() -> None:

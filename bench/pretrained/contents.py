@@ -1,4 +1,4 @@
-"""What is read of a checkpoint's own files, whatever library wrote them."""
+"""The contents of a checkpoint's own files, whatever library wrote them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ NETWORKS: dict[str, Network] = {"bert": "bert", "roberta": "roberta", "xlm-rober
 LEGAL = f"vit_mae, {', '.join(NETWORKS)} of transformers; vit_* of timm"
 
 
-class Found(NamedTuple):
-    """What a folder holds, by this suite's names; `features` are computed as the library itself does it."""
+class CheckpointContents(NamedTuple):
+    """The contents of a checkpoint's folder, by this suite's names.
+
+    `fresh` names this suite's parameters that the file lacks, `ignored` the file's tensors that no parameter here
+    takes. `features` are computed as the library itself does it.
+    """
 
     modality: Literal["image", "text"]
     architecture: dict[str, Any]
@@ -31,25 +35,27 @@ class Found(NamedTuple):
     features: Callable[[Inputs], Tensor] | None = None
 
 
-def _require(folder: Path, config: Mapping[str, Any], legal: Mapping[str, Any]) -> None:
-    for name, value in legal.items():
-        if (found := config.get(name, value)) != value:
-            raise InputError(f"{folder / 'config.json'}: {name} is {found!r}; here it must be {value!r}.")
+def require_settings(folder: Path, config: Mapping[str, Any], legal: Mapping[str, Any]) -> None:
+    """Refuse a configuration in which one of these settings has another value; one that is absent is legal."""
+    for name, legal_value in legal.items():
+        if (value := config.get(name, legal_value)) != legal_value:
+            raise InputError(f"{folder / 'config.json'}: {name} is {value!r}; here it must be {legal_value!r}.")
 
 
-def _configuration(folder: Path, kind: Any, raw: dict[str, Any]) -> Any:
+def parse_configuration(folder: Path, kind: Any, raw: dict[str, Any]) -> Any:
+    """Parse config.json as transformers does; refuses values of which it can make no configuration."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:
-        with _quiet():
+        with quiet_transformers():
             return kind.from_dict(raw)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise InputError(f"{folder / 'config.json'} is no configuration of a {raw['model_type']}: {error}") from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's reports: what matters of them is returned or refused."""
+def quiet_transformers() -> Iterator[None]:
+    """Silence the library's reports: what matters of them is returned or refused."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
