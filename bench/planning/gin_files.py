@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import tokenize
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gin import config_parser
 
@@ -35,15 +35,21 @@ class _Delegate(config_parser.ParserDelegate):  # type: ignore[misc]
         return Macro(macro_name)
 
 
-@dataclass
-class _Reader:
-    """What has been read so far: bindings by target and macros by name, each with its place."""
+Macros = dict[str, tuple[Any, str]]
+"""Name -> value, and where it is defined."""
 
-    bindings: dict[str, Binding] = field(default_factory=dict)
-    macros: dict[str, tuple[Any, str]] = field(default_factory=dict)
-    open_files: list[Path] = field(default_factory=list)
-    replaced: list[Binding] = field(default_factory=list)
+
+class Contents(NamedTuple):
+    """What a text says together with all that it includes; bindings by target, `scope/configurable.setting`."""
+
+    bindings: dict[str, Binding]
+    macros: Macros
+    overridden: list[Binding]
     """Bindings of included files that the including one overrides."""
+
+
+Statements = Iterable[tuple[str, Any]]
+"""Statements as gin parses them, each behind its location as a person reads it."""
 
 
 def shipped_gin() -> Path:
@@ -55,10 +61,10 @@ def shipped_gin() -> Path:
 def find_gin(name: str) -> Path:
     """The file that a --gin argument means: in the working directory, else among the shipped ones."""
     shipped = shipped_gin()
-    given = Path(name)
-    candidates = [given]
-    if not given.is_absolute():
-        inside = Path(*given.parts[1:]) if given.parts[:1] == ("gin",) else given
+    path = Path(name)
+    candidates = [path]
+    if not path.is_absolute():
+        inside = Path(*path.parts[1:]) if path.parts[:1] == ("gin",) else path
         candidates += [shipped / inside, shipped / f"{inside}.gin"]
     for candidate in candidates:
         try:
@@ -72,17 +78,22 @@ def find_gin(name: str) -> Path:
 
 def read_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
     """Parse gin files and `--set` lines; refuses syntax errors, duplicates and macros that are undefined or unused."""
-    reader = _Reader()
+    bindings: dict[str, Binding] = {}
+    macros: Macros = {}
+    overridden: list[Binding] = []
     for name in files:
-        path = find_gin(name)
-        _read_file(path, reader)
-    before = dict(reader.bindings)
-    reader.bindings = {}
-    for text in overrides:
-        _read_statements(_statements(text, f"--set {text!r}"), reader, f"--set {text!r}", Path())
-    bindings = [*before.values()]
-    bindings += [dataclasses.replace(binding, override=True) for binding in reader.bindings.values()]
-    resolved = list(_resolve_macros(bindings, reader))
+        contents = _read_file(find_gin(name))
+        macros = _joined_macros(macros, contents.macros)
+        bindings = _joined(bindings, contents.bindings)
+        overridden += contents.overridden
+    command_line = _read_statements(
+        (location, statement)
+        for location, text in ((f"--set {text!r}", text) for text in overrides)
+        for statement in _statements(text, location)
+    )
+    stronger = [dataclasses.replace(binding, override=True) for binding in command_line.bindings.values()]
+    macros = _joined_macros(macros, command_line.macros)
+    resolved = list(_resolve_macros([*bindings.values(), *stronger], macros, overridden))
     return Bindings(resolved, dict(_candidates(resolved)))
 
 
@@ -92,33 +103,94 @@ def _candidates(bindings: list[Binding]) -> Iterator[tuple[str, tuple[Binding, .
         if (search.configurable, search.setting) != ("search", "candidates") or not isinstance(search.value, tuple):
             continue
         for text in filter(lambda line: isinstance(line, str), search.value):
-            reader, place = _Reader(), f"{search.location}: '{text}'"
-            for line in text.split(";"):
-                _read_statements(_statements(line, place), reader, place, Path())
-            if reader.macros or not reader.bindings or any(b.scope for b in reader.bindings.values()):
-                raise InputError(
-                    f"{search.location}: the candidate '{text}' must be bindings without a scope, with ';' between "
-                    "them, such as 'finetune.lr = 1e-3; finetune.dropout = 0.2'."
-                )
-            tried = (dataclasses.replace(b, override=True) for b in reader.bindings.values())
-            yield text, tuple(tried)
+            yield text, _candidate(text, search.location)
 
 
-def _read_file(path: Path, reader: _Reader, included_at: str = "--gin") -> None:
-    if path.resolve() in reader.open_files:
-        raise InputError(f"{included_at}: {_shown(path)} includes itself.")
+def _candidate(text: str, location: str) -> tuple[Binding, ...]:
+    shown = f"{location}: '{text}'"
+    contents = _read_statements(
+        (shown, statement) for line in text.split(";") for statement in _statements(line, shown)
+    )
+    bindings = contents.bindings.values()
+    if contents.macros or not bindings or any(binding.scope for binding in bindings):
+        raise InputError(
+            f"{location}: the candidate '{text}' must be bindings without a scope, with ';' between "
+            "them, such as 'finetune.lr = 1e-3; finetune.dropout = 0.2'."
+        )
+    return tuple(dataclasses.replace(binding, override=True) for binding in bindings)
+
+
+def _read_file(path: Path, including: tuple[Path, ...] = (), location: str = "--gin") -> Contents:
+    """Read a gin file and all it includes.
+
+    `including` are the files that are open, each included by the one before; `location` is where this one is named.
+    """
+    if path.resolve() in including:
+        raise InputError(f"{location}: {_shown(path)} includes itself.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{_shown(path)} cannot be read: {error}") from error
-    reader.open_files.append(path.resolve())
-    own = _Reader(macros=reader.macros, open_files=reader.open_files, replaced=reader.replaced)
-    _read_statements(_statements(text, _shown(path)), own, None, path)
-    for target, binding in own.bindings.items():
-        if target in reader.bindings and reader.bindings[target].location != binding.location:  # not one file, twice
-            _refuse_duplicate(reader.bindings[target], binding)
-        reader.bindings[target] = binding
-    reader.open_files.pop()
+    statements = _statements(text, _shown(path))
+    located = ((f"{_shown(path)}:{statement.location.line_num}", statement) for statement in statements)
+    return _read_statements(located, path, (*including, path.resolve()))
+
+
+def _read_statements(statements: Statements, path: Path | None = None, including: tuple[Path, ...] = ()) -> Contents:
+    """Read the statements of one text: of the file `path`, else of the command line or of a candidate.
+
+    A target may be bound once. Only a file may bind again what it included, and only below the include:
+
+        common.gin                  finetune.lr = 1e-3
+        grid.gin    include 'common.gin'
+                    finetune.lr = 1e-4          takes the place of common.gin's
+                    finetune.lr = 1e-5          refused: this file has bound it already
+                    include 'other.gin'         refused if it binds finetune.lr, too: which one is meant?
+    """
+    bindings: dict[str, Binding] = {}
+    macros: Macros = {}
+    overridden: list[Binding] = []
+    own: set[str] = set()  # the targets that this text has bound itself
+    for location, statement in statements:
+        if isinstance(statement, config_parser.ImportStatement):
+            raise InputError(f"{location}: import is not needed: every file under baselines/ is loaded.")
+        if isinstance(statement, config_parser.IncludeStatement):
+            if path is None:
+                raise InputError(f"{location}: include belongs in a gin file.")
+            included = _read_file(_included(path, statement.filename, location), including, location)
+            macros = _joined_macros(macros, included.macros)
+            bindings = _joined(bindings, included.bindings)
+            overridden += included.overridden
+        elif isinstance(statement, config_parser.BindingStatement) and not statement.arg_name:
+            name = f"{statement.scope}/{statement.selector}" if statement.scope else statement.selector
+            macros = _joined_macros(macros, {name: (statement.value, location)})
+        elif isinstance(statement, config_parser.BindingStatement):
+            value = _frozen(statement.value)
+            binding = Binding(statement.scope, statement.selector, statement.arg_name, value, location)
+            if binding.target in own:
+                _refuse_duplicate(bindings[binding.target], binding)
+            if binding.target in bindings:  # of an included file
+                overridden.append(bindings[binding.target])
+            bindings[binding.target] = binding
+            own.add(binding.target)
+    return Contents(bindings, macros, overridden)
+
+
+def _joined(first: dict[str, Binding], second: dict[str, Binding]) -> dict[str, Binding]:
+    """Join two files' bindings; refuses a target that both bind, unless by the same line of a file both include."""
+    for target, binding in second.items():
+        earlier = first.get(target, binding)
+        if earlier.location != binding.location:
+            _refuse_duplicate(earlier, binding)
+    return first | second
+
+
+def _joined_macros(first: Macros, second: Macros) -> Macros:
+    """Join two texts' macros; refuses one that both define."""
+    for name, (_, location) in second.items():
+        if name in first:
+            raise InputError(f"{location}: the macro {name} is defined a second time; first at {first[name][1]}.")
+    return first | second
 
 
 def _shown(path: Path) -> str:
@@ -134,32 +206,15 @@ def _statements(text: str, name: str) -> Iterator[Any]:
         yield from parser
     except SyntaxError as error:
         line = getattr(error, "lineno", None) or parser._current_location().line_num
-        place = name if "--set" in name else f"{name}:{line}"
+        location = name if "--set" in name else f"{name}:{line}"
         what = str(error.msg).splitlines()[-1].strip().rstrip(".")
-        raise InputError(f"{place}: not valid gin: {what}. A binding reads scope/name.setting = value.") from error
+        raise InputError(f"{location}: not valid gin: {what}. A binding reads scope/name.setting = value.") from error
     except RecursionError as error:
         raise InputError(f"{name}: not valid gin: brackets are nested too deeply.") from error
     except tokenize.TokenError as error:
         raise InputError(
             f"{name}:{error.args[1][0]}: not valid gin: {error.args[0]} (an unclosed bracket?)."
         ) from error
-
-
-def _read_statements(statements: Iterator[Any], reader: _Reader, shown: str | None, path: Path) -> None:
-    """Add one text's statements; a file's own lines may override what it includes, nothing else may be bound twice."""
-    included: set[str] = set()
-    for statement in statements:
-        location = shown or f"{_shown(path)}:{statement.location.line_num}"
-        if isinstance(statement, config_parser.IncludeStatement):
-            if shown:
-                raise InputError(f"{location}: include belongs in a gin file.")
-            before = set(reader.bindings)
-            _read_file(_included(path, statement.filename, location), reader, location)
-            included |= set(reader.bindings) - before
-        elif isinstance(statement, config_parser.ImportStatement):
-            raise InputError(f"{location}: import is not needed: every file under baselines/ is loaded.")
-        elif isinstance(statement, config_parser.BindingStatement):
-            _add(statement, location, reader, included)
 
 
 def _included(path: Path, name: str, location: str) -> Path:
@@ -199,26 +254,6 @@ def _copy_file(path: Path, folder: Path, copies: dict[Path, Path]) -> Path:
     return copy
 
 
-def _add(statement: Any, location: str, reader: _Reader, included: set[str]) -> None:
-    if not statement.arg_name:
-        name = f"{statement.scope}/{statement.selector}" if statement.scope else statement.selector
-        if name in reader.macros:
-            raise InputError(
-                f"{location}: the macro {name} is defined a second time; first at {reader.macros[name][1]}."
-            )
-        reader.macros[name] = (statement.value, location)
-        return
-    value = _frozen(statement.value)
-    binding = Binding(statement.scope, statement.selector, statement.arg_name, value, location)
-    earlier = reader.bindings.get(binding.target)
-    if earlier is not None:
-        if binding.target not in included:
-            _refuse_duplicate(earlier, binding)
-        reader.replaced.append(earlier)
-    reader.bindings[binding.target] = binding
-    included.discard(binding.target)
-
-
 def _refuse_duplicate(first: Binding, second: Binding) -> None:
     raise InputError(
         f"{second.location}: {second.target} is bound a second time; first at {first.location}. Keep one, or give the "
@@ -235,8 +270,8 @@ def _frozen(value: Any) -> Any:
     return value
 
 
-def _resolve_macros(bindings: list[Binding], reader: _Reader) -> Iterator[Binding]:
-    macros = reader.macros
+def _resolve_macros(bindings: list[Binding], macros: Macros, overridden: list[Binding]) -> Iterator[Binding]:
+    """Put values in the place of `%NAME`; refuses macros that are undefined, that refer to themselves or are unused."""
     used: set[str] = set()
 
     def resolve(value: Any, location: str, seen: tuple[str, ...]) -> Any:
@@ -254,7 +289,7 @@ def _resolve_macros(bindings: list[Binding], reader: _Reader) -> Iterator[Bindin
     for binding in bindings:
         value = resolve(binding.value, binding.location, ())
         yield dataclasses.replace(binding, value=value)
-    for binding in reader.replaced:  # overriding a binding does not make its macro a mistake
+    for binding in overridden:  # overriding a binding does not make its macro a mistake
         resolve(binding.value, binding.location, ())
     for name in sorted(macros.keys() - used):
         raise InputError(
