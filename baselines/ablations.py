@@ -28,7 +28,7 @@ one long schedule, since the released script has one step count as its only knob
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,17 +36,12 @@ from baselines.finetune import finetune
 from baselines.mars import kernels, mars_distance
 from baselines.self_distillation import require_same_architecture, self_distill
 from baselines.tapt import further_pretrain, tapt
-from bench.errors import SpecError
-from bench.interfaces.hooks import Batch, Context, Loss, State
-from bench.planning.registry import recipe
-from bench.specs import Objective, Stage
-from bench.specs.objectives import MaskedAutoEncoding
+from bench.methods import Batch, Cell, Context, Loss, MaskedAutoEncoding, Objective, SpecError, Stage, State, recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.interfaces.model import Model
-    from bench.planning.cell import Cell
 
 Pair = tuple["Tensor", "Tensor"]
 
@@ -95,24 +90,31 @@ def mars_penalty(pairs: Iterable[Pair]) -> Tensor:
 # ------------------------------------------------------------------------------------------------ objectives
 
 
-def _require_weight(objective: PredictionMatching | WeightMatchingL2 | WeightMatchingMARS) -> None:
-    objective.require("weight", math.isfinite(objective.weight) and objective.weight >= 0, "0 or more, and finite")
+class Matching(Objective):
+    """What the student matches of its teacher; every subclass is a dataclass with a field `weight` of its own."""
 
-
-@dataclass(frozen=True)
-class PredictionMatching(Objective):
-    """The student's predictions for the masked input move towards the teacher's for the same masked input."""
-
-    NEEDS = frozenset({"mask", "decoder", "teacher"})
+    # No dataclass itself, so `weight` is no field here: gin files bind it under the names of the subclasses alone.
     CAPTURABLE = True
 
-    weight: float = 1.0
+    weight: float
 
     def check(self) -> None:
-        _require_weight(self)
+        self.require("weight", math.isfinite(self.weight) and self.weight >= 0, "0 or more, and finite")
 
     def check_stage(self, stage: Stage) -> None:
         require_same_architecture(stage)
+
+
+@dataclass(frozen=True)
+class PredictionMatching(Matching):
+    """The student's predictions for the masked input move towards the teacher's for the same masked input."""
+
+    NEEDS = frozenset({"mask", "decoder", "teacher"})
+
+    weight: float = 1.0
+
+    def check_stage(self, stage: Stage) -> None:
+        super().check_stage(stage)
         if stage.teacher is not None and "decoder" not in stage.teacher.objective.needs:
             raise SpecError("teacher", f"the teacher {stage.teacher.name} has no decoder whose predictions to match.")
 
@@ -133,57 +135,45 @@ class PredictionMatching(Objective):
         return Loss(self.weight * distance, {"predictions": distance})
 
 
-@dataclass(frozen=True)
-class WeightMatchingL2(Objective):
-    """The student's trainable encoder tensors move towards the teacher's: squared L2 distance."""
+class WeightMatching(Matching):
+    """The student's weights move towards the teacher's; `begin` of a subclass says which, and how far is far."""
 
     NEEDS = frozenset({"teacher"})
-    CAPTURABLE = True
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        distance = state.constants["distance"](state.constants["pairs"])
+        return Loss(self.weight * distance, {"weights": distance})
+
+
+@dataclass(frozen=True)
+class WeightMatchingL2(WeightMatching):
+    """The student's trainable encoder tensors move towards the teacher's: squared L2 distance."""
 
     weight: float = 1.0
-
-    def check(self) -> None:
-        _require_weight(self)
-
-    def check_stage(self, stage: Stage) -> None:
-        require_same_architecture(stage)
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
         encoder = model.encoder.named_parameters(prefix="encoder")
-        return _paired(model, teacher, [name for name, parameter in encoder if parameter.requires_grad])
-
-    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        distance = squared_distance(state.constants["pairs"])
-        return Loss(self.weight * distance, {"weights": distance})
+        trainable = [name for name, parameter in encoder if parameter.requires_grad]
+        return _paired(model, teacher, trainable, squared_distance)
 
 
 @dataclass(frozen=True)
-class WeightMatchingMARS(Objective):
+class WeightMatchingMARS(WeightMatching):
     """The student's encoder matrices move towards the teacher's: largest row of absolute differences, per matrix."""
-
-    NEEDS = frozenset({"teacher"})
-    CAPTURABLE = True
 
     weight: float = 1.0
 
-    def check(self) -> None:
-        _require_weight(self)
-
-    def check_stage(self, stage: Stage) -> None:
-        require_same_architecture(stage)
-
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
-        return _paired(model, teacher, kernels(model))
-
-    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        distance = mars_penalty(state.constants["pairs"])
-        return Loss(self.weight * distance, {"weights": distance})
+        return _paired(model, teacher, kernels(model), mars_penalty)
 
 
-def _paired(model: Model, teacher: Model | None, names: Iterable[str]) -> State:
+def _paired(
+    model: Model, teacher: Model | None, names: Iterable[str], distance: Callable[[Iterable[Pair]], Tensor]
+) -> State:
     assert teacher is not None  # the stage's own check
     students, teachers = dict(model.named_parameters()), dict(teacher.named_parameters())
-    return State(constants={"pairs": [(students[name], teachers[name].detach()) for name in names]})
+    pairs = [(students[name], teachers[name].detach()) for name in names]
+    return State(constants={"pairs": pairs, "distance": distance})
 
 
 # ------------------------------------------------------------------------------------------------ recipes

@@ -11,18 +11,12 @@ student's, not around θ_init.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from baselines.finetune import finetune
 from baselines.mars import MarsProjection
 from baselines.r3f import R3F
 from baselines.self_distillation import self_distill
 from baselines.tapt import further_pretrain
-from bench.planning.registry import recipe
-from bench.specs import Stage
-
-if TYPE_CHECKING:
-    from bench.planning.cell import Cell
+from bench.methods import Cell, Stage, recipe
 
 
 @recipe()

@@ -14,14 +14,20 @@ et al. used; every other stage draws its batches at random). Table 9's batch of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from bench.planning.registry import recipe
-from bench.specs import PRETRAINED, Constraint, Objective, Optimizer, Schedule, Stage
-from bench.specs.objectives import AdamW, CrossEntropy
-
-if TYPE_CHECKING:
-    from bench.planning.cell import Cell
+from bench.methods import (
+    PRETRAINED,
+    AdamW,
+    Cell,
+    Constraint,
+    CrossEntropy,
+    Objective,
+    Optimizer,
+    Schedule,
+    Stage,
+    recipe,
+)
 
 SCHEDULES = {
     "image": Schedule(

@@ -37,18 +37,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
-from bench.errors import SpecError, nearest
-from bench.interfaces.hooks import Batch, Context, Loss, State, TeacherOutput
-from bench.planning.registry import recipe
-from bench.specs import PRETRAINED, Objective, Stage
-from bench.specs.architectures import MaskedAutoEncoder
+from bench.methods import (
+    PRETRAINED,
+    Batch,
+    Cell,
+    Context,
+    Loss,
+    MaskedAutoEncoder,
+    Objective,
+    SpecError,
+    Stage,
+    State,
+    TeacherOutput,
+    nearest,
+    recipe,
+)
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from bench.interfaces.model import Model
-    from bench.planning.cell import Cell
 
 Reduction = Literal["batchmean", "mean"]
 

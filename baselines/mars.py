@@ -28,15 +28,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
-from bench.interfaces.hooks import State
-from bench.planning.registry import recipe
-from bench.specs import Constraint, Stage
+from bench.methods import Cell, Constraint, Stage, State, recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bench.interfaces.model import Model
-    from bench.planning.cell import Cell
 
 
 def _row_distances(moved: Tensor) -> Tensor:

@@ -25,15 +25,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from baselines.finetune import finetune
-from bench.interfaces.hooks import Batch, Context, Loss, State
-from bench.planning.registry import recipe
-from bench.specs import Objective, Stage
+from bench.methods import Batch, Cell, Context, Loss, Objective, Stage, State, recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.interfaces.model import Model
-    from bench.planning.cell import Cell
 
 
 def symmetric_kl(clean_logits: Tensor, noised_logits: Tensor) -> Tensor:

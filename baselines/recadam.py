@@ -34,15 +34,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
-from bench.errors import SpecError
-from bench.interfaces.hooks import ParameterGroup
-from bench.planning.registry import recipe
-from bench.specs import Optimizer, Stage
+from bench.methods import Cell, Optimizer, ParameterGroup, SpecError, Stage, recipe
 
 if TYPE_CHECKING:
     import torch
 
-    from bench.planning.cell import Cell
 
 Anneal = Literal["sigmoid", "linear", "constant"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.interfaces.hooks import ParameterGroup
+from bench.methods import ParameterGroup
 
 NUMBERS = ("step_size", "pull", "kept")
 """Of one update: the rate of Adam's step, the strength of the pull, and the share that weight decay leaves."""

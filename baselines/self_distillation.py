@@ -23,17 +23,27 @@ from typing import TYPE_CHECKING
 
 from baselines.finetune import finetune
 from baselines.tapt import OPTIMIZERS, SCHEDULES, further_pretrain
-from bench.errors import SpecError
-from bench.interfaces.hooks import Batch, Context, Loss, State, TeacherOutput
-from bench.planning.registry import declare, recipe
-from bench.specs import Objective, Schedule, Stage
-from bench.specs.objectives import AdamW, MaskedAutoEncoding
+from bench.methods import (
+    AdamW,
+    Batch,
+    Cell,
+    Context,
+    Loss,
+    MaskedAutoEncoding,
+    Objective,
+    Schedule,
+    SpecError,
+    Stage,
+    State,
+    TeacherOutput,
+    declare,
+    recipe,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.interfaces.model import Model
-    from bench.planning.cell import Cell
 
 
 def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -37,17 +37,25 @@ from typing import TYPE_CHECKING, Literal
 
 from baselines.finetune import finetune
 from baselines.tapt import OPTIMIZERS, SCHEDULES
-from bench.errors import SpecError
-from bench.interfaces.hooks import Batch, Context, Loss, State
-from bench.planning.registry import declare, recipe
-from bench.specs import Objective, Schedule, Stage
-from bench.specs.objectives import AdamW
+from bench.methods import (
+    AdamW,
+    Batch,
+    Cell,
+    Context,
+    Loss,
+    Objective,
+    Schedule,
+    SpecError,
+    Stage,
+    State,
+    declare,
+    recipe,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.interfaces.model import Model
-    from bench.planning.cell import Cell
 
 
 def supervised_contrastive_loss(

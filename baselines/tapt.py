@@ -15,15 +15,9 @@ chosen here: no warm-up, no clipping, Adam betas (0.9, 0.98).
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from baselines.finetune import finetune
-from bench.planning.registry import declare, recipe
-from bench.specs import Schedule, Stage
-from bench.specs.objectives import AdamW, MaskedAutoEncoding
-
-if TYPE_CHECKING:
-    from bench.planning.cell import Cell
+from bench.methods import AdamW, Cell, MaskedAutoEncoding, Schedule, Stage, declare, recipe
 
 SCHEDULES = {
     "image": Schedule(steps=20_000, batch_size=64, lr=1.5e-4, dropout=0.0),

@@ -6,7 +6,7 @@ Files written before import the same names from `bench.hooks`, `bench.registry` 
 this module imports no torch; `Model` and `Examples`, which need it, are in `bench.interfaces`.
 """
 
-from bench.errors import InputError, SpecError
+from bench.errors import InputError, SpecError, nearest
 from bench.interfaces.hooks import Batch, Context, Loss, ParameterGroup, State, TeacherOutput
 from bench.planning.cell import Cell
 from bench.planning.registry import declare, recipe, register_backbone
@@ -50,6 +50,7 @@ __all__ = [
     "State",
     "TeacherOutput",
     "declare",
+    "nearest",
     "recipe",
     "register_backbone",
     "stream",
