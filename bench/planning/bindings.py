@@ -51,7 +51,7 @@ class Bindings:
         """The bindings that each line of a search stands for."""
         self.used: set[Binding] = set()
         self.overridden: set[Binding] = set()
-        """Bindings of files whose place a `--set` took."""
+        """File bindings overridden by `--set`."""
         self._by_scope: dict[tuple[bool, str], list[Binding]] = {}
         for binding in self.all:
             self._by_scope.setdefault((binding.override, binding.scope), []).append(binding)
@@ -63,20 +63,20 @@ class Bindings:
             merged: Layer = {}
             for rank, (override, scope) in enumerate((o, s) for o in (False, True) for s in scopes):
                 for binding in self._by_scope.get((override, scope), []):
-                    place = (binding.configurable, binding.setting)
-                    if place in merged:
-                        self.covers(binding, merged[place][1])
-                    merged[place] = (rank, binding)
+                    target = (binding.configurable, binding.setting)
+                    if target in merged:
+                        self.covers(binding, merged[target][1])
+                    merged[target] = (rank, binding)
             self._layers[scopes] = merged
         return self._layers[scopes]
 
     def covers(self, strong: Binding, weak: Binding) -> None:
-        """Note that one binding took another's place; from the command line that is meant, not a mistake."""
+        """Note that a binding overrides another; done by `--set`, that is meant and no mistake."""
         if strong.override and not weak.override:
             self.overridden.add(weak)
 
     def without_scopes(self, scopes: set[str]) -> Bindings:
-        """The same bindings less those of some scopes, to see what they changed."""
+        """Leave out the bindings of some scopes, to see what they changed."""
         return Bindings((binding for binding in self.all if binding.scope not in scopes), self.candidates)
 
 

@@ -52,7 +52,7 @@ class Expansion:
     part: Literal["all", "fit"] = "all"
     """All of the training set, or only the part there to fit, with evaluation on what is held out."""
     rows: dict[str, Row] = field(init=False)
-    known: Catalogue = field(init=False)
+    catalogue: Catalogue = field(init=False)
     """The tasks and backbones there are, the user's own included."""
     sources: dict[str, frozenset[Binding]] = field(default_factory=dict)
     """Stage key -> the bindings that supplied its values."""
@@ -62,14 +62,14 @@ class Expansion:
 
     def __post_init__(self) -> None:
         self.rows = {row.name: row for row in map(Row.parse, self.grid.rows)}
-        self.known = Catalogue(self.bindings.all)
+        self.catalogue = Catalogue(self.bindings.all)
 
     def manifest(self, task: str) -> Manifest | None:
         """What is prepared of a task, read once; refuses a copy of a user's data that have changed since."""
         if task not in self._manifests:
             manifest = read_manifest(task, self.data_root)
-            if manifest is not None and task in self.known.own:
-                check_unchanged(self.known.tasks[task], manifest)
+            if manifest is not None and task in self.catalogue.own:
+                check_unchanged(self.catalogue.tasks[task], manifest)
             self._manifests[task] = manifest
         return self._manifests[task]
 
@@ -85,13 +85,13 @@ class Expansion:
 
     def stage(self, row: str, task: str, seed: int) -> Stage:
         """The last stage of a cell, built once; refuses rows that wait for each other."""
-        place = (row, task, seed)
-        if place in self._built:
-            stage = self._built[place]
+        coordinates = (row, task, seed)
+        if coordinates in self._built:
+            stage = self._built[coordinates]
             if stage is None:
                 raise InputError(f"row '{row}' depends on itself through cell.row(…).")
             return stage
-        self._built[place] = None
+        self._built[coordinates] = None
         cell = self.cell(row, task, seed)
         try:
             search = cell.configure(SearchSettings(), "search")
@@ -100,8 +100,8 @@ class Expansion:
         except SpecError as error:
             raise cell.blame(error.field, str(error)) from error
         finally:
-            del self._built[place]
-        self._built[place] = stage
+            del self._built[coordinates]
+        self._built[coordinates] = stage
         return stage
 
     def _search(self, cell: Cell, candidates: tuple[str, ...]) -> Stage:
@@ -109,17 +109,17 @@ class Expansion:
         row, task = cell.row_name.name, cell.task.name
         tried = [self._candidate(row, task, text, "fit") for text in candidates]
         finals = [self._candidate(row, task, text, self.part) for text in candidates]
-        for place, text in zip(tried, candidates, strict=True):
-            place.stage(row, task, self.grid.base_seed)
+        for expansion, text in zip(tried, candidates, strict=True):
+            expansion.stage(row, task, self.grid.base_seed)
             location = self.bindings.candidates[text][0].location
-            own = [b for b in place.bindings.all if (b.location, b.scope) == (location, row)]
-            if not place.bindings.used.issuperset(own):
+            own = [b for b in expansion.bindings.all if (b.location, b.scope) == (location, row)]
+            if not expansion.bindings.used.issuperset(own):
                 raise SpecError(
                     "candidates", f"the candidate '{text}' of row '{row}' changes nothing for task '{task}'."
                 )
         return Selected.among(
-            candidates=tuple(place.stage(row, task, self.grid.base_seed) for place in tried),
-            finals=tuple(place.stage(row, task, cell.seed) for place in finals),
+            candidates=tuple(expansion.stage(row, task, self.grid.base_seed) for expansion in tried),
+            finals=tuple(expansion.stage(row, task, cell.seed) for expansion in finals),
             metric=cell.task.metric,
         )
 
@@ -155,12 +155,12 @@ class Cell:
         """The task with this cell's settings (backbone, metric)."""
         scopes = self._scopes(with_backbone=False)
         task = self._shared(
-            ("task", scopes), lambda: self._overlay(self._expansion.known.tasks[self._task_name], ("task",), scopes)
+            ("task", scopes), lambda: self._overlay(self._expansion.catalogue.tasks[self._task_name], ("task",), scopes)
         )
         if self._other_backbone is not None:
             task = dataclasses.replace(task, backbone=self._other_backbone)
-        if task.backbone not in self._expansion.known.backbones:
-            legal = nearest(task.backbone, self._expansion.known.backbones)
+        if task.backbone not in self._expansion.catalogue.backbones:
+            legal = nearest(task.backbone, self._expansion.catalogue.backbones)
             raise self.blame("backbone", f"task {task.name}: there is no backbone '{task.backbone}'.{legal}")
         return task
 
@@ -194,12 +194,12 @@ class Cell:
 
     def backbones(self) -> list[str]:
         """The names of the backbones that read what this cell's task holds, the user's own included."""
-        return [name for name in sorted(self._expansion.known.backbones) if self.fits(name)]
+        return [name for name in sorted(self._expansion.catalogue.backbones) if self.fits(name)]
 
     def fits(self, name: str) -> bool:
         """Whether there is a backbone of this name that reads what this cell's task holds."""
-        known = name in self._expansion.known.backbones
-        return known and self.task.modality == self.with_backbone(name)._built_backbone().MODALITY
+        exists = name in self._expansion.catalogue.backbones
+        return exists and self.task.modality == self.with_backbone(name)._built_backbone().MODALITY
 
     def row(self, name: str) -> Stage:
         """The last stage of another row of this grid, same task and seed; refuses a row that the grid lacks."""
@@ -225,9 +225,9 @@ class Cell:
             return make(), self._used[start:]
 
         shared: tuple[T, list[Binding]] = self._expansion.shared(key, record)
-        made, used = shared
+        value, used = shared
         self._used.extend(used)
-        return made
+        return value
 
     def _use(self, binding: Binding) -> Any:
         self._expansion.bindings.used.add(binding)
@@ -236,34 +236,47 @@ class Cell:
 
     def setting(self, configurable: str, setting: str, default: Any) -> Any:
         """One scalar setting, or its default; refuses a value of the wrong type, naming the line."""
-        found = self._expansion.bindings.layers(self._scopes()).get((configurable, setting))
-        if found is None:
+        layers = self._expansion.bindings.layers(self._scopes())
+        if (configurable, setting) not in layers:
             return default
-        return checked(found[1], self._use(found[1]))
+        _, binding = layers[configurable, setting]
+        return checked(binding, self._use(binding))
 
     def configure(self, default: S, *names: str) -> S:
         """`default` with the settings bound under `names` (strongest first; none for the spec's own name) put in."""
         return self._overlay(default, names or (type(default).__name__,), self._scopes())
 
     def _overlay(self, default: S, names: tuple[str, ...], scopes: tuple[str, ...]) -> S:
+        """Put the bound settings into a spec; `names` are the configurables that bind it, strongest first.
+
+        A stronger name wins over a stronger scope. Asked for `self_distill`, then `further_pretrain`:
+
+            self_distill.lr = 1e-3              strength (1, 0): it is taken
+            task/further_pretrain.lr = 1e-4     strength (0, 2)
+
+        Of an exclusive group (a schedule has steps or epochs) only the strongest stays, and the default's go:
+
+            further_pretrain.steps = 100, task/further_pretrain.epochs = 3      gives epochs = 3, steps = None
+        """
         layers = self._expansion.bindings.layers(scopes)
-        found: dict[str, tuple[tuple[int, int], Binding]] = {}
-        for preference, name in enumerate(reversed(names)):
+        strongest: dict[str, tuple[tuple[int, int], Binding]] = {}
+        for preference, name in enumerate(reversed(names)):  # a later, stronger name replaces an earlier one
             for spec_field in dataclasses.fields(default):
-                bound = layers.get((name, spec_field.name))
-                if bound is not None and spec_field.name not in default.UNBOUND:
-                    # A stronger name wins over a stronger scope: self_distill.lr over task/further_pretrain.lr.
-                    found[spec_field.name] = ((preference, bound[0]), bound[1])
+                if (name, spec_field.name) in layers and spec_field.name not in default.UNBOUND:
+                    rank, binding = layers[name, spec_field.name]
+                    strongest[spec_field.name] = ((preference, rank), binding)
         values: dict[str, Any] = {}
         for group in default.EXCLUSIVE:
-            bound_here = {name: found[name][0] for name in group if name in found}
-            if bound_here:
-                strongest = max(bound_here, key=lambda name: bound_here[name])
-                for name, rank in bound_here.items():
-                    if rank < bound_here[strongest]:
-                        self._expansion.bindings.covers(found[strongest][1], found.pop(name)[1])
-                values.update(dict.fromkeys(group, None))
-        values |= {name: checked(binding, self._use(binding)) for name, (_, binding) in found.items()}
+            bound = {name: strongest[name] for name in group if name in strongest}
+            if not bound:
+                continue
+            top, winner = max(bound.values(), key=lambda candidate: candidate[0])
+            for name, (strength, loser) in bound.items():
+                if strength < top:  # of equal strength both stay, and the spec itself refuses them
+                    del strongest[name]
+                    self._expansion.bindings.covers(winner, loser)
+            values.update(dict.fromkeys(group, None))
+        values |= {name: checked(binding, self._use(binding)) for name, (_, binding) in strongest.items()}
         if not values:
             return default
         try:
@@ -272,7 +285,7 @@ class Cell:
             if error.field in values:
                 raise self.blame(error.field, str(error)) from error
             # A default that does not fit what was bound: those lines are the cause.
-            lines = ", ".join(sorted({binding.location for _, binding in found.values()}))
+            lines = ", ".join(sorted({binding.location for _, binding in strongest.values()}))
             raise InputError(f"{lines}: {' or '.join(names)}: {error}") from error
 
     def blame(self, setting: str, message: str) -> InputError:
@@ -292,6 +305,17 @@ class Cell:
         return self._shared(("evaluation", self._scopes()), lambda: self._data("test", True))
 
     def _data(self, split: Literal["train", "test"], labelled: bool) -> Data:
+        """Choose the data of a cell, for training ('train') or for its number ('test').
+
+        | grid, or its search where the task has…  | trains on                      | is judged on          |
+        |------------------------------------------|--------------------------------|-----------------------|
+        | the grid                                 | train, or train+validation     | test                  |
+        | a search, a validation split             | train                          | validation            |
+        | a search, no validation split            | nine tenths of train           | the other tenth of it |
+        | a search, a subset of train+validation   | nine tenths of that subset     | the other tenth of it |
+
+        'train+validation' is `task.training`. `data.subset` and its seed apply to all but test and validation.
+        """
         manifest = self._expansion.manifest(self._task_name)
         searching = self._expansion.part == "fit"
         if split == "test" and not searching:
@@ -301,15 +325,16 @@ class Cell:
         validated = manifest is not None and "validation" in manifest.splits
         if both and manifest is not None and not validated:
             raise self.blame("training", f"{self._task_name} has no validation split: training must be 'train'.")
-        # A subset of what takes in the validation split is held out from like one of a task without that split.
-        if searching and validated and not (both and settings.subset is not None):
-            if split == "test":
-                return data_of(manifest, self._task_name, "validation", True)
-            both, searching = False, False
-        data = data_of(manifest, self._task_name, "train+validation" if both else "train", labelled)
+        # A subset of both splits may hold validation examples: they cannot judge it.
+        on_validation = searching and validated and not (both and settings.subset is not None)
+        if on_validation and split == "test":
+            return data_of(manifest, self._task_name, "validation", True)
+        data = data_of(
+            manifest, self._task_name, "train+validation" if both and not on_validation else "train", labelled
+        )
         if settings.subset != data.examples:  # all of them is no subset: the same stage, the same key
             data = dataclasses.replace(data, subset=settings.subset)
-        if searching:
+        if searching and not on_validation:
             data = dataclasses.replace(data, part="holdout" if split == "test" else "fit")
         drawn = data.subset is not None or data.part != "all"
         return dataclasses.replace(data, subset_seed=settings.subset_seed) if drawn else data
@@ -317,21 +342,21 @@ class Cell:
     def checkpoint(self) -> Prepared | None:
         """What is prepared of this cell's backbone, whose weights were made elsewhere; marks their source as used."""
         name = self.task.backbone
-        source = self._expansion.known.checkpoints[name]
+        source = self._expansion.catalogue.checkpoints[name]
         for setting in OF_CHECKPOINTS:
             self.setting("backbone", setting, None)
         prepared = self._expansion.shared(
             ("checkpoint", name), lambda: read_checkpoint(name, self._expansion.data_root)
         )
         if prepared is not None and (problem := source.differs(prepared)):
-            again = self._expansion.known.command([name], self._expansion.data_root)
+            again = self._expansion.catalogue.command([name], self._expansion.data_root)
             raise self.blame("weights", f"{name} {problem}. Prepare it again: {again} --again")
-        found: Prepared | None = prepared
-        return found
+        checkpoint: Prepared | None = prepared
+        return checkpoint
 
     def is_official_checkpoint(self) -> bool:
         """Whether this cell's backbone is a public one with the weights that the suite names."""
-        return self.task.backbone not in self._expansion.known.own
+        return self.task.backbone not in self._expansion.catalogue.own
 
     def corpus(self, name: str) -> Manifest | None:
         """What is prepared of an embedded corpus."""

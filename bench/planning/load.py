@@ -26,9 +26,9 @@ def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bin
     values, lines = _unscoped("grid", bindings)
     try:
         grid = Grid(**{"name": Path(files[0]).stem if files else None, **values})
-        known = Catalogue(bindings.all)
-        _check_names(grid, known)
-        _check_scopes(bindings, grid, known)
+        catalogue = Catalogue(bindings.all)
+        _check_names(grid, catalogue)
+        _check_scopes(bindings, grid, catalogue)
     except SpecError as error:
         raise InputError(f"{lines.get(error.field, ', '.join(files))}: {error}") from error
     return grid, bindings
@@ -50,8 +50,8 @@ def load_cluster(bindings: Bindings) -> Cluster:
     try:
         return Cluster(**values)
     except SpecError as error:
-        place = f"{lines[error.field]}: " if error.field in lines else ""
-        raise InputError(f"{place}{error}") from error
+        location = f"{lines[error.field]}: " if error.field in lines else ""
+        raise InputError(f"{location}{error}") from error
 
 
 def _unscoped(configurable: str, bindings: Bindings) -> tuple[dict[str, Any], dict[str, str]]:
@@ -80,22 +80,22 @@ def _unknown_names(binding: Binding) -> Iterator[str]:
             yield str(error)
 
 
-def _check_names(grid: Grid, known: Catalogue) -> None:
+def _check_names(grid: Grid, catalogue: Catalogue) -> None:
     for task in grid.tasks:
-        if task not in known.tasks:
-            legal = nearest(task, known.tasks)
+        if task not in catalogue.tasks:
+            legal = nearest(task, catalogue.tasks)
             raise SpecError("tasks", f"grid.tasks: there is no task '{task}', nor is {task}/task.source bound.{legal}")
     for row in map(Row.parse, grid.rows):
-        if row.name in known.tasks or row.name in CORPORA or row.name in known.backbones:
+        if row.name in catalogue.tasks or row.name in CORPORA or row.name in catalogue.backbones:
             raise SpecError(
                 "rows", f"grid.rows: '{row.name}' is also a task or backbone; its scope would be ambiguous."
             )
 
 
-def _check_scopes(bindings: Bindings, grid: Grid, known: Catalogue) -> None:
+def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
     rows = [label.split("/")[0] for label in grid.rows]
-    places = {*known.tasks, *known.backbones}
-    legal = {"", *rows, *places, *(f"{task}/{row}" for task in grid.tasks for row in rows)}
+    columns = {*catalogue.tasks, *catalogue.backbones}
+    legal = {"", *rows, *columns, *(f"{task}/{row}" for task in grid.tasks for row in rows)}
     for binding in bindings.all:
         if binding.configurable in ("grid", "slurm") and binding.scope:
             raise InputError(f"{binding.location}: {binding.target} takes no scope: it describes the whole grid.")
@@ -105,7 +105,7 @@ def _check_scopes(bindings: Bindings, grid: Grid, known: Catalogue) -> None:
                 f"{binding.location}: task.{binding.setting} takes no row: all rows of a column share its task."
             )
         if binding.scope not in legal:
-            names = legal - {""} if "/" in binding.scope else {*rows, *places}
+            names = legal - {""} if "/" in binding.scope else {*rows, *columns}
             swapped = "/".join(reversed(binding.scope.split("/")))
             hint = f" Did you mean '{swapped}'?" if swapped in legal else nearest(binding.scope, names)
             raise InputError(
@@ -132,7 +132,7 @@ def _declares(binding: Binding) -> bool:
 def _why_unused(binding: Binding, expansion: Expansion) -> str:
     bindings = expansion.bindings
     task = binding.scope.split("/")[0]
-    if task in expansion.known.tasks and task not in expansion.grid.tasks:
+    if task in expansion.catalogue.tasks and task not in expansion.grid.tasks:
         return (
             f"{binding.location}: {binding.target} changes nothing: this grid does not run the task {task}. Remove it."
         )

@@ -106,7 +106,7 @@ def make_plan(
         cells,
         selected,
         list(walk(*(cell.stage for cell in selected))),
-        expansion.known,
+        expansion.catalogue,
         data_root,
         list(_splits(expansion)),
         cluster=cluster,

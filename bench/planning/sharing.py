@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 from bench.errors import InputError
 from bench.planning.bindings import Bindings
@@ -11,7 +11,13 @@ from bench.specs import Stage, walk
 
 
 def _splits(expansion: Expansion) -> Iterable[str]:
-    """For each row, task: the stages that it would share with another row were it not for the row's own bindings.
+    """Name the bindings of a row that split a stage which it would share with another row.
+
+    Each row is planned twice: as it is, and without its own bindings. An example, with `tapt` in the grid, too:
+
+        self_distillation/further_pretrain.steps = 100
+        without it    further_pretrain (the very stage of tapt), self_distill_1, finetune
+        with it       another further_pretrain, …: this line splits it
 
     Last stages are left out: rows exist so that those differ. So do rows of one recipe, in any stage; and a stage that
     the row shares with another one under the same bindings belongs to a series (of budgets, of subsets). Searches are
@@ -20,36 +26,48 @@ def _splits(expansion: Expansion) -> Iterable[str]:
     grid, seed, root = expansion.grid, expansion.grid.seeds[0], expansion.data_root
     bindings = Bindings(binding for binding in expansion.bindings.all if binding.configurable != "search")
     unsearched = Expansion(grid, bindings, root)
-    of_row = {(row, task): _stages(unsearched, row, task, seed) for row in expansion.rows for task in grid.tasks}
-    told: set[str] = set()
-    for row, its in expansion.rows.items():
-        others = [name for name, other in expansion.rows.items() if other.recipe != its.recipe]
-        scopes = {row, *(f"{task}/{row}" for task in grid.tasks)}
+    stages = {(row, task): _stages(unsearched, row, task, seed) for row in expansion.rows for task in grid.tasks}
+    reported: set[str] = set()
+    for name, row in expansion.rows.items():
+        scopes = {name, *(f"{task}/{name}" for task in grid.tasks)}
         if not any(binding.scope in scopes for binding in bindings.all):
-            continue
+            continue  # nothing of its own can split a stage
         plain = Expansion(grid, bindings.without_scopes(scopes), root)
         for task in grid.tasks:
-            own, unbound = of_row[row, task], _stages(plain, row, task, seed)
-            for stage in list(unbound.values())[:-1]:
-                sharing = [other for other in others if stage.key in of_row[other, task]]
-                if not sharing or stage.key in own:
-                    continue
-                # Its counterpart: of the same part in the method and on the same backbone (kd has two `finetune`).
-                place = (stage.name, stage.backbone.name)
-                counterparts = (s for s in own.values() if (s.name, s.backbone.name) == place and s.key not in unbound)
-                split = next(counterparts, None)
-                if split is None or any(split.key in of_row[other, task] for other in others):
-                    continue
-                blamed = {str(binding) for binding in unsearched.sources[split.key] if binding.scope in scopes}
+            others = {
+                other: stages[other, task] for other in expansion.rows if expansion.rows[other].recipe != row.recipe
+            }
+            for stage, split, sharing in _split_stages(stages[name, task], _stages(plain, name, task, seed), others):
                 lines = {
-                    f"{one}: splits {stage.name}, which {row} would share with {', '.join(sharing)}" for one in blamed
+                    f"{binding}: splits {stage.name}, which {name} would share with {', '.join(sharing)}"
+                    for binding in unsearched.sources[split.key]
+                    if binding.scope in scopes
                 }
-                yield from sorted(lines - told)
-                told |= lines
+                yield from sorted(lines - reported)
+                reported |= lines
+
+
+def _split_stages(
+    own: Mapping[str, Stage], unbound: Mapping[str, Stage], others: Mapping[str, Mapping[str, Stage]]
+) -> Iterator[tuple[Stage, Stage, list[str]]]:
+    """Yield (the stage that could be shared, the row's own in its stead, the rows that could share it).
+
+    `own` are a row's stages by key, `unbound` those without its bindings, `others` those of the rows of other recipes.
+    """
+    for stage in list(unbound.values())[:-1]:
+        sharing = [other for other, stages in others.items() if stage.key in stages]
+        if not sharing or stage.key in own:
+            continue  # nobody else has it, or the row has it in spite of its bindings
+        # Its counterpart: of the same part in the method and on the same backbone (kd has two `finetune`).
+        part = (stage.name, stage.backbone.name)
+        counterparts = (s for s in own.values() if (s.name, s.backbone.name) == part and s.key not in unbound)
+        split = next(counterparts, None)
+        if split is not None and not any(split.key in stages for stages in others.values()):
+            yield stage, split, sharing
 
 
 def _stages(expansion: Expansion, row: str, task: str, seed: int) -> dict[str, Stage]:
-    """The stages behind a cell, parents first; none where the row makes no sense under these bindings."""
+    """List the stages behind a cell by key, parents first; none where the row makes no sense under these bindings."""
     try:
         return {stage.key: stage for stage in walk(expansion.stage(row, task, seed))}
     except InputError:
