@@ -15,12 +15,12 @@ from bench.errors import InputError
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that name a grid, its data, store and results."""
-    made = argparse.ArgumentParser(prog=program, description=description)
-    add_bindings(made, required=True)
-    made.add_argument("--store", type=Path, default=Path("runs"), help="where stages are kept (default: runs)")
-    made.add_argument("--results", type=Path, default=Path("results"), help="where tables go (default: results)")
-    add_data(made)
-    return made
+    arguments = argparse.ArgumentParser(prog=program, description=description)
+    add_bindings(arguments, required=True)
+    arguments.add_argument("--store", type=Path, default=Path("runs"), help="where stages are kept (default: runs)")
+    arguments.add_argument("--results", type=Path, default=Path("results"), help="where tables go (default: results)")
+    add_data(arguments)
+    return arguments
 
 
 def add_bindings(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -44,14 +44,14 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help="where data lie (default: BENCH_DATA, else data)")
 
 
-def data_root(given: argparse.Namespace) -> Path:
+def data_root(arguments: argparse.Namespace) -> Path:
     """The folder of prepared data."""
-    return given.data or default_data_root()
+    return arguments.data or default_data_root()
 
 
 def check_writable(argument: str, folder: Path) -> None:
     """Refuse a folder that cannot be made or written, before anything is."""
-    parent = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
     if writable:
         try:

@@ -93,25 +93,25 @@ class Catalogue:
         if name not in legal:
             raise InputError(f"there is no task, corpus or backbone named '{name}' to prepare.{nearest(name, legal)}")
 
-    def prepare(self, name: str, root: Path, given: Path | None = None, again: bool = False) -> str:
+    def prepare(self, name: str, root: Path, local_copy: Path | None = None, again: bool = False) -> str:
         """Prepare a task, corpus or backbone under `root`, unless it is; returns what there is, in words.
 
-        `given` stands in for a download; `again` replaces what is prepared, once the new one is complete.
+        `local_copy` stands in for a download; `again` replaces what is prepared, once the new one is complete.
         """
         self.refuse_unknown(name)
         if name in self.checkpoints:
-            return self._prepare_checkpoint(name, root, given, again)
-        return describe_manifest(prepare_data(name, root, self.tasks.get(name), given, again))
+            return self._prepare_checkpoint(name, root, local_copy, again)
+        return describe_manifest(prepare_data(name, root, self.tasks.get(name), local_copy, again))
 
-    def _prepare_checkpoint(self, name: str, root: Path, given: Path | None, again: bool) -> str:
+    def _prepare_checkpoint(self, name: str, root: Path, local_copy: Path | None, again: bool) -> str:
         source = self.checkpoints[name]
-        found = prepare_checkpoint(name, source.weights, root, given, source.weights_checksum, again)
-        told = [f"{found.architecture['depth']} layers of width {found.architecture['width']}"]
-        if found.fresh:
-            told.append(f"warning: the file lacks these, which start from random values: {', '.join(found.fresh)}")
-        if found.ignored:
-            told.append(f"not used: {', '.join(found.ignored)}")
-        return "; ".join(told)
+        prepared = prepare_checkpoint(name, source.weights, root, local_copy, source.weights_checksum, again)
+        lines = [f"{prepared.architecture['depth']} layers of width {prepared.architecture['width']}"]
+        if prepared.fresh:
+            lines.append(f"warning: the file lacks these, which start from random values: {', '.join(prepared.fresh)}")
+        if prepared.ignored:
+            lines.append(f"not used: {', '.join(prepared.ignored)}")
+        return "; ".join(lines)
 
     def _own_tasks(self) -> Iterator[Task]:
         for name, lines in self._bound("task", OF_OWN_TASKS).items():
@@ -146,7 +146,7 @@ class Catalogue:
 
     def _bound(self, configurable: str, settings: Iterable[str]) -> dict[str, dict[str, Binding]]:
         """The lines that bind these settings, by scope and setting; the command line's over the files'."""
-        found: dict[str, dict[str, Binding]] = {}
+        lines: dict[str, dict[str, Binding]] = {}
         for binding in sorted(self.bindings, key=lambda binding: binding.override):
             if binding.configurable != configurable or binding.setting not in settings:
                 continue
@@ -155,8 +155,8 @@ class Catalogue:
                     f"{binding.location}: {configurable}.{binding.setting} describes one {configurable}: write "
                     f"NAME/{configurable}.{binding.setting}."
                 )
-            found.setdefault(binding.scope, {})[binding.setting] = binding
-        return found
+            lines.setdefault(binding.scope, {})[binding.setting] = binding
+        return lines
 
 
 def _value(binding: Binding, annotation: Any) -> Any:

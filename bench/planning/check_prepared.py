@@ -28,17 +28,17 @@ class Report:
     notes: list[str]
 
 
-def check(name: str, known: Catalogue, root: Path) -> Report:
+def check(name: str, catalogue: Catalogue, root: Path) -> Report:
     """Everything about one prepared task, corpus or checkpoint; refuses what is not prepared."""
-    if name in known.checkpoints:
-        return _checkpoint(name, known, root)
+    if name in catalogue.checkpoints:
+        return _checkpoint(name, catalogue, root)
     manifest = read_manifest(name, root)
     if manifest is None:
-        raise NotPrepared(f"{name} is not prepared in {root}. Prepare it with: {known.command([name], root)}")
+        raise NotPrepared(f"{name} is not prepared in {root}. Prepare it with: {catalogue.command([name], root)}")
     wrong: list[str] = []
     try:
-        if name in known.tasks:
-            check_unchanged(known.tasks[name], manifest)
+        if name in catalogue.tasks:
+            check_unchanged(catalogue.tasks[name], manifest)
         content = disk.read(manifest, root)
     except InputError as error:
         return Report(describe_manifest(manifest), [str(error)], [])
@@ -51,24 +51,26 @@ def check(name: str, known: Catalogue, root: Path) -> Report:
 
 def _differences(manifest: Manifest, content: Content, root: Path) -> Iterator[str]:
     for split, rows in content.splits.items():
-        found, promised = facts(content.class_names, rows), manifest.splits[split]
-        if found != promised:
+        actual, promised = facts(content.class_names, rows), manifest.splits[split]
+        if actual != promised:
             yield (
-                f"{split} holds {found.examples} examples with the checksum {found.checksum[:16]}, its manifest says "
+                f"{split} holds {actual.examples} examples with the checksum {actual.checksum[:16]}, its manifest says "
                 f"{promised.examples} and {promised.checksum[:16]}. {disk.again(root / manifest.name)}"
             )
 
 
 def _notes(manifest: Manifest, content: Content) -> Iterator[str]:
     yield f"read from {', '.join(f'{name} {value}' for name, value in manifest.sources.items() if name != 'splits')}"
-    for split, per_class in ((split, found.per_class) for split, found in manifest.splits.items()):
+    for split, per_class in ((split, counts.per_class) for split, counts in manifest.splits.items()):
         if per_class:
             low, high = min(per_class), max(per_class)
             yield f"{split}: {low} examples of each class" if low == high else f"{split}: {low} to {high} per class"
     relabelled = contradictions(content)
     for (first, second), count in duplicates(content).items():
-        told = f", {relabelled[first, second]} of them with another label" if (first, second) in relabelled else ""
-        yield f"{count} examples of {second} also occur in {first}{told}"
+        relabelling = (
+            f", {relabelled[first, second]} of them with another label" if (first, second) in relabelled else ""
+        )
+        yield f"{count} examples of {second} also occur in {first}{relabelling}"
     if "validation" not in content.splits and content.class_names:
         labels = content.splits["train"].labels
         assert labels is not None
@@ -76,16 +78,16 @@ def _notes(manifest: Manifest, content: Content) -> Iterator[str]:
         yield f"held out for selection: {size} of {len(labels)} training examples, positions sha256 {checksum}"
 
 
-def _checkpoint(name: str, known: Catalogue, root: Path) -> Report:
-    found = checkpoints.read(name, root)
-    if found is None:
-        raise NotPrepared(f"{name} is not prepared in {root}. Prepare it with: {known.command([name], root)}")
-    shape = f"{found.architecture['depth']} layers of width {found.architecture['width']}"
-    summary = f"{shape} from {found.source}; weight file sha256 {found.checksum}"
-    fresh = [f"starts from random values: {', '.join(found.fresh)}"] if found.fresh else []
-    wrong = [problem] if (problem := known.checkpoints[name].differs(found)) else []
+def _checkpoint(name: str, catalogue: Catalogue, root: Path) -> Report:
+    prepared = checkpoints.read(name, root)
+    if prepared is None:
+        raise NotPrepared(f"{name} is not prepared in {root}. Prepare it with: {catalogue.command([name], root)}")
+    shape = f"{prepared.architecture['depth']} layers of width {prepared.architecture['width']}"
+    summary = f"{shape} from {prepared.source}; weight file sha256 {prepared.checksum}"
+    fresh = [f"starts from random values: {', '.join(prepared.fresh)}"] if prepared.fresh else []
+    wrong = [problem] if (problem := catalogue.checkpoints[name].differs(prepared)) else []
     try:
-        checkpoints.weights(name, root, found.checksum)
+        checkpoints.weights(name, root, prepared.checksum)
     except InputError as error:
         wrong.append(str(error))
     return Report(summary, wrong, fresh)

@@ -128,9 +128,15 @@ class Sum(Objective):
         return State(torch.nn.ModuleDict(modules) if modules else None, tensors, {"states": states})
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        """Add up the terms' losses, each with the part of the state that is its own.
+
+        Entry `1.average` of the sum's tensors is entry `average` of the second term's. The sum's are the truth: after
+        resuming, they are those of the checkpoint. Both name the same tensor, so a term that changes it in place leaves
+        every entry the object it was, as a recorded step needs (`bench.training.graphs`); a term that puts another
+        tensor there has it show in the sum's.
+        """
         losses = []
         for i, (term, own) in enumerate(zip(self.terms, state.constants["states"], strict=True)):
-            # After resuming, the checkpointed tensors are the truth.
             own.tensors = {name: state.tensors[f"{i}.{name}"] for name in own.tensors}
             losses.append(term.loss(model, batch, own, context))
             state.tensors.update({f"{i}.{name}": value for name, value in own.tensors.items()})
