@@ -93,6 +93,9 @@ def _groups(item: pytest.Item) -> list[str]:
 # The environment has to be in place before a test module imports a library that reads it at import.
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "group(name, ...): what the test needs; the names are in tests/conftest.py")
+    config.addinivalue_line(
+        "markers", "golden: compares with the numbers of official code (tests/golden, or GOLDEN_DIR)"
+    )
     config.addinivalue_line("markers", "xdist_group(name): tests that pytest-xdist runs in one process")
     _refuse_unknown(_required(), f"The environment variable {REQUIRED_GROUPS}")
     patch = pytest.MonkeyPatch()

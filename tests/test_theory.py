@@ -52,6 +52,7 @@ def margin(values: np.ndarray) -> float:
     return allowed["atol"] + allowed["rtol"] * float(np.abs(values).max())
 
 
+@pytest.mark.golden
 def test_every_recorded_number() -> None:
     for case in cases(NAME):
         analysis = theory.analyse(problem(case))
@@ -62,6 +63,7 @@ def test_every_recorded_number() -> None:
             np.testing.assert_allclose(found, np.array(outputs[name]), **tolerance(NAME), err_msg=message)
 
 
+@pytest.mark.golden
 def test_every_recorded_flag() -> None:
     """Flags are compared where they do not hang on rounding: a bound that is met exactly, values that stay the same."""
     for case in cases(NAME):
@@ -75,6 +77,7 @@ def test_every_recorded_flag() -> None:
                 assert theory.strictly_decreasing(values) == outputs[name], (case["name"], name)
 
 
+@pytest.mark.golden
 def test_a_teacher_in_the_null_space_is_gone_after_one_round() -> None:
     found = [case for case in cases(NAME) if theory.analyse(problem(case), integrate=False).parts.psi1[0] < 1e-20]
     problems = [problem(case) for case in found] + [theory.example("null_space", seed) for seed in range(3)]

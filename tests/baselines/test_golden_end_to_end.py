@@ -36,6 +36,8 @@ from bench.training.networks import initial_model, trained_model, weight_type
 from tests.golden_files import cases, load, tensor
 
 NAME = "self_distillation_end_to_end"
+
+pytestmark = pytest.mark.golden
 CPU = torch.device("cpu")
 Case = dict[str, Any]
 

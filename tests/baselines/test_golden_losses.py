@@ -68,6 +68,7 @@ def check_reconstruction(case: Case) -> None:
     compare("mae_loss", case, "loss_per_patch", per_patch.reshape(removed.shape), outputs["loss_per_patch"])
 
 
+@pytest.mark.golden
 def test_masked_auto_encoding() -> None:
     compared = 0
     for case in cases("mae_loss"):
@@ -82,6 +83,7 @@ def test_masked_auto_encoding() -> None:
     assert compared
 
 
+@pytest.mark.golden
 def test_masked_language_modelling() -> None:
     for case in cases("mlm_loss"):
         logits, labels = tensor(case["inputs"]["logits"]).requires_grad_(), torch.tensor(case["inputs"]["labels"])
@@ -102,6 +104,7 @@ def test_a_batch_without_a_selected_token_has_loss_and_gradient_zero() -> None:
 # ------------------------------------------------------------------------------------------------ self-distillation
 
 
+@pytest.mark.golden
 def test_distillation() -> None:
     for case in cases("distill_loss"):
         student = tensor(case["inputs"]["student_features"]).requires_grad_()
@@ -116,6 +119,7 @@ def test_distillation() -> None:
 # ------------------------------------------------------------------------------------------------ optimisation
 
 
+@pytest.mark.golden
 def test_learning_rates() -> None:
     for case in cases("linear_schedule"):
         hyper = case["hyper"]
@@ -172,6 +176,7 @@ def groups_of(stage: Stage) -> dict[str, str]:
     return groups
 
 
+@pytest.mark.golden
 def test_weight_decay_groups() -> None:
     for case in cases("weight_decay_groups"):
         parameters = case["outputs"]["parameters"]

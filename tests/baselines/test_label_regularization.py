@@ -66,6 +66,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.golden
 def test_losses_and_gradients_are_the_released_codes_and_their_options_the_alternatives() -> None:
     for case in cases(GOLDEN):
         logits, outputs = tensor(case["inputs"]["student_logits"]).requires_grad_(), case["outputs"]
@@ -82,6 +83,7 @@ def test_losses_and_gradients_are_the_released_codes_and_their_options_the_alter
             compare(GOLDEN, case, "virtual_teacher", made, outputs["virtual_teacher"])
 
 
+@pytest.mark.golden
 def test_the_defaults_are_the_textbooks() -> None:
     for case in cases(GOLDEN):
         logits, labels = tensor(case["inputs"]["student_logits"]), torch.tensor(case["inputs"]["labels"])

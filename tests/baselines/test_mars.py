@@ -34,6 +34,7 @@ PROJECTIONS = {"constraint_mars": mars_projection, "constraint_frobenius": frobe
 # ------------------------------------------------------------------------------------------------ golden numbers
 
 
+@pytest.mark.golden
 def test_every_projection_is_the_released_codes() -> None:
     for case in cases("mars_projection"):
         hyper, inputs, outputs = case["hyper"], case["inputs"], case["outputs"]

@@ -33,6 +33,7 @@ def context() -> Context:
 # ------------------------------------------------------------------------------------------------ golden numbers
 
 
+@pytest.mark.golden
 def test_the_divergence_and_its_gradients_are_the_released_codes() -> None:
     found = 0
     for case in cases("r3f"):
@@ -67,6 +68,7 @@ class Toy(nn.Module):
         return self.said[-1]
 
 
+@pytest.mark.golden
 def test_the_loss_and_its_gradients_are_the_released_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     found = 0
     for case in cases("r3f"):

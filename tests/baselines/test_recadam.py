@@ -47,6 +47,7 @@ def spec(hyper: dict[str, Any]) -> RecAdam:
     )
 
 
+@pytest.mark.golden
 def test_every_update_is_the_released_codes() -> None:
     for case in cases("recadam"):
         hyper, inputs, outputs = case["hyper"], case["inputs"], case["outputs"]
@@ -82,6 +83,7 @@ def test_every_update_is_the_released_codes() -> None:
         assert compared
 
 
+@pytest.mark.golden
 def test_the_weight_of_the_task_is_the_released_codes() -> None:
     for case in cases("recadam"):
         hyper = case["hyper"]

@@ -26,6 +26,7 @@ from tests.golden_files import cases, compare, tensor
 CPU = torch.device("cpu")
 
 
+@pytest.mark.golden
 def test_the_loss_and_its_gradient_are_the_released_codes() -> None:
     for case in cases("supcon"):
         hyper = case["hyper"]
