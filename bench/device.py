@@ -11,10 +11,12 @@ import functools
 import gc
 import os
 import platform
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -187,10 +189,13 @@ def numerics(execution: Execution, device: torch.device) -> Iterator[None]:
 
 
 def seed(value: int, device: torch.device) -> None:
-    """Seed the default generators of the host and of a device.
+    """Seed the default generators of Python, NumPy, torch and a device.
 
-    `torch.manual_seed` asks every kind of accelerator and takes a hundred times as long, at each step.
+    A method may draw from any of them. `torch.manual_seed` asks every kind of accelerator and takes a hundred times as
+    long, at each step.
     """
+    random.seed(value)
+    np.random.seed(value % 2**32)  # noqa: NPY002 - the one that a method gets without asking
     torch.default_generator.manual_seed(value)
     if _ready(device):
         with torch.cuda.device(device):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,18 @@ class Distance(Objective):
         projected = state.module(model.features(batch.inputs) + 0.1 * torch.rand(()))
         state.tensors["average"] = 0.9 * state.tensors["average"] + 0.1 * projected.detach().mean(0)
         return Loss((projected - state.tensors["average"]).square().mean() + model.logits(batch.inputs).square().mean())
+
+
+@dataclass(frozen=True)
+class Dice(CrossEntropy):
+    """Cross-entropy times numbers of Python's and NumPy's own generators, at the start and at every step."""
+
+    def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
+        return State(constants={"first": random.random() + np.random.rand()})  # noqa: NPY002
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        loss = super().loss(model, batch, state, context)
+        return Loss(loss.total * (state.constants["first"] + random.random() + np.random.rand()))  # noqa: NPY002
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,7 @@ STAGES = {
     "masked": pretraining(schedule=Schedule(steps=7, batch_size=8, lr=1e-2)),
     "state": dataclasses.replace(FINETUNE, objective=Distance(), constraint=Shrink()),
     "sum": dataclasses.replace(FINETUNE, objective=CrossEntropy() + Distance()),
+    "dice": dataclasses.replace(FINETUNE, objective=Dice()),
 }
 
 
