@@ -184,15 +184,28 @@ def open_split(data: Data, backbone: Backbone, root: Path) -> Examples:
     if data.labelled and labels is None:
         raise InputError(f"{data.task} is a corpus without labels: it can only be used for pre-training.")
     assert data.examples is not None  # of a prepared split
-    unlabelled = np.zeros(data.examples, dtype=np.int64)
-    rows = chosen_rows(data, unlabelled if labels is None else labels)
-    seen = torch.from_numpy(labels[rows]) if data.labelled and labels is not None else None
+    if labels is None:
+        labels = np.zeros(data.examples, dtype=np.int64)
+    rows = chosen_rows(data, labels)
+    seen = torch.from_numpy(labels[rows]) if data.labelled else None
     if isinstance(backbone, MaskedAutoEncoder):
-        return ImageExamples(rows, seen, split.pixels(backbone.image_size))
+        pixels = split.pixels(backbone.image_size)
+        _refuse_other_count(data, root, len(labels), len(pixels))
+        return ImageExamples(rows, seen, pixels)
     if isinstance(backbone, MaskedLanguageModel):
         tokens, offsets, seconds = split.tokens(backbone, root)
+        _refuse_other_count(data, root, len(labels), len(offsets) - 1)
         return TextExamples(rows, seen, tokens, offsets, seconds, backbone.pad_id)
     raise TypeError(f"no examples for a {type(backbone).__name__}")
+
+
+def _refuse_other_count(data: Data, root: Path, labels: int, examples: int) -> None:
+    """Refuse a split that does not hold as many examples as its manifest promised."""
+    if not labels == examples == data.examples:
+        raise InputError(
+            f"{data.task}/{data.split} holds {examples} examples and {labels} labels, but its manifest says "
+            f"{data.examples}. {again(root / data.task)}"
+        )
 
 
 def _manifest(data: Data, root: Path) -> Manifest:

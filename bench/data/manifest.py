@@ -49,8 +49,9 @@ class Manifest:
         return checksums[0] if len(checksums) == 1 else digest(checksums)
 
     def to_json(self) -> str:
-        """Return the text of `manifest.json`."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        """Return the text of `manifest.json`, which holds a digest of the rest."""
+        content = json.loads(json.dumps(asdict(self)))  # tuples become lists, as a reader will find them
+        return json.dumps({"digest": digest(content), **content}, indent=1, sort_keys=True) + "\n"
 
 
 def read_manifest(name: str, root: Path) -> Manifest | None:
@@ -70,6 +71,10 @@ def read_manifest(name: str, root: Path) -> Manifest | None:
 
 
 def _parse(content: dict[str, Any], name: str) -> Manifest:
+    # Counts and checksums of the splits decide how long a stage trains and what its key is, so a changed digit must not
+    # pass. A manifest of before has no digest: what it says is held against the examples when they are opened.
+    if "digest" in content and content.pop("digest") != digest(content):
+        raise ValueError("its content does not match its own digest")
     if content["name"] != name:
         raise ValueError(f"it describes {content['name']!r}")
     if content["modality"] not in ("image", "text"):

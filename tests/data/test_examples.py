@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -67,7 +68,7 @@ def opened_texts(root: Path, data: Data, max_length: int = 32) -> TextExamples:
 @pytest.fixture
 def copied(prepared: Path, tmp_path: Path) -> Path:
     """A root of its own, without array caches, that a test may damage."""
-    for name in ("digits", "pydocs", "docstrings"):
+    for name in ("digits", "pydocs", "docstrings", "photographs"):
         shutil.copytree(prepared / name, tmp_path / name, ignore=shutil.ignore_patterns("arrays"))
     return tmp_path
 
@@ -212,6 +213,20 @@ def test_changed_content_is_refused_and_leaves_no_cache(copied: Path) -> None:
     with pytest.raises(InputError, match=r"train\.parquet has changed.*prepare digits again"):
         open_split(data, vision(), copied)
     assert not list((copied / "digits" / "arrays").glob("*"))
+
+
+@pytest.mark.parametrize("task", ["digits", "photographs", "pydocs", "docstrings"])
+def test_a_count_that_the_data_do_not_hold_is_refused(task: str, copied: Path) -> None:
+    """A manifest of before, without a digest, in which a count was changed: five examples would train one step."""
+    path = copied / task / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["digest"]
+    content["splits"]["train"]["examples"] = 5
+    path.write_text(json.dumps(content))
+    labelled = task in ("digits", "pydocs")
+    backbone = vision() if task in ("digits", "photographs") else language(copied)
+    with pytest.raises(InputError, match=r"its manifest says 5"):
+        open_split(data_of(copied, task, labelled=labelled), backbone, copied)
 
 
 def test_another_checksum_than_the_planned_one_is_refused(prepared: Path) -> None:

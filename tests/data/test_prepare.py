@@ -280,6 +280,27 @@ def test_a_damaged_manifest_is_refused_by_name(tmp_path: Path, damage: str) -> N
         prepare.prepare_data("pydocs", tmp_path)
 
 
+def test_no_changed_digit_of_a_manifest_is_believed(tmp_path: Path) -> None:
+    disk.publish("pydocs", small(), tmp_path)
+    path = tmp_path / "pydocs" / "manifest.json"
+    text = path.read_text()
+    digits = [place for place, character in enumerate(text) if character.isdigit()]
+    assert len(digits) > 50
+    for place in digits:
+        path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}")
+        with pytest.raises(InputError, match=r"manifest\.json"):
+            read_manifest("pydocs", tmp_path)
+
+
+def test_a_manifest_of_before_is_still_read(tmp_path: Path) -> None:
+    written = disk.publish("pydocs", small(), tmp_path)
+    path = tmp_path / "pydocs" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["digest"]
+    path.write_text(json.dumps(content))
+    assert read_manifest("pydocs", tmp_path) == written
+
+
 def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'digits'"):
         prepare.prepare_data("digit", tmp_path)
