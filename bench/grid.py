@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     plan.known.refuse_missing(plan.unprepared, data)
     cli.check_writable("--store", options.store)
-    cli.check_results(options.results, plan.grid.name)
+    cli.check_results(options.results, plan.table_name)
     devices = [] if options.launcher == "slurm" else _devices(options)
     if options.launcher == "slurm":
         _check_cluster(plan, options, data)

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_log(plan, store, view, given.log)
         return 0
     print(describe_failures(plan, store, view) if given.failed else _text(plan, view, given.results))
-    table = given.results / f"{plan.grid.name}.md"
+    table = given.results / f"{plan.table_name}.md"
     if table.is_file() and not given.failed:
         print(f"table: {table}")
     return _exit_status(plan, view)
@@ -85,7 +85,7 @@ def _plan(given: argparse.Namespace) -> Plan:
 
 
 def _text(plan: Plan, view: Look, results: Path) -> str:
-    table = results / f"{plan.grid.name}.md"
+    table = results / f"{plan.table_name}.md"
     if table.is_file() and table.stat().st_mtime > view.tables_time:  # written since, by whomever
         view.tables = ""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -19,6 +19,7 @@ from bench.planning.settings import Grid
 from bench.planning.sharing import _splits
 from bench.specs import Selected, Stage, walk
 from bench.specs.cluster import Cluster
+from bench.store.files import digest
 from bench.store.store import Store
 
 
@@ -57,6 +58,13 @@ class Plan:
     cluster: Cluster = field(default_factory=Cluster)
     source: str = ""
     """Its origin with the files' paths: which grid a job belongs to."""
+    suffix: str = ""
+    """What tells its tables from those of the files alone: '+' and a digest, where `--set` computes something else."""
+
+    @property
+    def table_name(self) -> str:
+        """The name of its tables: that of the grid, with the suffix."""
+        return f"{self.grid.name or 'grid'}{self.suffix}"
 
     @property
     def unprepared(self) -> set[str]:
@@ -111,6 +119,7 @@ def make_plan(
         list(_splits(expansion)),
         cluster=cluster,
         source=source(files, overrides, bindings),
+        suffix=_suffix(bindings),
     )
     look_up(plan, store)
     return plan
@@ -126,6 +135,27 @@ def source(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -
     named, changed = _computing(files, overrides, bindings)
     paths = [str(find_gin(name).resolve()) for name in named]
     return shlex.join(["--gin", *paths, *(["--set", *changed] if changed else [])])
+
+
+NO_OTHER_NUMBERS = frozenset(("threads", "checkpoint_steps", "cuda_graphs"))
+"""Settings of the grid that change neither its cells nor a key."""
+
+
+def _suffix(bindings: Bindings) -> str:
+    """Return the suffix of the tables: a digest of the `--set` lines that compute something else.
+
+    Empty where there are none, or where one of them names the grid.
+    """
+    changing = [
+        binding
+        for binding in bindings.all
+        if binding.override
+        and binding.configurable != "slurm"
+        and not (binding.configurable == "grid" and binding.setting in NO_OTHER_NUMBERS)
+    ]
+    if not changing or any((binding.configurable, binding.setting) == ("grid", "name") for binding in changing):
+        return ""
+    return f"+{digest(sorted(f'{binding.target} = {binding.value!r}' for binding in changing))[:8]}"
 
 
 def _computing(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> tuple[list[str], list[str]]:

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store = Store(options.store)
     store.check_exists()
     plan = make_plan(options.gin, options.set, (), cli.data_root(options), store)
-    cli.check_results(options.results, plan.grid.name)
+    cli.check_results(options.results, plan.table_name)
     return write_tables(plan, store, options.results)
 
 
@@ -30,6 +30,8 @@ def write_tables(plan: Plan, store: Store, results: Path) -> int:
     """Write and print the tables; return the exit status. It is 0 if every cell of the grid has a number, else 1."""
     written = collate(plan, store, results)
     print(f"\n{written.markdown}\ntable: {written.table}\nrecords: {written.records}")
+    if written.set_aside is not None:
+        print(f"records that are not of this plan were moved to {written.set_aside}")
     return 0 if written.cells_done == len(plan.cells) else 1
 
 

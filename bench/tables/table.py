@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bench.planning.plan import Plan, PlannedCell, searched
-from bench.specs import PublicWeights, expanded, walk
+from bench.planning.plan import Plan, searched
+from bench.specs import PublicWeights
 from bench.store.files import write_text
 from bench.store.store import Store
+from bench.tables.records import lines_of, merged_records, write_aside
 from bench.tables.statistics import cell_text
 
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1"}
@@ -27,64 +27,25 @@ class Results:
     table: Path
     records: Path
     cells_done: int
+    set_aside: Path | None = None
+    """Where the file's records went that are none of this plan's."""
 
 
 def collate(plan: Plan, store: Store, results: Path) -> Results:
-    """Write the table and the records of a grid. They hold every finished cell, selected or not."""
+    """Write the table and the records of a grid. They hold every finished cell, selected or not.
+
+    A number that the records file has already is kept, whatever the store holds; records of other plans move to a file
+    of their own. Refuses a file that disagrees with the store, and one that cannot be read.
+    """
+    path = results / plan.table_name / "records.jsonl"
+    records, others = merged_records(plan, store, path)
+    set_aside = write_aside(others, results, plan.table_name)
     # The records are written before the table: whoever reads a table has the numbers behind it. A cell that has not
     # finished has no record, and the table counts it as missing.
-    records = [record for cell in plan.cells if (record := cell_record(cell, store)) is not None]
-    name = plan.grid.name or "grid"
     markdown = table(plan, records)
-    lines = "".join(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n" for record in records)
-    write_text(results / name / "records.jsonl", lines)
-    write_text(results / f"{name}.md", markdown)
-    return Results(markdown, results / f"{name}.md", results / name / "records.jsonl", len(records))
-
-
-def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
-    """Build the record of a finished cell, or None.
-
-    It holds the cell's number, every metric, cost, provenance and the whole spec behind it.
-    """
-    if cell.stage.unprepared:
-        return None
-    record = store.record(cell.stage)
-    if record is None:
-        return None
-    # The stages behind a number are the cell's own and all those it was trained from. Example: fine-tuning for 10 s
-    # after pre-training for 60 s has seconds 10 and seconds_with_parents 70; None where a parent's record was deleted
-    # since.
-    behind = [store.record(stage) for stage in walk(cell.stage)]
-    return {
-        "key": cell.stage.key,
-        "cell": cell.name,
-        "row": cell.row,
-        "method": cell.method,
-        "task": cell.task,
-        "backbone": cell.backbone,
-        "seed": cell.seed,
-        "metric": cell.metric,
-        "value": record["metrics"][cell.metric],
-        "metrics": record["metrics"],
-        "measured": record["measured"],
-        "seconds": record["seconds"],
-        "seconds_with_parents": None
-        if None in behind
-        else round(sum(parent["seconds"] for parent in behind if parent), 3),
-        "spec": expanded(cell.stage),
-        "search": record.get("search"),
-        "devices": sorted({_kind(stage["provenance"]) for stage in behind if stage is not None}),
-        "provenance": record["provenance"],
-    }
-
-
-def _kind(provenance: dict[str, Any]) -> str:
-    """Name the kind of device that a stage ran on.
-
-    It is any CPU, or a model of GPU. Records from before GPUs name no type.
-    """
-    return "CPU" if provenance.get("device_type", "cpu") == "cpu" else str(provenance["device"])
+    write_text(path, lines_of(records))
+    write_text(results / f"{plan.table_name}.md", markdown)
+    return Results(markdown, results / f"{plan.table_name}.md", path, len(records), set_aside)
 
 
 def table(plan: Plan, records: list[dict[str, Any]]) -> str:
@@ -97,7 +58,7 @@ def table(plan: Plan, records: list[dict[str, Any]]) -> str:
         values[record["method"], record["task"]].append(record["value"])
     rows = [[row, *(cell_text(values[row, task], len(grid.seeds)) for task in grid.tasks)] for row in grid.rows]
     body = tabulate(rows, headers=["method", *grid.tasks], tablefmt="github", disable_numparse=True)
-    return f"# {grid.name}\n\n{body}\n\n{_legend(plan, records)}"
+    return f"# {plan.table_name}\n\n{body}\n\n{_legend(plan, records)}"
 
 
 def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
@@ -123,7 +84,7 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
         *_mixed_devices(records),
-        f"Records: {grid.name}/records.jsonl, one JSON object per finished cell with metrics, cost and the whole spec.",
+        f"Records: {plan.table_name}/records.jsonl, a JSON object per finished cell with metrics, cost and whole spec.",
     ]
     return "".join(f"- {line}\n" for line in lines)
 

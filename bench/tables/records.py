@@ -1,0 +1,132 @@
+"""The records behind a table: those of the store and those that the file has already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.errors import InputError
+from bench.planning.plan import Plan, PlannedCell
+from bench.specs import expanded, walk
+from bench.store.files import digest, write_text
+from bench.store.store import Store
+
+Record = dict[str, Any]
+
+
+def merged_records(plan: Plan, store: Store, path: Path) -> tuple[list[Record], list[Record]]:
+    """Return the records of the plan's cells, from store and file, and the file's others.
+
+    Refuses a file that disagrees with the store.
+    """
+    # Example: the file has 42 cells. `--only` with an empty store runs 6 of them: the file keeps the other 36, by key.
+    # With other settings the keys differ: there are 42 new records, and the 42 old ones are others.
+    earlier = read_records(path)
+    _refuse_unknown_keys(plan, earlier, path)
+    records: list[Record] = []
+    for cell in plan.cells:
+        computed, kept = cell_record(cell, store), earlier.pop((cell.stage.key, cell.name), None)
+        if computed is not None and kept is not None and computed["metrics"] != kept["metrics"]:
+            raise InputError(
+                f"{path} says {kept['value']} for {cell.name}, the store {computed['value']}: the same stage has two "
+                "results, for instance of two kinds of computer. Name another --results, or move the file away."
+            )
+        record = computed or kept
+        if record is not None:
+            records.append({"devices": [_kind(record["provenance"])], **record})  # records from before GPUs name none
+    return records, list(earlier.values())
+
+
+def read_records(path: Path) -> dict[tuple[str, str], Record]:
+    """Read a records file by key and cell; empty where there is none. Refuses a line that is no record."""
+    records: dict[tuple[str, str], Record] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Move it away.") from error
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            key, cell = record["key"], record["cell"]
+            if not {"method", "task", "seed", "value", "metrics", "provenance"} <= record.keys():
+                raise KeyError("fields are missing")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{path}:{number}: not a record of this suite ({error}). Move the file away.") from error
+        records[key, cell] = record
+    return records
+
+
+def _refuse_unknown_keys(plan: Plan, earlier: dict[tuple[str, str], Record], path: Path) -> None:
+    """Refuse to replace records of cells whose data are not prepared here: nobody can say whether they are theirs."""
+    recorded = {cell for _, cell in earlier}
+    unknown = [cell for cell in plan.cells if cell.stage.unprepared and cell.name in recorded]
+    if unknown:
+        missing = sorted(set().union(*(cell.stage.unprepared for cell in unknown)))
+        command = plan.known.command(missing, plan.data_root)
+        raise InputError(
+            f"{path} holds {len(unknown)} cells whose data are not prepared here, such as {unknown[0].name}, so "
+            f"whether they are this plan's cannot be told. {command} prepares them; or name another --results."
+        )
+
+
+def write_aside(records: list[Record], results: Path, name: str) -> Path | None:
+    """Write records that are none of the plan's into a file named after their content."""
+    if not records:
+        return None
+    lines = lines_of(records)
+    path = results / f"{name}.before-{digest(lines)[:12]}.jsonl"
+    write_text(path, lines)
+    return path
+
+
+def lines_of(records: list[Record]) -> str:
+    """Write records as JSON lines."""
+    return "".join(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n" for record in records)
+
+
+def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
+    """Build the record of a finished cell, or None.
+
+    It holds the cell's number, every metric, cost, provenance and the whole spec behind it.
+    """
+    if cell.stage.unprepared:
+        return None
+    record = store.record(cell.stage)
+    if record is None:
+        return None
+    # The stages behind a number are the cell's own and all those it was trained from. Example: fine-tuning for 10 s
+    # after pre-training for 60 s has seconds 10 and seconds_with_parents 70; None where a parent's record was deleted
+    # since.
+    behind = [store.record(stage) for stage in walk(cell.stage)]
+    return {
+        "key": cell.stage.key,
+        "cell": cell.name,
+        "row": cell.row,
+        "method": cell.method,
+        "task": cell.task,
+        "backbone": cell.backbone,
+        "seed": cell.seed,
+        "metric": cell.metric,
+        "value": record["metrics"][cell.metric],
+        "metrics": record["metrics"],
+        "measured": record["measured"],
+        "seconds": record["seconds"],
+        "seconds_with_parents": None
+        if None in behind
+        else round(sum(parent["seconds"] for parent in behind if parent), 3),
+        "spec": expanded(cell.stage),
+        "search": record.get("search"),
+        "devices": sorted({_kind(stage["provenance"]) for stage in behind if stage is not None}),
+        "provenance": record["provenance"],
+    }
+
+
+def _kind(provenance: dict[str, Any]) -> str:
+    """Name the kind of device that a stage ran on.
+
+    It is any CPU, or a model of GPU. Records from before GPUs name no type.
+    """
+    return "CPU" if provenance.get("device_type", "cpu") == "cpu" else str(provenance["device"])

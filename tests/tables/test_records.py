@@ -1,0 +1,161 @@
+"""A published number is never lost or replaced by less: the records file keeps it, moves it aside, or argues."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.errors import InputError
+from bench.planning.plan import Plan, make_plan
+from bench.store.files import sha256
+from bench.store.store import Store
+from bench.tables.records import read_records
+from bench.tables.table import collate
+from tests import tiny_grid
+
+PROVENANCE = {"device": "A processor", "device_type": "cpu", "commit": "c", "instruction_set": "AVX2", "threads": 1}
+
+
+class Place:
+    """A grid of two rows, two tasks and two seeds, its results, and stores with made-up records."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder, self.data, self.results = folder, data, folder / "results"
+        text = tiny_grid.write(folder, ["finetune", "mars"]).read_text()
+        self.gin = folder / "tiny.gin"
+        self.gin.write_text(text.replace("grid.seeds = [0]", "grid.seeds = [0, 1]"))
+
+    def plan(self, store: Store, *overrides: str) -> Plan:
+        return make_plan([str(self.gin)], overrides, [], self.data, store)
+
+    def store(self, name: str, cells: Sequence[int], accuracy: float = 0.5, overrides: Sequence[str] = ()) -> Store:
+        """A store that holds the cells at these positions of the plan."""
+        store = Store(self.folder / name)
+        store.root.mkdir()
+        plan = self.plan(store, *overrides)
+        for stage in plan.stages:
+            store.add(stage)
+        for number in cells:
+            stage = plan.cells[number].stage
+            attempt = store.claim(stage)
+            assert attempt is not None
+            path = store.folder(stage) / "weights.safetensors"
+            path.write_bytes(b"weights")
+            weights = {"file": path.name, "sha256": sha256(path), "bytes": 7}
+            facts = {"metrics": {"accuracy": accuracy}, "measured": {}, "seconds": 1.0, "provenance": PROVENANCE}
+            store.publish(attempt, stage, {"key": stage.key, "weights": weights, **facts})
+        return store
+
+    def written(self, name: str = "tiny") -> dict[tuple[str, str], dict[str, Any]]:
+        return read_records(self.results / name / "records.jsonl")
+
+
+@pytest.fixture
+def place(prepared: Path, tmp_path: Path) -> Place:
+    return Place(tmp_path, prepared)
+
+
+def test_an_empty_store_and_a_part_of_the_cells_lose_nothing(place: Place) -> None:
+    full = place.store("full", range(8))
+    collate(place.plan(full), full, place.results)
+    before, table = place.written(), (place.results / "tiny.md").read_text()
+    assert len(before) == 8
+    for name, cells in (("empty", []), ("part", [0, 3])):
+        store = place.store(name, cells)
+        written = collate(place.plan(store), store, place.results)
+        assert (written.cells_done, written.set_aside) == (8, None)
+        assert place.written() == before
+        assert (place.results / "tiny.md").read_text() == table
+
+
+def test_parts_computed_in_two_stores_make_one_table(place: Place) -> None:
+    for name, cells in (("first", [0, 1, 2]), ("second", [2, 5])):
+        store = place.store(name, cells)
+        written = collate(place.plan(store), store, place.results)
+    assert written.cells_done == 4
+    order = [cell.name for cell in place.plan(store).cells]
+    assert [cell for _, cell in place.written()] == [order[number] for number in (0, 1, 2, 5)]
+
+
+def test_records_of_another_plan_move_to_a_file_of_their_own(place: Place) -> None:
+    store = place.store("one", range(8))
+    collate(place.plan(store), store, place.results)
+    before = place.written()
+    place.gin.write_text(place.gin.read_text().replace("finetune.steps = 4", "finetune.steps = 5"))
+    other = place.store("other", range(8), accuracy=0.7)
+    for _ in range(2):  # a second time there is nothing left to move
+        written = collate(place.plan(other), other, place.results)
+    assert written.set_aside is None
+    (aside,) = place.results.glob("tiny.before-*.jsonl")
+    assert read_records(aside) == before
+    assert {record["value"] for record in place.written().values()} == {0.7}
+
+
+def test_store_and_file_that_disagree_are_refused_and_nothing_is_written(place: Place) -> None:
+    store = place.store("one", range(8))
+    collate(place.plan(store), store, place.results)
+    before = {path: path.read_bytes() for path in place.results.rglob("*") if path.is_file()}
+    other = place.store("other", [1], accuracy=0.7)
+    with pytest.raises(InputError, match=r"says 0\.5 for finetune/digits/photos_mae/1, the store 0\.7"):
+        collate(place.plan(other), other, place.results)
+    assert {path: path.read_bytes() for path in place.results.rglob("*") if path.is_file()} == before
+
+
+def test_records_whose_data_are_not_prepared_are_not_replaced(place: Place, tmp_path: Path) -> None:
+    store = place.store("one", range(8))
+    collate(place.plan(store), store, place.results)
+    before = (place.results / "tiny" / "records.jsonl").read_bytes()
+    place.data = tmp_path / "nothing prepared"
+    empty = Store(tmp_path / "runs")
+    with pytest.raises(InputError, match=r"holds 8 cells whose data are not prepared here"):
+        collate(place.plan(empty), empty, place.results)
+    assert (place.results / "tiny" / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "7", '{"key": "a"}', '{"key": "a", "cell": "b"}'])
+def test_a_file_that_holds_anything_else_is_refused_by_line(line: str, place: Place) -> None:
+    store = place.store("one", [0])
+    collate(place.plan(store), store, place.results)
+    path = place.results / "tiny" / "records.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(InputError, match=r"records\.jsonl:2: not a record"):
+        collate(place.plan(store), store, place.results)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ([], "tiny"),
+        (["slurm.partition = 'low'", "grid.threads = 2", "grid.cuda_graphs = False"], "tiny"),
+        (["finetune.steps = 5", "grid.name = 'longer'"], "longer"),
+        (["finetune.steps = 5"], None),
+        (["grid.seeds = [0]"], None),
+    ],
+)
+def test_what_the_command_line_changes_has_tables_of_its_own(
+    overrides: list[str], named: str | None, place: Place, tmp_path: Path
+) -> None:
+    plan = place.plan(Store(tmp_path / "runs"), *overrides)
+    if named is not None:
+        assert plan.table_name == named
+        return
+    name, plus, digest = plan.table_name.partition("+")
+    assert (name, plus, len(digest)) == ("tiny", "+", 8)
+    assert plan.table_name == place.plan(Store(tmp_path / "runs"), *overrides).table_name
+    store = place.store("changed", [0], overrides=overrides)
+    collate(place.plan(store, *overrides), store, place.results)
+    assert len(place.written(plan.table_name)) == 1
+    assert not (place.results / "tiny.md").exists()
+    assert (place.results / f"{plan.table_name}.md").read_text().startswith(f"# {plan.table_name}\n")
+
+
+def test_records_are_one_line_each_whatever_they_hold(place: Place) -> None:
+    store = place.store("one", [0])
+    collate(place.plan(store), store, place.results)
+    path = place.results / "tiny" / "records.jsonl"
+    record = json.loads(path.read_text())
+    record["row"] = "a\u2028b\x85c"
+    path.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [kept["row"] for kept in read_records(path).values()] == ["a\u2028b\x85c"]
