@@ -42,12 +42,13 @@ def read_records(path: Path) -> dict[tuple[str, str], Record]:
     """Read a records file by key and cell; empty where there is none. Refuses a line that is no record."""
     records: dict[tuple[str, str], Record] = {}
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}). Move it away.") from error
-    for number, line in enumerate(lines, start=1):
+    # Not splitlines(), which also splits at characters that JSON leaves as they are.
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         try:
             record = json.loads(line)
             key, cell = record["key"], record["cell"]

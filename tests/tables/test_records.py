@@ -70,6 +70,12 @@ def test_an_empty_store_and_a_part_of_the_cells_lose_nothing(place: Place) -> No
         assert (place.results / "tiny.md").read_text() == table
 
 
+def test_a_table_without_a_number_is_gone_on_with(place: Place) -> None:
+    for name, cells in (("none", []), ("one", [0])):
+        store = place.store(name, cells)
+        assert collate(place.plan(store), store, place.results).cells_done == len(cells)
+
+
 def test_parts_computed_in_two_stores_make_one_table(place: Place) -> None:
     for name, cells in (("first", [0, 1, 2]), ("second", [2, 5])):
         store = place.store(name, cells)
