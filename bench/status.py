@@ -41,47 +41,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--watch", action="store_true", help="look again every few seconds until all has ended")
     what.add_argument("--failed", action="store_true", help="the failed stages by class, with what helps")
     what.add_argument("--log", metavar="CELL", help="print the log of a cell: row/task/backbone/seed")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     baselines.register()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a log may hold what this terminal cannot show
-    if given.watch:
-        return _watch(given)
-    store, plan = Store(given.store), _plan(given)
+    if options.watch:
+        return _watch(options)
+    store, plan = Store(options.store), _plan(options)
     view = look(plan, store, set())
-    if given.log is not None:
-        print_log(plan, store, view, given.log)
+    if options.log is not None:
+        print_log(plan, store, view, options.log)
         return 0
-    print(describe_failures(plan, store, view) if given.failed else _text(plan, view, given.results))
-    table = given.results / f"{plan.table_name}.md"
-    if table.is_file() and not given.failed:
+    print(describe_failures(plan, store, view) if options.failed else _text(plan, view, options.results))
+    table = options.results / f"{plan.table_name}.md"
+    if table.is_file() and not options.failed:
         print(f"table: {table}")
     return _exit_status(plan, view)
 
 
-def _watch(given: argparse.Namespace) -> int:
-    """Show what changes until all has ended, or nothing more will happen by itself; Ctrl-C ends only the watching."""
-    store, done, before, heard = Store(given.store), set[str](), "", time.monotonic()
+def _watch(options: argparse.Namespace) -> int:
+    """Show what changes until all has ended.
+
+    Or until nothing more will happen by itself. Ctrl-C ends only the watching.
+    """
+    store, done, before, last_active = Store(options.store), set[str](), "", time.monotonic()
     try:
-        plan = _plan(given)
+        plan = _plan(options)
         while True:
             view = look(plan, store, done)
-            if (text := _text(plan, view, given.results)) != before:
+            if (text := _text(plan, view, options.results)) != before:
                 print(f"\033[H\033[2J{text}" if sys.stdout.isatty() else text, flush=True)
-            before, now = text, {seen.state for seen in view.seen.values()}
-            if now & UNDER_WAY:
-                heard = time.monotonic()
-            elif now <= ENDED or time.monotonic() - heard > QUIET_SECONDS:
+            before, states = text, {seen.state for seen in view.seen.values()}
+            if states & UNDER_WAY:
+                last_active = time.monotonic()
+            elif states <= ENDED or time.monotonic() - last_active > QUIET_SECONDS:
                 return _exit_status(plan, view)
             time.sleep(REFRESH_SECONDS)
-            plan = _plan(given) if plan.unprepared else plan
+            plan = _plan(options) if plan.unprepared else plan
     except KeyboardInterrupt:
         return 0
 
 
-def _plan(given: argparse.Namespace) -> Plan:
+def _plan(options: argparse.Namespace) -> Plan:
     # Looked up nowhere: `look` reads each folder itself, and takes damage for a state instead of an error.
-    return make_plan(given.gin, given.set, given.only, cli.data_root(given), Store(Path(os.devnull)))
+    return make_plan(options.gin, options.set, options.only, cli.data_root(options), Store(Path(os.devnull)))
 
 
 def _text(plan: Plan, view: Look, results: Path) -> str:
@@ -93,8 +96,10 @@ def _text(plan: Plan, view: Look, results: Path) -> str:
 
 
 def _exit_status(plan: Plan, view: Look) -> int:
-    now = {view.of(cell).state for cell in plan.selected}
-    return 1 if now & (ENDED - {StageState.DONE}) else 0 if now == {StageState.DONE} else 3
+    states = {view.of(cell).state for cell in plan.selected}
+    if states & (ENDED - {StageState.DONE}):
+        return 1
+    return 0 if states == {StageState.DONE} else 3
 
 
 if __name__ == "__main__":

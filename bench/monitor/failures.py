@@ -13,7 +13,7 @@ from bench.monitor import states
 from bench.monitor.matrix import _count
 from bench.monitor.states import Look
 from bench.planning.plan import Plan
-from bench.specs import Stage, walk
+from bench.specs import walk
 from bench.store.ownership import Attempt
 from bench.store.states import StageState
 from bench.store.store import Store
@@ -42,7 +42,10 @@ FIXES = {
 
 
 def describe_failures(plan: Plan, store: Store, view: Look) -> str:
-    """The failed stages by class, each with the end of its log, and what helps."""
+    """List the failed stages by class.
+
+    Each comes with the end of its log, each class with what helps.
+    """
     classes: dict[str, list[str]] = defaultdict(list)
     for stage in plan.stages:
         seen = view.seen.get(stage.key)
@@ -62,7 +65,12 @@ def describe_failures(plan: Plan, store: Store, view: Look) -> str:
 
 
 def classify(reason: str, log: str) -> str:
-    """The class of a failure: by its reason, or by the end of its log where that tells nothing."""
+    """Return the class of a failure.
+
+    Its reason decides, or the end of its log where that tells nothing. Example: the reason 'OUT_OF_MEMORY' is 'out of
+    memory' whatever the log says; the reason 'exit status 1' fits no class, and with 'No space left on device' at the
+    end of the log it is 'data'; 'code' is left for all else.
+    """
     for text in (reason, log):
         for kind, pattern in CLASSES.items():
             if pattern and re.search(pattern, text):
@@ -79,7 +87,11 @@ def _where(attempt: Attempt | None) -> str:
 
 
 def print_log(plan: Plan, store: Store, view: Look, name: str) -> None:
-    """Print the log of the last stage of a cell that has one; of a glob that matches several cells, their names."""
+    """Print the log of a cell's last stage that has one.
+
+    `name` is a cell or a glob; of several cells that match, the names are printed instead.
+    """
+    # A name that is given in full counts as such, though it may also be read as a glob.
     matching = [cell for cell in plan.selected if name == cell.name]
     matching = matching or [cell for cell in plan.selected if fnmatch.fnmatchcase(cell.name, name)]
     if not matching:
@@ -88,8 +100,8 @@ def print_log(plan: Plan, store: Store, view: Look, name: str) -> None:
     if len(matching) > 1:
         print("\n".join(f"{cell.name}: {view.of(cell).state}" for cell in matching))
         return
-    stages: list[Stage] = list(walk(matching[0].stage))
-    log = next(filter(None, (states.log(stage, store, view) for stage in reversed(stages))), None)
+    stages = reversed(list(walk(matching[0].stage)))
+    log = next(filter(None, (states.log(stage, store, view) for stage in stages)), None)
     if log is None:
         raise InputError(f"--log '{name}': none of its stages has a log: it has not begun.")
     print(f"{log.relative_to(store.root)}:", file=sys.stderr, flush=True)

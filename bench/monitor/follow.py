@@ -22,7 +22,10 @@ LOST_SECONDS = 120.0
 def follow(
     plan: Plan, keys: Collection[str], store: Store, stop: Callable[[], bool], report: Reporter
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Report on the stages of these keys until all have ended or a stop is asked for: what failed, what is blocked."""
+    """Report on the stages of these keys until all have ended.
+
+    Or until a stop is asked for. Returns what failed and what is blocked, with the reasons by key.
+    """
     pending = {stage.key: (number, stage) for number, stage in enumerate(plan.stages) if stage.key in keys}
     ends: dict[StageState, dict[str, str]] = {StageState.FAILED: {}, StageState.BLOCKED: {}}
     running: set[str] = set()
@@ -34,6 +37,7 @@ def follow(
         if view.warning and not warned:  # the controller may be restarting; the jobs go on
             report.console.print(f"warning: {view.warning}", markup=False)
         warned = view.warning
+        # Start and end of a stage are reported once each. A short one may run between two looks, and have an end only.
         for key, (number, stage) in list(pending.items()):
             # What lies behind a finished stage is not looked at: it was finished before.
             seen = view.seen.get(key, Seen(StageState.DONE))
@@ -54,7 +58,10 @@ def follow(
 
 
 def _outcome(stage: Stage, store: Store, seen: Seen, view: Look, lost: dict[str, float]) -> Outcome | None:
-    """How a stage ended, None while it has not; `lost` notes since when neither Slurm nor the store knows of it."""
+    """Say how a stage ended; None while it has not.
+
+    `lost` notes since when neither Slurm nor the store knows of it.
+    """
     if seen.state == StageState.DONE:
         attempts = store.attempts(stage)
         last = attempts[-1].facts if attempts else {}

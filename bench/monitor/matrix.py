@@ -25,7 +25,9 @@ LISTED = 8
 
 
 def describe_states(plan: Plan, view: Look, encoding: str = "utf-8", width: int | None = None) -> str:
-    """The matrix row x task with a glyph per seed, what the glyphs mean, totals, and what is worth telling.
+    """Describe how a grid stands.
+
+    A matrix row x task with a glyph per seed, what the glyphs mean, totals, and what else matters.
 
     `width` in characters: as many tasks stand side by side as fit in it.
     """
@@ -54,11 +56,16 @@ def _glyphs(encoding: str) -> Mapping[StageState, str]:
 def _matrix(
     cells: Sequence[tuple[PlannedCell, Seen]], glyphs: Mapping[StageState, str], width: int | None
 ) -> Iterator[str]:
-    of: dict[str, dict[str, list[Seen]]] = defaultdict(lambda: defaultdict(list))
+    """Yield the tables row x task, below each other.
+
+    There are as many as the width needs. Example: the columns row, cats and dogs are 10, 8 and 8 wide. All take 30
+    characters; with a width of 25 there are two tables, of row and cats and of row and dogs.
+    """
+    by_task: dict[str, dict[str, list[Seen]]] = defaultdict(lambda: defaultdict(list))
     for cell, seen in cells:
-        of[cell.task][cell.method].append(seen)
+        by_task[cell.task][cell.method].append(seen)
     rows = list(dict.fromkeys(cell.method for cell, _ in cells))
-    columns = [[task, *(_entry(its[row], glyphs) for row in rows)] for task, its in of.items()]
+    columns = [[task, *(_entry(by_row[row], glyphs) for row in rows)] for task, by_row in by_task.items()]
     label = ["row", *rows]
     while columns:
         beside, columns = [label, columns[0]], columns[1:]
@@ -69,11 +76,18 @@ def _matrix(
 
 
 def _width(columns: Sequence[Sequence[str]]) -> int:
-    """Of a table of columns with their heads, two blanks between and, as tabulate has it, two after each head."""
+    """Compute the width of a table from its columns with their heads.
+
+    Two blanks are between columns and, as tabulate has it, two after each head.
+    """
     return sum(max(len(head) + 2, *map(len, entries)) + 2 for head, *entries in columns) - 2
 
 
 def _entry(seeds: Sequence[Seen], glyphs: Mapping[StageState, str]) -> str:
+    """Show the seeds of a row and task.
+
+    Examples: '✓✓▸ 40 %', and with many seeds '28✓ 2▸ 40 %'.
+    """
     counts = Counter(seen.state for seen in seeds)
     running = [seen.share for seen in seeds if seen.state == StageState.RUNNING]
     percent = f" {_percent(sum(running) / len(running))}" if running else ""

@@ -36,7 +36,10 @@ UNASKED = JobState("UNASKED", "Slurm could not be asked")
 
 @dataclass(frozen=True)
 class Seen:
-    """What one look showed of a stage: one of STATES, a note, the share of its steps that are done, its job's state."""
+    """What one look showed of a stage.
+
+    `state` is one of STATES, `share` the share of its steps that are done, `job` the state of its job.
+    """
 
     state: StageState
     note: str = ""
@@ -46,7 +49,10 @@ class Seen:
 
 @dataclass
 class Look:
-    """One look at a grid; what lies behind finished stages is left out."""
+    """One look at a grid.
+
+    What lies behind finished stages is left out.
+    """
 
     seen: dict[str, Seen] = field(default_factory=dict)
     """By stage key."""
@@ -63,7 +69,7 @@ class Look:
     """When that job was submitted, in seconds since 1970."""
 
     def of(self, cell: PlannedCell) -> Seen:
-        """What to show for a cell."""
+        """Return what to show for a cell."""
         return self.seen[self.shown[cell.stage.key].key]
 
     def last_attempt(self, stage: Stage) -> Attempt | None:
@@ -73,7 +79,10 @@ class Look:
 
 
 def look(plan: Plan, store: Store, done: set[str]) -> Look:
-    """Read the folder of every needed stage once, and ask Slurm once; adds the keys of finished stages to `done`."""
+    """Read the folder of every needed stage, and ask Slurm.
+
+    Each once. Adds the keys of finished stages to `done`.
+    """
     view = Look()
     damage = _read(plan, store, done, view)
     unfinished = [stage for stage in plan.stages if stage.key in view.attempts]
@@ -92,7 +101,10 @@ def look(plan: Plan, store: Store, done: set[str]) -> Look:
 
 
 def _read(plan: Plan, store: Store, done: set[str], view: Look) -> dict[str, str]:
-    """Note the finished stages, and the attempts at the others; returns what is damaged, by stage key."""
+    """Note the finished stages, and the attempts at the others.
+
+    Returns what is damaged, by stage key.
+    """
     damage: dict[str, str] = {}
     folders = set(os.listdir(store.root)) if store.root.is_dir() else set()
 
@@ -110,23 +122,28 @@ def _read(plan: Plan, store: Store, done: set[str], view: Look) -> dict[str, str
             damage[stage.key] = str(error)
 
     # From the cells' own stages backwards, a generation at a time: what lies behind a finished stage is never read.
+    # Example: of A -> B -> C, with a cell of C and B done, C is read, then B, and A never.
     level = {cell.stage.key: cell.stage for cell in plan.selected}
     with ThreadPoolExecutor(8) as pool:  # network file systems answer late, but several at once
         while level := {key: stage for key, stage in level.items() if key not in done and key not in view.attempts}:
             list(pool.map(read, level.values()))
-            level = {p.key: p for stage in level.values() if stage.key not in done for p in stage.parents}
+            unfinished = [stage for stage in level.values() if stage.key not in done]
+            level = {parent.key: parent for stage in unfinished for parent in stage.parents}
     return damage
 
 
 def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look) -> dict[str, JobState]:
-    """Note which submissions hold these stages; returns what Slurm says of them."""
+    """Note which submissions hold these stages.
+
+    Returns what Slurm says of them.
+    """
     folders = {stage.folder for stage in unfinished}
     submissions: list[Submission] = []
     queued: dict[str, JobState] = {}
     try:
-        ledgered = ledger.submissions(store.root)
-        submissions = [each for each in ledgered if any(not folders.isdisjoint(task) for task in each.tasks)]
-        tables = [each for each in ledgered if each.source == source and not each.tasks][-1:]
+        noted = ledger.submissions(store.root)
+        submissions = [each for each in noted if any(not folders.isdisjoint(task) for task in each.tasks)]
+        tables = [each for each in noted if each.source == source and not each.tasks][-1:]
         queued = client.queue([each.name for each in (*submissions, *tables)])
         for submission in ledger.identified(tables, queued):
             state = ledger.element_state(submission, 0, queued)
@@ -138,6 +155,7 @@ def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look) -> 
     except SlurmError as error:
         view.warning = f"{UNASKED.reason}: {error}"
     # Oldest first: a later submission takes the place of an earlier one, unless that is still to run or running.
+    # Example: a stage is in 7_0, which still runs, and was submitted again as 9_3: 7_0 tells how the stage stands.
     for submission in ledger.identified(submissions, queued):
         for index, task in enumerate(submission.tasks):
             for folder in task:
@@ -167,17 +185,17 @@ def _seen(stage: Stage, store: Store, view: Look, queued: Mapping[str, JobState]
     share = by_store.share
     # Whether this very element made the last attempt, and whether anybody made it after the submission.
     ours = last is not None and last.facts["owner"].get("job", "") == submission.element(index)
-    since = ours or (last is not None and float(last.facts["began"]) >= submission.time)
+    tried_since = ours or (last is not None and float(last.facts["began"]) >= submission.time)
 
     # 1. A failure that the store holds has the best reason. But one from before the submission is what the job is to
     #    put right: it counts only once the job is neither live nor known to have failed in its own way.
-    if by_store.state == StageState.FAILED and (since or not (job.live or job.state in ENDED_BADLY)):
+    if by_store.state == StageState.FAILED and (tried_since or not (job.live or job.state in ENDED_BADLY)):
         return replace(by_store, job=job.state)
     # 2. A live job counts more than any open attempt: heartbeats are late, Slurm is not.
     if job.live:
         return _seen_of_live_job(job, by_store, ours)
     # 3. Somebody else took the stage over after the job was submitted, so how the job ended is of no interest.
-    if since and not ours:
+    if tried_since and not ours:
         return by_store
     # 4. Slurm knows how the job ended. "Completed" without a record is no success: files may only be late.
     if job.state in ENDED_BADLY:
@@ -197,7 +215,10 @@ def _seen(stage: Stage, store: Store, view: Look, queued: Mapping[str, JobState]
 
 
 def _seen_in_store(stage: Stage, store: Store, last: Attempt | None) -> Seen:
-    """Show what the store alone tells of an unfinished stage, in the words of STATES."""
+    """Show what the store alone tells of an unfinished stage.
+
+    In the words of STATES.
+    """
     state, share = state_in_store(stage, last), _share(stage, store, last)
     if state == StageState.NOT_PREPARED:
         return Seen(StageState.PLANNED, state)
@@ -209,7 +230,10 @@ def _seen_in_store(stage: Stage, store: Store, last: Attempt | None) -> Seen:
 
 
 def _seen_of_live_job(job: JobState, by_store: Seen, ours: bool) -> Seen:
-    """Show a stage whose job is to run or running; `ours` says that the job has tried it before."""
+    """Show a stage whose job is to run or running.
+
+    `ours` says that the job has tried the stage before.
+    """
     share = by_store.share
     if job.state not in WAITING:
         begun = by_store.state in (StageState.RUNNING, StageState.STALE)
@@ -222,11 +246,16 @@ def _seen_of_live_job(job: JobState, by_store: Seen, ours: bool) -> Seen:
 
 
 def _end(last: Attempt | None, fact: str) -> str:
+    """Return a fact of the last attempt's end; '' without an end."""
     return "" if last is None or last.end is None else str(last.end[fact])
 
 
 def _share(stage: Stage, store: Store, last: Attempt | None) -> float:
-    """How much of a stage is done: by where its last attempt began and ended, its checkpoints and its log."""
+    """Return how much of a stage is done, from 0 to 1.
+
+    The greatest step counts of those where its last attempt began and ended, of its checkpoints and, while an attempt
+    runs, of the last progress in its log.
+    """
     if last is None:
         return 0.0
     folder = store.folder(stage)
@@ -238,9 +267,11 @@ def _share(stage: Stage, store: Store, last: Attempt | None) -> float:
 
 
 def _behind_failure(stage: Stage, seen: Seen, view: Look) -> Seen:
-    """Show a stage as blocked where one that it needs has failed, or is blocked itself.
+    """Show a stage as blocked where one that it needs has failed.
 
-    Also if a job of it tried and ended. What its own ledger tells of counts more.
+    Or is blocked itself. That holds, too, if a job of the stage tried and ended. What the stage's own ledger tells
+    counts more. Example: A failed, and its child B is queued: B is blocked. If a process runs B all the same, it is
+    running, and if B's own attempt failed, it has failed.
     """
     parents = {parent.key: view.seen[parent.key] for parent in stage.parents}
     failed, blocked = (
@@ -262,17 +293,26 @@ def _behind_failure(stage: Stage, seen: Seen, view: Look) -> Seen:
 
 
 def _shown(stage: Stage, view: Look) -> Stage:
+    """Return the stage that tells how far this one is.
+
+    That is the stage itself if it runs, failed or is blocked, else the unfinished one behind it whose state comes first
+    in STATES, or itself without any. Example: a queued stage with a running parent shows the parent and how much of
+    that is done.
+    """
     if view.seen[stage.key].state in (StageState.RUNNING, StageState.FAILED, StageState.BLOCKED):
         return stage
-    unfinished = [view.shown[p.key] for p in stage.parents if view.seen[p.key].state != StageState.DONE]
-    return min(unfinished, key=lambda behind: STATES.index(view.seen[behind.key].state), default=stage)
+    behind = [view.shown[each.key] for each in stage.parents if view.seen[each.key].state != StageState.DONE]
+    return min(behind, key=lambda each: STATES.index(view.seen[each.key].state), default=stage)
 
 
 # -------------------------------------------------------------------------------------------------------- logs, times
 
 
 def log(stage: Stage, store: Store, view: Look) -> Path | None:
-    """Find the log of a stage, or of its job where the stage never began; None without either."""
+    """Find the log of a stage.
+
+    Or of its job where the stage never began; None without either.
+    """
     own, last = store.folder(stage) / "log.txt", view.last_attempt(stage)
     if stage.folder in view.elements:
         submission, index = view.elements[stage.folder]
@@ -285,7 +325,10 @@ def log(stage: Stage, store: Store, view: Look) -> Path | None:
 
 
 def tail(path: Path, size: int = 4096) -> str:
-    """The last so many bytes of a file, as text; '' without the file."""
+    """Read the last so many bytes of a file as text.
+
+    Returns '' without the file.
+    """
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))
@@ -295,6 +338,6 @@ def tail(path: Path, size: int = 4096) -> str:
 
 
 def moment(seconds: float) -> str:
-    """A time in words: with the date only where it is not near."""
+    """Format a time, with the date only where it is not near."""
     near = abs(seconds - time.time()) < 12 * 3600
     return time.strftime("%H:%M:%S" if near else "%Y-%m-%d %H:%M", time.localtime(seconds))
