@@ -25,43 +25,46 @@ from bench.specs.cluster import Cluster
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print all facts as they are found."""
+    """Print all facts as soon as each is known."""
     parser = argparse.ArgumentParser(prog="python -m bench.doctor", description=__doc__)
     cli.add_bindings(parser, required=False)
     parser.add_argument("--store", type=Path, default=Path("runs"), help="where stages are to be kept (default: runs)")
     cli.add_data(parser)
     parser.add_argument("--quick", action="store_true", help="run no test job on the cluster")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     baselines.register()
-    cluster, data = _cluster(given), cli.data_root(given)
+    cluster, data = _cluster(options), cli.data_root(options)
     problems = _tell("this computer", (computer.packages(), computer.devices()))
-    disks = computer.disk("--store", given.store), computer.disk("--data", data), computer.file_system(given.store)
+    disks = computer.disk("--store", options.store), computer.disk("--data", data), computer.file_system(options.store)
     problems += _tell("disks", disks)
     if shutil.which("sbatch") is None:
         print("cluster:\n  none: there is no sbatch on the PATH, as there is on a cluster's login node")
     else:
-        folders = {"--store": given.store, "--data": data}
-        test = () if given.quick else (test_job(given.store, data, cluster),)
+        folders = {"--store": options.store, "--data": data}
+        test = () if options.quick else (test_job(options.store, data, cluster),)
         problems += _tell("cluster", (settings(cluster.partition), accepted(cluster, folders), *test))
     print(f"\n{problems} {'problem' if problems == 1 else 'problems'}")
     return 1 if problems else 0
 
 
-def _cluster(given: argparse.Namespace) -> Cluster:
-    """What the gin files that are named ask of a cluster."""
-    if not given.gin and not given.set:
+def _cluster(options: argparse.Namespace) -> Cluster:
+    """Read what the named gin files ask of a cluster."""
+    if not options.gin and not options.set:
         return Cluster()  # without importing what may be broken here
     from bench.planning.load import load_bindings, load_cluster
 
-    return load_cluster(load_bindings(given.gin, given.set))
+    return load_cluster(load_bindings(options.gin, options.set))
 
 
-def _tell(title: str, found: Iterable[Iterator[Fact]]) -> int:
-    """Print facts as they are found; returns how many are problems. What Slurm does not answer is one, and the last."""
+def _tell(title: str, reports: Iterable[Iterator[Fact]]) -> int:
+    """Print facts as they come; returns how many are problems.
+
+    What Slurm does not answer is a problem, and the last fact.
+    """
     problems = 0
     print(f"{title}:")
     try:
-        for fact in itertools.chain.from_iterable(found):
+        for fact in itertools.chain.from_iterable(reports):
             problems += fact.verdict == "problem"
             print(f"  {fact.verdict:8}{fact.text}", flush=True)
             if fact.verdict != "ok":

@@ -14,7 +14,10 @@ from bench.specs.cluster import Cluster
 
 
 def settings(partition: str | None) -> Iterator[Fact]:
-    """The settings of a Slurm cluster on which being stopped and going on rests."""
+    """Report the settings of a Slurm cluster that matter for stopped jobs.
+
+    Those on which being stopped and going on rests: array sizes, limits, preemption, requeuing, accounting.
+    """
     config = client.configuration()
     yield Fact("ok", f"Slurm {config.get('SLURM_VERSION', '?')}")
     size = int(config.get("MaxArraySize", "0") or 0)
@@ -43,6 +46,7 @@ def _limits(partition: dict[str, str]) -> Fact:
 
 
 def _preemption(partition: dict[str, str], config: dict[str, str]) -> Iterator[Fact]:
+    # Three questions: is anything preempted, does it come back, and is it told in time to write a checkpoint?
     kind, mode = config.get("PreemptType", "?"), partition.get("PreemptMode") or config.get("PreemptMode", "?")
     name, grace = partition["PartitionName"], partition.get("GraceTime", "0")
     if kind.endswith("none") or mode == "OFF":
@@ -80,7 +84,7 @@ def _accounting(config: dict[str, str]) -> Fact:
 
 
 def accepted(cluster: Cluster, folders: Mapping[str, Path]) -> Iterator[Fact]:
-    """Whether this cluster takes jobs of these settings."""
+    """Report whether this cluster takes jobs of these settings."""
     from bench.launch.slurm import limits  # needs submitit
 
     try:

@@ -32,7 +32,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class Fact(NamedTuple):
-    """Something that matters; verdict: ok, warning or problem."""
+    """Something that matters; `verdict` is ok, warning or problem."""
 
     verdict: str
     text: str
@@ -43,7 +43,10 @@ class Fact(NamedTuple):
 
 
 def packages() -> Iterator[Fact]:
-    """Python and the required packages, by the versions that are asked for."""
+    """Report Python and the required packages.
+
+    The versions that are asked for are those of the project's metadata.
+    """
     python, requirements = _required()
     running = platform.python_version()
     verdict = "ok" if python.contains(running, prereleases=True) else "problem"
@@ -74,7 +77,10 @@ _SAME_BUILD = "torch and torchvision must come from the same index"
 
 
 def _required() -> tuple[SpecifierSet, list[Requirement]]:
-    """Read which Python and packages are required: from the checkout, else from the installed wheel."""
+    """Read which Python and packages are required.
+
+    From the checkout, else from the installed wheel.
+    """
     checkout = Path(bench.__file__).parents[1] / "pyproject.toml"
     if checkout.is_file():
         project = tomllib.loads(checkout.read_text(encoding="utf-8"))["project"]
@@ -92,7 +98,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def devices() -> Iterator[Fact]:
-    """Cores and GPUs, and whether a few steps of training succeed on each."""
+    """Report the cores and GPUs.
+
+    And whether a few steps of training succeed on each device.
+    """
     yield Fact("ok", f"{cores()} CPU cores may be used")
     try:
         import torch
@@ -136,14 +145,17 @@ def devices() -> Iterator[Fact]:
 _OTHER_TORCH = "install a torch that knows this GPU"
 
 
-def _trained(where: torch.device, name: str, fix: str) -> Fact:
-    """Whether a stage can be trained on a device, tried with a tiny one."""
+def _trained(tested: torch.device, name: str, fix: str) -> Fact:
+    """Tell whether a stage can be trained on a device.
+
+    That is tried with a tiny one.
+    """
     from bench.device import is_out_of_memory
 
     try:
         from bench.doctor.trial import train_briefly
 
-        train_briefly(where)
+        train_briefly(tested)
     except Exception as error:  # a driver, a build or a package may raise whatever it likes
         fix = "free its memory: nvidia-smi lists the processes on it" if is_out_of_memory(error) else fix
         return Fact("problem", f"{name}: cannot train: {_first_line(error)}", fix)
@@ -154,10 +166,10 @@ def _trained(where: torch.device, name: str, fix: str) -> Fact:
 
 
 def disk(argument: str, folder: Path) -> Iterator[Fact]:
-    """Free space where a folder is, or would be."""
-    place, what = existing(folder), f"{argument} {folder}"
-    free = shutil.disk_usage(place).free / 1e9
-    nodes = os.statvfs(place)
+    """Report the free space where a folder is, or would be."""
+    location, what = existing(folder), f"{argument} {folder}"
+    free = shutil.disk_usage(location).free / 1e9
+    nodes = os.statvfs(location)
     if free < LITTLE_GB:
         yield Fact("problem" if free < TOO_LITTLE_GB else "warning", f"{what}: {free:.1f} GB free", "free some space")
     elif nodes.f_files and nodes.f_favail < 10_000:
@@ -167,12 +179,15 @@ def disk(argument: str, folder: Path) -> Iterator[Fact]:
 
 
 def existing(folder: Path) -> Path:
-    """A folder, or the nearest one above it that exists."""
-    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+    """Return a folder, or the nearest one above it that exists."""
+    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
 
 
 def file_system(store: Path) -> Iterator[Fact]:
-    """Whether the file system of the store does what the store relies on."""
+    """Report whether the store's file system does what the store relies on.
+
+    That is exclusive creation, hard links, rename, fsync, and a clock that agrees with this computer's.
+    """
     fix = "put the store on another file system"
     try:
         with tempfile.TemporaryDirectory(dir=existing(store), prefix=".bench-doctor-") as name:

@@ -43,21 +43,27 @@ write_json(pathlib.Path(sys.argv[1], "answer.json"), answer)
 
 
 def test_job(store: Path, data: Path, cluster: Cluster) -> Iterator[Fact]:
-    """Run a job of five minutes at most, with what a stage would get, that writes into the store; read its answer."""
+    """Run a small job that writes into the store; read its answer.
+
+    It takes five minutes at most, and gets what a stage would get.
+    """
     from bench.launch.slurm import sbatch  # needs submitit
 
+    # The traces that the job leaves tell how far it came: `began` that its node sees the store, `error` what its Python
+    # said, `answer.json` that all is well. `_answer` reads them in the opposite order.
     name = f"bench-doctor-{int(time.time()):08x}{secrets.token_hex(4)}"
-    with tempfile.TemporaryDirectory(dir=existing(store), prefix=".bench-doctor-", ignore_cleanup_errors=True) as made:
-        folder = Path(made)
-        here, program = shlex.quote(made), shlex.quote(sys.executable)
-        path = shlex.quote(str(Path(bench.__file__).parents[1].absolute()))
+    with tempfile.TemporaryDirectory(dir=existing(store), prefix=".bench-doctor-", ignore_cleanup_errors=True) as path:
+        folder = Path(path)
+        quoted_folder, program = shlex.quote(path), shlex.quote(sys.executable)
+        python_path = shlex.quote(str(Path(bench.__file__).parents[1].absolute()))
         command = (
-            f"touch {here}/began || exit 1\n"
-            f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1\n"
-            f"{program} -c {shlex.quote(_ON_NODE)} {here} {shlex.quote(str(data.absolute()))} 2> {here}/error\n"
+            f"touch {quoted_folder}/began || exit 1\n"
+            f"export PYTHONPATH={python_path}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1\n"
+            f"{program} -c {shlex.quote(_ON_NODE)} {quoted_folder} {shlex.quote(str(data.absolute()))}"
+            f" 2> {quoted_folder}/error\n"
         )
-        asked = replace(cluster, runs_per_job=1, timeout_min=5, signal_delay_s=20)
-        script = sbatch.write_script(folder, asked, name, command)
+        small = replace(cluster, runs_per_job=1, timeout_min=5, signal_delay_s=20)
+        script = sbatch.write_script(folder, small, name, command)
         job = client.ask("sbatch", "--parsable", "--chdir=/", str(script)).strip().partition(";")[0]
         try:
             began, state = time.monotonic(), _wait(folder, name, f"{job}_0")
@@ -66,11 +72,11 @@ def test_job(store: Path, data: Path, cluster: Cluster) -> Iterator[Fact]:
             with contextlib.suppress(SlurmError):  # it has ended
                 client.ask("scancel", job)
         if (folder / "answer.json").exists():
-            yield from _given(read_json(folder / "answer.json", "Try again."), cluster, data)
+            yield from _granted(read_json(folder / "answer.json", "Try again."), cluster, data)
 
 
-def _given(answer: dict[str, Any], cluster: Cluster, data: Path) -> Iterator[Fact]:
-    """What a job had on its node, beside what it asked for."""
+def _granted(answer: dict[str, Any], cluster: Cluster, data: Path) -> Iterator[Fact]:
+    """Report what a job had on its node and what it wanted."""
     if existing(data) == data.absolute():
         seen = "" if answer["data"] else "not "
         fix = "name a folder that all nodes see"
@@ -87,7 +93,12 @@ def _given(answer: dict[str, Any], cluster: Cluster, data: Path) -> Iterator[Fac
 
 
 def _wait(folder: Path, name: str, job: str) -> client.JobState:
-    """Wait until the job's answer is there, or it is clear that none will come; the job's last state."""
+    """Wait until the job's answer is there.
+
+    Or until it is clear that none will come. Returns the job's last state.
+    """
+    # A job that has begun and ended has left its files; one that ended without a trace may have done so on a node whose
+    # file system is shown here late.
     end, state = time.monotonic() + JOB_SECONDS, client.JobState("PENDING")
     while time.monotonic() < end and "answer.json" not in os.listdir(folder):  # listing has a network file system look
         time.sleep(1.0)
@@ -98,18 +109,19 @@ def _wait(folder: Path, name: str, job: str) -> client.JobState:
 
 
 def _answer(folder: Path, state: client.JobState, seconds: float, store: Path) -> Fact:
-    there = os.listdir(folder)
-    told = f"{state.state} {state.reason}".strip()
-    if "answer.json" in there:
+    """Report what the job's files and its last state tell."""
+    files = os.listdir(folder)
+    reason = f"{state.state} {state.reason}".strip()
+    if "answer.json" in files:
         answer = read_json(folder / "answer.json", "Try again.")
         wrote = f"a job on node {answer['node']} wrote into the store and imported torch {answer['torch']}"
         return Fact("ok", f"{wrote} ({seconds:.0f} s)")
-    if "began" in there and not state.live:
-        lines = (folder / "error").read_text(errors="replace").strip().splitlines() if "error" in there else []
-        text = f"a compute node sees the store, but this Python does not work there: {lines[-1] if lines else told}"
+    if "began" in files and not state.live:
+        lines = (folder / "error").read_text(errors="replace").strip().splitlines() if "error" in files else []
+        text = f"a compute node sees the store, but this Python does not work there: {lines[-1] if lines else reason}"
         return Fact("problem", text, "install the environment where all nodes see it")
     if state.state in ("PENDING", "CONFIGURING"):
-        text = f"a test job did not start within {JOB_SECONDS:.0f} s ({told}): visibility is unknown"
+        text = f"a test job did not start within {JOB_SECONDS:.0f} s ({reason}): visibility is unknown"
         return Fact("warning", text, "try again, or name an idle partition in slurm.partition")
-    text = f"--store {store}: what a job writes there is not seen here (job: {told})"
+    text = f"--store {store}: what a job writes there is not seen here (job: {reason})"
     return Fact("problem", text, "name a store on a file system that all nodes share")

@@ -23,7 +23,10 @@ STEPS = 5
 
 
 def train_briefly(device: torch.device) -> list[float]:
-    """Train a tiny network on made-up images; returns the loss of each step, and raises whatever stands in the way."""
+    """Train a tiny network on made-up images.
+
+    Returns the loss of each step, and raises whatever stands in the way.
+    """
     backbone = MaskedAutoEncoder(
         name="tiny", weights=None, image_size=8, patch_size=4, width=16, depth=1, heads=2, mlp_width=32
     )
@@ -51,7 +54,7 @@ def train_briefly(device: torch.device) -> list[float]:
             checkpoints=Checkpoints(Path(folder)),
             checkpoint_steps=STEPS,
             started=lambda step: None,
-            progress=lambda step, told: losses.append(told["loss"]),
+            progress=lambda step, values: losses.append(values["loss"]),
         )
         torch.manual_seed(0)
         model = build(backbone, classes=data.classes).to(device)
