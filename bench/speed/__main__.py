@@ -46,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(options: argparse.Namespace, bfloat16: bool) -> Iterator[report.Facts]:
-    """Give what the arguments ask for, part by part, so that an interrupted run keeps what it has."""
+    """Give what the arguments ask for, part by part.
+
+    So that an interrupted run keeps what it has.
+    """
     if options.gin:
         yield {"inputs": _inputs(options)}
     elif options.quickstart:

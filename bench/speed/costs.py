@@ -17,7 +17,10 @@ from bench.store.store import Store
 
 
 class PaperTable(NamedTuple):
-    """A published table: the grid that computes it and the network whose speeds count."""
+    """A published table.
+
+    Names the grid that computes it and the network whose speeds count.
+    """
 
     grid: str
     network: str
@@ -31,7 +34,9 @@ TABLES = {
 
 @functools.cache
 def examples(table: PaperTable) -> tuple[Counter[str], Counter[str]]:
-    """Count the stages of a grid and the examples that they see in all, both by kind of stage.
+    """Count the stages of a grid and the examples that they see.
+
+    Both by kind of stage.
 
     No task needs to be prepared: how many examples it has is what its source promises.
     """
@@ -49,9 +54,10 @@ def examples(table: PaperTable) -> tuple[Counter[str], Counter[str]]:
 
 
 def hours(table: PaperTable, lines: Mapping[str, Line]) -> float | None:
-    """Estimate the hours of training behind a table on one device; None where a kind of stage was not measured.
+    """Estimate the hours of training behind a table on one device.
 
-    Every fine-tuning counts as plain: that of R3F takes about twice as long. Evaluation and reading data are left out.
+    Returns None where a kind of stage was not measured. Every fine-tuning counts as plain: that of R3F takes about
+    twice as long. Evaluation and reading data are left out.
     """
     total = 0.0
     for kind, count in examples(table)[1].items():

@@ -38,9 +38,9 @@ WARM_UP = 3
 
 
 def selected_stages(gin: Sequence[str], overrides: Sequence[str], only: Sequence[str], root: Path) -> dict[str, Stage]:
-    """Choose the last stage of each selected cell, one cell for each of the data that they read.
+    """Choose the last stage of each selected cell.
 
-    Refuses data that are not prepared.
+    Of the cells that read the same data, one counts. Refuses data that are not prepared.
     """
     with tempfile.TemporaryDirectory() as folder:
         plan = make_plan(gin, overrides, only, root, Store(Path(folder) / "runs"))
@@ -50,10 +50,10 @@ def selected_stages(gin: Sequence[str], overrides: Sequence[str], only: Sequence
 
 
 def measure(stage: Stage, root: Path, steps: int, device_name: str, threads: int) -> dict[str, float | None]:
-    """Measure the seconds of a batch and of a training step of a prepared stage.
+    """Measure the seconds of a batch and of a training step.
 
-    A batch is `read` from the array, or `decoded` from encoded images (None for text); both are medians over so many,
-    `step` is the mean of as many training steps.
+    The stage is prepared. A batch is `read` from the array, or `decoded` from encoded images (None for text); both are
+    medians over so many, `step` is the mean of as many training steps.
     """
     torch.set_num_threads(threads)
     device = devices.resolve(device_name)
@@ -86,7 +86,10 @@ def measure(stage: Stage, root: Path, steps: int, device_name: str, threads: int
 
 
 def decode(encoded: Sequence[bytes], size: int) -> Tensor:
-    """Decode images to a normalised batch (B, 3, size, size): what every batch would cost without the array."""
+    """Decode images to a normalised batch (B, 3, size, size).
+
+    That is what every batch would cost without the array.
+    """
     pixels = np.stack([np.asarray(rgb(value).resize((size, size), Image.Resampling.BILINEAR)) for value in encoded])
     return normalised(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).contiguous(), torch.float32)
 

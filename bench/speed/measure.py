@@ -36,6 +36,17 @@ def compare(work: Work, *, compile: bool, rounds: int, seconds: float, commit: s
     A turn has as many steps as our loop takes in about so many seconds. Where other processes disturb a round, another
     one follows, and the quietest count. Who cannot run (no `accelerate`, out of memory) is left out, and the line says
     why.
+
+    The order of events, with two sides and three rounds:
+
+        start      ours, bare                     both processes build their networks at the same time
+        ready      ours, bare                     their first answers are awaited
+        warm up    ours 12 steps, bare 12 steps   these are the `first_seconds`, which do not count as speeds
+        size       ours 1 unit                    how many steps a turn has
+        round 1    peak, ours, bare               others used 2 % of the cores: quiet
+        round 2    peak, ours, bare               others used 40 %: one round more is tried
+        round 3    peak, ours, bare               quiet
+        round 4    peak, ours, bare               quiet: that makes three, and round 2 is forgotten
     """
     line = Line(work.kind, work.network, work.precision, work.threads, work.batch_size, commit)
     line.first_steps = work.unit * (1 if work.on_cpu or work.quick else max(1, 12 // work.unit))
@@ -72,7 +83,10 @@ def _is_quiet(others: float | None) -> bool:
 
 
 def _asked(running: dict[str, Side], line: Line, ask: Callable[[Side], T]) -> Iterator[tuple[str, T]]:
-    """Ask one side after another; who fails runs no more, and the line says why."""
+    """Ask one side after another; yields their answers.
+
+    Who fails runs no more, and the line says why.
+    """
     for who, process in list(running.items()):
         try:
             answer = ask(process)
@@ -85,7 +99,10 @@ def _asked(running: dict[str, Side], line: Line, ask: Callable[[Side], T]) -> It
 
 
 def _steps_of_a_turn(work: Work, running: Mapping[str, Side], seconds: float) -> int:
-    """Choose whole units, as many as our loop takes in about so many seconds."""
+    """Choose the steps of a turn, a number of whole units.
+
+    As many as our loop takes in about so many seconds.
+    """
     for who in (COMPILED, OURS):
         if who in running:
             unit: float = running[who].ask(work.unit).value

@@ -11,11 +11,16 @@ from bench import device as devices
 
 
 class Enough(Exception):
-    """Raised inside a loop that has run as long as it was asked to; no checkpoint is written."""
+    """Raised inside a loop that has run as long as it should.
+
+    No checkpoint is written.
+    """
 
 
 class Pace:
-    """Called by a loop after each of its steps; waits for the device only where a turn ends.
+    """Called by a loop after each of its steps.
+
+    Waits for the device only where a turn ends.
 
     `next_turn` is given the seconds of the turn that has ended (None before the first one) and answers with the steps
     of the next one, once it is this loop's turn again; 0 ends the loop.
@@ -26,7 +31,10 @@ class Pace:
         self._left, self._began = 0, 0.0
 
     def begin(self) -> None:
-        """Wait for the first turn; called where everything stands ready for the first step."""
+        """Wait for the first turn.
+
+        Called where everything stands ready for the first step.
+        """
         self._turn(None)
 
     def __call__(self) -> None:

@@ -14,7 +14,10 @@ REPEATS = 3
 
 
 def shapes(work: Work) -> list[tuple[int, int, int]]:
-    """The products (M, K) x (K, N) that are tried: squares, and one of a transformer's MLP."""
+    """List the products (M, K) x (K, N) that are tried.
+
+    Squares, and one of a transformer's MLP.
+    """
     if work.quick:
         return [(64, 64, 64)]
     sides = (1024, 2048) if work.on_cpu else (4096, 8192, 12288)
@@ -23,7 +26,10 @@ def shapes(work: Work) -> list[tuple[int, int, int]]:
 
 
 def flops_per_second(work: Work) -> float:
-    """Measure the best of several shapes and repeats, in the precision of the work."""
+    """Measure the best of several shapes and repeats.
+
+    In the precision of the work.
+    """
     device = devices.resolve(work.device)
     dtype = torch.bfloat16 if work.precision == "bfloat16" else torch.float32
     best = 0.0
@@ -41,7 +47,7 @@ def flops_per_second(work: Work) -> float:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16 itself, without emulation."""
+    """Tell whether the device multiplies in bfloat16 itself, without emulation."""
     if device.type == "cuda":
         return devices.properties(device)[2]
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -28,7 +28,10 @@ FIX = "Run the grid again in a fresh store."
 
 
 class Waited(NamedTuple):
-    """A stage on the critical path: what it waited for (a parent, a worker), when it began and ended, in seconds."""
+    """A stage on the critical path.
+
+    `waited_for` is a parent or a worker; `began` and `ended` are in seconds.
+    """
 
     stage: str
     waited_for: str
@@ -38,7 +41,10 @@ class Waited(NamedTuple):
 
 @dataclass(frozen=True)
 class Timed:
-    """One run of the grid: seconds from the command to its end and to the first step, and the critical path."""
+    """One run of the grid.
+
+    Holds the seconds from the command to its end and to the first step, and the critical path.
+    """
 
     seconds: float
     first_step: float
@@ -46,7 +52,9 @@ class Timed:
 
 
 def compare(against: Path | None, data: Path, device: str, rounds: int, quick: bool) -> dict[str, list[Timed]]:
-    """Run the grid in fresh stores, this checkout and another one by turns, on data prepared before.
+    """Run the grid in fresh stores, by turns, on prepared data.
+
+    With this checkout and another one.
 
     `quick` trains every stage for one step. Returns the runs of "this" and "other".
     """
@@ -67,7 +75,10 @@ def compare(against: Path | None, data: Path, device: str, rounds: int, quick: b
 
 
 def figures(runs: Mapping[str, Sequence[Timed]]) -> dict[str, Any]:
-    """Give the medians of this checkout, its last critical path, and how the other one compares where it ran."""
+    """Give the medians of this checkout and its last critical path.
+
+    And how the other one compares where it ran.
+    """
     seconds = {name: statistics.median(run.seconds for run in timed) for name, timed in runs.items()}
     first_step = statistics.median(run.first_step for run in runs["this"])
     facts = {"seconds": seconds["this"], "first_step": first_step, "path": runs["this"][-1].path}
@@ -102,7 +113,7 @@ def _run(checkout: Path, data: Path, device: str, settings: Sequence[str]) -> Ti
 
 
 def _has_begun(store: Path) -> bool:
-    """Tell whether a stage of the store has come as far as its first step."""
+    """Tell whether a stage of the store has begun its first step."""
     try:
         attempts = [read_json(path, FIX) for path in store.glob("*/attempts/*.json")]
     except DamagedStore:  # just being written
@@ -111,7 +122,9 @@ def _has_begun(store: Path) -> bool:
 
 
 def critical_path(store: Path, since: float) -> list[Waited]:
-    """Follow the stages back from the last one: each began when its last parent, or a worker, was done.
+    """Follow the stages back from the last one.
+
+    Each began when its last parent, or a worker, was done.
 
     Times are in seconds after `since`. An example, with two workers:
 

@@ -44,7 +44,10 @@ SIZES |= {"intermediate_size": "mlp_width"}
 
 
 def network(work: Work, attention: Attention) -> Any:
-    """Build transformers' network for a kind of stage from a configuration, with random weights."""
+    """Build transformers' network for a kind of stage.
+
+    From a configuration, with random weights.
+    """
     backbone, dropout = work.backbone, work.schedule.dropout
     settings: dict[str, Any] = {theirs: getattr(backbone, own) for theirs, own in SIZES.items()}
     settings |= {"layer_norm_eps": backbone.norm_eps, "attn_implementation": attention, "num_labels": CLASSES}
@@ -74,7 +77,10 @@ def _built(encoder: str, labelled: bool, settings: dict[str, Any]) -> Any:
 
 
 def batches(work: Work) -> Iterator[Tensors]:
-    """Give the batches of a plain loop, for ever: examples are shuffled in every epoch."""
+    """Give the batches of a plain loop, for ever.
+
+    Examples are shuffled in every epoch.
+    """
     rows, device = synthetic.rows(work), devices.resolve(work.device)
     while True:
         for index in torch.randperm(work.examples).split(work.batch_size):  # type: ignore[no-untyped-call]
@@ -98,7 +104,10 @@ class Reference:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
 
     def losses(self, batch: Tensors, noise: Tensor | None = None) -> Iterator[Tensor]:
-        """Give one loss after another, each with its own graph; `noise` (B, K) orders the patches of images."""
+        """Give one loss after another, each with its own graph.
+
+        `noise` (B, K) orders the patches of images.
+        """
         inputs: dict[str, Any] = {**batch}
         if not self.work.labelled:
             inputs |= {"noise": noise} if self.work.modality == "image" else masked_tokens(batch, self.work)
@@ -108,12 +117,15 @@ class Reference:
         if self.teacher is not None:
             with self.autocast():
                 with torch.no_grad():
-                    wanted = self.features(self.teacher, batch)
-                loss = (self.features(self.model, batch) - wanted).square().sum(-1).mean()
+                    target = self.features(self.teacher, batch)
+                loss = (self.features(self.model, batch) - target).square().sum(-1).mean()
             yield loss
 
     def features(self, model: Any, batch: Tensors) -> Tensor:
-        """Give the first token of the whole input, after the last norm (B, D)."""
+        """Give the first token of the whole input, as (B, D).
+
+        After the last norm.
+        """
         if self.work.modality == "text":
             encoder = model.bert if hasattr(model, "bert") else model.roberta
             hidden: Tensor = encoder(**batch).last_hidden_state
@@ -125,7 +137,10 @@ class Reference:
         return hidden[:, 0]
 
     def step(self, batch: Tensors, bare: bool = False) -> None:
-        """Take one step in the released order; a bare one neither reads losses nor clips."""
+        """Take one step in the released order.
+
+        A bare one neither reads losses nor clips.
+        """
         self._optimizer.zero_grad()
         for loss in self.losses(batch):
             loss.backward()  # type: ignore[no-untyped-call]
@@ -137,12 +152,16 @@ class Reference:
 
 
 def masked_tokens(batch: Tensors, work: Work) -> Tensors:
-    """Select tokens for the masked language model: 80 % masked, 10 % replaced, 10 % kept, as BERT's collators do."""
+    """Select tokens for the masked language model.
+
+    Of those, 80 % are masked, 10 % replaced, 10 % kept, as BERT's collators do.
+    """
     backbone = work.backbone
     assert isinstance(backbone, MaskedLanguageModel)
     tokens = batch["input_ids"]
     special = torch.isin(tokens, torch.tensor(backbone.special_ids, device=tokens.device))
     selected = torch.rand(tokens.shape, device=tokens.device).lt(backbone.mask_ratio) & ~special
+    # One random number per token decides: below 0.8 it is masked, from 0.9 it is replaced, between them it is kept.
     fate = torch.rand(tokens.shape, device=tokens.device)
     masked = tokens.masked_fill(selected & (fate < 0.8), backbone.mask_id)
     masked = torch.where(selected & (fate >= 0.9), torch.randint_like(tokens, backbone.vocabulary), masked)
@@ -150,7 +169,7 @@ def masked_tokens(batch: Tensors, work: Work) -> Tensors:
 
 
 def run(work: Work, pace: Pace, who: str) -> None:
-    """Run one of the reference loops until `pace` says that it is enough.
+    """Run one of the reference loops until `pace` ends it.
 
     - `RELEASED`: in full float32 with eager attention, as it was released
     - `SAME`: in the precision that ours has, with fused attention

@@ -26,8 +26,11 @@ INTRODUCTION = "# Speed\n\n" + (speed.__doc__ or "").partition("\n\n")[2]
 
 
 def store(output: Path, new: Facts) -> Facts:
-    """Put what was measured beside what is known of its device, and write the page anew."""
-    path = _folder(output) / f"{slug(title(new))}.json"
+    """Store what was measured, and write the page anew.
+
+    It goes beside what is known of its device. Returns all of that.
+    """
+    path = output.with_suffix("") / f"{slug(title(new))}.json"
     facts = merged(read_json(path, "Delete it to begin anew.") if path.is_file() else {}, new)
     write_json(path, facts)
     write_text(output, page(output))
@@ -35,7 +38,10 @@ def store(output: Path, new: Facts) -> Facts:
 
 
 def merged(old: Facts, new: Facts) -> Facts:
-    """Replace what was measured again: facts, single lines and cells of `inputs`, the quickstart."""
+    """Replace what was measured again.
+
+    Facts, single lines and cells of `inputs`, the quickstart.
+    """
     parts = {part: {**old.get(part, {}), **new.get(part, {})} for part in ("lines", "inputs")}
     return {**old, **new, **parts}
 
@@ -45,16 +51,12 @@ def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def _folder(output: Path) -> Path:
-    return output.with_suffix("")
-
-
 # ------------------------------------------------------------------------------------------------ the page
 
 
 def page(output: Path) -> str:
     """Render the page from the figures of all devices."""
-    files = sorted(_folder(output).glob("*.json"))
+    files = sorted(output.with_suffix("").glob("*.json"))
     sections = [section(read_json(path, "Delete it to measure that device again.")) for path in files]
     return "\n".join([INTRODUCTION, *sections])
 
@@ -77,7 +79,10 @@ def section(facts: Facts) -> str:
 
 
 def title(facts: Facts) -> str:
-    """Name a device: a GPU's model, or a processor with its instruction set and cores."""
+    """Name a device.
+
+    By a GPU's model, or by a processor with its instruction set and cores.
+    """
     if facts.get("gpu"):
         return str(facts["device"])
     return f"{facts['device']}, {facts['instruction_set']}, {facts['cores']} cores"

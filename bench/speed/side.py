@@ -41,18 +41,27 @@ PATIENCE_SECONDS = 60
 
 
 class Failed(Exception):
-    """A side of a comparison ended with an error: out of memory, a missing package."""
+    """A side of a comparison ended with an error.
+
+    Out of memory, for example, or a missing package.
+    """
 
 
 class Turn(NamedTuple):
-    """What a side measured in a turn, and the share of the cores that others used meanwhile, None if unknown."""
+    """What a side measured in a turn.
+
+    `others` is the share of the cores that others used meanwhile, None if unknown.
+    """
 
     value: Any
     others: float | None
 
 
 class Side:
-    """A process that does the work of `who`: a training loop, or one of `FLOPS`, `PEAK` and `FACTS`."""
+    """A process that does the work of `who`.
+
+    That is a training loop, or one of `FLOPS`, `PEAK` and `FACTS`.
+    """
 
     def __init__(self, who: str, work: Work) -> None:
         # The compiler's cache is its own, too, so that compiling costs what it costs the first time.
@@ -64,7 +73,10 @@ class Side:
         other_end.close()
 
     def close(self) -> None:
-        """End the process; one that is lost in its work is killed."""
+        """End the process.
+
+        One that is lost in its work is killed.
+        """
         self._pipe.close()
         self._process.join(PATIENCE_SECONDS)
         self._process.kill()
@@ -72,7 +84,9 @@ class Side:
         self._folder.cleanup()
 
     def answer(self) -> tuple[Any, float]:
-        """Wait for the next answer: a value and the seconds of all its cores that it computed for.
+        """Wait for the next answer.
+
+        That is a value, and the seconds of all its cores that the process computed for.
 
         Raises `Failed` where the process has none.
         """
@@ -102,7 +116,11 @@ def ask_once(who: str, work: Work) -> Any:
 
 
 def others_share(busy_before: float | None, own: float, seconds: float) -> float | None:
-    """Compute the share of this process's cores that others used, where a side computed for `own` seconds."""
+    """Compute the share of this process's cores that others used.
+
+    A side computed for `own` seconds meanwhile. Example: in 10 s on 2 cores, these were busy for 15 s, of which the
+    side's own are 13 s: others used 2 / 20 = 10 %.
+    """
     busy = busy_seconds()
     if busy is None or busy_before is None:
         return None
@@ -110,13 +128,17 @@ def others_share(busy_before: float | None, own: float, seconds: float) -> float
 
 
 def busy_seconds() -> float | None:
-    """Read how long this process's cores were busy, or taken away by the machine's owner; None if unknown."""
+    """Read how long this process's cores were busy.
+
+    Or taken away by the machine's owner; None if unknown.
+    """
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-    # user, nice, system, idle, waiting for disks, interrupts (two kinds), stolen
+    # A line of /proc/stat, in ticks since the machine was started: the core, then user, nice, system, idle, waiting for
+    # disks, interrupts (two kinds), stolen. Example: cpu0 4705 356 584 369500 2310 12 50 0
     counts = [[int(count) for count in fields[1:9]] for line in lines if (fields := line.split())[:1][0] in allowed]
     return sum(sum(count) - count[3] - count[4] for count in counts) / os.sysconf("SC_CLK_TCK")
 
@@ -125,7 +147,7 @@ def busy_seconds() -> float | None:
 
 
 def _main(who: str, work: Work, pipe: Connection, folder: str) -> None:
-    """Do one side's work until the parent closes its end of the pipe."""
+    """Do one side's work until the parent closes the pipe."""
     # Before torch is imported: it reads these once.
     threads = str(work.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TORCHINDUCTOR_CACHE_DIR=folder)
@@ -134,6 +156,8 @@ def _main(who: str, work: Work, pipe: Connection, folder: str) -> None:
         os.dup2(log.fileno(), 2)
     began = 0.0
 
+    # The work runs the show here, and calls this where a turn ends: it hands the value to the parent, sleeps until that
+    # asks for a turn again, and returns the steps of it. Without a parent these are 0, which ends the work.
     def next_turn(value: Any) -> int:
         nonlocal began
         steps = 0
@@ -162,7 +186,7 @@ def _work(who: str, work: Work, next_turn: Callable[[Any], int]) -> None:
     device = devices.resolve(work.device)
     if who == FLOPS:
         next_turn(ours.flops_per_step(work))
-    elif who == PEAK:
+    elif who == PEAK:  # None first, as a loop that is ready for its first step; then a measurement for every turn
         value = None
         while next_turn(value):
             value = peak.flops_per_second(work)

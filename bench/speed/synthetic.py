@@ -19,7 +19,9 @@ Tensors = dict[str, Tensor]
 
 
 def examples(work: Work) -> Examples:
-    """Make the examples of one line; the same ones for everyone who is compared.
+    """Make the examples of one line.
+
+    The same ones for everyone who is compared.
 
     The lengths of texts are skewed as those of classification tasks: log-normal around 40 tokens, from 8 to 256.
     """
@@ -37,7 +39,9 @@ def examples(work: Work) -> Examples:
 
 
 def rows(work: Work) -> list[Tensors]:
-    """Give every example by itself, for those who do without the suite's input path.
+    """Give every example by itself.
+
+    For those who do without the suite's input path.
 
     Images are normalised floats `pixel_values` (3, H, W), texts `input_ids` and `attention_mask` (T,), unpadded.
     """
@@ -51,7 +55,10 @@ def rows(work: Work) -> list[Tensors]:
 
 
 def collated(rows: Sequence[Tensors], work: Work) -> Tensors:
-    """Join examples to a batch, in which texts are padded to the longest one."""
+    """Join examples to a batch.
+
+    Texts are padded to the longest one in it.
+    """
     batch = {name: [row[name] for row in rows] for name in rows[0]}
     padding = {"input_ids": getattr(work.backbone, "pad_id", 0), "attention_mask": 0}
     return {

@@ -21,7 +21,9 @@ ALL = tuple(NETWORKS)
 
 @dataclass(frozen=True)
 class Target:
-    """One figure to reach on a kind of device, for each of its networks.
+    """One figure to reach on a kind of device.
+
+    Each of its networks is to reach it.
 
     `bound` is required, at most that for what is `SMALL_IS_GOOD`, else at least; `goal` is hoped for. `bfloat16` limits
     it to devices that compute in it.
@@ -81,7 +83,9 @@ class NotMeasured(Exception):
 
 
 def verdicts(facts: Mapping[str, Any], lines: Mapping[str, Line]) -> Iterator[dict[str, str]]:
-    """Judge every target by what was measured on one device, one row for each of its networks.
+    """Judge every target by what was measured on one device.
+
+    One row for each of its networks.
 
     `verdict` is met, missed, or why it is neither.
     """

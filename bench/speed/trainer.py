@@ -15,7 +15,10 @@ from bench.speed.work import TRAINER, TRAINER_COMPILED, Work
 
 
 def run(work: Work, pace: Pace, who: str = TRAINER) -> None:
-    """Train until `pace` says that it is enough, in bfloat16 where our loop does, with fused AdamW."""
+    """Train until `pace` says that it is enough.
+
+    In bfloat16 where our loop does, with fused AdamW.
+    """
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         settings = transformers.TrainingArguments(

@@ -32,7 +32,10 @@ ROBERTA |= {"vocabulary": 50_265, "pad_id": 1, "mask_id": 50_264, "special_ids":
 
 @dataclass(frozen=True)
 class Network:
-    """A backbone and the largest batch and longest epoch (in batches) that a CPU is asked for."""
+    """A backbone and the most that a CPU is asked for.
+
+    That is the largest batch and the longest epoch, in batches.
+    """
 
     backbone: MaskedAutoEncoder | MaskedLanguageModel
     cpu_batch: int
@@ -49,7 +52,9 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Work:
-    """One kind of stage on one network and device: what everyone who is compared trains.
+    """One kind of stage on one network and device.
+
+    That is what everyone who is compared trains.
 
     `quick` shrinks the network and the batch, for smoke runs whose figures mean nothing.
     """
@@ -102,7 +107,10 @@ class Work:
 
     @property
     def batch_size(self) -> int:
-        """Examples of a step: the paper's number, or as many as a CPU can be asked for."""
+        """Examples of a step.
+
+        The paper's number, or as many as a CPU can be asked for.
+        """
         batch = self.schedule.batch_size
         if self.on_cpu:
             batch = min(batch, NETWORKS[self.network].cpu_batch)
@@ -110,7 +118,10 @@ class Work:
 
     @property
     def epoch(self) -> int:
-        """Steps of an epoch, in which every example is seen once; all batches are full."""
+        """Steps of an epoch, in which every example is seen once.
+
+        All batches are full.
+        """
         return 2 if self.quick else NETWORKS[self.network].cpu_epoch if self.on_cpu else GPU_EPOCH
 
     @property
@@ -120,5 +131,8 @@ class Work:
 
     @property
     def unit(self) -> int:
-        """The steps that are timed at least: of texts a whole epoch, so that everyone reads the same tokens."""
+        """The steps that are timed at least.
+
+        Of texts a whole epoch, so that everyone reads the same tokens.
+        """
         return self.epoch if self.modality == "text" else 1
