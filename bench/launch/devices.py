@@ -10,7 +10,10 @@ from bench.errors import InputError
 
 
 def local_devices(name: str | None) -> list[str]:
-    """List what 'cpu', 'cuda' or 'cuda:N' names, by default every GPU, or the CPU; refuses what is not there."""
+    """List the devices that 'cpu', 'cuda' or 'cuda:N' names.
+
+    For None every GPU, or the CPU where there is none. Refuses what is not there.
+    """
     if name == "cpu" or (name is None and not _has_driver()):
         return ["cpu"]
     from bench import device
@@ -21,7 +24,10 @@ def local_devices(name: str | None) -> list[str]:
 
 
 def _has_driver() -> bool:
-    """Whether torch could find a GPU at all: CUDA's or ROCm's driver is there."""
+    """Tell whether torch could find a GPU at all.
+
+    It could where CUDA's or ROCm's driver is there.
+    """
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -30,9 +36,9 @@ def _has_driver() -> bool:
 
 
 def visible_devices(count: int) -> list[str]:
-    """Name the first `count` GPUs as CUDA_VISIBLE_DEVICES takes them: by index, UUID or MIG name, whichever it holds.
+    """Name the first `count` GPUs as CUDA_VISIBLE_DEVICES takes them.
 
-    Without that variable they are counted. Refuses more than it names.
+    By index, UUID or MIG name, whichever it holds. Without that variable they are counted. Refuses more than it names.
     """
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:

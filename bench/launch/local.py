@@ -29,7 +29,10 @@ Events = queues.Queue[tuple["Worker", dict[str, Any]]]
 
 
 class Worker:
-    """A worker process: takes one stage at a time over its standard input, answers on its standard output."""
+    """A worker process.
+
+    Takes one stage at a time over its standard input, answers on its standard output.
+    """
 
     def __init__(self, number: int, settings: Settings, events: Events, alone: bool = False) -> None:
         self.number = number
@@ -54,7 +57,10 @@ class Worker:
         events.put((self, {"event": "gone", "status": self.process.wait()}))
 
     def give(self, stage: Stage, store: Store) -> None:
-        """Start a stage; a worker that has just died answers with its end."""
+        """Start a stage.
+
+        A worker that has just died answers with its end.
+        """
         self.stage = stage
         assert self.process.stdin is not None  # piped above
         with contextlib.suppress(BrokenPipeError):
@@ -62,17 +68,24 @@ class Worker:
             self.process.stdin.flush()
 
     def close(self) -> None:
-        """Ask the process to end; a stage that it still runs is checkpointed first."""
+        """Ask the process to end.
+
+        A stage that it still runs is checkpointed first.
+        """
         assert self.process.stdin is not None  # piped above
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
 
 
 class Crew:
-    """The worker processes of a run, at most one per entry of `settings`, started when there is a stage for them.
+    """The worker processes of a run.
+
+    At most one per entry of `settings`, started when there is a stage for it.
 
     A stage that was out of memory beside others waits until they have ended, and then has its device for itself, in a
-    new process: the others give their memory back only by ending.
+    new process: the others give their memory back only by ending. Example: workers 0 and 1 share cuda:0, and B runs out
+    of memory in 1 while A runs in 0. `keep` notes B, and `free` gives cuda:0 to nobody. When A has ended, `next_alone`
+    ends both workers and gives B to a new one. When B has ended, that is dismissed, and cuda:0 is free again.
     """
 
     def __init__(self, settings: Sequence[Settings]) -> None:
@@ -88,7 +101,10 @@ class Crew:
         return any(worker.stage is not None for worker in self.alive)
 
     def free(self) -> int | None:
-        """The number of a worker that can take a stage beside others, one that is running rather than a new one."""
+        """Return the number of a worker for a stage beside others.
+
+        One that is running rather than a new one; None if there is none.
+        """
         # A device is kept from new stages while one waits to be alone on it, and while one is.
         taken = {worker.number for worker in self.alive if worker.stage is not None}
         kept = {device for device, stages in self._crowded.items() if stages}
@@ -98,7 +114,7 @@ class Crew:
         return min(numbers, key=lambda number: (number not in running, number), default=None)
 
     def worker(self, number: int) -> Worker:
-        """The worker of this number, started if it does not run."""
+        """Return the worker of this number, started if it does not run."""
         for worker in self.alive:
             if worker.number == number:
                 return worker
@@ -110,7 +126,10 @@ class Crew:
         self._crowded[worker.device].append(stage)
 
     def next_alone(self) -> tuple[Worker, Stage] | None:
-        """A stage whose turn it is to be alone on its device, and its worker; None if there is none at present."""
+        """Return the next stage to be alone on its device.
+
+        And its worker, which is a new process. None if there is no such stage at present.
+        """
         for device, stages in self._crowded.items():
             workers = [worker for worker in self.alive if worker.device == device]
             if not stages or any(worker.stage is not None for worker in workers):
@@ -124,7 +143,7 @@ class Crew:
         return None
 
     def dismiss(self, worker: Worker) -> None:
-        """End a worker that has no stage, and wait until its process is gone."""
+        """End a worker that has no stage, and await its end."""
         self.alive.remove(worker)
         worker.close()
         worker.process.wait()
@@ -135,7 +154,10 @@ class Crew:
             worker.process.send_signal(signal.SIGTERM)
 
     def close(self) -> None:
-        """Wait until all have ended; what they still run is checkpointed first."""
+        """Wait until all have ended.
+
+        What they still run is checkpointed first.
+        """
         for worker in self.alive:
             worker.close()
         for worker in self.alive:
@@ -143,7 +165,9 @@ class Crew:
 
 
 def run(queue: Queue, store: Store, settings: Sequence[Settings], stop: Callable[[], bool], report: Reporter) -> None:
-    """Run with one worker per entry of `settings` until nothing is left or a stop is asked for.
+    """Run with one worker per entry of `settings`.
+
+    Until nothing is left or a stop is asked for.
 
     Every round gives stages to the workers that are free, waits for one event of any worker, and acts on it. With two
     workers and the stages A and B, of which B needs A: the first round gives A to worker 0, and rounds pass with its
@@ -175,9 +199,10 @@ def run(queue: Queue, store: Store, settings: Sequence[Settings], stop: Callable
 def _next_stages(
     queue: Queue, crew: Crew, stop: Callable[[], bool], not_before: float
 ) -> Iterator[tuple[Worker, Stage]]:
-    """Yield the stages that can start now, each with its worker; it must have begun before the next one is asked for.
+    """Yield the stages that can start now, each with its worker.
 
-    Those that wait for a device of their own come first, else others would take it from them again.
+    A stage must have begun before the next one is asked for. Those that wait for a device of their own come first, else
+    others would take it from them again.
     """
     while not stop() and (alone := crew.next_alone()) is not None:
         yield alone
@@ -189,7 +214,10 @@ def _next_stages(
 
 
 def _react(worker: Worker, event: dict[str, Any], queue: Queue, crew: Crew, report: Reporter) -> Outcome | None:
-    """Act on an event of a worker: progress, the end of a stage, or the end of the process; returns a stage's end."""
+    """Act on an event of a worker.
+
+    That is progress, the end of a stage, or the end of the process. Returns a stage's end, None for everything else.
+    """
     stage = worker.stage
     if event["event"] == "progress" and stage is not None:
         report.progress(worker.number, event["step"], event["steps"], event["loss"])
@@ -210,7 +238,10 @@ def _react(worker: Worker, event: dict[str, Any], queue: Queue, crew: Crew, repo
 
 
 def visible_device(device: str) -> str:
-    """What CUDA_VISIBLE_DEVICES must hold for a worker on `device` (cuda:i): the i-th of those that we were given."""
+    """Return what CUDA_VISIBLE_DEVICES must hold for a worker on `device`.
+
+    For cuda:i that is the i-th of the GPUs that this process may use.
+    """
     index = int(device.partition(":")[2])
     return visible_devices(index + 1)[index]
 

@@ -11,7 +11,10 @@ from bench.training.protocol import Outcome
 
 
 class Queue:
-    """The stages still to run, given out once their parents are done, the longest chain of dependants first."""
+    """The stages still to run, given out once their parents are done.
+
+    The one with the longest chain of dependants is first.
+    """
 
     def __init__(self, stages: Sequence[Stage], done: Iterable[str], failed: Mapping[str, str]) -> None:
         ahead = _steps_ahead(stages)
@@ -22,7 +25,10 @@ class Queue:
         self.running: set[str] = set()
 
     def next(self) -> Stage | None:
-        """A stage whose parents are done, now counted as running; None if there is none at present."""
+        """Return a stage whose parents are done, now counted as running.
+
+        None if there is none at present.
+        """
         for stage in list(self.waiting):
             reason = why_blocked(stage, self.failed, self.blocked)
             if reason is not None:
@@ -35,7 +41,10 @@ class Queue:
         return None
 
     def finish(self, stage: Stage, outcome: Outcome) -> None:
-        """Note how a stage ended; an interrupted one, or one held elsewhere, waits again."""
+        """Note how a stage ended.
+
+        An interrupted one, or one held elsewhere, waits again.
+        """
         self.running.discard(stage.key)
         if outcome.state == StageState.DONE:
             self.done.add(stage.key)
@@ -51,7 +60,11 @@ class Queue:
 
 
 def _steps_ahead(stages: Sequence[Stage]) -> dict[str, int]:
-    """Stage key -> the optimiser steps of the longest chain that begins with it (`stages` has parents first)."""
+    """Count the optimiser steps of the longest chain from each stage on.
+
+    By stage key; `stages` have parents first. Example: of A (100 steps) with the children B (10) and C (50), the chain
+    of A has 150 steps, so that a free worker takes A first and then C.
+    """
     ahead: dict[str, int] = defaultdict(int)
     for stage in reversed(stages):
         ahead[stage.key] += stage.total_steps

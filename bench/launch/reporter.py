@@ -19,7 +19,10 @@ from bench.training.protocol import Outcome
 
 
 class Reporter:
-    """Receives the launcher's events; `rows` names, for each stage, the rows that use it."""
+    """Receives the launcher's events.
+
+    `rows` names, for each stage, the rows that use it.
+    """
 
     def __init__(self, total: int, rows: Mapping[str, str], console: Console | None = None) -> None:
         # A stage that runs in this process sends its output to a log, so the terminal needs a descriptor of its own.
@@ -58,19 +61,19 @@ class Reporter:
         return f"{stage.name} {stage.data.task} seed {stage.seed} ({self._rows.get(stage.key, '')})"
 
     def started(self, stage: Stage, worker: int) -> None:
-        """A worker took a stage."""
+        """Show that a worker took a stage."""
         self._began[worker] = time.monotonic()
         if self._live:
             self._bars[worker] = self._live.add_task(self._label(stage), total=None, note="")
 
     def progress(self, worker: int, step: int, steps: int, loss: float) -> None:
-        """A worker's stage has done so many steps."""
+        """Show how many steps of a worker's stage are done."""
         if self._live and worker in self._bars:
             note = "" if math.isnan(loss) else f"loss {loss:.3f}"
             self._live.update(self._bars[worker], completed=step, total=steps, note=note)
 
     def ended(self, stage: Stage, worker: int, outcome: Outcome) -> None:
-        """A worker's stage ended, well or not."""
+        """Show that a worker's stage ended, well or not."""
         now = time.monotonic()
         seconds = now - self._began.pop(worker, now)
         if self._live and worker in self._bars:
