@@ -570,7 +570,7 @@ MUTATIONS = (
     Mutation(
         "a job that has an id of ours is ours",
         "bench/launch/slurm/ledger.py",
-        "    if state is None or state.name != made.name:",
+        "    if state is None or state.name != submission.name:",
         "    if state is None:",
         ("tests/launch/slurm/test_ledger.py::test_what_slurm_does_not_know_is_gone_and_never_live",),
     ),
@@ -584,15 +584,15 @@ MUTATIONS = (
     Mutation(
         "one failure in a packed task stops the others' children",
         "bench/launch/slurm/arrays.py",
-        "                ended = tuple(one for one in ordered if self._packed(one))",
+        "                ended = tuple(item for item in ordered if self._packed(item))",
         "                ended = ()",
         ("tests/launch/slurm/test_arrays.py::test_a_child_of_a_packed_task_waits_for_its_end_only",),
     ),
     Mutation(
         "only one parent is waited for",
         "bench/launch/slurm/arrays.py",
-        "groups[frozenset(map(self._place, pending.parents))]",
-        "groups[frozenset(map(self._place, pending.parents[:1]))]",
+        "groups[frozenset(map(self._awaited, pending.parents))]",
+        "groups[frozenset(map(self._awaited, pending.parents[:1]))]",
         ("tests/launch/slurm/test_arrays.py::test_every_stage_runs_once_and_after_all_its_parents",),
     ),
     Mutation(

@@ -4,6 +4,15 @@ A stage waits for its own parents and for nothing else. Stages that wait for the
 `afterok` on those; where the stages of an array have a child each, or a few, element i of a further array waits for
 element i of theirs (`aftercorr`). Only where that would take too many sbatch calls does a whole generation wait for
 the arrays that hold its parents. No cluster is asked here.
+
+Example: 2 methods x 3 seeds, where both methods fine-tune (A, B) what a further pre-training (P) of their seed left.
+Generation 0 is P0 P1 P2, generation 1 the other six:
+
+    array 0   P0 P1 P2
+    array 1   A0 A1 A2    aftercorr:0, so that A0 waits for P0 only, A1 for P1, A2 for P2
+    array 2   B0 B1 B2    aftercorr:0
+
+That is three calls. A0 starts when P0 is done, however long P1 takes, and a failure of P1 stops A1 and B1 alone.
 """
 
 from __future__ import annotations
@@ -24,7 +33,10 @@ FEW_CALLS = 20
 
 @dataclass(frozen=True, order=True)
 class Element:
-    """An element of an array: the array's number in the list, the index in it; index None for all of them."""
+    """An element of an array, or with `index` None all of them.
+
+    `array` is the array's number in the list of arrays, `index` that of the element in it.
+    """
 
     array: int
     index: int | None
@@ -32,7 +44,10 @@ class Element:
 
 @dataclass(frozen=True)
 class Queued:
-    """A stage that an earlier submission runs: the id of its element, and whether other stages share that."""
+    """A stage that an earlier submission runs.
+
+    `element` is the id of its array element, `packed` says whether other stages share that element.
+    """
 
     element: str
     packed: bool
@@ -44,10 +59,11 @@ Waited = Element | str
 
 @dataclass(frozen=True)
 class Array:
-    """One sbatch call: the stages of each element (none at an index that is left out) and what they wait for.
+    """One sbatch call: the stages of each element, and their dependencies.
 
-    All elements wait until each of `ok` has succeeded and each of `ended` has ended; element i until element i of the
-    array `corresponding` has succeeded.
+    `tasks[i]` are the stages of element i; there are none at an index that is left out. All elements wait until each of
+    `ok` has succeeded and each of `ended` has ended; element i until element i of the array `corresponding` has
+    succeeded.
     """
 
     tasks: tuple[tuple[Stage, ...], ...]
@@ -57,13 +73,16 @@ class Array:
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """The indices that are used."""
+        """The indices that are used: those with stages."""
         return tuple(index for index, stages in enumerate(self.tasks) if stages)
 
     def dependency(self, ids: Sequence[str]) -> str | None:
-        """Slurm's words for what it waits for; `ids` are the job ids of the arrays before it."""
+        """Return the value of sbatch's --dependency; None without any.
+
+        `ids` are the job ids of the arrays before it. Examples: 'afterok:17_2:17_3,afterany:18', 'aftercorr:19'.
+        """
         kinds = {"afterok": self.ok, "afterany": self.ended}
-        parts = [":".join([kind, *(_id(each, ids) for each in waited)]) for kind, waited in kinds.items() if waited]
+        parts = [":".join([kind, *(_id(item, ids) for item in waited)]) for kind, waited in kinds.items() if waited]
         if self.corresponding is not None:
             parts.append(f"aftercorr:{ids[self.corresponding]}")
         return ",".join(parts) or None
@@ -82,14 +101,17 @@ def arrange(
     max_array_size: int,
     queued: Mapping[str, Queued] | None = None,
 ) -> list[Array]:
-    """The arrays that run `stages` (parents first), an array after those it waits for.
+    """Return the arrays that run `stages`, each after those it waits for.
 
-    `runs_per_job` stages share an element; an array has at most `max_array_size` elements, counted from 0. Raises
-    ValueError if a parent is neither among the stages nor done nor queued.
+    `stages` have parents first. `runs_per_job` stages share an element; an array has at most `max_array_size` elements,
+    counted from 0. Raises ValueError if a parent is neither among the stages nor done nor queued.
     """
     generations = _generations(stages, done_keys, queued or {})
     limit = max(FEW_CALLS, len(stages) * CALLS_PER_THOUSAND // 1000)
     barriers: set[int] = set()
+    # Every stage waits for its own parents at first. While that takes too many calls, the generation that takes most of
+    # them becomes a barrier: it waits for whole arrays, and so fits into few. Example: 1000 stages, at most 200 calls;
+    # the generations take 1, 150 and 90, so that the second becomes a barrier, and 1 + 1 + 90 calls are few enough.
     while True:
         draft = _Draft(runs_per_job, max_array_size, queued or {})
         counts = {}
@@ -104,7 +126,7 @@ def arrange(
 
 
 class _Pending(NamedTuple):
-    """A stage and those of its parents that have to be waited for."""
+    """A stage and those of its parents that it waits for."""
 
     stage: Stage
     parents: tuple[str, ...]
@@ -113,83 +135,106 @@ class _Pending(NamedTuple):
 def _generations(
     stages: Sequence[Stage], done_keys: Collection[str], queued: Mapping[str, Queued]
 ) -> list[list[_Pending]]:
-    """The stages by how many generations come before them; the longest line of descendants first.
+    """Group the stages by how many generations come before them.
 
-    A parent that another parent descends from is not waited for: the other cannot succeed before it.
+    Within a generation, the stage with the longest line of descendants is first. A parent that another parent descends
+    from is not waited for: the other cannot succeed before it. Example: of A -> B -> C and A -> C, the generations are
+    [A], [B], [C], and C waits for B alone.
     """
-    known = {stage.key for stage in stages}
+    keys = {stage.key for stage in stages}
     generation: dict[str, int] = {}
-    above: dict[str, frozenset[str]] = {}
+    ancestors: dict[str, frozenset[str]] = {}
     ordered: list[_Pending] = []
-    below: dict[str, int] = defaultdict(int)
     for stage in stages:
         parents = [parent.key for parent in stage.parents if parent.key not in done_keys]
         for parent in parents:
-            if parent not in above and parent not in queued:
+            if parent not in ancestors and parent not in queued:
                 raise ValueError(f"{stage.folder}: its parent {parent[:16]} is neither done, queued nor before it")
-        above[stage.key] = frozenset(parents).union(*(above.get(parent, ()) for parent in parents))
-        needed = [one for one in parents if not any(one in above.get(other, ()) for other in parents)]
-        generation[stage.key] = 1 + max((generation[one] for one in needed if one in known), default=-1)
+        ancestors[stage.key] = frozenset(parents).union(*(ancestors.get(parent, ()) for parent in parents))
+        needed = [key for key in parents if not any(key in ancestors.get(other, ()) for other in parents)]
+        # Parents that are queued from before take no part in the count: nothing here has to come after their arrays.
+        generation[stage.key] = 1 + max((generation[key] for key in needed if key in keys), default=-1)
         ordered.append(_Pending(stage, tuple(needed)))
-    for one in reversed(ordered):
-        for parent in one.parents:
-            below[parent] = max(below[parent], below[one.stage.key] + 1)
-    found: list[list[_Pending]] = [[] for _ in range(1 + max(generation.values(), default=-1))]
-    for one in sorted(ordered, key=lambda pending: -below[pending.stage.key]):
-        found[generation[one.stage.key]].append(one)
-    return found
+    descent: dict[str, int] = defaultdict(int)  # key -> the length of the longest line of descendants
+    for pending in reversed(ordered):
+        for parent in pending.parents:
+            descent[parent] = max(descent[parent], descent[pending.stage.key] + 1)
+    generations: list[list[_Pending]] = [[] for _ in range(1 + max(generation.values(), default=-1))]
+    for pending in sorted(ordered, key=lambda pending: -descent[pending.stage.key]):
+        generations[generation[pending.stage.key]].append(pending)
+    return generations
 
 
 @dataclass
 class _Draft:
-    """Arrays in the making."""
+    """Arrays in the making, a generation at a time."""
 
     runs_per_job: int
     max_array_size: int
     queued: Mapping[str, Queued]
     arrays: list[Array] = field(default_factory=list)
-    places: dict[str, Element] = field(default_factory=dict)
+    elements: dict[str, Element] = field(default_factory=dict)
+    """Stage key -> the element that runs it."""
     packed_before: set[str] = field(init=False)
+    """The ids of elements of earlier submissions that run several stages."""
 
     def __post_init__(self) -> None:
-        self.packed_before = {one.element for one in self.queued.values() if one.packed}
+        self.packed_before = {queued.element for queued in self.queued.values() if queued.packed}
 
     def add(self, generation: Sequence[_Pending], barrier: bool) -> None:
+        """Add the arrays of a generation.
+
+        Those of a barrier wait for whole arrays.
+        """
         if barrier:
             self._add_waiting_for_arrays(generation)
             return
         rest = self._add_corresponding(generation) if self.runs_per_job == 1 else list(generation)
         groups: dict[frozenset[Waited], list[Stage]] = defaultdict(list)
         for pending in rest:
-            groups[frozenset(map(self._place, pending.parents))].append(pending.stage)
+            groups[frozenset(map(self._awaited, pending.parents))].append(pending.stage)
         for waited, stages in groups.items():
             for tasks in self._chunks(stages):
                 ordered = sorted(waited, key=_order)
-                ended = tuple(one for one in ordered if self._packed(one))
-                self._append(Array(tasks, tuple(one for one in ordered if one not in ended), ended))
+                ended = tuple(item for item in ordered if self._packed(item))
+                self._append(Array(tasks, tuple(item for item in ordered if item not in ended), ended))
 
     def _add_corresponding(self, generation: Sequence[_Pending]) -> list[_Pending]:
-        """Add arrays whose elements wait for the same ones of their parents' array; returns the stages left over.
+        """Add arrays with element-wise dependencies, and return the stages left over.
 
-        One call serves a child of every element, so parents with many children, which get an array of their own from
-        the caller, are left out where that saves calls.
+        Element i of such an array waits for element i of its parents' array, and for nothing else (`aftercorr`). So one
+        call serves one child of every parent, and the parents in an array take as many calls as the one with the most
+        children has. A parent can also be left out: its children are left over, and the caller gives them arrays of
+        their own, at one call for every `max_array_size` of them.
+
+        The parents with the most children are left out, as many as make the sum of both least. With the numbers of
+        children c_0 >= c_1 >= ... >= c_(n-1), c_n = 0 and the size s of an array, leaving out the first k takes
+
+            calls(k) = ceil(c_0 / s) + ... + ceil(c_(k-1) / s) + c_k
+
+        Of equal sums the greatest k counts. Example: the parents P0 P1 P2 of array 0 have two children each, one per
+        method: calls(0) = 2, calls(1) = 1 + 2, calls(2) = 2 + 2, calls(3) = 3, so that none is left out, and there are
+        two arrays, A0 A1 A2 and B0 B1 B2. With a further P3 that has five children, calls(0) = 5, calls(1) = 1 + 2 and
+        calls(4) = 4, so that P3 is left out.
         """
+        # Number of an array -> index of a parent in it -> the stages that wait for that element alone.
         children: dict[int, dict[int, list[_Pending]]] = defaultdict(lambda: defaultdict(list))
         rest = []
         for pending in generation:
-            place = self._place(pending.parents[0]) if len(pending.parents) == 1 else None
-            if isinstance(place, Element) and place.index is not None and not self._packed(place):
-                children[place.array][place.index].append(pending)
+            waited = self._awaited(pending.parents[0]) if len(pending.parents) == 1 else None
+            if isinstance(waited, Element) and waited.index is not None and not self._packed(waited):
+                children[waited.array][waited.index].append(pending)
             else:
                 rest.append(pending)
         for array, of_index in children.items():
             by_count = sorted(of_index, key=lambda index: -len(of_index[index]))
             counts = [*(len(of_index[index]) for index in by_count), 0]
-            alone = [0]  # the calls for the first so many parents, with an array of their own each
+            alone = [0]  # the calls for the first k parents, with arrays of their own
             for count in counts[:-1]:
                 alone.append(alone[-1] + math.ceil(count / self.max_array_size))
-            cut = min(range(len(counts)), key=lambda number: (alone[number] + counts[number], -number))
+            cut = min(range(len(counts)), key=lambda k: (alone[k] + counts[k], -k))
             rest += [pending for index in by_count[:cut] for pending in of_index[index]]
+            # The first children of the others are an array, then the second children of those that have two, and so on.
             for turn in range(counts[cut]):
                 chosen = {index: of_index[index][turn].stage for index in by_count[cut:] if turn < len(of_index[index])}
                 tasks = tuple((chosen[index],) if index in chosen else () for index in range(max(chosen) + 1))
@@ -197,19 +242,24 @@ class _Draft:
         return rest
 
     def _add_waiting_for_arrays(self, generation: Sequence[_Pending]) -> None:
-        """Add arrays that wait until those with any of their parents have ended, well or not.
+        """Add arrays that wait for all arrays with any of their parents.
 
-        So that a failure stops its own dependants only: a worker refuses a stage whose parent has no weights.
+        They wait for the end of those, well or not, so that a failure stops its own dependants only: a worker refuses a
+        stage whose parent has no weights. Stages are sorted by their first parent, so that an array waits for few.
         """
         parents = {pending.stage.key: pending.parents for pending in generation}
-        first = {key: min((_order(self._place(one)) for one in parents[key]), default=_order("")) for key in parents}
-        stages = sorted((pending.stage for pending in generation), key=lambda stage: first[stage.key])
+
+        def first_parent(stage: Stage) -> tuple[str, int, int, str]:
+            return min((_order(self._awaited(parent)) for parent in parents[stage.key]), default=_order(""))
+
+        stages = sorted((pending.stage for pending in generation), key=first_parent)
         for tasks in self._chunks(stages):
-            places = {self._place(one) for task in tasks for stage in task for one in parents[stage.key]}
-            whole = {Element(one.array, None) if isinstance(one, Element) else one for one in places}
+            waited = {self._awaited(parent) for task in tasks for stage in task for parent in parents[stage.key]}
+            whole = {Element(item.array, None) if isinstance(item, Element) else item for item in waited}
             self._append(Array(tasks, ended=tuple(sorted(whole, key=_order))))
 
     def _chunks(self, stages: Sequence[Stage]) -> Iterable[tuple[tuple[Stage, ...], ...]]:
+        """Split stages into elements, and elements into arrays of legal size."""
         size = self.runs_per_job
         tasks = [tuple(stages[start : start + size]) for start in range(0, len(stages), size)]
         for start in range(0, len(tasks), self.max_array_size):
@@ -218,18 +268,25 @@ class _Draft:
     def _append(self, array: Array) -> None:
         for index, task in enumerate(array.tasks):
             for stage in task:
-                self.places[stage.key] = Element(len(self.arrays), index)
+                self.elements[stage.key] = Element(len(self.arrays), index)
         self.arrays.append(array)
 
-    def _place(self, key: str) -> Waited:
-        return self.places[key] if key in self.places else self.queued[key].element
+    def _awaited(self, key: str) -> Waited:
+        """Return the element that runs a parent.
 
-    def _packed(self, place: Waited) -> bool:
-        """Whether an element runs several stages: it fails if one does, which the others' children must not feel."""
-        if isinstance(place, Element):
-            assert place.index is not None
-            return len(self.arrays[place.array].tasks[place.index]) > 1
-        return place in self.packed_before
+        That is one of these arrays or an earlier submission's.
+        """
+        return self.elements[key] if key in self.elements else self.queued[key].element
+
+    def _packed(self, waited: Waited) -> bool:
+        """Tell whether an element runs several stages.
+
+        Such an element fails if one of its stages does, which the others' children must not feel.
+        """
+        if isinstance(waited, Element):
+            assert waited.index is not None
+            return len(self.arrays[waited.array].tasks[waited.index]) > 1
+        return waited in self.packed_before
 
 
 def _order(waited: Waited) -> tuple[str, int, int, str]:

@@ -14,11 +14,11 @@ from bench.specs.cluster import SIGNALS
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one element of a job array runs: stage folders of a store, and how.
+    """What one element of a job array runs, and how.
 
-    `signal_delay_s` is how long before the end Slurm sends the signal SIG`signal`; `give_up_after` is a number of
-    attempts in a row without progress; `gpus` are those of the whole job, which the stages share; `graphs` is
-    whether they may record steps; `code` is a snapshot of the packages.
+    `stages` are names of folders of the store. `signal_delay_s` is how long before the end Slurm sends the signal
+    SIG`signal`; `give_up_after` is a number of attempts in a row without progress; `gpus` are those of the whole job,
+    which the stages share; `graphs` is whether they may record steps; `code` is a snapshot of the packages.
     """
 
     store: Path
@@ -34,14 +34,17 @@ class Assignment:
     stages: tuple[str, ...]
 
     def arguments(self) -> list[str]:
-        """As strings for `supervise`."""
+        """Return it as strings for `supervise`."""
         named = [field.name for field in fields(self) if field.name != "stages"]
         options = [text for name in named for text in (f"--{name.replace('_', '-')}", str(getattr(self, name)))]
         return [*options, "--", *self.stages]
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> Assignment:
-        """From those strings; raises InputError for anything missing, unknown, relative or below its least value."""
+        """Read it from those strings.
+
+        Raises InputError for anything missing, unknown, relative or below its least value.
+        """
         parser = _Parser(prog="supervise", allow_abbrev=False)
         for name in ("store", "data-root", "code"):
             parser.add_argument(f"--{name}", type=_folder, required=True)
@@ -52,8 +55,8 @@ class Assignment:
         parser.add_argument("--graphs", type=_yes_or_no, required=True)
         parser.add_argument("--signal", choices=SIGNALS, required=True)
         parser.add_argument("stages", nargs="+", type=_name)
-        given = vars(parser.parse_args(arguments))
-        return cls(**{**given, "stages": tuple(given["stages"])})
+        options = vars(parser.parse_args(arguments))
+        return cls(**{**options, "stages": tuple(options["stages"])})
 
 
 class _Parser(argparse.ArgumentParser):

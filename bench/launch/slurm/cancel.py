@@ -9,7 +9,7 @@ from bench.launch.slurm.client import SlurmError
 
 
 def cancel_grid(store_root: Path, grid: str, source: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Cancel all jobs of a grid that are still to run or running, and no others.
+    """Cancel all waiting and running jobs of a grid, and no others.
 
     Returns their ids, and those of other grids of that name, by what of the command line says which they are.
     """
@@ -26,11 +26,15 @@ def cancel_grid(store_root: Path, grid: str, source: str) -> tuple[list[str], di
 
 
 def _live_jobs(store_root: Path, grid: str) -> dict[str, list[str]]:
-    """The ids of jobs that are to run or running, or that Slurm will never start: of grids of a name, by source."""
-    known, queued = ledger.look(store_root)
-    sources = {one.name: one.source for one in known if one.grid == grid}
-    found: dict[str, set[str]] = {}
+    """List the ids of live jobs of this grid, by source.
+
+    Grids of one name may have several sources: what of the command line says which they are. Live jobs are to run or
+    running; here those count, too, that Slurm will never start.
+    """
+    submissions, queued = ledger.look(store_root)
+    sources = {submission.name: submission.source for submission in submissions if submission.grid == grid}
+    jobs: dict[str, set[str]] = {}
     for job, state in queued.items():
         if state.name in sources and state.state in client.LIVE:
-            found.setdefault(sources[state.name], set()).add(job.partition("_")[0])
-    return {source: sorted(ids, key=int) for source, ids in found.items()}
+            jobs.setdefault(sources[state.name], set()).add(job.partition("_")[0])
+    return {source: sorted(ids, key=int) for source, ids in jobs.items()}

@@ -28,14 +28,18 @@ GONE = "GONE"
 
 
 class SlurmError(InputError):
-    """A program of Slurm could not be asked, or refused: holds its own words."""
+    """A program of Slurm could not be asked, or refused.
+
+    Holds that program's own words.
+    """
 
 
 @dataclass(frozen=True)
 class JobState:
-    """What Slurm says of one job or array element: its word for the state and the reason, and the job's name.
+    """What Slurm says of one job or array element.
 
-    `start` is when it started or is expected to, in seconds since 1970, None where Slurm does not know.
+    `state` and `reason` are its words for those, `name` is the job's name. `start` is when it started or is expected
+    to, in seconds since 1970, None where Slurm does not know.
     """
 
     state: str
@@ -45,14 +49,18 @@ class JobState:
 
     @property
     def live(self) -> bool:
-        """Whether it is still to run or running."""
+        """Whether it is still to run or running.
+
+        A job whose dependency failed is pending for ever, and not live.
+        """
         return self.state in LIVE and self.reason != "DependencyNeverSatisfied"
 
 
 def environment() -> dict[str, str]:
-    """Our environment without what a surrounding job, or a person's habits, would slip into Slurm's programs.
+    """Return our environment without what would change how Slurm's programs behave.
 
-    SLURM_CONF stays: without it they would talk to another cluster.
+    That is what a surrounding job or a person's habits (SQUEUE_FORMAT, SBATCH_PARTITION) would slip in. SLURM_CONF
+    stays: without it they would talk to another cluster.
     """
     prefixes = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_", "PMI")
     kept = {"SLURM_CONF", "SLURM_TIME_FORMAT"}
@@ -60,7 +68,10 @@ def environment() -> dict[str, str]:
 
 
 def ask(*command: str, seconds: float = 120.0) -> str:
-    """What a program of Slurm prints; raises SlurmError with its own words where it fails or takes too long."""
+    """Run a program of Slurm and return what it prints.
+
+    Raises SlurmError with its own words where it fails or takes too long.
+    """
     try:
         done = subprocess.run(
             command,
@@ -83,77 +94,93 @@ def ask(*command: str, seconds: float = 120.0) -> str:
 
 
 def configuration() -> dict[str, str]:
-    """The settings of the cluster, as its controller tells them."""
+    """Read the settings of the cluster, as its controller tells them."""
     return pairs(ask("scontrol", "show", "config"), "\n")
 
 
 def pairs(text: str, between: str) -> dict[str, str]:
-    """What scontrol prints as 'name = value' or 'name=value'."""
+    """Read what scontrol prints as 'name = value' or 'name=value'."""
     split = (part.partition("=") for part in text.split(between))
     return {name.strip(): value.strip() for name, equals, value in split if equals}
 
 
 def queue(names: Iterable[str]) -> dict[str, JobState]:
-    """The state of every job and array element with one of these names, by id: '123' or '123_4'.
+    """Ask for every job and array element with one of these names.
 
-    Asks squeue once, and sacct for what squeue has forgotten; without accounting, what ended some minutes ago is not
-    there. Raises SlurmError where squeue cannot be asked: then nothing is known, which is not the same as nothing runs.
+    Returns their states by id: '123' or '123_4'. Asks squeue once, and sacct for what squeue has forgotten; without
+    accounting, what ended some minutes ago is not there. Raises SlurmError where squeue cannot be asked: then nothing
+    is known, which is not the same as nothing runs.
     """
-    wanted = {name: _noted(name) for name in names}
-    if not wanted:
+    noted = {name: _noted(name) for name in names}
+    if not noted:
         return {}
-    listed = ",".join(wanted)
+    listed = ",".join(noted)
     by_name = [f"--name={listed}"] if len(listed) < 100_000 else []  # an argument's limit is 128 KiB
-    found = _finished(wanted, by_name)
-    found.update(
-        _lines(ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%j|%T|%V|%S|%r", *by_name), wanted)
+    # An element that both know was requeued, or has ended just now: squeue, which is asked second, has the newer word.
+    states = _finished(noted, by_name)
+    states.update(
+        _lines(ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%j|%T|%V|%S|%r", *by_name), noted)
     )
-    return found
+    return states
 
 
-def _finished(wanted: dict[str, float], by_name: list[str]) -> dict[str, JobState]:
-    since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(min(wanted.values()) - CLOCK_SECONDS))
+def _finished(noted: dict[str, float], by_name: list[str]) -> dict[str, JobState]:
+    """Ask sacct for what has ended; nothing where there is no accounting."""
+    since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(min(noted.values()) - CLOCK_SECONDS))
     fields = "--format=JobID,JobName,State,Submit,Start"
     options = ["--noheader", "--parsable2", "--allocations", "--allusers", f"--starttime={since}", fields]
     try:
-        told = _lines(ask("sacct", *options, *by_name), wanted)
+        states = _lines(ask("sacct", *options, *by_name), noted)
     except SlurmError:  # no accounting on this cluster, or none to be reached now
         return {}
     # A job that only the accounting calls running is one of whose end it never heard.
-    return {element: state for element, state in told.items() if state.state not in LIVE}
+    return {element: state for element, state in states.items() if state.state not in LIVE}
 
 
-def _lines(text: str, wanted: dict[str, float]) -> dict[str, JobState]:
-    """States by id from lines of id, name, state, submit time, start time and reason, with '|' between them."""
-    found = {}
+def _lines(text: str, noted: dict[str, float]) -> dict[str, JobState]:
+    """Read the lines of squeue and sacct; returns states by id.
+
+    A line has the fields id, name, state, submit time, start time and, from squeue alone, reason:
+
+        squeue   123_4|bench-cats-68f1c2d09b7e4a51|PENDING|1760674512|N/A|Dependency
+        sacct    123_[5-6]|bench-cats-68f1c2d09b7e4a51|CANCELLED by 1000|1760674512|None
+
+    `noted` are the names that are asked for, and when each was noted.
+    """
+    states = {}
     for line in text.splitlines():
         fields = line.strip().split("|", 5)
-        if len(fields) < 5 or fields[1] not in wanted:
+        if len(fields) < 5 or fields[1] not in noted:
             continue
         submitted = _seconds(fields[3])
-        if submitted is not None and submitted < wanted[fields[1]] - CLOCK_SECONDS:
-            continue
+        if submitted is not None and submitted < noted[fields[1]] - CLOCK_SECONDS:
+            continue  # older than the submission: another job that had this name
         word, _, rest = fields[2].partition(" ")  # sacct says 'CANCELLED by 1000'
         reason = fields[5] if len(fields) > 5 and fields[5] != "None" else rest
         state = JobState(word.rstrip("+"), reason, _seconds(fields[4]), fields[1])
-        found.update(dict.fromkeys(_elements(fields[0]), state))
-    return found
+        states.update(dict.fromkeys(_elements(fields[0]), state))
+    return states
 
 
 def _elements(job: str) -> list[str]:
-    """The ids that one line stands for: sacct writes elements that never started as '123_[0-4,7%256]'."""
+    """List the ids that one line stands for.
+
+    Both programs give a line to every element that has started, '123_4'. Those that never started may share one: sacct
+    writes '123_[0-2,7%256]' for 123_0, 123_1, 123_2 and 123_7, of which 256 may run at once.
+    """
     array, bracket, rest = job.partition("_[")
     if not bracket:
         return [job]
-    found = []
+    elements = []
     for part in rest.rstrip("]").partition("%")[0].split(","):
         first, _, last = part.partition("-")
         if first.isdigit() and (last or first).isdigit():
-            found += [f"{array}_{index}" for index in range(int(first), int(last or first) + 1)]
-    return found
+            elements += [f"{array}_{index}" for index in range(int(first), int(last or first) + 1)]
+    return elements
 
 
 def _seconds(text: str) -> float | None:
+    """Convert a time to seconds since 1970; None where Slurm knows none."""
     if text.isdigit():
         return float(text)
     try:
@@ -163,7 +190,10 @@ def _seconds(text: str) -> float | None:
 
 
 def _noted(name: str) -> float:
-    """When the submission of this name was noted: its token begins with that."""
+    """Return when the submission of this name was noted.
+
+    In seconds since 1970, with which its token begins; 0 for a name without a token.
+    """
     try:
         return float(int(name.rpartition("-")[2][:8], 16))
     except ValueError:

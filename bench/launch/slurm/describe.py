@@ -10,7 +10,10 @@ from bench.launch.slurm.submit import Submitted
 
 
 def describe_submission(submitted: Submitted) -> str:
-    """The arrays in words, with what each waits for; the ids where they are submitted."""
+    """Describe the arrays in words, with what each waits for.
+
+    Arrays that are submitted come with their ids.
+    """
     lines = []
     for number, array in enumerate(submitted.arrays):
         names = Counter(stage.name for task in array.tasks for stage in task)
@@ -30,10 +33,10 @@ def _waits(array: Array) -> str:
 
 
 def _listed(waited: Sequence[Element | str]) -> str:
-    def words(one: Element | str) -> str:
-        if isinstance(one, str):
-            return f"job {one}"
-        return f"array {one.array}" if one.index is None else f"task {one.index} of array {one.array}"
+    def words(item: Element | str) -> str:
+        if isinstance(item, str):
+            return f"job {item}"
+        return f"array {item.array}" if item.index is None else f"task {item.index} of array {item.array}"
 
     rest = f" and {len(waited) - 3} more" if len(waited) > 3 else ""
     return ", ".join(map(words, waited[:3])) + rest

@@ -7,6 +7,17 @@
 
 The token that names these files ends the job's name, too. So a job whose id was never noted is found again, and a job
 that merely has an id of ours (ids begin anew when a cluster is set up again) is not taken for ours.
+
+A submission is written in three steps, and the submitter may be killed after each of them:
+
+    1. note()        token.json with "job_id": null     killed here: Slurm has no job of that name, so that the stages
+                                                        count as not submitted, and the next command submits them
+    2. sbatch        the job is in the queue            killed here: the job is found by its name in the queue, and the
+                                                        next command completes the file
+    3. complete()    token.json with "job_id": "123"    killed here: nothing is lost
+       or forget()   no file, if sbatch refused         killed before: as after 1
+
+The token 68f1c2d09b7e4a51 is the time of the submission, in seconds since 1970 (68f1c2d0), and a random number.
 """
 
 from __future__ import annotations
@@ -31,10 +42,11 @@ UNSUBMITTED = "UNSUBMITTED"
 
 @dataclass(frozen=True)
 class Submission:
-    """One sbatch call: `tasks[i]` are the folder names of the stages of array element i; none for the tables' job.
+    """One sbatch call.
 
-    `source` is what of the command line says which grid it was; `job_id` is None from before the call until the id is
-    noted; `time` in seconds since 1970.
+    `tasks[i]` are the folder names of the stages of array element i; the tables' job has no tasks. `source` is what of
+    the command line says which grid it was; `job_id` is None from before the call until the id is noted; `time` in
+    seconds since 1970.
     """
 
     token: str
@@ -46,7 +58,10 @@ class Submission:
     source: str
 
     def element(self, index: int) -> str | None:
-        """The id of an array element as Slurm writes it ('123_4'); None while the job's id is unknown."""
+        """Return the id of an array element as Slurm writes it: '123_4'.
+
+        None while the job's id is unknown.
+        """
         return None if self.job_id is None else f"{self.job_id}_{index}"
 
 
@@ -54,12 +69,12 @@ class Submission:
 
 
 def folder(store_root: Path) -> Path:
-    """Where everything about Slurm lies in a store."""
+    """Return where everything about Slurm lies in a store."""
     return store_root / FOLDER
 
 
 def log_folder(store_root: Path, token: str) -> Path:
-    """Where the supervisors of a submission print to."""
+    """Return where the supervisors of a submission print to."""
     return folder(store_root) / "log" / token
 
 
@@ -68,26 +83,29 @@ def note(store_root: Path, grid: str, source: str, tasks: Sequence[Sequence[str]
     now = time.time()
     token = f"{int(now):08x}{secrets.token_hex(4)}"
     stages = tuple(tuple(task) for task in tasks)
-    made = Submission(token, grid, f"bench-{grid}-{token}", None, stages, round(now, 3), source)
-    create_json(_path(store_root, token), _facts(made))
-    return made
+    submission = Submission(token, grid, f"bench-{grid}-{token}", None, stages, round(now, 3), source)
+    create_json(_path(store_root, token), _facts(submission))
+    return submission
 
 
-def complete(store_root: Path, made: Submission, job_id: str) -> Submission:
+def complete(store_root: Path, submission: Submission, job_id: str) -> Submission:
     """Note the id that Slurm gave a submission."""
-    completed = replace(made, job_id=job_id)
-    write_json(_path(store_root, made.token), _facts(completed))
+    completed = replace(submission, job_id=job_id)
+    write_json(_path(store_root, submission.token), _facts(completed))
     return completed
 
 
-def forget(store_root: Path, made: Submission) -> None:
+def forget(store_root: Path, submission: Submission) -> None:
     """Remove a submission that Slurm refused."""
-    _path(store_root, made.token).unlink(missing_ok=True)
+    _path(store_root, submission.token).unlink(missing_ok=True)
 
 
 def submissions(store_root: Path, grid: str | None = None) -> list[Submission]:
-    """Every submission of a grid (None: of all grids) to this store, oldest first."""
-    found = []
+    """Read every submission of a grid to this store, oldest first.
+
+    Of all grids, if `grid` is None.
+    """
+    read = []
     for path in (folder(store_root) / "submissions").glob("[0-9a-f]*.json"):
         fix = f"Delete it to forget that submission, and scancel its job: that whose name ends with {path.stem}."
         try:
@@ -98,36 +116,49 @@ def submissions(store_root: Path, grid: str | None = None) -> list[Submission]:
             continue  # forgotten meanwhile
         try:
             tasks = tuple(tuple(map(str, task)) for task in data["tasks"])
-            told = data["grid"], data["name"], data["job_id"]
-            made = Submission(path.stem, *told, tasks, float(data["time"]), data["source"])
+            texts = data["grid"], data["name"], data["job_id"]
+            submission = Submission(path.stem, *texts, tasks, float(data["time"]), data["source"])
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedStore(f"{path}: damaged: not a submission ({error!r}). {fix}") from error
-        if grid is None or made.grid == grid:
-            found.append(made)
-    return sorted(found, key=lambda one: one.time)
+        if grid is None or submission.grid == grid:
+            read.append(submission)
+    return sorted(read, key=lambda submission: submission.time)
 
 
-def identified(made: Iterable[Submission], queued: Mapping[str, JobState]) -> list[Submission]:
-    """The submissions with the ids that the queue knows of those whose own was never noted."""
+def identified(noted: Iterable[Submission], queued: Mapping[str, JobState]) -> list[Submission]:
+    """Return the submissions with the ids that were never noted.
+
+    Those are known to the queue, by the job's name. Example: the file of the submission bench-cats-68f1c2d09b7e4a51 has
+    no id, and squeue lists 123_0 and 123_1 under that name: its id is 123.
+    """
     ids = {state.name: element.partition("_")[0] for element, state in queued.items()}
-    return [one if one.job_id is not None else replace(one, job_id=ids.get(one.name)) for one in made]
+    return [each if each.job_id is not None else replace(each, job_id=ids.get(each.name)) for each in noted]
 
 
-def element_state(made: Submission, index: int, queued: Mapping[str, JobState]) -> JobState:
-    """The state of one array element; GONE or UNSUBMITTED, which tell nothing of its end, where Slurm knows nothing."""
-    if made.job_id is None:
-        return JobState(UNSUBMITTED, "Slurm never got it", name=made.name)
-    state = queued.get(f"{made.job_id}_{index}")
-    if state is None or state.name != made.name:
-        return JobState(GONE, "Slurm does not know it any more", name=made.name)
+def element_state(submission: Submission, index: int, queued: Mapping[str, JobState]) -> JobState:
+    """Return the state of one array element.
+
+    Where Slurm knows nothing of it, that is GONE or UNSUBMITTED, which tell nothing of its end.
+    """
+    if submission.job_id is None:
+        return JobState(UNSUBMITTED, "Slurm never got it", name=submission.name)
+    state = queued.get(f"{submission.job_id}_{index}")
+    if state is None or state.name != submission.name:
+        return JobState(GONE, "Slurm does not know it any more", name=submission.name)
     return state
 
 
 @contextlib.contextmanager
 def submitting(store_root: Path) -> Iterator[None]:
-    """Be the only one that submits to this store meanwhile; waits for another that lives, not for one that died."""
+    """Be the only one that submits to this store meanwhile.
+
+    Waits for another process that lives, not for one that died. Example: 000001.json is there.
+
+    - Its owner lives, which its heartbeat shows: look again and again, until the file is gone.
+    - Its owner died: create 000002.json. Of several that try to, one succeeds; the others find it alive and wait.
+    """
     turns = folder(store_root) / "submitting"
-    told = False
+    waiting_is_told = False
     while True:
         last = max(turns.glob("[0-9]*[0-9].json"), default=None)
         try:
@@ -139,8 +170,8 @@ def submitting(store_root: Path) -> Iterator[None]:
         path = turns / f"{int(last.stem) + 1 if last else 1:06}.json"
         if not held and create_json(path, {"owner": this_process()}):
             break
-        if held and not told:
-            told = True
+        if held and not waiting_is_told:
+            waiting_is_told = True
             print("waiting: another process is submitting to this store", flush=True)
         time.sleep(0.5)
     try:
@@ -154,16 +185,15 @@ def _path(store_root: Path, token: str) -> Path:
     return folder(store_root) / "submissions" / f"{token}.json"
 
 
-def _facts(made: Submission) -> dict[str, object]:
-    facts = {name: value for name, value in dataclasses.asdict(made).items() if name != "token"}
-    return {**facts, "tasks": made.tasks}
+def _facts(submission: Submission) -> dict[str, object]:
+    return {name: value for name, value in dataclasses.asdict(submission).items() if name != "token"}
 
 
 # ----------------------------------------------------------------------------------------------------- asking Slurm
 
 
 def look(store_root: Path) -> tuple[list[Submission], dict[str, JobState]]:
-    """The submissions of all grids to a store, and what Slurm says of them."""
-    known = submissions(store_root)
-    queued = queue([one.name for one in known])
-    return identified(known, queued), queued
+    """Return the submissions of all grids, and what Slurm says of them."""
+    noted = submissions(store_root)
+    queued = queue([submission.name for submission in noted])
+    return identified(noted, queued), queued

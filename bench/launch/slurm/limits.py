@@ -21,9 +21,9 @@ LOCAL_FILE_SYSTEMS = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", 
 
 
 def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[str]:
-    """Refuse what this cluster would refuse, or never start, before anything is written; returns warnings.
+    """Refuse what this cluster would refuse, or never start; returns warnings.
 
-    `folders` are those that every node must see, by the argument that named them.
+    Nothing has been written by then. `folders` are those that every node must see, by the argument that named them.
     """
     for program in ("sbatch", "squeue", "scontrol", "sinfo", "scancel", "srun"):
         if shutil.which(program) is None:
@@ -39,6 +39,8 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
     nodes = [node for node in every_node if node.partition in names]
     warnings = list(_check_size(cluster, ",".join(names), nodes, longest))
     warnings += _shared(folders, {node.host for node in every_node})
+    # Last what only Slurm itself can tell, such as an account that does not exist. It also refuses for what can pass:
+    # no node is free, or those that would do are down. Then jobs wait, so that this is a warning.
     with tempfile.TemporaryDirectory(prefix="bench-slurm-") as folder:
         script = sbatch.write_script(Path(folder), cluster, "bench-test", "true")
         try:
@@ -53,9 +55,10 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
 
 
 def _check_size(cluster: Cluster, names: str, nodes: Sequence[Node], longest: float) -> Iterator[str]:
-    """Refuse what no node has; warnings of what a job would hold and not use.
+    """Refuse what no node has.
 
-    sbatch would refuse it, too, but only says that the configuration is not available, whichever setting is at fault.
+    Yields warnings of what a job would hold and not use. sbatch would refuse it, too, but only says that the
+    configuration is not available, whichever setting is at fault.
     """
     packed = f"slurm.runs_per_job = {cluster.runs_per_job}"
     cpus, memory = cluster.cpus * cluster.runs_per_job, (cluster.mem_gb or 0) * cluster.runs_per_job
@@ -87,7 +90,10 @@ def _check_size(cluster: Cluster, names: str, nodes: Sequence[Node], longest: fl
 
 
 def _shared(folders: Mapping[str, Path], hosts: set[str]) -> Iterator[str]:
-    """Warnings of folders that other machines may not see; refuses those that they certainly do not."""
+    """Refuse folders that other machines certainly do not see.
+
+    Yields warnings of folders that they may not see.
+    """
     for argument, folder in folders.items():
         for sign in "%\\\n":
             if sign in str(folder.absolute()):
@@ -108,37 +114,50 @@ def _shared(folders: Mapping[str, Path], hosts: set[str]) -> Iterator[str]:
 
 
 def _file_system(folder: Path) -> str:
-    """The type of the file system that a folder is or would be on; '' where that cannot be told."""
+    """Return the type of the file system that a folder is on.
+
+    Or would be on, if it does not exist yet; '' where that cannot be told. Example: with xfs mounted at / and nfs4 at
+    /home, /home/ada/runs is on nfs4, for the longest mount point above it counts.
+    """
     try:
         lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    place, best, kind = folder.absolute().resolve(), -1, ""
+    location, longest, kind = folder.absolute().resolve(), -1, ""
     for line in lines:
-        _, mounted, of_kind, *_ = line.split(" ")
+        _, mounted, mounted_kind, *_ = line.split(" ")
         point = Path(mounted.replace("\\040", " "))
-        if place.is_relative_to(point) and len(point.parts) >= best:  # a later mount covers an earlier one
-            best, kind = len(point.parts), of_kind
+        if location.is_relative_to(point) and len(point.parts) >= longest:  # a later mount covers an earlier one
+            longest, kind = len(point.parts), mounted_kind
     return kind
 
 
 def array_size(cluster: Cluster) -> int:
-    """How many elements an array may have: MaxArraySize, one more than the highest index, or what accounting allows."""
+    """Return how many elements an array may have.
+
+    That is MaxArraySize, one more than the highest index, or less where accounting allows less.
+    """
     config = client.configuration()
     return max(1, min([int(config.get("MaxArraySize") or 1001), *_submit_limits(cluster, config)]))
 
 
 def _submit_limits(cluster: Cluster, config: Mapping[str, str]) -> list[int]:
-    """How many jobs, elements counted, this user's account and QOS let be queued at once; none without a limit."""
+    """Return how many jobs this user may have queued at once.
+
+    One number for every limit that the account and the QOS have; none without a limit. Elements of arrays count as
+    jobs.
+    """
     if not re.search("limits|qos|safe", config.get("AccountingStorageEnforce", "")):
         return []
+    # Limits stand in two tables: in the user's associations, of which that of a partition adds to the one for all, and
+    # in the QOS that jobs get: the one asked for, else an association's default, else 'normal'.
     user = getpass.getuser()
     try:
         account = cluster.account or _accounts("user", f"name={user}", "DefaultAccount")[0][0]
         where = [f"user={user}", f"account={account}", f"cluster={config.get('ClusterName', '')}"]
         rows = _accounts("assoc", *where, "Partition,DefaultQOS,MaxSubmit,GrpSubmit")
-        wanted = {"", *(cluster.partition or "").split(",")}
-        mine = [row for row in rows if row[0] in wanted]
+        partition_names = {"", *(cluster.partition or "").split(",")}
+        mine = [row for row in rows if row[0] in partition_names]
         qos = {cluster.qos or row[1] or "normal" for row in mine}
         limits = [text for row in mine for text in row[2:]]
         for row in _accounts("qos", "Name,MaxSubmitPU,MaxSubmitPA,GrpSubmit"):
@@ -149,6 +168,9 @@ def _submit_limits(cluster: Cluster, config: Mapping[str, str]) -> list[int]:
 
 
 def _accounts(what: str, *where: str) -> list[list[str]]:
-    """Rows of the accounting's own tables; the last argument names the columns."""
-    told = client.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *where[:-1], f"format={where[-1]}")
-    return [line.split("|") for line in told.splitlines()]
+    """Read rows of the accounting's own tables.
+
+    The last argument names the columns.
+    """
+    answer = client.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *where[:-1], f"format={where[-1]}")
+    return [line.split("|") for line in answer.splitlines()]

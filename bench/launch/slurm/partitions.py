@@ -22,7 +22,10 @@ class Node(NamedTuple):
 
 
 def chosen(names: str | None) -> list[dict[str, str]]:
-    """Read the settings of partitions ('main,long'), or of the default one; refuses what is not there."""
+    """Read the settings of partitions ('main,long'), or of the default one.
+
+    Refuses what is not there.
+    """
     lines = client.ask("scontrol", "--all", "--oneliner", "show", "partition").splitlines()
     every = [settings for line in lines if "PartitionName" in (settings := client.pairs(line, " "))]
     by_name = {settings["PartitionName"]: settings for settings in every}
@@ -38,7 +41,10 @@ def chosen(names: str | None) -> list[dict[str, str]]:
 
 
 def nodes() -> list[Node]:
-    """Read the nodes of every partition; one that is in several comes once for each."""
+    """Read the nodes of every partition.
+
+    A node that is in several partitions comes once for each.
+    """
     lines = client.ask("sinfo", "--all", "--noheader", "--format=%P|%G|%c|%m|%n|%T").splitlines()
     fields = [line.strip().split("|") for line in lines]
     return [
@@ -49,14 +55,20 @@ def nodes() -> list[Node]:
 
 
 def gpu_count(gres: str) -> int:
-    """Count the GPUs that Slurm's words for generic resources name: gpu:2, gpu:a100:4(S:0-1),tmp:5."""
+    """Count the GPUs that Slurm's words for generic resources name.
+
+    Examples: gpu:2 are 2, gpu:a100:4(S:0-1),tmp:5 are 4.
+    """
     kind = re.compile(r"(?:gres[:/])?gpu(?::(?P<type>[^:()]*[^:()\d][^:()]*))?(?::(?P<count>\d+))?(?:\(.*\))?")
     matches = map(kind.fullmatch, re.split(r",(?![^(]*\))", gres))
     return sum(int(match["count"] or 1) for match in matches if match)
 
 
 def limit_seconds(text: str) -> float:
-    """Convert Slurm's [days-][[hours:]minutes:]seconds; endless for 'UNLIMITED'."""
+    """Convert Slurm's [days-][[hours:]minutes:]seconds to seconds.
+
+    Examples: 1-02:00:00 is 93600, 'UNLIMITED' is infinite.
+    """
     match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text)
     if match is None:
         return float("inf")

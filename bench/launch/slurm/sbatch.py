@@ -26,9 +26,10 @@ NEVER = 10**9
 
 
 class _Arrays(SlurmExecutor):
-    """The executor of submitit, with what the jobs read written before sbatch is called instead of after it.
+    """The executor of submitit, which writes jobs' input before it calls sbatch.
 
-    So a job that starts at once finds it, and so does one whose submitter is killed between sbatch and the next line.
+    submitit itself writes it after the call. So a job that starts at once finds it, and so does one whose submitter is
+    killed between sbatch and the next line.
     """
 
     indices: tuple[int, ...] = ()
@@ -43,11 +44,11 @@ class _Arrays(SlurmExecutor):
 def executor(
     folder: Path, cluster: Cluster, name: str, indices: Sequence[int], dependency: str | None, code: Path | None = None
 ) -> _Arrays:
-    """The executor of submitit for one array, printing to `folder`."""
+    """Build submitit's executor for one array, whose jobs print to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     # Python takes the shell's place, to be the process that Slurm signals.
-    made = _Arrays(folder, max_num_timeout=NEVER, python=f"exec {shlex.quote(sys.executable)}")
-    made.indices = tuple(indices)
+    array = _Arrays(folder, max_num_timeout=NEVER, python=f"exec {shlex.quote(sys.executable)}")
+    array.indices = tuple(indices)
     options: dict[str, str | bool] = {
         "array": f"{_ranges(indices)}%{cluster.array_parallelism}",
         "signal": f"B:{cluster.signal}@{cluster.signal_delay_s}",
@@ -55,7 +56,7 @@ def executor(
         "kill-on-invalid-dep": "yes",
         **cluster.options,
     }
-    asked = {
+    parameters = {
         "job_name": name,
         "partition": cluster.partition,
         "account": cluster.account,
@@ -71,16 +72,19 @@ def executor(
         "wckey": "",
         "use_srun": False,
         "stderr_to_stdout": True,
-        "setup": _setup(made.folder, cluster, code),
+        "setup": _setup(array.folder, cluster, code),
         "additional_parameters": options,
     }
-    made.update_parameters(**{option: value for option, value in asked.items() if value is not None})
-    made.parameters["map_count"] = len(indices)  # submitit then names the logs by element
-    return made
+    array.update_parameters(**{key: value for key, value in parameters.items() if value is not None})
+    array.parameters["map_count"] = len(indices)  # submitit then names the logs by element
+    return array
 
 
 def write_script(folder: Path, cluster: Cluster, name: str, command: str) -> Path:
-    """Write a script for sbatch that runs a line of shell as these settings would have a stage run."""
+    """Write a script for sbatch that runs a line of shell.
+
+    It runs as these settings would have a stage run.
+    """
     path = folder / "job.sh"
     text = executor(folder, cluster, name, (0,), None)._make_submission_file_text(command, "")
     path.write_text(text, encoding="utf-8")
@@ -88,19 +92,20 @@ def write_script(folder: Path, cluster: Cluster, name: str, command: str) -> Pat
 
 
 def _setup(folder: Path, cluster: Cluster, code: Path | None) -> list[str]:
-    """Lines of shell that run in the job before Python."""
+    """Return the lines of shell that run in the job before Python."""
     # Until Python has its handler: the signal would kill the shell, and the job would count as failed.
     lines = [f"trap '' {cluster.signal}", *cluster.setup]
     if code is not None:  # safe path: else the working directory, often a checkout, would come before the copy
         lines.append(f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
     task = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"
+    # submitit looks for what it is to run under a name with the job's id, which nobody knew when the file was written.
     lines.append(f'ln -sf "$SLURM_ARRAY_TASK_ID.pkl" {shlex.quote(str(folder))}/"{task}"')
     return lines
 
 
 def _ranges(indices: Sequence[int]) -> str:
-    """Indices as Slurm writes them: 0-4,7."""
-    runs: list[list[int]] = []
+    """Write indices as Slurm does: 0-4,7."""
+    runs: list[list[int]] = []  # the first and the last index of each unbroken run
     for index in indices:
         if runs and index == runs[-1][1] + 1:
             runs[-1][1] = index
@@ -110,25 +115,32 @@ def _ranges(indices: Sequence[int]) -> str:
 
 
 def make(
-    store_root: Path, made: Submission, executor: _Arrays, function: Callable[..., None], tasks: Sequence[Sequence[str]]
+    store_root: Path, submission: Submission, array: _Arrays, run: Callable[..., None], tasks: Sequence[Sequence[str]]
 ) -> str:
-    """Make a submission that is noted, and note its id; raises InputError with sbatch's own words if it refuses."""
+    """Make a submission that is noted, and note its id.
+
+    The array's i-th element, of those that are used, calls `run` with the arguments `tasks[i]`. Raises InputError with
+    sbatch's own words if it refuses.
+    """
     try:
         with _scrubbed(), contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises
-            made_jobs = executor.submit_array([functools.partial(function, *arguments) for arguments in tasks])
+            jobs = array.submit_array([functools.partial(run, *arguments) for arguments in tasks])
     except (FailedJobError, FailedSubmissionError) as error:
         with contextlib.suppress(SlurmError):
-            if not client.queue([made.name]):  # else it was accepted all the same
-                ledger.forget(store_root, made)
+            if not client.queue([submission.name]):  # else it was accepted all the same
+                ledger.forget(store_root, submission)
         raise SlurmError(f"sbatch failed: {str(error).strip()}") from error
-    job = str(made_jobs[0].job_id)
-    ledger.complete(store_root, made, job)
-    return job
+    job_id = str(jobs[0].job_id)
+    ledger.complete(store_root, submission, job_id)
+    return job_id
 
 
 @contextlib.contextmanager
 def _scrubbed() -> Iterator[None]:
-    """Meanwhile, without the variables of a surrounding job: sbatch would obey them, and hand them on."""
+    """Remove the variables of a surrounding job meanwhile.
+
+    sbatch would obey them, and hand them on.
+    """
     before = dict(os.environ)
     for name in before.keys() - client.environment().keys():
         del os.environ[name]

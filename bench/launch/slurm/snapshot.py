@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,14 +16,17 @@ from bench.store.files import digest, sha256, sync, write_json
 
 
 def snapshot(store_root: Path) -> Path:
-    """Copy the packages as imported now, and the grids, into the store; returns the folder for PYTHONPATH.
+    """Copy the packages as imported now, and the grids, into the store.
 
-    The folder is named by its contents, so that equal code is copied once. Raises DamagedStore if an earlier copy was
-    changed since.
+    Returns the folder for PYTHONPATH. The folder is named by its contents, so that equal code is copied once. Raises
+    DamagedStore if an earlier copy was changed since.
     """
     folder = store_root / ".code"
     folder.mkdir(parents=True, exist_ok=True)
     commit = provenance.commit()
+    # Copied under a temporary name, then renamed: a copy that is there under its own name is complete. A kill before
+    # that leaves a folder .new-..., which nothing reads. Example: two submissions of equal code at the same time both
+    # copy it, one rename succeeds, and the other finds the folder there, compares its contents, and uses it.
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
     try:
         for package in (bench, baselines):
@@ -34,17 +36,18 @@ def snapshot(store_root: Path) -> Path:
             _copy(gin_files.shipped_gin(), temporary / "gin")
         contents = _digest(temporary, commit)
         write_json(temporary / provenance.SNAPSHOT, {"commit": commit, "contents": contents})
-        made = folder / contents[:16]
+        copy = folder / contents[:16]
         temporary.chmod(0o755)  # mkdtemp's own would shut out the others that may read the store
-        _sync_all(temporary)
+        for path in (*temporary.rglob("*"), temporary):
+            sync(path)
         with contextlib.suppress(OSError):  # already there, from an earlier submission or one at the same time
-            temporary.rename(made)
+            temporary.rename(copy)
             sync(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if not made.is_dir() or _digest(made, commit) != contents:
-        raise DamagedStore(f"{made}: the copy of the code was changed after it was made. Delete this folder.")
-    return made
+    if not copy.is_dir() or _digest(copy, commit) != contents:
+        raise DamagedStore(f"{copy}: the copy of the code was changed after it was made. Delete this folder.")
+    return copy
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -52,17 +55,13 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return sorted(path for path in found if path != folder / provenance.SNAPSHOT)
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sorted(path for path in files if path != folder / provenance.SNAPSHOT)
 
 
 def _digest(folder: Path, commit: str | None) -> str:
-    """Over names and contents; and the commit, for equal code may be of several."""
+    """Compute a digest of names and contents, and of the commit.
+
+    The commit is part of it because equal code may be of several.
+    """
     return digest({"commit": commit, **{str(path.relative_to(folder)): sha256(path) for path in _files(folder)}})
-
-
-def _sync_all(folder: Path) -> None:
-    for place, _, names in os.walk(folder):
-        for name in names:
-            sync(Path(place) / name)
-        sync(Path(place))

@@ -36,24 +36,31 @@ def _say(text: str) -> None:
 
 
 class End(NamedTuple):
-    """How a stage ended in this job, and why: done, failed, refused or interrupted."""
+    """How a stage ended in this job, and why.
+
+    `state` is done, failed, refused or interrupted.
+    """
 
     state: StageState
     reason: str = ""
 
 
 class _Worker(NamedTuple):
-    """A worker process, and how many attempts the ledger had when it was started: its own come after them."""
+    """A worker process.
+
+    `attempts_before` is how many attempts the ledger had when it was started: its own come after them.
+    """
 
     process: subprocess.Popen[bytes]
     attempts_before: int
 
 
 class StageProcess:
-    """A stage of this element and its worker; `end` is None while there is something left to do for it.
+    """A stage of this element and its worker.
 
-    `gpu` is what CUDA_VISIBLE_DEVICES holds for the worker, '' for none; `beside` are the others that use it. Where
-    that was too much for its memory, the stage is tried again `alone`: while none of those has a worker.
+    `end` is None while there is something left to do for the stage. `gpu` is what CUDA_VISIBLE_DEVICES holds for the
+    worker, '' for none; `beside` are the others that use it. Where that was too much for its memory, the stage is tried
+    again `alone`: while none of those has a worker.
 
     The supervisor calls `look` again and again. An undisturbed stage goes through: not visible yet (a parent's record
     is late), a worker is started, the worker runs, it has exited and the record is there: `end` is done. A stage whose
@@ -83,7 +90,10 @@ class StageProcess:
         self._judged_from = 0
 
     def look(self, stopping: bool) -> None:
-        """Notice what has changed; start the worker when it may start, unless an end is asked for."""
+        """Notice what has changed, and start the worker when it may start.
+
+        Where an end is asked for (`stopping`), none is started.
+        """
         if self.end is not None:
             return
         try:
@@ -102,7 +112,11 @@ class StageProcess:
     # ------------------------------------------------------------------------------------------------ before it runs
 
     def _end_before_start(self) -> End | None:
-        """Start the worker, or wait, or find that there is nothing to start."""
+        """Start the worker if there is something left for it to do.
+
+        Returns how the stage ended if there is nothing to start; None where the worker was started, or is to be waited
+        for: a parent's record is late, another process holds the stage, or the GPU is not free.
+        """
         missing = self._not_yet_visible()
         if missing is not None:
             return End(StageState.REFUSED, missing) if time.monotonic() >= self._refuse_at else None
@@ -137,7 +151,12 @@ class StageProcess:
         return self._loaded
 
     def _count_before_job(self, attempts: Sequence[Attempt]) -> int:
-        """Count the attempts that do not count for this job: a requeued one does not try again what failed in it."""
+        """Count the attempts that do not count for this job.
+
+        Those are the ones from before the job's first attempt. A requeued job does not try again what failed in it.
+        Example: the ledger has attempts of the jobs 7_0, 8_0 and 8_0. For 8_0, requeued, one attempt was before; for a
+        new job 9_0 all three were.
+        """
         if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0:
             for number, attempt in enumerate(attempts):
                 if attempt.facts["owner"].get("job") == self._job:
@@ -145,7 +164,10 @@ class StageProcess:
         return len(attempts) - (1 if attempts and attempts[-1].alive else 0)
 
     def _not_yet_visible(self) -> str | None:
-        """What this stage needs and the store does not show, though a network file system may only be late."""
+        """Say what this stage needs and the store does not show.
+
+        None where nothing is missing. A network file system may only be late.
+        """
         for folder in (self._assignment.store, self.folder):
             if folder.is_dir():
                 os.listdir(folder)  # has it look again
@@ -167,7 +189,10 @@ class StageProcess:
         return no_progress(attempts[self._judged_from :], self._assignment.give_up_after)
 
     def _give_up(self, reason: str) -> End | None:
-        """Note a failure in the ledger; None where another process has the stage by now."""
+        """Note a failure in the ledger.
+
+        Returns None where another process has the stage by now.
+        """
         attempt = self._store.claim(self._stage)
         if attempt is None:
             return None
@@ -202,11 +227,13 @@ class StageProcess:
         return _Worker(process, attempts_before)
 
     def _end_of_worker(self, worker: _Worker, stopping: bool) -> End | None:
-        """Decide how the stage ended; None while its worker runs, and where it has to be looked at again.
+        """Decide how the stage ended.
 
-        The store counts more than the exit status, and that more than what may be guessed, so the first case below
-        that applies decides. Example: a worker publishes its record and is then killed by Slurm, so that its status
-        is -9: the stage is done, by case 1.
+        Returns None while its worker runs, and where it has to be looked at again.
+
+        The store counts more than the exit status, and that more than what may be guessed, so the first case below that
+        applies decides. Example: a worker publishes its record and is then killed by Slurm, so that its status is -9:
+        the stage is done, by case 1.
         """
         pid = worker.process.pid
         if not _has_exited(pid):
@@ -276,7 +303,12 @@ class StageProcess:
 
 
 def no_progress(attempts: Sequence[Attempt], give_up_after: int) -> str | None:
-    """Why a stage is given up: so many attempts in a row began at one step and none got beyond it; else None."""
+    """Say why a stage is given up; None while it is not.
+
+    It is given up when so many attempts in a row began at one step and none got beyond it. Example, with 3 attempts:
+    they began at the steps 0, 40, 40, and the newest checkpoint is that of step 40. The last two made no progress; the
+    third from the end did, so that the stage is tried again.
+    """
     last = attempts[-give_up_after:]
     if len(last) < give_up_after or any(attempt.alive for attempt in last):
         return None
@@ -291,7 +323,10 @@ def no_progress(attempts: Sequence[Attempt], give_up_after: int) -> str | None:
 
 
 def _newest_checkpoint(attempt: Attempt) -> int:
-    """The step of the newest checkpoint that the stage of an attempt has; 0 without one."""
+    """Return the step of the newest checkpoint of an attempt's stage.
+
+    Returns 0 without one.
+    """
     folder = attempt.path.parent.parent / "checkpoints"
     return max((int(path.stem.partition("-")[2]) for path in folder.glob("step-*.json")), default=0)
 
@@ -301,7 +336,10 @@ def _threads(count: int) -> dict[str, str]:
 
 
 def _child_of(parent: int) -> Callable[[], None]:
-    """What a worker does between fork and exec: the preemption signal ignored, and no life after its supervisor."""
+    """Build the function that a worker calls between fork and exec.
+
+    It has the worker ignore the preemption signal, and not outlive its supervisor.
+    """
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
     set_death_signal = 1  # PR_SET_PDEATHSIG
 
@@ -319,7 +357,7 @@ def _child_of(parent: int) -> Callable[[], None]:
 
 
 def _has_exited(pid: int) -> bool:
-    """Whether a child has ended; it stays a zombie."""
+    """Tell whether a child has ended; it stays a zombie."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 

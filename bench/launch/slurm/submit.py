@@ -39,7 +39,10 @@ TABLES_MINUTES = 15
 
 @dataclass
 class Submitted:
-    """What a submission came to: its arrays and their ids, and what stood in its way."""
+    """What a submission came to.
+
+    Holds its arrays and their ids, and what stood in its way.
+    """
 
     arrays: list[Array] = field(default_factory=list)
     job_ids: list[str] = field(default_factory=list)
@@ -61,7 +64,10 @@ class Submitted:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What the command line names: gin files and `--set` lines, where results and data are."""
+    """What the command line names.
+
+    Gin files and `--set` lines, and where results and data are.
+    """
 
     gin: Sequence[str]
     set: Sequence[str]
@@ -69,7 +75,10 @@ class CommandLine:
     data: Path
 
     def for_tables(self, folder: Path, store_root: Path) -> list[str]:
-        """Return arguments of `bench.collate`, with copies in a folder of the gin files, which may change meanwhile."""
+        """Return the arguments of `bench.collate` for the job that writes tables.
+
+        The gin files may change meanwhile, so that the arguments name copies of them in a folder.
+        """
         copies = [str(path) for path in copy_gin(self.gin, folder)]
         load_grid(copies, self.set)  # what cannot be read is better told now than by the last job
         arguments = ["--gin", *copies, *(["--set", *self.set] if self.set else [])]
@@ -82,10 +91,10 @@ class CommandLine:
 
 
 def submit(plan: Plan, store: Store, command_line: CommandLine, retry: bool = False) -> Submitted:
-    """Submit what is neither done nor queued, and a job that writes the tables at the end.
+    """Submit what is neither done nor queued.
 
-    Raises InputError with sbatch's own words if it refuses the first one; what was submitted before another refusal
-    stays queued, and the same command goes on from there.
+    At the end comes a job that writes the tables. Raises InputError with sbatch's own words if it refuses the first
+    one; what was submitted before another refusal stays queued, and the same command goes on from there.
     """
     size = array_size(plan.cluster)
     with ledger.submitting(store.root):
@@ -109,7 +118,10 @@ def submit(plan: Plan, store: Store, command_line: CommandLine, retry: bool = Fa
 
 
 def _settled(plan: Plan, store: Store) -> tuple[list[Submission], dict[str, JobState]]:
-    """Look, and wait for those jobs of this plan that are just ending: whether to be requeued is not known yet."""
+    """Ask Slurm, and wait for jobs of this plan just ending.
+
+    Whether those are to be requeued is not known yet. After ENDING_SECONDS they are waited for no more.
+    """
     open_stages = {stage.folder for stage in plan.stages if stage.key not in plan.done}
     end, waiting_is_told = time.monotonic() + ENDING_SECONDS, False
     while True:
@@ -136,7 +148,10 @@ def draft(plan: Plan, store: Store, retry: bool = False) -> Submitted:
 def _in_flight(
     plan: Plan, store: Store, submissions: Iterable[Submission], queued: Mapping[str, JobState]
 ) -> dict[str, Queued]:
-    """Map the key of a stage to the element of an earlier submission that runs or is to run it."""
+    """Map stages to the elements of earlier submissions that run them.
+
+    Stages are named by their keys; the elements run or are to run.
+    """
     by_folder = {stage.folder: stage for stage in plan.stages if stage.key not in plan.done}
     in_flight = {}
     for submission in submissions:
@@ -152,7 +167,10 @@ def _in_flight(
 
 
 def _failed_since(moment: float, stage: Stage, plan: Plan, store: Store) -> bool:
-    """Whether a stage failed after that: the element that was submitted then will not try again."""
+    """Tell whether a stage failed after a moment.
+
+    The element that was submitted then will not try again.
+    """
     if stage.key not in plan.failed:
         return False
     end = store.attempts(stage)[-1].end
@@ -194,7 +212,10 @@ def _missing(
 
 
 def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, data: Path) -> None:
-    """Submit one array after another; notes a refusal of a later one, raises that of the first."""
+    """Submit one array after another.
+
+    Notes a refusal of a later one, raises that of the first.
+    """
     cluster, grid = plan.cluster, plan.grid
     code = snapshot(store.root).absolute()
     assignment = Assignment(
@@ -210,6 +231,8 @@ def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, data: Path) -
         give_up_after=cluster.give_up_after,
         stages=(),
     )
+    # An array's dependencies name the ids of those before it, so each is submitted before the next one is built. A kill
+    # in between leaves the arrays so far in the queue, and the next `submit` adds the others to them.
     for array in submitted.arrays:
         folders = [tuple(stage.folder for stage in task) for task in array.tasks]
         elements = [replace(assignment, stages=folders[index]).arguments() for index in array.indices]
@@ -234,9 +257,14 @@ def _submit_tables(
     submissions: Sequence[Submission],
     queued: Mapping[str, JobState],
 ) -> None:
-    """Have the tables written after all jobs of this grid have ended, well or not; replaces an earlier such job."""
+    """Have the tables written after all jobs of this grid have ended.
+
+    However they ended. The job replaces an earlier one of the same kind.
+    """
     grid = str(plan.grid.name)
-    # The tables' jobs of earlier submissions of this grid, and the jobs whose stages are still in flight.
+    # `waiting` are the tables' jobs of earlier submissions of this grid, `in_flight` the jobs whose stages are in
+    # flight. Examples: with new arrays, the tables have to wait for those, too, so that a new job replaces the waiting
+    # one. With none, a waiting job is right as it is; and with nothing waiting and nothing in flight, no job is needed.
     ours = [each.job_id for each in submissions if (each.grid, each.source, each.tasks) == (grid, plan.source, ())]
     waiting = [job for job in ours if job is not None and f"{job}_0" in queued and queued[f"{job}_0"].live]
     in_flight = sorted({each.element.partition("_")[0] for each in submitted.in_flight.values()}, key=int)

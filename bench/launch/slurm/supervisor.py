@@ -5,6 +5,14 @@ must not run under a handler of it (forked children would inherit it, and a chec
 checkpoint), so this thin process has it, and tells the workers with SIGTERM to checkpoint at the next step boundary.
 Whether a stage is done is read from the store, never from what a process or Slurm says. This module imports neither
 torch nor numpy and starts no threads.
+
+The life of a job that is preempted, with two stages and a signal 120 s before the end:
+
+    start         one StageProcess each; `look` starts their workers
+    every 0.2 s   `look`: one worker ends, its record is there, the stage's `end` is done
+    SIGUSR2       `announced` is set; the other worker gets SIGTERM, writes its checkpoint and ends: interrupted
+    after 110 s   SIGKILL for workers that have not ended (not needed here)
+    at the end    scontrol requeue, exit status 75; the same element starts again later, and goes on from the checkpoint
 """
 
 from __future__ import annotations
@@ -33,14 +41,20 @@ REQUEUE_TRIES = 5
 
 
 class ElementFailed(Exception):
-    """A stage of this element failed or was refused, so that the job must not count as completed."""
+    """A stage of this element failed or was refused.
+
+    So the job must not count as completed.
+    """
 
 
 # --------------------------------------------------------------------------------------------- what Slurm asks for
 
 
 class Signals:
-    """The signals that ask for an end: whether one announced it, and SIGTERM, which is the end itself."""
+    """The signals that ask for an end.
+
+    `announced` is whether one announced it; `terminated` is whether SIGTERM came, which is the end itself.
+    """
 
     def __init__(self) -> None:
         self.announced = False
@@ -63,9 +77,10 @@ class Signals:
 
 
 def job_name() -> str:
-    """How Slurm calls this job: A_i for element i of an array.
+    """Return what Slurm calls this job: A_i for array elements.
 
-    Never the raw id: that of an array's last element is the array's own, and would requeue the whole array.
+    A is the array's id, i the element's index. Never the raw id: that of an array's last element is the array's own,
+    and would requeue the whole array.
     """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array:
@@ -84,7 +99,10 @@ def _scontrol(*arguments: str) -> tuple[bool, str]:
 
 
 def _requeue(job: str) -> None:
-    """Have Slurm start this element again; raises ElementFailed with Slurm's own words if it refuses."""
+    """Have Slurm start this element again.
+
+    Raises ElementFailed with Slurm's own words if it refuses.
+    """
     for _ in range(REQUEUE_TRIES):
         accepted, answer = _scontrol("requeue", job)
         if accepted or "pending" in answer.lower():  # Slurm was faster: it requeues a preempted job by itself
@@ -96,9 +114,10 @@ def _requeue(job: str) -> None:
 
 
 def _out_of_time(job: str) -> bool | None:
-    """Whether Slurm ends this job for its time limit; None where Slurm cannot be asked.
+    """Tell whether Slurm ends this job for its time limit.
 
-    While the job still runs its last lines, its state is COMPLETING whatever ended it: only the reason tells.
+    Returns None where Slurm cannot be asked. While the job still runs its last lines, its state is COMPLETING whatever
+    ended it: only the reason tells.
     """
     answered, answer = _scontrol("--oneliner", "show", "job", job)
     return "Reason=TimeLimit" in answer if answered else None
@@ -108,10 +127,11 @@ def _out_of_time(job: str) -> bool | None:
 
 
 def supervise(*arguments: str) -> None:
-    """Run the stages of an element until each has its record; what submitit calls inside the job.
+    """Run the stages of an element until each has its record.
 
-    `arguments` are those of `Assignment`. Ends the process with status 75 when it was interrupted, after requeuing this
-    element if a signal had announced the end; raises ElementFailed if a stage failed, after all others ended.
+    This is what submitit calls inside the job. `arguments` are those of `Assignment`. Ends the process with status 75
+    when it was interrupted, after requeuing this element if a signal had announced the end; raises ElementFailed if a
+    stage failed, after all others ended.
     """
     assignment = Assignment.parse(arguments)
     asked = Signals()
@@ -121,10 +141,10 @@ def supervise(*arguments: str) -> None:
     stages = [StageProcess(number, assignment, job) for number in range(len(assignment.stages))]
     for stage in stages:
         stage.beside = [other for other in stages if other is not stage and other.gpu == stage.gpu]
-    wanted = assignment.threads * len(assignment.stages)
+    needed = assignment.threads * len(assignment.stages)
     _say(f"job {job}: {len(assignment.stages)} stage(s), {cores()} core(s)")
-    if cores() < wanted:
-        _say(f"warning: {wanted} core(s) are wanted; the workers will share")
+    if cores() < needed:
+        _say(f"warning: {needed} core(s) are wanted; the workers will share")
     try:
         while not asked and any(stage.end is None for stage in stages):
             _look(stages, stopping=False)
@@ -148,7 +168,10 @@ def _look(stages: Sequence[StageProcess], stopping: bool) -> None:
 
 
 def _checkpoint(stages: Sequence[StageProcess], asked: Signals, signal_delay_s: float) -> None:
-    """Have the workers checkpoint, and kill those that are not done shortly before Slurm would."""
+    """Have the workers checkpoint, and wait until they have ended.
+
+    Kills those that are not done shortly before Slurm would.
+    """
     seconds = max(signal_delay_s - MARGIN_SECONDS, signal_delay_s / 2)
     _say(f"{'end announced' if asked.announced else 'SIGTERM'}: checkpointing, for {seconds:g} s at most")
     for stage in stages:
@@ -162,6 +185,10 @@ def _checkpoint(stages: Sequence[StageProcess], asked: Signals, signal_delay_s: 
 
 
 def _ends(stages: Sequence[StageProcess], requeuing: bool) -> dict[str, End]:
+    """Return how each stage ended, by its folder's name.
+
+    Where this element is to be requeued, an interrupted stage that makes no progress has failed instead.
+    """
     ends = {}
     for stage in stages:
         if requeuing and stage.end is not None and stage.end.state == StageState.INTERRUPTED:
@@ -172,7 +199,18 @@ def _ends(stages: Sequence[StageProcess], requeuing: bool) -> dict[str, End]:
 
 
 def _leave(job: str, asked: Signals) -> NoReturn:
-    """Requeue this element, unless somebody wants it to end, and exit."""
+    """Requeue this element, unless somebody wants it to end, and exit.
+
+    A time limit sends the announcement and, after the signal's delay, SIGTERM, as a cancelled job gets it, so only
+    Slurm can tell those apart:
+
+        announced   SIGTERM   Slurm's reason     requeued here
+        no          yes       -                  no: cancelled, or a cluster that preempts without announcing it
+        yes         no        -                  yes
+        yes         yes       TimeLimit          yes
+        yes         yes       anything else      no: cancelled, or preempted, and then Slurm requeues by itself
+        yes         yes       cannot be asked    yes
+    """
     if not asked.announced:
         _say("SIGTERM without an announcement: not requeued by the job itself")
     elif asked.terminated and _out_of_time(job) is False:
