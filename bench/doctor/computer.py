@@ -192,14 +192,17 @@ def file_system(store: Path) -> Iterator[Fact]:
     try:
         with tempfile.TemporaryDirectory(dir=existing(store), prefix=".bench-doctor-") as name:
             folder = Path(name)
+            # 1. A stage is claimed by creating a file.
             with ThreadPoolExecutor(8) as pool:  # several at once: exactly one may win
                 won = list(pool.map(lambda number: create_json(folder / "one.json", {"number": number}), range(8)))
             if sum(won) != 1 or read_json(folder / "one.json", fix)["number"] != won.index(True):
                 yield Fact("problem", f"--store {store}: of 8 that create a file, {sum(won)} succeed", fix)
+            # 2. What is written anew replaces the old file at once.
             write_json(folder / "two.json", {"number": 1})
             write_json(folder / "two.json", {"number": 2})
             if read_json(folder / "two.json", fix)["number"] != 2:
                 yield Fact("problem", f"--store {store}: a rename over a file does not replace it", fix)
+            # 3. Times that several machines wrote are compared: whether an attempt began after a submission.
             before = time.time()
             (folder / "now").touch()
             skew = (folder / "now").stat().st_mtime - (before + time.time()) / 2

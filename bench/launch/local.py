@@ -51,6 +51,8 @@ class Worker:
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
     def _listen(self, events: Events) -> None:
+        # In a thread per worker: so the run waits for one queue instead of many pipes. The end of the output is the end
+        # of the process, so that "gone" is the last event of a worker.
         assert self.process.stdout is not None  # piped above
         for line in self.process.stdout:
             events.put((self, json.loads(line)))

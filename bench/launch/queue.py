@@ -29,6 +29,7 @@ class Queue:
 
         None if there is none at present.
         """
+        # Blocked stages are noted on the way, in a list that gets shorter meanwhile: hence the copy.
         for stage in list(self.waiting):
             reason = why_blocked(stage, self.failed, self.blocked)
             if reason is not None:

@@ -71,6 +71,7 @@ def classify(reason: str, log: str) -> str:
     memory' whatever the log says; the reason 'exit status 1' fits no class, and with 'No space left on device' at the
     end of the log it is 'data'; 'code' is left for all else.
     """
+    # The reason first, in all classes: a log may hold messages of errors that were got over.
     for text in (reason, log):
         for kind, pattern in CLASSES.items():
             if pattern and re.search(pattern, text):

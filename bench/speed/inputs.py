@@ -73,6 +73,7 @@ def measure(stage: Stage, root: Path, steps: int, device_name: str, threads: int
         order = [torch.cat([batch.index for batch in batches.at(step)]).tolist() for step in range(WARM_UP + steps)]
         decoded = _median(lambda step: decode([encoded[i] for i in order[step]], size), steps)
 
+    # Three answers for the loop: steps that are not counted, steps that are, and 0, which ends it.
     turns, seconds = iter((WARM_UP, steps, 0)), 0.0
 
     def next_turn(taken: float | None) -> int:

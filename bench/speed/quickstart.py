@@ -100,6 +100,7 @@ def _run(checkout: Path, data: Path, device: str, settings: Sequence[str]) -> Ti
         began, wall = time.perf_counter(), time.time()
         with log.open("w") as output:
             process = subprocess.Popen(command, cwd=checkout, env=environment, stdout=output, stderr=output)
+        # Watched from outside, by the files of the store: an older checkout need not know that it is timed.
         first_step: float | None = None
         while process.poll() is None:
             if first_step is None and _has_begun(store):

@@ -35,6 +35,7 @@ class Assignment:
 
     def arguments(self) -> list[str]:
         """Return it as strings for `supervise`."""
+        # Such as: --store /runs --data-root /data ... --give-up-after 5 -- finetune-0123456789abcdef
         named = [field.name for field in fields(self) if field.name != "stages"]
         options = [text for name in named for text in (f"--{name.replace('_', '-')}", str(getattr(self, name)))]
         return [*options, "--", *self.stages]

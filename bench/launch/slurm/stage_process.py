@@ -161,6 +161,7 @@ class StageProcess:
             for number, attempt in enumerate(attempts):
                 if attempt.facts["owner"].get("job") == self._job:
                     return number
+        # An attempt that is still under way, in another process, ends while this job looks on: its failure counts here.
         return len(attempts) - (1 if attempts and attempts[-1].alive else 0)
 
     def _not_yet_visible(self) -> str | None:

@@ -150,9 +150,11 @@ def supervise(*arguments: str) -> None:
             _look(stages, stopping=False)
         if any(stage.end is None for stage in stages):
             _checkpoint(stages, asked, assignment.signal_delay_s)
-    finally:
+    finally:  # no worker outlives this process, whatever was raised
         for stage in stages:
             stage.close()
+    # Interrupted stages go first: the element is requeued for their sake even where others failed. Those have their
+    # failure in the store, and the requeued job does not try them again but fails with their reason at the end.
     ends = _ends(stages, requeuing=asked.announced)
     if any(end.state == StageState.INTERRUPTED for end in ends.values()):
         _leave(job, asked)
