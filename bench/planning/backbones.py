@@ -31,7 +31,7 @@ NOT_FETCHED = PublicWeights(repository=None)
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Pre-train from random weights by masked auto-encoding of a corpus; `betas` are Adam's."""
+    """Masked auto-encoding of a corpus from random weights; `betas` are Adam's."""
 
     corpus: str
     schedule: Schedule
@@ -219,7 +219,10 @@ def _from_checkpoint(cell: Cell, default: Backbone) -> Backbone:
 
 
 def _refuse_another_network(official: Backbone, prepared: Prepared) -> None:
-    """Refuse another network that was prepared, from a copy, under the name of a public one."""
+    """Refuse another network prepared under the name of a public one.
+
+    It may come from a local copy that was given for the download.
+    """
     fields = {field: prepared.architecture.get(field) for field in official.FIXED}
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
     differences = {field: value for field, value in fields.items() if value != getattr(official, field)}
@@ -232,9 +235,10 @@ def _refuse_another_network(official: Backbone, prepared: Prepared) -> None:
 
 
 def _own_backbone(cell: Cell) -> Backbone:
-    """Build a checkpoint of the user's: everything is as its own files say.
+    """Build a checkpoint of the user's as its own files say.
 
-    Before it is prepared, it is taken to be of the modality of the cell's task.
+    The fields of the architecture are those that were read from them. Before it is prepared, it is taken to be of the
+    modality of the cell's task.
     """
     name = cell.task.backbone
     prepared = cell.checkpoint()

@@ -8,14 +8,15 @@ from typing import Any
 
 from bench.errors import InputError, SpecError
 from bench.planning.registry import SETTINGS
-from bench.specs import (
-    coerce,
-)
+from bench.specs import coerce
 
 
 @dataclass(frozen=True)
 class Binding:
-    """One line of a gin file (or one `--set`): `scope/configurable.setting = value`, and where it stands."""
+    """One line of a gin file (or one `--set`), with its location.
+
+    It reads `scope/configurable.setting = value`; `override` is true for `--set`.
+    """
 
     scope: str
     configurable: str
@@ -34,14 +35,14 @@ class Binding:
         return f"{self.location}: {self.target} = {self.value!r}"
 
 
-Candidates = Mapping[str, tuple[Binding, ...]]
-
-
 Layer = dict[tuple[str, str], tuple[int, Binding]]
 
 
 class Bindings:
-    """All bindings of a grid, looked up in layers, and the record of which of them were used."""
+    """All bindings of a grid, looked up in layers.
+
+    It records which of them were used.
+    """
 
     def __init__(
         self, bindings: Iterable[Binding], candidates: Mapping[str, tuple[Binding, ...]] | None = None
@@ -58,20 +59,31 @@ class Bindings:
         self._layers: dict[tuple[str, ...], Layer] = {}
 
     def layers(self, scopes: tuple[str, ...]) -> Layer:
-        """The strongest binding of every setting with its rank; `scopes` go from weak to strong, then `--set` again."""
+        """Return the strongest binding of every setting, with its rank.
+
+        `scopes` go from weak to strong; the bindings of the files come first, then those of `--set`, again from weak to
+        strong. Example: with the scopes ("", "digits"), `finetune.lr` is 3e-4 here, with rank 2:
+
+            finetune.lr = 1e-3              rank 0: of a file, the weak scope
+            digits/finetune.lr = 2e-4       rank 1: of a file, the strong scope
+            --set finetune.lr = 3e-4        rank 2: of `--set`, the weak scope
+        """
         if scopes not in self._layers:
             merged: Layer = {}
             for rank, (override, scope) in enumerate((o, s) for o in (False, True) for s in scopes):
                 for binding in self._by_scope.get((override, scope), []):
                     target = (binding.configurable, binding.setting)
-                    if target in merged:
+                    if target in merged:  # a weaker layer had bound it
                         self.covers(binding, merged[target][1])
                     merged[target] = (rank, binding)
             self._layers[scopes] = merged
         return self._layers[scopes]
 
     def covers(self, strong: Binding, weak: Binding) -> None:
-        """Note that a binding overrides another; done by `--set`, that is meant and no mistake."""
+        """Note that a binding overrides another.
+
+        Done by `--set`, that is meant and no mistake.
+        """
         if strong.override and not weak.override:
             self.overridden.add(weak)
 
@@ -80,9 +92,12 @@ class Bindings:
         return Bindings((binding for binding in self.all if binding.scope not in scopes), self.candidates)
 
 
-def checked(binding: Binding, value: Any) -> Any:
-    """A bound value with the type its setting declares, or an `InputError` that names the line."""
+def checked(binding: Binding, annotation: Any = None) -> Any:
+    """Return a bound value with the type that its setting declares.
+
+    `annotation` takes the place of that type. Raises an `InputError` that names the line for a value of another one.
+    """
     try:
-        return coerce(value, SETTINGS[binding.configurable][binding.setting], binding.target)
+        return coerce(binding.value, annotation or SETTINGS[binding.configurable][binding.setting], binding.target)
     except SpecError as error:
         raise InputError(f"{binding.location}: {error}") from error

@@ -10,21 +10,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from bench.data.manifest import describe_manifest
 from bench.data.prepare import prepare_command, prepare_data
 from bench.data.sources import own
 from bench.data.tasks import CORPORA, TASKS, Task
 from bench.errors import InputError, SpecError, nearest
-from bench.planning.registry import BACKBONES, CHECKPOINTS, SETTINGS
+from bench.planning.bindings import Binding, checked
+from bench.planning.registry import BACKBONES, CHECKPOINTS
 from bench.pretrained.origin import Checkpoint
 from bench.pretrained.prepare import prepare_checkpoint
-from bench.specs import coerce
-
-if TYPE_CHECKING:
-    from bench.planning.bindings import Binding
-
 
 OF_CHECKPOINTS = ("weights", "weights_checksum")
 RESERVED = ("downloads", "backbones")
@@ -35,7 +30,10 @@ OF_OWN_TASKS = ("source", "modality", "configuration", "image_column", "text_col
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The names that these bindings know, each with what is needed to prepare it."""
+    """The tasks and backbones that bindings can name.
+
+    Each comes with what is needed to prepare it: the suite's own, and those that `bindings` declare.
+    """
 
     bindings: tuple[Binding, ...] = ()
 
@@ -46,7 +44,10 @@ class Catalogue:
 
     @cached_property
     def checkpoints(self) -> dict[str, Checkpoint]:
-        """The backbones whose weights were made elsewhere: the public ones, and those whose weights are bound."""
+        """The backbones whose weights were made elsewhere.
+
+        These are the public ones, and those whose weights are bound.
+        """
         bound = self._bound("backbone", OF_CHECKPOINTS)
         return CHECKPOINTS | {name: self._checkpoint(name, lines) for name, lines in bound.items()}
 
@@ -57,23 +58,32 @@ class Catalogue:
 
     @property
     def own(self) -> set[str]:
-        """The names that only these bindings know, or know otherwise than the suite."""
+        """The names that differ from the suite's own.
+
+        Only these bindings declare them, or they change where the weights come from.
+        """
         changed = {name for name, source in CHECKPOINTS.items() if self.checkpoints[name] != source}
         return {*self.tasks, *self.backbones} - {*TASKS, *BACKBONES} | changed
 
     def local(self, name: str) -> bool:
-        """Whether a grid may prepare it unasked: built from installed packages, or on this computer."""
+        """Tell whether a grid may prepare a name without being asked.
+
+        It may where the content is built from installed packages, or lies on this computer.
+        """
         if name in self.checkpoints:
             return self.checkpoints[name].local
         return own.is_local(name, self.tasks.get(name))
 
     def command(self, names: Iterable[str], root: Path) -> str:
-        """The command that prepares these under a data root."""
+        """Return the command that prepares these names under a data root."""
         names = sorted(names)
         return prepare_command(*names, own=not self.own.isdisjoint(names), root=root)
 
     def refuse_missing(self, names: Iterable[str], root: Path) -> None:
-        """Refuse, in one message, what is not prepared and needs more than what is on this computer."""
+        """Refuse what is not prepared and must be downloaded.
+
+        All of it is named in one message. A source on this computer whose path is missing is refused, too.
+        """
         names = set(names)
         missing = sorted(name for name in names if not self.local(name))
         if missing:
@@ -86,7 +96,10 @@ class Catalogue:
                 own.fingerprint(self.tasks[name])  # refuses a path that is missing
 
     def refuse_unknown(self, name: str) -> None:
-        """Refuse a name that is no task, corpus or checkpoint, as a backbone that the suite pre-trains is none."""
+        """Refuse a name that cannot be prepared.
+
+        Tasks, corpora and checkpoints can; a backbone that the suite pre-trains itself cannot.
+        """
         if name in BACKBONES and name not in self.checkpoints:
             raise InputError(f"{name} is pre-trained by the suite: the first grid that needs it does so.")
         legal = [*self.tasks, *CORPORA, *self.checkpoints]
@@ -94,9 +107,10 @@ class Catalogue:
             raise InputError(f"there is no task, corpus or backbone named '{name}' to prepare.{nearest(name, legal)}")
 
     def prepare(self, name: str, root: Path, local_copy: Path | None = None, again: bool = False) -> str:
-        """Prepare a task, corpus or backbone under `root`, unless it is; returns what there is, in words.
+        """Prepare a task, corpus or backbone under `root`, unless it is.
 
-        `local_copy` stands in for a download; `again` replaces what is prepared, once the new one is complete.
+        Returns what there is, in words. `local_copy` stands in for a download; `again` replaces what is prepared, once
+        the new one is complete.
         """
         self.refuse_unknown(name)
         if name in self.checkpoints:
@@ -115,38 +129,47 @@ class Catalogue:
 
     def _own_tasks(self) -> Iterator[Task]:
         for name, lines in self._bound("task", OF_OWN_TASKS).items():
-            line = next(iter(lines.values()))
+            first = next(iter(lines.values()))
             if "source" not in lines:
-                raise InputError(f"{line.location}: there is no task '{name}': bind {name}/task.source, too.")
-            self._check_name(name, line, {*TASKS, *BACKBONES})
+                raise InputError(f"{first.location}: there is no task '{name}': bind {name}/task.source, too.")
+            self._check_name(name, first, {*TASKS, *BACKBONES})
             try:
-                task = own.own_task(name, _value(lines["source"], str))
+                task = own.own_task(name, checked(lines["source"], str))  # None is no source
             except InputError as error:
                 raise InputError(f"{lines['source'].location}: {error}") from error
-            values = {setting: _value(line, SETTINGS["task"][setting]) for setting, line in lines.items()}
+            values = {setting: checked(line) for setting, line in lines.items()}
             yield dataclasses.replace(task, **values)
 
     def _checkpoint(self, name: str, lines: dict[str, Binding]) -> Checkpoint:
-        line = next(iter(lines.values()))
-        self._check_name(name, line, {*self.tasks, *BACKBONES} - CHECKPOINTS.keys())
+        first = next(iter(lines.values()))
+        self._check_name(name, first, {*self.tasks, *BACKBONES} - CHECKPOINTS.keys())
         if "weights" not in lines and name not in CHECKPOINTS:
-            raise InputError(f"{line.location}: there is no backbone '{name}': bind {name}/backbone.weights, too.")
-        values = {setting: _value(line, SETTINGS["backbone"][setting]) for setting, line in lines.items()}
+            raise InputError(f"{first.location}: there is no backbone '{name}': bind {name}/backbone.weights, too.")
+        values = {setting: checked(line) for setting, line in lines.items()}
         try:
             return dataclasses.replace(CHECKPOINTS[name], **values) if name in CHECKPOINTS else Checkpoint(**values)
         except SpecError as error:
-            raise InputError(f"{line.location}: {error}") from error
+            raise InputError(f"{first.location}: {error}") from error
 
     def _check_name(self, name: str, line: Binding, taken: set[str]) -> None:
-        """Refuse names that gin cannot scope, that mean something already, or that the data root uses itself."""
+        """Refuse a name that is illegal or taken.
+
+        Illegal is what gin cannot use as a scope; taken is what means something already, or names a folder of the data
+        root.
+        """
         if not name.isidentifier():
             raise InputError(f"{line.location}: '{name}' is no name: it must be a letter, then letters, digits or _.")
         if name in taken or name in CORPORA or name in RESERVED:
             raise InputError(f"{line.location}: the name {name} is taken already. Declare yours under another.")
 
     def _bound(self, configurable: str, settings: Iterable[str]) -> dict[str, dict[str, Binding]]:
-        """The lines that bind these settings, by scope and setting; the command line's over the files'."""
+        """Collect the bindings of these settings, by scope and by setting.
+
+        Those of the command line replace those of the files. Refuses a binding without a scope, or with one of two
+        parts.
+        """
         lines: dict[str, dict[str, Binding]] = {}
+        # Files first and `--set` after them, so that its lines replace theirs.
         for binding in sorted(self.bindings, key=lambda binding: binding.override):
             if binding.configurable != configurable or binding.setting not in settings:
                 continue
@@ -157,10 +180,3 @@ class Catalogue:
                 )
             lines.setdefault(binding.scope, {})[binding.setting] = binding
         return lines
-
-
-def _value(binding: Binding, annotation: Any) -> Any:
-    try:
-        return coerce(binding.value, annotation, binding.target)
-    except SpecError as error:
-        raise InputError(f"{binding.location}: {error}") from error

@@ -44,7 +44,10 @@ T = TypeVar("T")
 
 @dataclass
 class Expansion:
-    """The grid while its cells are built: bindings, prepared data, and every stage that a cell has made."""
+    """The grid while its cells are built.
+
+    It holds the bindings, the prepared data, and every stage that a cell has made.
+    """
 
     grid: Grid
     bindings: Bindings
@@ -65,7 +68,10 @@ class Expansion:
         self.catalogue = Catalogue(self.bindings.all)
 
     def manifest(self, task: str) -> Manifest | None:
-        """What is prepared of a task, read once; refuses a copy of a user's data that have changed since."""
+        """Return what is prepared of a task, read once; None if nothing.
+
+        Refuses a copy of a user's data that have changed since.
+        """
         if task not in self._manifests:
             manifest = read_manifest(task, self.data_root)
             if manifest is not None and task in self.catalogue.own:
@@ -74,24 +80,30 @@ class Expansion:
         return self._manifests[task]
 
     def shared(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """A value that many cells have in common, made once (a backbone with its pre-training stage)."""
+        """Return a value that many cells have in common, made once.
+
+        An example is a backbone with its pre-training stage.
+        """
         if key not in self._shared:
             self._shared[key] = make()
         return self._shared[key]
 
     def cell(self, row: str, task: str, seed: int) -> Cell:
-        """The cell with these coordinates."""
+        """Return the cell with these coordinates."""
         return Cell(self, self.rows[row], task, seed)
 
     def stage(self, row: str, task: str, seed: int) -> Stage:
-        """The last stage of a cell, built once; refuses rows that wait for each other."""
+        """Return the last stage of a cell, built once.
+
+        Refuses rows that wait for each other.
+        """
         coordinates = (row, task, seed)
         if coordinates in self._built:
             stage = self._built[coordinates]
             if stage is None:
                 raise InputError(f"row '{row}' depends on itself through cell.row(…).")
             return stage
-        self._built[coordinates] = None
+        self._built[coordinates] = None  # being built: who asks for it meanwhile waits for itself
         cell = self.cell(row, task, seed)
         try:
             search = cell.configure(SearchSettings(), "search")
@@ -105,31 +117,45 @@ class Expansion:
         return stage
 
     def _search(self, cell: Cell, candidates: tuple[str, ...]) -> Stage:
-        """The stage that a row's search chooses: candidates with the base seed, finals with the cell's."""
+        """Build the stage whose settings a row's search chooses.
+
+        Candidates are trained with the base seed on the part there to fit, finals with the cell's seed on all data.
+        With two lines and seed 3 of a grid whose base seed is 0:
+
+            finetune.lr = 1e-3      candidate: seed 0 on nine tenths        final: seed 3 on everything
+            finetune.lr = 1e-4      candidate: seed 0 on nine tenths        final: seed 3 on everything
+
+        The candidate that scores best on the held-out tenth says which of the two finals is trained. Refuses a line
+        that changes nothing for this task.
+        """
         row, task = cell.row_name.name, cell.task.name
-        tried = [self._candidate(row, task, text, "fit") for text in candidates]
+        fitted = [self._candidate(row, task, text, "fit") for text in candidates]
         finals = [self._candidate(row, task, text, self.part) for text in candidates]
-        for expansion, text in zip(tried, candidates, strict=True):
+        for expansion, text in zip(fitted, candidates, strict=True):
             expansion.stage(row, task, self.grid.base_seed)
             location = self.bindings.candidates[text][0].location
-            own = [b for b in expansion.bindings.all if (b.location, b.scope) == (location, row)]
-            if not expansion.bindings.used.issuperset(own):
+            lines = [b for b in expansion.bindings.all if (b.location, b.scope) == (location, row)]
+            if not expansion.bindings.used.issuperset(lines):
                 raise SpecError(
                     "candidates", f"the candidate '{text}' of row '{row}' changes nothing for task '{task}'."
                 )
         return Selected.among(
-            candidates=tuple(expansion.stage(row, task, self.grid.base_seed) for expansion in tried),
+            candidates=tuple(expansion.stage(row, task, self.grid.base_seed) for expansion in fitted),
             finals=tuple(expansion.stage(row, task, cell.seed) for expansion in finals),
             metric=cell.task.metric,
         )
 
     def _candidate(self, row: str, task: str, text: str, part: Literal["all", "fit"]) -> Expansion:
-        """The grid with one candidate's bindings for one row; other rows (its teachers) are searched as ever."""
+        """Return the grid with one candidate's bindings for one row.
+
+        Other rows, its teachers among them, are searched as they always are.
+        """
 
         def make() -> Expansion:
-            tried = [dataclasses.replace(binding, scope=row) for binding in self.bindings.candidates[text]]
-            settled = Binding(f"{task}/{row}", "search", "candidates", (), text, override=True)
-            bindings = Bindings([*self.bindings.all, *tried, settled], self.bindings.candidates)
+            lines = [dataclasses.replace(binding, scope=row) for binding in self.bindings.candidates[text]]
+            # The candidate's grid searches nothing itself for this row and task, or it would never end.
+            no_search = Binding(f"{task}/{row}", "search", "candidates", (), text, override=True)
+            bindings = Bindings([*self.bindings.all, *lines, no_search], self.bindings.candidates)
             bindings.used = self.bindings.used  # what only a candidate reads is read
             return dataclasses.replace(self, bindings=bindings, part=part, sources={}, _built={}, _shared={})
 
@@ -138,7 +164,7 @@ class Expansion:
 
 
 class Cell:
-    """One row, task and seed of a grid: what a recipe is given."""
+    """One row, task and seed of a grid, handed to its recipe."""
 
     def __init__(self, expansion: Expansion, row: Row, task: str, seed: int, backbone: str | None = None) -> None:
         self._expansion = expansion
@@ -184,25 +210,37 @@ class Cell:
 
     @property
     def pretraining_seed(self) -> int:
-        """The seed of unlabelled stages: the grid's base seed, or this cell's if pre-training is per seed."""
+        """The seed of unlabelled stages.
+
+        It is the grid's base seed, or this cell's if pre-training is per seed.
+        """
         grid = self._expansion.grid
         return grid.base_seed if grid.pretraining_seeds == "shared" else self.seed
 
     def with_backbone(self, name: str) -> Cell:
-        """The same cell on another backbone (a larger teacher); its settings see that backbone's scope."""
+        """Return the same cell on another backbone, such as a larger teacher.
+
+        Its settings see that backbone's scope.
+        """
         return Cell(self._expansion, self.row_name, self._task_name, self.seed, name)
 
     def backbones(self) -> list[str]:
-        """The names of the backbones that read what this cell's task holds, the user's own included."""
+        """List the backbones of the modality of this cell's task.
+
+        The user's own are among them.
+        """
         return [name for name in sorted(self._expansion.catalogue.backbones) if self.fits(name)]
 
     def fits(self, name: str) -> bool:
-        """Whether there is a backbone of this name that reads what this cell's task holds."""
+        """Tell whether a backbone of this name reads this task's modality."""
         exists = name in self._expansion.catalogue.backbones
         return exists and self.task.modality == self.with_backbone(name)._built_backbone().MODALITY
 
     def row(self, name: str) -> Stage:
-        """The last stage of another row of this grid, same task and seed; refuses a row that the grid lacks."""
+        """Return the last stage of another row, same task and seed.
+
+        Refuses a row that the grid lacks.
+        """
         rows = self._expansion.rows
         if name not in rows:
             raise InputError(
@@ -215,10 +253,14 @@ class Cell:
     def _scopes(self, with_backbone: bool = True) -> tuple[str, ...]:
         task, row = self._task_name, self.row_name.name
         backbone = (self.task.backbone,) if with_backbone else ()
+        # From weak to strong: for everything, the backbone, the task, the row, and the row on this task.
         return ("", *backbone, task, row, f"{task}/{row}")
 
     def _shared(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
-        """What `make` makes, once for all cells with this key; this cell counts as a user of the bindings it took."""
+        """Return a value made once for all cells with this key.
+
+        A cell that takes it counts as a user of the bindings that went into it, whichever cell made it.
+        """
 
         def record() -> tuple[T, list[Binding]]:
             start = len(self._used)
@@ -232,24 +274,31 @@ class Cell:
     def _use(self, binding: Binding) -> Any:
         self._expansion.bindings.used.add(binding)
         self._used.append(binding)
-        return binding.value
+        return checked(binding)
 
     def setting(self, configurable: str, setting: str, default: Any) -> Any:
-        """One scalar setting, or its default; refuses a value of the wrong type, naming the line."""
+        """Return one scalar setting, or its default.
+
+        Refuses a value of the wrong type, naming the line.
+        """
         layers = self._expansion.bindings.layers(self._scopes())
         if (configurable, setting) not in layers:
             return default
         _, binding = layers[configurable, setting]
-        return checked(binding, self._use(binding))
+        return self._use(binding)
 
     def configure(self, default: S, *names: str) -> S:
-        """`default` with the settings bound under `names` (strongest first; none for the spec's own name) put in."""
+        """Put the settings bound under `names` into a spec.
+
+        `names` go from strong to weak; without any it is the spec's own name.
+        """
         return self._overlay(default, names or (type(default).__name__,), self._scopes())
 
     def _overlay(self, default: S, names: tuple[str, ...], scopes: tuple[str, ...]) -> S:
-        """Put the bound settings into a spec; `names` are the configurables that bind it, strongest first.
+        """Put the bound settings into a spec.
 
-        A stronger name wins over a stronger scope. Asked for `self_distill`, then `further_pretrain`:
+        `names` are the configurables that bind it, strongest first. A stronger name wins over a stronger scope. Asked
+        for `self_distill`, then `further_pretrain`:
 
             self_distill.lr = 1e-3              strength (1, 0): it is taken
             task/further_pretrain.lr = 1e-4     strength (0, 2)
@@ -266,6 +315,8 @@ class Cell:
                     rank, binding = layers[name, spec_field.name]
                     strongest[spec_field.name] = ((preference, rank), binding)
         values: dict[str, Any] = {}
+        # `bound` holds what is bound of a group: with the second example above, steps at (0, 0) and epochs at (0, 2).
+        # The lines weaker than the strongest are dropped, and the default's own values of the group are cleared.
         for group in default.EXCLUSIVE:
             bound = {name: strongest[name] for name in group if name in strongest}
             if not bound:
@@ -276,7 +327,7 @@ class Cell:
                     del strongest[name]
                     self._expansion.bindings.covers(winner, loser)
             values.update(dict.fromkeys(group, None))
-        values |= {name: checked(binding, self._use(binding)) for name, (_, binding) in strongest.items()}
+        values |= {name: self._use(binding) for name, (_, binding) in strongest.items()}
         if not values:
             return default
         try:
@@ -289,7 +340,10 @@ class Cell:
             raise InputError(f"{lines}: {' or '.join(names)}: {error}") from error
 
     def blame(self, setting: str, message: str) -> InputError:
-        """The error about a setting, with the line that bound it in front."""
+        """Return the error about a setting, with the responsible line in front.
+
+        Where no line bound it, the row and the task stand there.
+        """
         lines = [binding.location for binding in reversed(self._used) if binding.setting == setting]
         where = lines[0] if lines else f"row '{self.row_name.label}', task '{self._task_name}'"
         return InputError(f"{where}: {message}")
@@ -297,15 +351,21 @@ class Cell:
     # ---------------------------------------------------------------------------------------- stages
 
     def data(self, labelled: bool) -> Data:
-        """The training data of this cell: all of `data.subset`, or in a search only the part there to fit."""
+        """Return the training data of this cell.
+
+        These are all of `data.subset`, or in a search only the part there to fit.
+        """
         return self._shared(("data", self._scopes(), labelled), lambda: self._data("train", labelled))
 
     def evaluation_data(self) -> Data:
-        """Where this cell's number comes from: the test split, or in a search the validation split or held-out part."""
+        """Return the data that this cell's number comes from.
+
+        These are the test split, or in a search the validation split or the held-out part.
+        """
         return self._shared(("evaluation", self._scopes()), lambda: self._data("test", True))
 
     def _data(self, split: Literal["train", "test"], labelled: bool) -> Data:
-        """Choose the data of a cell, for training ('train') or for its number ('test').
+        """Choose a cell's data for training ('train') or evaluation ('test').
 
         | grid, or its search where the task has…  | trains on                      | is judged on          |
         |------------------------------------------|--------------------------------|-----------------------|
@@ -321,17 +381,16 @@ class Cell:
         if split == "test" and not searching:
             return data_of(manifest, self._task_name, "test", True)
         settings = self.configure(DataSettings(), "data")
-        both = self.task.training == "train+validation"
-        validated = manifest is not None and "validation" in manifest.splits
-        if both and manifest is not None and not validated:
+        with_validation = self.task.training == "train+validation"
+        has_validation = manifest is not None and "validation" in manifest.splits
+        if with_validation and manifest is not None and not has_validation:
             raise self.blame("training", f"{self._task_name} has no validation split: training must be 'train'.")
         # A subset of both splits may hold validation examples: they cannot judge it.
-        on_validation = searching and validated and not (both and settings.subset is not None)
+        on_validation = searching and has_validation and not (with_validation and settings.subset is not None)
         if on_validation and split == "test":
             return data_of(manifest, self._task_name, "validation", True)
-        data = data_of(
-            manifest, self._task_name, "train+validation" if both and not on_validation else "train", labelled
-        )
+        trained = "train+validation" if with_validation and not on_validation else "train"
+        data = data_of(manifest, self._task_name, trained, labelled)
         if settings.subset != data.examples:  # all of them is no subset: the same stage, the same key
             data = dataclasses.replace(data, subset=settings.subset)
         if searching and not on_validation:
@@ -340,30 +399,33 @@ class Cell:
         return dataclasses.replace(data, subset_seed=settings.subset_seed) if drawn else data
 
     def checkpoint(self) -> Prepared | None:
-        """What is prepared of this cell's backbone, whose weights were made elsewhere; marks their source as used."""
+        """Return what is prepared of a backbone whose weights were made elsewhere.
+
+        It is that of this cell; None if nothing is. Marks the bindings of its source as used, and refuses what was
+        prepared from another source.
+        """
         name = self.task.backbone
         source = self._expansion.catalogue.checkpoints[name]
         for setting in OF_CHECKPOINTS:
             self.setting("backbone", setting, None)
-        prepared = self._expansion.shared(
+        prepared: Prepared | None = self._expansion.shared(
             ("checkpoint", name), lambda: read_checkpoint(name, self._expansion.data_root)
         )
         if prepared is not None and (problem := source.differs(prepared)):
             again = self._expansion.catalogue.command([name], self._expansion.data_root)
             raise self.blame("weights", f"{name} {problem}. Prepare it again: {again} --again")
-        checkpoint: Prepared | None = prepared
-        return checkpoint
+        return prepared
 
     def is_official_checkpoint(self) -> bool:
-        """Whether this cell's backbone is a public one with the weights that the suite names."""
+        """Tell whether the backbone has the weights that the suite names."""
         return self.task.backbone not in self._expansion.catalogue.own
 
     def corpus(self, name: str) -> Manifest | None:
-        """What is prepared of an embedded corpus."""
+        """Return what is prepared of an embedded corpus, None if nothing."""
         return self._expansion.manifest(name)
 
     def corpus_data(self, name: str) -> Data:
-        """The training split of an embedded corpus."""
+        """Return the training split of an embedded corpus."""
         return data_of(self.corpus(name), name, "train", False)
 
     def stage(
@@ -380,10 +442,11 @@ class Cell:
         data: Data | None = None,
         seed: int | None = None,
     ) -> Stage:
-        """A stage on this cell's task and backbone, unless others are given.
+        """Build a stage on this cell's task and backbone.
 
-        Labelled stages take the cell's seed, unlabelled ones the pre-training seed. Without an `init` a stage starts
-        where `pretraining.init` says: from the pre-trained weights by default.
+        Data, backbone and seed may be given in their stead. Labelled stages take the cell's seed, unlabelled ones the
+        pre-training seed. Without an `init` a stage starts where `pretraining.init` says: from the pre-trained weights
+        by default.
         """
         if init is None:
             init = self.setting("pretraining", "init", PRETRAINED)
@@ -414,7 +477,10 @@ class Cell:
 
 
 def data_of(manifest: Manifest | None, task: str, split: str, labelled: bool) -> Data:
-    """The spec of a whole split, or of two joined by '+'; without checksum and counts where it is not prepared."""
+    """Describe a whole split, or two joined by '+', as a spec.
+
+    Where the task is not prepared (no manifest), checksum and counts are None.
+    """
     if manifest is None:
         return Data(task=task, split=split, labelled=labelled, checksum=None, examples=None, classes=None)
     return Data(

@@ -21,7 +21,10 @@ from bench.pretrained import checkpoints
 
 @dataclass(frozen=True)
 class Report:
-    """What there is, in a line; what is wrong with it; and what a reader may want to know."""
+    """The findings about one prepared task, corpus or checkpoint.
+
+    `summary` says in a line what there is, `problems` what is wrong with it, `notes` what a reader may want to know.
+    """
 
     summary: str
     problems: list[str]
@@ -29,7 +32,10 @@ class Report:
 
 
 def check(name: str, catalogue: Catalogue, root: Path) -> Report:
-    """Everything about one prepared task, corpus or checkpoint; refuses what is not prepared."""
+    """Check everything about one prepared task, corpus or checkpoint.
+
+    Refuses what is not prepared.
+    """
     if name in catalogue.checkpoints:
         return _checkpoint(name, catalogue, root)
     manifest = read_manifest(name, root)

@@ -13,7 +13,10 @@ STATES = (StageState.DONE, StageState.TO_RUN, StageState.FAILED, StageState.NOT_
 
 
 def describe_plan(plan: Plan) -> str:
-    """The plan in words: cells, stages and sharing, done and to do, cost."""
+    """Put a plan into words for `--plan`.
+
+    Shown are its cells, its stages and how rows share them, what is done and to do, and the cost.
+    """
     to_run = {stage.key for stage in plan.to_run(retry=True)}
     grid, states = plan.grid, Counter(_state(plan, stage, to_run) for stage in plan.stages)
     size = f"{len(grid.rows)} rows x {len(grid.tasks)} tasks x {len(grid.seeds)} seeds = {len(plan.cells)} cells"
@@ -54,6 +57,8 @@ def _state(plan: Plan, stage: Stage, to_run: set[str]) -> StageState:
 def _sharing(plan: Plan) -> Iterable[str]:
     from tabulate import tabulate
 
+    # `alone` holds the keys of the stages that a row would need if it ran alone. With the rows finetune and tapt:
+    # {"finetune": {finetune}, "tapt": {further_pretrain, another finetune}}, so none of them is shared.
     alone: dict[str, set[str]] = defaultdict(set)
     names: dict[str, Counter[str]] = defaultdict(Counter)
     for cell in plan.selected:
@@ -76,14 +81,17 @@ def _sharing(plan: Plan) -> Iterable[str]:
 
 
 def _cost(plan: Plan) -> str:
-    """Seconds of the stages to run, where the store holds finished stages of the same kind."""
-    known: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    """Estimate how long the stages to run will take.
+
+    A stage takes as many seconds per step as the finished stages of its kind in the store did on average.
+    """
+    rates: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for stage in plan.stages:
         if stage.key in plan.done:
-            known[_kind(stage)].append(plan.done[stage.key] / stage.total_steps)
+            rates[_kind(stage)].append(plan.done[stage.key] / stage.total_steps)
     to_run = plan.to_run(retry=True)
-    estimated = [stage for stage in to_run if _kind(stage) in known]
-    seconds = sum(sum(known[_kind(s)]) / len(known[_kind(s)]) * s.total_steps for s in estimated)
+    estimated = [stage for stage in to_run if _kind(stage) in rates]
+    seconds = sum(sum(rates[_kind(s)]) / len(rates[_kind(s)]) * s.total_steps for s in estimated)
     if plan.unprepared:
         return "cost: unknown until the data are prepared"
     if not to_run:

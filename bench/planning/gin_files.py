@@ -40,7 +40,10 @@ Macros = dict[str, tuple[Any, str]]
 
 
 class Contents(NamedTuple):
-    """What a text says together with all that it includes; bindings by target, `scope/configurable.setting`."""
+    """The bindings and macros of a text and all that it includes.
+
+    Bindings stand under their target, `scope/configurable.setting`.
+    """
 
     bindings: dict[str, Binding]
     macros: Macros
@@ -53,13 +56,19 @@ Statements = Iterable[tuple[str, Any]]
 
 
 def shipped_gin() -> Path:
-    """The folder of the suite's own gin files: inside the installed wheel, or beside bench/ in a checkout."""
+    """Return the folder of the suite's own gin files.
+
+    It lies inside the installed wheel, or beside bench/ in a checkout.
+    """
     packaged = Path(str(resources.files("bench"))) / "gin"
     return packaged if packaged.is_dir() else Path(str(resources.files("bench"))).parent / "gin"
 
 
 def find_gin(name: str) -> Path:
-    """The file that a --gin argument means: in the working directory, else among the shipped ones."""
+    """Find the file that a --gin argument means.
+
+    It is looked for in the working directory, else among the shipped ones.
+    """
     shipped = shipped_gin()
     path = Path(name)
     candidates = [path]
@@ -77,7 +86,10 @@ def find_gin(name: str) -> Path:
 
 
 def read_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
-    """Parse gin files and `--set` lines; refuses syntax errors, duplicates and macros that are undefined or unused."""
+    """Parse gin files and `--set` lines.
+
+    Refuses syntax errors, duplicates, and macros that are undefined or unused.
+    """
     bindings: dict[str, Binding] = {}
     macros: Macros = {}
     overridden: list[Binding] = []
@@ -98,7 +110,7 @@ def read_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
 
 
 def _candidates(bindings: list[Binding]) -> Iterator[tuple[str, tuple[Binding, ...]]]:
-    """Every line of a search with the bindings it stands for."""
+    """Yield every line of a search with the bindings in it."""
     for search in bindings:
         if (search.configurable, search.setting) != ("search", "candidates") or not isinstance(search.value, tuple):
             continue
@@ -137,9 +149,10 @@ def _read_file(path: Path, including: tuple[Path, ...] = (), location: str = "--
 
 
 def _read_statements(statements: Statements, path: Path | None = None, including: tuple[Path, ...] = ()) -> Contents:
-    """Read the statements of one text: of the file `path`, else of the command line or of a candidate.
+    """Read the statements of one text.
 
-    A target may be bound once. Only a file may bind again what it included, and only below the include:
+    It is that of the file `path`, else of the command line or of a candidate. A target may be bound once. Only a file
+    may bind again what it included, and only below the include:
 
         common.gin                  finetune.lr = 1e-3
         grid.gin    include 'common.gin'
@@ -177,7 +190,10 @@ def _read_statements(statements: Statements, path: Path | None = None, including
 
 
 def _joined(first: dict[str, Binding], second: dict[str, Binding]) -> dict[str, Binding]:
-    """Join two files' bindings; refuses a target that both bind, unless by the same line of a file both include."""
+    """Join two files' bindings.
+
+    Refuses a target that both bind, unless it is the same line of a file that both include.
+    """
     for target, binding in second.items():
         earlier = first.get(target, binding)
         if earlier.location != binding.location:
@@ -186,7 +202,7 @@ def _joined(first: dict[str, Binding], second: dict[str, Binding]) -> dict[str, 
 
 
 def _joined_macros(first: Macros, second: Macros) -> Macros:
-    """Join two texts' macros; refuses one that both define."""
+    """Join two texts' macros; refuse one that both define."""
     for name, (_, location) in second.items():
         if name in first:
             raise InputError(f"{location}: the macro {name} is defined a second time; first at {first[name][1]}.")
@@ -218,7 +234,10 @@ def _statements(text: str, name: str) -> Iterator[Any]:
 
 
 def _included(path: Path, name: str, location: str) -> Path:
-    """The file that an include means: beside the including one, else among the shipped ones."""
+    """Find the file that an include means.
+
+    It lies beside the including one, else among the shipped ones.
+    """
     target = path.parent / name
     if not target.is_file():
         target = shipped_gin() / name
@@ -228,16 +247,19 @@ def _included(path: Path, name: str, location: str) -> Path:
 
 
 def copy_gin(files: Sequence[str], folder: Path) -> list[Path]:
-    """Copy the files that --gin arguments mean, with all they include, into a new folder; returns the copies.
+    """Copy gin files and all they include into a new folder.
 
-    Each keeps its name, after which a grid may be called.
+    `files` are --gin arguments; returned are their copies. Each keeps its name, after which a grid may be called.
     """
     copies: dict[Path, Path] = {}
     return [_copy_file(find_gin(name), folder.absolute(), copies) for name in files]
 
 
 def _copy_file(path: Path, folder: Path, copies: dict[Path, Path]) -> Path:
-    """The copy of a file; `copies` holds those that are made, for a file may be included in two ways."""
+    """Copy a file once, its includes pointing to their copies.
+
+    `copies` maps each original to its copy, for a file may be included in two ways.
+    """
     original = path.resolve()
     if original in copies:
         return copies[original]
@@ -262,7 +284,7 @@ def _refuse_duplicate(first: Binding, second: Binding) -> None:
 
 
 def _frozen(value: Any) -> Any:
-    """Lists as tuples, so that a binding can be hashed."""
+    """Turn lists into tuples, so that a binding can be hashed."""
     if isinstance(value, list | tuple):
         return tuple(_frozen(item) for item in value)
     if isinstance(value, dict):
@@ -271,9 +293,14 @@ def _frozen(value: Any) -> Any:
 
 
 def _resolve_macros(bindings: list[Binding], macros: Macros, overridden: list[Binding]) -> Iterator[Binding]:
-    """Put values in the place of `%NAME`; refuses macros that are undefined, that refer to themselves or are unused."""
+    """Put values in the place of `%NAME`.
+
+    Refuses macros that are undefined, that refer to themselves or that are unused.
+    """
     used: set[str] = set()
 
+    # With `base = 1e-3` and `peak = %base`, resolving `finetune.lr = %peak` sees peak, then base, and gives 1e-3; with
+    # `base = %peak` it would see peak a second time.
     def resolve(value: Any, location: str, seen: tuple[str, ...]) -> Any:
         if isinstance(value, Macro):
             if value.name not in macros:

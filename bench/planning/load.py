@@ -18,7 +18,9 @@ from bench.specs.cluster import Cluster
 
 
 def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bindings]:
-    """The grid that gin files describe and its bindings, with every name and type checked.
+    """Read the grid that gin files describe, and its bindings.
+
+    Every name and type is checked.
 
     Raises InputError listing every binding of an unknown name, setting or scope, or of a wrong type.
     """
@@ -35,17 +37,23 @@ def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bin
 
 
 def load_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
-    """The bindings of gin files, of which every name and type is checked, whether or not they describe a grid."""
+    """Read the bindings of gin files, every name and type checked.
+
+    They need not describe a grid.
+    """
     bindings = read_bindings(files, overrides)
-    tried = [binding for candidate in bindings.candidates.values() for binding in candidate]
-    problems = [problem for binding in (*bindings.all, *tried) for problem in _unknown_names(binding)]
+    of_candidates = [binding for candidate in bindings.candidates.values() for binding in candidate]
+    problems = [problem for binding in (*bindings.all, *of_candidates) for problem in _unknown_names(binding)]
     if problems:
         raise InputError("\n".join(problems))
     return bindings
 
 
 def load_cluster(bindings: Bindings) -> Cluster:
-    """What the bindings ask of a cluster; raises InputError for impossible values."""
+    """Read what the bindings ask of a cluster.
+
+    Raises InputError for impossible values.
+    """
     values, lines = _unscoped("slurm", bindings)
     try:
         return Cluster(**values)
@@ -55,11 +63,14 @@ def load_cluster(bindings: Bindings) -> Cluster:
 
 
 def _unscoped(configurable: str, bindings: Bindings) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of settings that describe the whole grid, and where each is bound."""
+    """Return settings of the whole grid, and where each is bound.
+
+    Both are by the setting's name; `configurable` is 'grid' or 'slurm'.
+    """
     values, lines = {}, {}
     for (name, setting), (_, binding) in bindings.layers(("",)).items():
         if name == configurable:
-            values[setting] = checked(binding, binding.value)
+            values[setting] = checked(binding)
             lines[setting] = binding.location
             bindings.used.add(binding)
     return values, lines
@@ -75,7 +86,7 @@ def _unknown_names(binding: Binding) -> Iterator[str]:
         yield f"{binding.location}: {binding.configurable} has no setting '{binding.setting}'.{legal}"
     else:
         try:
-            checked(binding, binding.value)
+            checked(binding)
         except InputError as error:
             yield str(error)
 
@@ -93,14 +104,16 @@ def _check_names(grid: Grid, catalogue: Catalogue) -> None:
 
 
 def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
+    # Legal are, with the rows tapt and big/finetune and the task digits: nothing, tapt, big, every task and backbone,
+    # digits/tapt and digits/big.
     rows = [label.split("/")[0] for label in grid.rows]
     columns = {*catalogue.tasks, *catalogue.backbones}
     legal = {"", *rows, *columns, *(f"{task}/{row}" for task in grid.tasks for row in rows)}
     for binding in bindings.all:
         if binding.configurable in ("grid", "slurm") and binding.scope:
             raise InputError(f"{binding.location}: {binding.target} takes no scope: it describes the whole grid.")
-        of_column = binding.configurable == "task" and binding.setting != "backbone"
-        if of_column and binding.scope.split("/")[-1] in rows:
+        of_task = binding.configurable == "task" and binding.setting != "backbone"
+        if of_task and binding.scope.split("/")[-1] in rows:
             raise InputError(
                 f"{binding.location}: task.{binding.setting} takes no row: all rows of a column share its task."
             )
@@ -115,31 +128,35 @@ def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
 
 
 def refuse_unused(expansion: Expansion) -> None:
-    """Raise InputError for every binding that supplied no value to any cell, saying what hides it."""
-    fine = expansion.bindings.used | expansion.bindings.overridden
-    unused = [binding for binding in expansion.bindings.all if binding not in fine and not _declares(binding)]
+    """Refuse every binding that supplied no value to any cell.
+
+    The message says what hides each of them.
+    """
+    effective = expansion.bindings.used | expansion.bindings.overridden
+    unused = [binding for binding in expansion.bindings.all if binding not in effective and not _declares(binding)]
     if unused:
         raise InputError("\n".join(_why_unused(binding, expansion) for binding in unused))
 
 
 def _declares(binding: Binding) -> bool:
-    """Whether a line declares a task or checkpoint: one file of declarations may serve many grids."""
+    """Tell whether a line declares a task or checkpoint.
+
+    One that does may remain unused: one file of declarations may serve many grids.
+    """
     return (binding.configurable == "task" and binding.setting in OF_OWN_TASKS) or (
         binding.configurable == "backbone" and binding.setting in OF_CHECKPOINTS
     )
 
 
 def _why_unused(binding: Binding, expansion: Expansion) -> str:
-    bindings = expansion.bindings
     task = binding.scope.split("/")[0]
     if task in expansion.catalogue.tasks and task not in expansion.grid.tasks:
         return (
             f"{binding.location}: {binding.target} changes nothing: this grid does not run the task {task}. Remove it."
         )
-    same = (binding.configurable, binding.setting)
-    hiding = [other for other in bindings.used if (other.configurable, other.setting) == same]
-    where = ", ".join(sorted({other.location for other in hiding}))
-    because = (
-        f"it is overridden everywhere ({where})" if where else "no cell reads it, or the recipe passes its own value"
-    )
-    return f"{binding.location}: {binding.target} changes nothing: {because}. Remove it or correct its scope or name."
+    setting = (binding.configurable, binding.setting)
+    stronger = {other.location for other in expansion.bindings.used if (other.configurable, other.setting) == setting}
+    reason = "no cell reads it, or the recipe passes its own value"
+    if stronger:
+        reason = f"it is overridden everywhere ({', '.join(sorted(stronger))})"
+    return f"{binding.location}: {binding.target} changes nothing: {reason}. Remove it or correct its scope or name."

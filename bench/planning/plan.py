@@ -39,7 +39,10 @@ class PlannedCell:
 
 @dataclass
 class Plan:
-    """A validated grid: its cells, the distinct stages behind them (parents first) and the state of each."""
+    """A validated grid with the distinct stages behind its cells.
+
+    Stages stand with parents first; of each the plan knows its state.
+    """
 
     grid: Grid
     origin: str
@@ -76,6 +79,8 @@ class Plan:
 
         What only finished stages needed is not run again: intermediate stages may be deleted to free space.
         """
+        # Example: further_pretrain -> finetune, of which finetune is done. Going from children to parents, finetune is
+        # left out and so asks for no parent: further_pretrain is not run, even if its folder was deleted.
         needed: set[str] = set()
         last = self._last
         for stage in reversed(self.stages):  # children before parents
@@ -96,7 +101,9 @@ class Plan:
 def make_plan(
     files: Sequence[str], overrides: Sequence[str], only: Sequence[str], data_root: Path, store: Store
 ) -> Plan:
-    """Read and check a grid, build its stages and look up which of them the store holds.
+    """Read a grid, build its stages and look them up.
+
+    Every name, type and binding is checked; looked up is which of the stages the store holds.
 
     Raises InputError for anything wrong in the gin files, for a glob of `only` that matches no cell, and for a damaged
     record.
@@ -127,11 +134,16 @@ def make_plan(
 
 def _origin(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> str:
     named, changed = _computing(files, overrides, bindings)
-    return ", ".join(Path(name).name for name in named) + "".join(f", --set {_told(text)!r}" for text in changed)
+    return ", ".join(Path(name).name for name in named) + "".join(
+        f", --set {_without_path(text)!r}" for text in changed
+    )
 
 
 def source(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> str:
-    """Which grid the gin files and `--set` lines mean, wherever they are named from: others make another one."""
+    """Name the grid that gin files and `--set` lines mean.
+
+    It is the same wherever the files are named from; other files or lines make another one.
+    """
     named, changed = _computing(files, overrides, bindings)
     paths = [str(find_gin(name).resolve()) for name in named]
     return shlex.join(["--gin", *paths, *(["--set", *changed] if changed else [])])
@@ -159,7 +171,10 @@ def _suffix(bindings: Bindings) -> str:
 
 
 def _computing(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> tuple[list[str], list[str]]:
-    """The files and `--set` lines that say what is computed, without those that only ask something of a cluster."""
+    """Return the files and `--set` lines that say what is computed.
+
+    Left out are those that only ask something of a cluster.
+    """
     of_file: dict[str, set[str]] = defaultdict(set)
     for binding in bindings.all:
         of_file[Path(binding.location.rpartition(":")[0]).name].add(binding.configurable)
@@ -167,8 +182,11 @@ def _computing(files: Sequence[str], overrides: Sequence[str], bindings: Binding
     return named, [text for text in overrides if not text.lstrip().startswith("slurm.")]
 
 
-def _told(override: str) -> str:
-    """A --set line without the paths that declarations hold: tables are published."""
+def _without_path(override: str) -> str:
+    """Return a --set line without the paths that declarations hold.
+
+    Tables are published, paths are private.
+    """
     target, _, _ = override.partition("=")
     return f"{target.rstrip()} = …" if target.rstrip().endswith((".source", ".weights")) else override
 
@@ -189,16 +207,19 @@ def _cell(expansion: Expansion, row: str, task: str, seed: int) -> PlannedCell:
 
 
 def searched(cell: PlannedCell) -> int:
-    """How many configurations the search of a cell's row tries; 0 without one."""
+    """Count the configurations that a cell's search tries.
+
+    It is 0 for a row without a search.
+    """
     return len(cell.stage.candidates) if isinstance(cell.stage, Selected) else 0
 
 
 def _refuse_unequal_search(cells: list[PlannedCell]) -> None:
     counts = {f"{cell.method} on {cell.task}": searched(cell) for cell in cells}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{method}: {count}" for method, count in counts.items())
+        shown = ", ".join(f"{method}: {count}" for method, count in counts.items())
         raise InputError(
-            f"search.candidates: every row must try equally many configurations on every task, or none; here {told}."
+            f"search.candidates: every row must try equally many configurations on every task, or none; here {shown}."
         )
 
 
@@ -215,7 +236,7 @@ def _select(cells: list[PlannedCell], only: Sequence[str]) -> list[PlannedCell]:
 
 
 def look_up(plan: Plan, store: Store) -> None:
-    """Note which stages of a plan the store holds finished or failed by now."""
+    """Note which stages the store holds finished or failed by now."""
     plan.done.clear()
     plan.failed.clear()
     for stage in plan.stages:
@@ -228,9 +249,3 @@ def look_up(plan: Plan, store: Store) -> None:
         failure = store.failure(stage)
         if failure is not None:
             plan.failed[stage.key] = failure
-
-
-# --------------------------------------------------------------------------------------------- what is split
-
-
-# --------------------------------------------------------------------------------------------- what is shown

@@ -21,10 +21,10 @@ from bench.specs.cluster import Cluster
 
 
 class HasSettings(Protocol):
-    """What a recipe's scalar parameters are looked up in: a cell of the grid."""
+    """A cell of the grid, as a recipe's scalar parameters see it."""
 
     def setting(self, configurable: str, setting: str, default: Any) -> Any:
-        """Give the bound value of a setting, or the default."""
+        """Return the bound value of a setting, or the default."""
 
 
 Recipe = Callable[..., Stage]
@@ -57,7 +57,10 @@ def _bindable(annotation: Any) -> bool:
 
 
 def declare(name: str, *specs: type[Spec]) -> None:
-    """Let gin files bind the scalar fields of these specs under `name`; refuses a field that two of them have."""
+    """Let gin files bind the scalar fields of specs under `name`.
+
+    Refuses a field that two of the specs have.
+    """
     settings = SETTINGS.setdefault(name, {})
     for spec in specs:
         for field, annotation in field_types(spec).items():
@@ -69,7 +72,7 @@ def declare(name: str, *specs: type[Spec]) -> None:
 
 
 def settings_of(name: str) -> dict[str, Any] | None:
-    """The settings of a configurable, or None if there is no such name."""
+    """Return the settings of a configurable, or None if it is unknown."""
     spec = SPECS.get(name)
     if name not in SETTINGS and spec is not None and issubclass(spec, Objective | Optimizer | Constraint):
         declare(name, spec)
@@ -77,14 +80,15 @@ def settings_of(name: str) -> dict[str, Any] | None:
 
 
 def configurable_names() -> set[str]:
-    """Every name that a gin file can bind settings of."""
+    """Return every name that a gin file can bind settings of."""
     return {name for name in (*SETTINGS, *SPECS) if settings_of(name)}
 
 
 def recipe(*specs: type[Spec]) -> Callable[[Recipe], Recipe]:
-    """Register a method under its function's name; its scalar parameters and the fields of `specs` become settings.
+    """Register a method under its function's name.
 
-    A parameter that a caller passes explicitly is never looked up, so no binding can change what a recipe fixed.
+    Its scalar parameters and the fields of `specs` become settings. A parameter that a caller passes explicitly is
+    never looked up, so no binding can change what a recipe fixed.
     """
 
     def register(function: Recipe) -> Recipe:
@@ -119,7 +123,10 @@ def _hints(function: Recipe) -> dict[str, Any]:
 
 
 def register_backbone(architecture: type[Backbone]) -> Callable[[BackboneBuilder], BackboneBuilder]:
-    """Register a backbone under its function's name; `NAME/backbone.field` binds a field of its architecture."""
+    """Register a backbone under its function's name.
+
+    `NAME/backbone.field` binds a field of its architecture.
+    """
 
     def register(function: BackboneBuilder) -> BackboneBuilder:
         add_backbone(function.__name__, architecture, function)
@@ -129,7 +136,10 @@ def register_backbone(architecture: type[Backbone]) -> Callable[[BackboneBuilder
 
 
 def add_backbone(name: str, architecture: type[Backbone], builder: BackboneBuilder) -> None:
-    """Register a backbone under a name, and the fields of its architecture as settings."""
+    """Register a backbone under a name.
+
+    The fields of its architecture become settings.
+    """
     BACKBONES[name] = builder
     for field, annotation in field_types(architecture).items():
         if field not in architecture.UNBOUND:

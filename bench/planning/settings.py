@@ -13,7 +13,10 @@ from bench.specs import Spec, field_types
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe under a name with its own bindings; `label` is how the gin file wrote it."""
+    """A recipe under a name with its own bindings.
+
+    `label` is how the gin file wrote it.
+    """
 
     label: str
     name: str
@@ -21,7 +24,10 @@ class Row:
 
     @classmethod
     def parse(cls, label: str) -> Row:
-        """`recipe` or `name/recipe`; refuses unknown recipes and names that cannot be gin scopes."""
+        """Read `recipe` or `name/recipe`.
+
+        Refuses unknown recipes and names that cannot be gin scopes.
+        """
         name, slash, recipe = label.rpartition("/")
         name = name if slash else recipe
         if recipe not in RECIPES:
@@ -33,7 +39,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid(Spec):
-    """What `grid.…` sets: the axes of the product and how it is run.
+    """What `grid.…` sets: the axes of the product, and execution.
 
     A row is `recipe` or `name/recipe`. `pretraining_seeds` 'shared' gives every unlabelled stage `base_seed`, so it
     runs once per task (the papers' protocol); 'per_seed' gives it the cell's seed. `threads` is fixed per worker, as on
@@ -75,7 +81,10 @@ class Grid(Spec):
 
 @dataclass(frozen=True)
 class DataSettings(Spec):
-    """What `data.…` sets: how many training examples a cell uses (None for all), drawn stratified and nested."""
+    """What `data.…` sets: how many training examples a cell uses.
+
+    `subset` None stands for all; they are drawn stratified and nested.
+    """
 
     subset: int | None = None
     subset_seed: int = 0
@@ -87,7 +96,9 @@ class DataSettings(Spec):
 
 @dataclass(frozen=True)
 class SearchSettings(Spec):
-    """What `search.…` sets: candidate settings, each a line of bindings with ';' between them, e.g. 'RecAdam.k = 0.2'.
+    """What `search.…` sets: the candidate settings of every row.
+
+    Each is a line of bindings with ';' between them, such as 'RecAdam.k = 0.2'.
 
     Each is trained with the base seed on the part of the training set that is there to fit and judged on the held-out
     tenth; the best is trained on all of it, with every seed. Every row of a grid gets equally many.

@@ -11,7 +11,7 @@ from bench.specs import Stage, walk
 
 
 def _splits(expansion: Expansion) -> Iterable[str]:
-    """Name the bindings of a row that split a stage which it would share with another row.
+    """Name the bindings that split a stage which rows would share.
 
     Each row is planned twice: as it is, and without its own bindings. An example, with `tapt` in the grid, too:
 
@@ -50,15 +50,17 @@ def _splits(expansion: Expansion) -> Iterable[str]:
 def _split_stages(
     own: Mapping[str, Stage], unbound: Mapping[str, Stage], others: Mapping[str, Mapping[str, Stage]]
 ) -> Iterator[tuple[Stage, Stage, list[str]]]:
-    """Yield (the stage that could be shared, the row's own in its stead, the rows that could share it).
+    """Yield stages that one row could share, but for its bindings.
 
-    `own` are a row's stages by key, `unbound` those without its bindings, `others` those of the rows of other recipes.
+    Each comes with the row's own stage in its stead, and with the rows that could share it. `own` are a row's stages by
+    key, `unbound` those without its bindings, `others` those of the rows of other recipes.
     """
     for stage in list(unbound.values())[:-1]:
         sharing = [other for other, stages in others.items() if stage.key in stages]
         if not sharing or stage.key in own:
             continue  # nobody else has it, or the row has it in spite of its bindings
-        # Its counterpart: of the same part in the method and on the same backbone (kd has two `finetune`).
+        # The row's own stage in its stead has the same name and backbone: kd has two stages named finetune, the
+        # teacher's on a larger backbone.
         part = (stage.name, stage.backbone.name)
         counterparts = (s for s in own.values() if (s.name, s.backbone.name) == part and s.key not in unbound)
         split = next(counterparts, None)
@@ -67,7 +69,10 @@ def _split_stages(
 
 
 def _stages(expansion: Expansion, row: str, task: str, seed: int) -> dict[str, Stage]:
-    """List the stages behind a cell by key, parents first; none where the row makes no sense under these bindings."""
+    """List the stages behind a cell by key, parents first.
+
+    There are none where the row makes no sense under these bindings.
+    """
     try:
         return {stage.key: stage for stage in walk(expansion.stage(row, task, seed))}
     except InputError:
