@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 HEAD: dict[Network, str] = {"bert": "cls", "roberta": "lm_head"}
+"""The module of the masked-language-model head."""
 
 
 PROJECTION: dict[Network, tuple[str, str]] = {
@@ -44,10 +45,15 @@ SPECIAL: dict[Network, dict[str, str]] = {
 
 
 LONGEST = 512
+"""The most tokens of a text that a converted checkpoint reads by default."""
 
 
 def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
-    """A BERT or RoBERTa of transformers, with or without its masked-language-model head."""
+    """Read a BERT or RoBERTa of transformers.
+
+    It may lack its masked-language-model head. transformers builds the network and loads the tensors; its parameters
+    are then taken over under this suite's names.
+    """
     import transformers
 
     require_settings(
@@ -66,12 +72,12 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
         "xlm-roberta": transformers.XLMRobertaForMaskedLM,
         "camembert": transformers.CamembertForMaskedLM,
     }
-    kind, of = NETWORKS[raw["model_type"]], classes[raw["model_type"]]
-    config = parse_configuration(folder, of.config_class, raw)
+    kind, network_class = NETWORKS[raw["model_type"]], classes[raw["model_type"]]
+    config = parse_configuration(folder, network_class.config_class, raw)
     config.tie_word_embeddings = True  # what _tied has checked
     try:
         with quiet_transformers():
-            network, loading = of.from_pretrained(
+            network, loading = network_class.from_pretrained(
                 None,
                 config=config,
                 state_dict=_tied(folder, kind, state),
@@ -85,9 +91,11 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
     if absent := sorted(name for name in loading["missing_keys"] if name.startswith(prefix)):
         raise InputError(f"{folder}: the weights lack a part of the encoder: {', '.join(absent)}.")
     buffers = ("embeddings.position_ids", "embeddings.token_type_ids")
-    left = {name: name.removeprefix(prefix) for name in loading["unexpected_keys"]}
-    left = {name: bare for name, bare in left.items() if bare not in buffers and not bare.startswith("pooler.")}
-    if odd := sorted(name for name, bare in left.items() if bare.startswith(("embeddings.", "encoder."))):
+    # Tensors that no parameter takes, by their name without the prefix: those of another head are ignored, and so is
+    # the pooler, but those of the encoder mean that the configuration describes another network.
+    unused = {name: name.removeprefix(prefix) for name in loading["unexpected_keys"]}
+    unused = {name: bare for name, bare in unused.items() if bare not in buffers and not bare.startswith("pooler.")}
+    if odd := sorted(name for name, bare in unused.items() if bare.startswith(("embeddings.", "encoder."))):
         raise InputError(f"{folder}: the encoder has tensors that config.json does not tell of: {', '.join(odd)}.")
     tokenizer = _tokenizer(folder, raw["model_type"])
     tensors, fresh = _parts(network, {"encoder": network.base_model_prefix, "decoder": HEAD[kind]}, loading)
@@ -109,7 +117,7 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
         },
         tensors,
         fresh=fresh,
-        ignored=tuple(sorted(left)),
+        ignored=tuple(sorted(unused)),
         tokenizer=tokenizer.to_str(),
         features=lambda inputs: network.base_model(**inputs).last_hidden_state[:, 0],
     )
@@ -118,7 +126,15 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
 def _parts(
     network: Any, modules: Mapping[str, str], loading: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The loaded parameters of these modules under our parts' names, tied ones once; and which the file lacked."""
+    """Return the loaded parameters of `modules` under our parts' names.
+
+    With them come the names of those that the file lacked. Tied parameters are returned once. Example, with the parts
+    encoder and decoder of a BERT, which are its modules bert and cls:
+
+        bert.embeddings.word_embeddings.weight      encoder.embeddings.word_embeddings.weight
+        cls.predictions.transform.dense.bias        decoder.predictions.transform.dense.bias
+        cls.predictions.decoder.weight              left out: it is the first one once more
+    """
     tensors, fresh = {}, []
     seen: set[int] = set()
     for part, module in modules.items():
@@ -134,9 +150,13 @@ def _parts(
 
 
 def _tied(folder: Path, kind: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the output projection, which must be the word embeddings; its bias under one name."""
+    """Leave out the output projection, which must be the word embeddings.
+
+    Its bias, which has two names, stays under one of them. Refuses a projection that is not tied.
+    """
     tied = dict(state)
     projection, bias = PROJECTION[kind]
+    # A checkpoint may hold the projection beside what it is tied to: each name with the other names of its tensor.
     twins = {
         f"{projection}.weight": [name for name in state if name.endswith("embeddings.word_embeddings.weight")],
         f"{projection}.bias": [bias] if bias in state else [],
@@ -156,7 +176,10 @@ def _tied(folder: Path, kind: Network, state: dict[str, Tensor]) -> dict[str, Te
 
 
 def _tokenizer(folder: Path, model_type: str) -> Tokenizer:
-    """The folder's fast tokenizer, or the one that transformers makes of its vocabulary; without padding, uncut."""
+    """Return the folder's fast tokenizer, without padding and truncation.
+
+    Where there is none, transformers makes one of the vocabulary.
+    """
     from tokenizers import Tokenizer
 
     path = folder / TOKENIZER
@@ -190,20 +213,23 @@ def _slow_tokenizer(folder: Path, model_type: str) -> Tokenizer:
 
 
 def _token_fields(folder: Path, kind: Network, config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the tokenizer tells of the backbone; refuses one that does not belong to the network."""
+    """Return the backbone's fields that the tokenizer decides.
+
+    Refuses a tokenizer that does not belong to the network.
+    """
     described: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             described |= _read_json(folder / name)
-    named = {
+    tokens = {
         role: value["content"] if isinstance(value, dict) else value
         for role, value in {**SPECIAL[kind], **described}.items()
         if role.endswith("_token") and (isinstance(value, str) or (isinstance(value, dict) and "content" in value))
     }
-    ids = {role: tokenizer.token_to_id(token) for role, token in named.items()}
+    ids = {role: tokenizer.token_to_id(token) for role, token in tokens.items()}
     pad, mask = ids["pad_token"], ids["mask_token"]
     if pad is None or mask is None:
-        raise InputError(f"{folder}: of {named['pad_token']!r} and {named['mask_token']!r} the tokenizer lacks one.")
+        raise InputError(f"{folder}: of {tokens['pad_token']!r} and {tokens['mask_token']!r} the tokenizer lacks one.")
     if config.pad_token_id not in (None, pad):
         raise InputError(f"{folder}: padding is {config.pad_token_id} in config.json and {pad} in the tokenizer.")
     added = tokenizer.get_added_tokens_decoder()
@@ -215,6 +241,7 @@ def _token_fields(folder: Path, kind: Network, config: Any, tokenizer: Tokenizer
         )
     if tokenizer.encode("a").ids[0] not in special:
         raise InputError(f"{folder}: the tokenizer puts no special token first, from which features could be read.")
+    # RoBERTa counts positions from behind the padding index: of 514 positions and padding 1, 512 are for tokens.
     first = pad + 1 if kind == "roberta" else 0
     longest = described.get("model_max_length")
     stated_length = [int(longest)] if isinstance(longest, int | float) and longest >= 1 else []

@@ -22,7 +22,7 @@ TOKENIZER = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is prepared of a checkpoint.
+    """The manifest of a prepared checkpoint.
 
     `source` is what was asked for; `repository` and `revision` (a commit) of the hub are None for a folder. `checksum`
     is the sha256 of the official weight file (of shards: of their names and sha256), `weights_checksum` that of the
@@ -46,12 +46,15 @@ class Prepared:
 
 
 def folder(name: str, root: Path) -> Path:
-    """Where the checkpoint of this name is prepared, under the data root."""
+    """Return the folder in which a checkpoint of this name is prepared."""
     return root / "backbones" / name
 
 
 def read(name: str, root: Path) -> Prepared | None:
-    """What is prepared under this name, or None; reads one small file. Refuses a manifest it cannot read."""
+    """Return what is prepared under this name, or None.
+
+    Reads one small file; refuses a manifest that cannot be read.
+    """
     path = folder(name, root) / MANIFEST
     try:
         return _parse(json.loads(path.read_bytes()), name)
@@ -62,9 +65,10 @@ def read(name: str, root: Path) -> Prepared | None:
 
 
 def weights(name: str, root: Path, checksum: str) -> Path:
-    """The converted weights of the checkpoint whose official file has that sha256; read in full once per process.
+    """Return the path of the converted weights, verified.
 
-    Refuses a checkpoint that is not prepared, was prepared from another file, or has been damaged since.
+    They are those of the checkpoint whose official file has the sha256 `checksum`, and are read in full once per
+    process. Refuses a checkpoint that is not prepared, was prepared from another file, or has been damaged since.
     """
     prepared, location = read(name, root), folder(name, root)
     if prepared is None:

@@ -36,14 +36,20 @@ class CheckpointContents(NamedTuple):
 
 
 def require_settings(folder: Path, config: Mapping[str, Any], legal: Mapping[str, Any]) -> None:
-    """Refuse a configuration in which one of these settings has another value; one that is absent is legal."""
+    """Refuse a configuration that sets one of these to another value.
+
+    A setting that is absent is legal.
+    """
     for name, legal_value in legal.items():
         if (value := config.get(name, legal_value)) != legal_value:
             raise InputError(f"{folder / 'config.json'}: {name} is {value!r}; here it must be {legal_value!r}.")
 
 
 def parse_configuration(folder: Path, kind: Any, raw: dict[str, Any]) -> Any:
-    """Parse config.json as transformers does; refuses values of which it can make no configuration."""
+    """Parse config.json as transformers does.
+
+    Refuses values of which it can make no configuration.
+    """
     from huggingface_hub.errors import StrictDataclassError
 
     try:
@@ -55,7 +61,10 @@ def parse_configuration(folder: Path, kind: Any, raw: dict[str, Any]) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the library's reports: what matters of them is returned or refused."""
+    """Silence the library's reports.
+
+    What matters of them is returned or refused.
+    """
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -26,9 +26,10 @@ from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 
 
 def convert(name: str, folder: Path, target: Path, weights_checksum: str | None) -> tuple[CheckpointContents, str]:
-    """Convert a folder of transformers or timm into the folder `target`; returns its contents.
+    """Convert a folder of transformers or timm into the folder `target`.
 
-    With them comes the sha256 of the weight file. Written are the weights, and for text the tokenizer.
+    Returns its contents and the sha256 of the weight file. Written are the weights, and for text the tokenizer.
+
     The network is then built from what was read and run once; where the library's own network is at hand, both must
     give the same features. Raises `InputError` for networks and variants that this suite does not have, custom code,
     damaged or incomplete files, values that are not finite, and a pickle without `weights_checksum`. Leaves torch's
@@ -87,14 +88,14 @@ def _backbone(name: str, folder: Path, contents: CheckpointContents) -> MaskedAu
 
 
 def _check_fit(folder: Path, model: Model, contents: CheckpointContents) -> None:
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters() if name not in contents.fresh}
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters() if name not in contents.fresh}
     shapes = {name: tuple(tensor.shape) for name, tensor in contents.tensors.items()}
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - shapes.keys())]
-    problems += [f"{name} is not known" for name in sorted(shapes.keys() - wanted.keys())]
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - shapes.keys())]
+    problems += [f"{name} is not known" for name in sorted(shapes.keys() - expected.keys())]
     problems += [
-        f"{name} is {shapes[name]}, not {wanted[name]}"
-        for name in sorted(wanted.keys() & shapes.keys())
-        if wanted[name] != shapes[name]
+        f"{name} is {shapes[name]}, not {expected[name]}"
+        for name in sorted(expected.keys() & shapes.keys())
+        if expected[name] != shapes[name]
     ]
     if problems:
         shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
@@ -104,7 +105,11 @@ def _check_fit(folder: Path, model: Model, contents: CheckpointContents) -> None
 def _try(
     folder: Path, backbone: MaskedAutoEncoder | MaskedLanguageModel, model: Model, contents: CheckpointContents
 ) -> None:
-    """Run the network once; in float32, so that sums in another order are told from another formula."""
+    """Run the network once and refuse what it computes wrongly.
+
+    Wrong are values that are not finite, and features other than those of the checkpoint's own library. It runs in
+    float32, in which sums in another order differ by far less than another formula does.
+    """
     inputs = _example(backbone)
     features = model.features(inputs)
     results = [features]
@@ -126,6 +131,7 @@ def _example(backbone: MaskedAutoEncoder | MaskedLanguageModel) -> Inputs:
     if isinstance(backbone, MaskedAutoEncoder):
         shape = (2, 3, backbone.image_size, backbone.image_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    # Two rows of the first ordinary tokens, the second backwards and one token shorter: its last one is padding.
     ordinary = [token for token in range(backbone.vocabulary) if token not in backbone.special_ids]
     length = min(8, backbone.max_length)
     row = torch.tensor((ordinary * length)[:length])

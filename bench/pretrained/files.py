@@ -17,10 +17,11 @@ from bench.store.files import digest, sha256
 
 
 def read_weights(name: str, folder: Path, weights_checksum: str | None) -> tuple[dict[str, Tensor], str]:
-    """A checkpoint's tensors by its own names, floating ones in float32, and the sha256 of its weight file.
+    """Read a checkpoint's tensors, and the sha256 of its weight file.
 
-    Of shards the sha256 is that of their names and sha256s. A pickle is read only where `weights_checksum` is its
-    sha256, and then without any code in it. Refuses missing and damaged files and values that are not finite.
+    Tensors have the checkpoint's own names; floating ones become float32. Of shards the sha256 is that of their names
+    and sha256s. A pickle is read only where `weights_checksum` is its sha256, and then without any code in it. Refuses
+    missing and damaged files and values that are not finite.
     """
     files = _weight_files(folder)
     checksums = {file.name: sha256(file) for file in files}
@@ -44,6 +45,7 @@ def read_weights(name: str, folder: Path, weights_checksum: str | None) -> tuple
 
 
 def _weight_files(folder: Path) -> list[Path]:
+    # In this order: one safetensors file, the index of several shards, a pickle.
     whole, index, pickle = (folder / name for name in ("model.safetensors", "model.safetensors.index.json", PICKLE))
     if whole.is_file():
         return [whole]

@@ -35,7 +35,10 @@ LEGAL_SOURCES = "'folder:PATH' (of transformers or timm), 'hub:OWNER/NAME@REVISI
 
 
 class Origin(NamedTuple):
-    """Where a checkpoint comes from: a local folder, or a repository of the Hugging Face hub with its revision."""
+    """The parts of a checkpoint's source.
+
+    It is a local folder, or a repository of the Hugging Face hub with its revision.
+    """
 
     path: Path | None
     repository: str | None
@@ -59,7 +62,10 @@ class Checkpoint(Spec):
             raise SpecError("weights", str(error)) from error
 
     def differs(self, prepared: Prepared) -> str | None:
-        """Say how what is prepared is not what is declared, or no longer what its files are; None where it is."""
+        """Say how what is prepared differs from the declared source.
+
+        It was prepared from another one, or the files have changed since. Returns None where neither is so.
+        """
         if prepared.source != self.weights:
             return f"was prepared from {prepared.source}, not from {self.weights}"
         if fingerprint(self.weights) not in (None, prepared.fingerprint):
@@ -68,12 +74,18 @@ class Checkpoint(Spec):
 
     @property
     def local(self) -> bool:
-        """Whether it lies on this computer, so that a grid may prepare it unasked."""
+        """Whether it lies on this computer.
+
+        A grid may then prepare it unasked.
+        """
         return self.weights.startswith("folder:")
 
 
 def fingerprint(source: str) -> str | None:
-    """A cheap hash of the names, sizes and times of a local source's files; None for the hub, or if it is gone."""
+    """Hash the names, sizes and times of a local source's files.
+
+    No file is read. Returns None for the hub, or if the folder is gone.
+    """
     path = parse(source).path
     if path is None or not path.is_dir():
         return None
@@ -82,7 +94,7 @@ def fingerprint(source: str) -> str | None:
 
 
 def parse(source: str) -> Origin:
-    """The parts of a source; refuses any other form."""
+    """Split a source into its parts; refuse any other form."""
     if source.startswith("folder:"):
         if path := source.removeprefix("folder:"):
             return Origin(Path(path).expanduser(), None, None)
@@ -92,7 +104,7 @@ def parse(source: str) -> Origin:
 
 
 def _fetch(source: str, origin: Origin, local_copy: Path | None) -> tuple[Path, str | None]:
-    """The local folder to read, and the commit of the hub that it holds."""
+    """Return the local folder to read, and the hub commit in it."""
     if local_copy is not None or origin.path is not None:
         local = local_copy or origin.path
         assert local is not None
@@ -107,7 +119,11 @@ def _fetch(source: str, origin: Origin, local_copy: Path | None) -> tuple[Path, 
 
 
 def _download(source: str, repository: str, revision: str | None) -> tuple[Path, str]:
-    """A repository's configuration, tokenizer and weights in the hub's own cache, and the commit they belong to."""
+    """Download a repository's configuration, tokenizer and weights from the hub.
+
+    They go into the hub's own cache; returned are the folder there and the commit. Without a connection, what the cache
+    holds already is taken.
+    """
     import huggingface_hub
 
     def snapshot(commit: str | None, patterns: list[str], local_files_only: bool) -> tuple[Path, str]:
@@ -116,6 +132,8 @@ def _download(source: str, repository: str, revision: str | None) -> tuple[Path,
         )
         return Path(folder), commit or Path(folder).name
 
+    # First the hub: its commit, and a pickle only where there are no safetensors. Failing that, the cache, in which
+    # either may lie; failing that, the message says how to bring a copy.
     patterns = [*DESCRIPTIONS, *SAFETENSORS]
     try:
         facts = huggingface_hub.HfApi().model_info(repository, revision=revision)

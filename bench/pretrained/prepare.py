@@ -20,13 +20,13 @@ def prepare_checkpoint(
     weights_checksum: str | None = None,
     again: bool = False,
 ) -> Prepared:
-    """Convert a checkpoint into `root/backbones/name` unless it is there already, or `again` asks for a new one.
+    """Convert a checkpoint into `root/backbones/name`, once.
 
-    `source` is `folder:PATH`, or `hub:OWNER/NAME@REVISION` or plain `OWNER/NAME` of the Hugging Face hub; `local_copy`
-    is used in its place. `weights_checksum` is the sha256 that the official weight file must have; a pickle is only
-    read with one. Nothing is visible before it is complete, and two processes may prepare the same name at once.
-    Refuses unknown networks, custom code, damaged files, weights that are not finite, and a source other than that of
-    what is there.
+    What is there already stays, unless `again` asks for a new one. `source` is `folder:PATH`, or
+    `hub:OWNER/NAME@REVISION` or plain `OWNER/NAME` of the Hugging Face hub; `local_copy` is used in its place.
+    `weights_checksum` is the sha256 that the official weight file must have; a pickle is only read with one. Nothing is
+    visible before it is complete, and two processes may prepare the same name at once. Refuses unknown networks, custom
+    code, damaged files, weights that are not finite, and a source other than that of what is there.
     """
     if not name.isidentifier():
         raise InputError(f"a backbone cannot be named {name!r}: it must be a letter, then letters, digits or _.")
@@ -62,7 +62,10 @@ def _convert(
     weights_checksum: str | None,
     again: bool,
 ) -> Prepared:
-    """Convert into a folder beside, then move it into place; the first complete one wins, unless `again`."""
+    """Convert into a folder beside, then move it into place.
+
+    Of several processes the first to complete wins, unless `again`.
+    """
     from bench.pretrained.convert import convert
 
     with building(folder(name, root), replace=again) as temporary:

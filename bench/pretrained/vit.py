@@ -27,11 +27,12 @@ TIMM_ARGUMENTS = {
 
 
 def _masked_auto_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
-    """A ViTMAE of transformers: with its decoder, or the encoder alone."""
+    """Read a ViTMAE of transformers, with its decoder or without."""
     from transformers import ViTMAEConfig
 
     require_settings(folder, raw, {"hidden_act": "gelu", "qkv_bias": True, "num_channels": 3})
     config = parse_configuration(folder, ViTMAEConfig, raw)
+    # The name of each tensor here; what has none, or is a classifier's, is refused.
     targets: dict[str, str] = {}
     unknown = []
     for name in state:
@@ -81,7 +82,10 @@ def _side(folder: Path, name: str, value: Any) -> int:
 
 
 def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
-    """A plain vision transformer of timm: an encoder without a decoder; its classifier is ignored."""
+    """Read a plain vision transformer of timm.
+
+    It is an encoder without a decoder; its classifier is ignored.
+    """
     from timm import create_model
     from timm.models.vision_transformer import VisionTransformer
 
@@ -94,6 +98,7 @@ def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -
         patch, positions = encoder["patch_embed.proj.weight"].shape[-1], encoder["pos_embed"].shape[1]
     except KeyError as error:
         raise InputError(f"{folder}: there is no tensor {error}, which every vision transformer has here.") from None
+    # 197 positions are one CLS token and 14 x 14 patches: at 16 pixels each, images of 224.
     image_size = math.isqrt(positions - 1) * patch
     try:
         network: nn.Module = create_model(

@@ -20,7 +20,10 @@ QKV = ("query", "key", "value")
 
 
 class Target(NamedTuple):
-    """A parameter of this suite, and which third of it is meant: 0 queries, 1 keys, 2 values, None for all of it."""
+    """A parameter of this suite, or a third of it.
+
+    `third` is 0 for queries, 1 for keys, 2 for values, None for all of the parameter.
+    """
 
     name: str
     third: int | None = None
@@ -58,10 +61,17 @@ IN_BLOCK = re.compile(
 
 
 def target_of(name: str) -> Target:
-    """Where a parameter of transformers' ViTMAE or of its classifier belongs; the prefix `vit.` may be missing.
+    """Return where a parameter of transformers' ViTMAE belongs.
+
+    Parameters of its classifier are understood, too; the prefix `vit.` may be missing. Examples:
+
+        vit.layernorm.bias                                      encoder.norm.bias
+        vit.encoder.layer.3.attention.attention.key.weight      encoder.blocks.3.attn.qkv.weight, third 1
+        decoder.decoder_layers.0.output.dense.weight            decoder.blocks.0.mlp.fc2.weight
 
     Raises `InputError` for a name that neither network has.
     """
+    # Tried in turn: whole names, layers outside the blocks with a weight and a bias, layers of a block.
     bare = name.removeprefix("vit.")
     if bare in TENSORS:
         return Target(TENSORS[bare])
@@ -77,7 +87,9 @@ def target_of(name: str) -> Target:
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a ViTMAE, or of a part of it, by this suite's names.
+    """Rename the tensors of a ViTMAE, or of a part of it.
+
+    Their names become this suite's; queries, keys and values of a block become one tensor.
 
     Raises `InputError` for an unknown name, or where one of query, key and value is missing.
     """
