@@ -10,9 +10,10 @@ from bench.specs import Backbone
 
 @dataclass(frozen=True)
 class MaskedAutoEncoder(Backbone):
-    """A vision transformer encoder with a masked auto-encoder's decoder (He et al. 2022).
+    """A vision transformer encoder with a masked auto-encoder's decoder.
 
-    Sizes in pixels and channels; `norm_eps` is the epsilon of every layer norm but the decoder's last.
+    It is that of He et al. (2022). Sizes in pixels and channels; `norm_eps` is the epsilon of every layer norm but the
+    decoder's last.
     """
 
     VERSION: ClassVar[int] = 2
@@ -69,7 +70,7 @@ class MaskedAutoEncoder(Backbone):
 
     @property
     def patches(self) -> int:
-        """How many patches an image has."""
+        """The number of patches of an image."""
         return int((self.image_size // self.patch_size) ** 2)
 
     def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
@@ -152,7 +153,10 @@ class MaskedLanguageModel(Backbone):
 
     @property
     def first_position(self) -> int:
-        """The position of the first token: RoBERTa counts from behind the padding index."""
+        """The position of the first token.
+
+        RoBERTa counts from behind the padding index.
+        """
         return self.pad_id + 1 if self.network == "roberta" else 0
 
     @property

@@ -42,12 +42,13 @@ FIXED = frozenset(
 
 @dataclass(frozen=True)
 class Cluster(Spec):
-    """What `slurm.…` sets: what every job of a grid asks for; none of it changes a result.
+    """What `slurm.…` sets: what every job of a grid asks for.
 
-    `cpus` and `mem_gb` are for one stage; `gpus` for one job, whose `runs_per_job` stages share them. A job that
-    reaches `timeout_min` goes on in another: `signal_delay_s` before, `signal` tells it to checkpoint. `give_up_after`
-    attempts in a row without a further step end the retries. `extra` are sbatch options ('name=value', or 'name'),
-    `setup` lines of shell to run before Python. A value of None leaves the choice to the cluster.
+    None of it changes a result. `cpus` and `mem_gb` are for one stage; `gpus` for one job, whose `runs_per_job` stages
+    share them. A job that reaches `timeout_min` goes on in another: `signal_delay_s` before, `signal` tells it to
+    checkpoint. `give_up_after` attempts in a row without a further step end the retries. `extra` are sbatch options
+    ('name=value', or 'name'), `setup` lines of shell to run before Python. A value of None leaves the choice to the
+    cluster.
     """
 
     partition: str | None = None

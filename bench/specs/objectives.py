@@ -34,10 +34,10 @@ class CrossEntropy(Objective):
 
 @dataclass(frozen=True)
 class MaskedAutoEncoding(Objective):
-    """L_MAE: reconstruct what was masked (Lee et al. 2023, Eq. 2; the normalisation of the released code).
+    """L_MAE: reconstruct what was masked (Lee et al. 2023, Eq. 2).
 
-    Images: mean squared error over the pixels of removed patches. Text: cross-entropy averaged over all selected tokens
-    of the batch. `weight` is the λ of Table 6.
+    The normalisation is that of the released code. Images: mean squared error over the pixels of removed patches. Text:
+    cross-entropy averaged over all selected tokens of the batch. `weight` is the λ of Table 6.
     """
 
     NEEDS = frozenset({"mask", "decoder"})
@@ -55,9 +55,9 @@ class MaskedAutoEncoding(Objective):
 
 @dataclass(frozen=True)
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (torch.optim.AdamW); which roles decay is the backbone's to say.
+    """Adam with decoupled weight decay (torch.optim.AdamW).
 
-    `fused` updates each tensor in one pass over its memory.
+    Which roles decay is the backbone's to say. `fused` updates each tensor in one pass over its memory.
     """
 
     CAPTURABLE: ClassVar[bool] = True

@@ -12,7 +12,7 @@ from bench.specs.spec import Spec, added
 
 @dataclass(frozen=True)
 class Data(Spec):
-    """Which examples of a task a stage reads.
+    """The examples of a task that a stage reads.
 
     `checksum` is the sha256 of the split's content and `examples`, `classes` its counts; all three are None where the
     task is not prepared, and such a stage is never run or matched. `subset` keeps that many training examples, drawn
@@ -40,20 +40,22 @@ class Data(Spec):
 
     @property
     def size(self) -> int | None:
-        """How many examples are read."""
+        """The number of examples that are read."""
         size = self.examples if self.subset is None else self.subset
         if size is None or self.part == "all":
             return size
+        # Of 105 examples 10 are held out and 95 are there to fit; of 5 it is 1 and 4.
         held_out = max(1, size // 10)
         return held_out if self.part == "holdout" else size - held_out
 
 
 @dataclass(frozen=True)
 class PublicWeights(Spec):
-    """A checkpoint made elsewhere: its repository on the Hugging Face hub and revision (a commit), None for a folder.
+    """A checkpoint made elsewhere.
 
-    `checksum` is the sha256 of its weight file, None as long as the weights are not prepared; no stage that needs such
-    weights is run or matched. `fresh` names the parameters that the file lacks and that start from random values.
+    `repository` on the Hugging Face hub and `revision` (a commit) are None for a folder. `checksum` is the sha256 of
+    its weight file, None as long as the weights are not prepared; no stage that needs such weights is run or matched.
+    `fresh` names the parameters that the file lacks and that start from random values.
     """
 
     repository: str | None
@@ -64,13 +66,14 @@ class PublicWeights(Spec):
 
 @dataclass(frozen=True)
 class Schedule(Spec):
-    """How long and how fast a stage trains: optimiser steps or epochs, batch, learning rate, clipping, dropout.
+    """How long and how fast a stage trains.
 
-    `lr` is the peak; it rises linearly over the warm-up (`warmup_steps`, or `warmup_fraction` of all steps), then falls
-    linearly to 0 or stays. `clip_norm` is the global gradient norm, None for no clipping. `dropout` None keeps the
-    backbone's own rate. `micro_batches` splits a batch for gradient accumulation: the loss is the micro-batches' mean,
-    weighted by their examples (so a mean over masked tokens becomes a mean of means). `batching` 'random' draws every
-    batch from all examples; 'length' makes batches of texts of similar lengths, which needs less padding.
+    It sets optimiser steps or epochs, batch, learning rate, clipping and dropout. `lr` is the peak; it rises linearly
+    over the warm-up (`warmup_steps`, or `warmup_fraction` of all steps), then falls linearly to 0 or stays. `clip_norm`
+    is the global gradient norm, None for no clipping. `dropout` None keeps the backbone's own rate. `micro_batches`
+    splits a batch for gradient accumulation: the loss is the micro-batches' mean, weighted by their examples (so a mean
+    over masked tokens becomes a mean of means). `batching` 'random' draws every batch from all examples; 'length' makes
+    batches of texts of similar lengths, which needs less padding.
     """
 
     EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs"), ("warmup_steps", "warmup_fraction"))
@@ -89,9 +92,9 @@ class Schedule(Spec):
     batching: Literal["random", "length"] = added("random")
 
     def check(self) -> None:
-        given = [name for name in ("steps", "epochs") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise SpecError("steps", f"Schedule: give steps or epochs, exactly one of them; got {given or 'neither'}.")
+        bound = [name for name in ("steps", "epochs") if getattr(self, name) is not None]
+        if len(bound) != 1:
+            raise SpecError("steps", f"Schedule: give steps or epochs, exactly one of them; got {bound or 'neither'}.")
         self.require("steps", self.steps is None or 1 <= self.steps <= 10**9, "at least 1, at most a billion")
         self.require("epochs", self.epochs is None or 0 < self.epochs <= 10**6, "above 0, at most a million")
         self.require("batch_size", 1 <= self.batch_size <= 10**6, "at least 1, at most a million")
@@ -109,14 +112,17 @@ class Schedule(Spec):
         self.require("micro_batches", 1 <= self.micro_batches <= self.batch_size, "between 1 and batch_size")
 
     def total_steps(self, examples: int) -> int:
-        """The number of optimiser steps on a training set of that size; the last partial batch of an epoch counts."""
+        """Return the number of optimiser steps on so many training examples.
+
+        The last partial batch of an epoch counts. Example: 2 epochs of 100 examples in batches of 32 are 8 steps.
+        """
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None  # held by check()
         return max(1, round(self.epochs * math.ceil(examples / self.batch_size)))
 
     def warmup(self, total_steps: int) -> int:
-        """The number of warm-up steps of so many."""
+        """Return how many of so many steps warm up."""
         if self.warmup_fraction is not None:
             return int(self.warmup_fraction * total_steps)
         return self.warmup_steps or 0
@@ -124,10 +130,11 @@ class Schedule(Spec):
 
 @dataclass(frozen=True)
 class Execution(Spec):
-    """Numerical choices that can change the result of the same training: all of them are part of a stage's key.
+    """Numerical choices that can change the result of the same training.
 
-    `precision` is that of the arithmetic: 'tf32' rounds the factors of matrix products (GPUs only), 'bfloat16' computes
-    under autocast; weights stay in float32 under both. `compile` has torch compile the transformer blocks.
+    All of them are part of a stage's key. `precision` is that of the arithmetic: 'tf32' rounds the factors of matrix
+    products (GPUs only), 'bfloat16' computes under autocast; weights stay in float32 under both. `compile` has torch
+    compile the transformer blocks.
     """
 
     precision: Literal["float32", "tf32", "bfloat16", "float64"] = "float32"

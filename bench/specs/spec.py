@@ -24,19 +24,21 @@ ADDED = "added"
 
 
 def added(default: Any) -> Any:
-    """Declare a field that came later and whose default computes what was computed before it came.
+    """Declare a field that was added to a spec later.
 
-    The canonical JSON leaves the field out while it has that value, so keys stay, and older JSON is still read.
+    Its default computes what was computed before it came. The canonical JSON leaves the field out while it has that
+    value, so keys stay, and older JSON is still read.
     """
     return dataclasses.field(default=default, metadata={ADDED: True})
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Base of everything that is hashed: checks its field types, then `check()`; equal fields mean equal results.
+    """Base of everything that is hashed.
 
-    `VERSION` is bumped when the same fields begin to compute something else. `EXCLUSIVE` lists groups of fields of
-    which a stronger binding replaces a weaker one (steps or epochs); `UNBOUND` the fields that no gin file may bind.
+    A spec checks its field types, then calls `check()`; equal fields mean equal results. `VERSION` is bumped when the
+    same fields begin to compute something else. `EXCLUSIVE` lists groups of fields of which a stronger binding replaces
+    a weaker one (steps or epochs); `UNBOUND` the fields that no gin file may bind.
     """
 
     VERSION: ClassVar[int] = 1
@@ -58,6 +60,8 @@ class Spec:
 
     @cached_property
     def _canonical(self) -> Json:
+        # {"type": "Execution", "version": 1, "precision": "float32", "deterministic": false}: its field `compile` was
+        # added later and stands there only when it is true.
         values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields = {
             field.name: canonical(value)
@@ -67,11 +71,17 @@ class Spec:
         return {"type": type(self).__name__, "version": self.VERSION, **fields}
 
     def _reference(self) -> Json:
-        """Write this spec as part of another one; a stage overrides it and gives its key."""
+        """Write this spec as part of another one.
+
+        A stage overrides it and gives its key.
+        """
         return self._canonical
 
     def _identity(self) -> Json:
-        """What records show beside the fields; a stage overrides it and gives its key."""
+        """Return what records show beside the fields.
+
+        A stage overrides it and gives its key.
+        """
         return {}
 
     def require(self, field: str, legal: bool, what: str) -> None:
@@ -84,7 +94,7 @@ _FIELD_TYPES: dict[type[Spec], dict[str, Any]] = {}
 
 
 def field_types(cls: type[Spec]) -> dict[str, Any]:
-    """The annotations of a spec's fields, resolved."""
+    """Return the annotations of a spec's fields, resolved."""
     if cls not in _FIELD_TYPES:
         hints = typing.get_type_hints(cls, localns=dict(SPECS))  # a subclass elsewhere inherits fields that name Stage
         _FIELD_TYPES[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
@@ -92,7 +102,10 @@ def field_types(cls: type[Spec]) -> dict[str, Any]:
 
 
 def canonical(value: Any) -> Any:
-    """`value` as JSON data; a stage stands as its key, so that the JSON of a deep plan stays small."""
+    """Turn a value into JSON data.
+
+    A stage stands as its key, so that the JSON of a deep plan stays small.
+    """
     if isinstance(value, Spec):
         return value._reference()
     if isinstance(value, tuple):
@@ -103,12 +116,18 @@ def canonical(value: Any) -> Any:
 
 
 def canonical_json(spec: Spec) -> str:
-    """The text that is hashed: sorted keys, no spaces, shortest exact floats."""
+    """Return the text that is hashed.
+
+    It has sorted keys, no spaces, and the shortest exact floats.
+    """
     return json.dumps(spec._canonical, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def expanded(value: Any) -> Any:
-    """Like `canonical`, with every stage written out in full beside its key: what records show to readers."""
+    """Turn a value into JSON data with every stage written out.
+
+    It is what records show to readers: like `canonical`, but in full, with the key beside the fields.
+    """
     if isinstance(value, Spec):
         fields = {field.name: expanded(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {"type": type(value).__name__, "version": value.VERSION, **value._identity(), **fields}
@@ -118,7 +137,17 @@ def expanded(value: Any) -> Any:
 
 
 def from_canonical(data: Any, load_stage: Callable[[str], Spec]) -> Any:
-    """The inverse of `canonical`; `load_stage` finds a stage by its key.
+    """Build the value that `canonical` turned into JSON data.
+
+    `load_stage` finds a stage by its key. Examples:
+
+        3, "flip", true, null                       the value itself
+        [1, 2]                                      the tuple (1, 2)
+        {"float": "inf"}                            the float inf, which JSON has no number for
+        {"stage": "9f2c…"}                          load_stage("9f2c…")
+        {"type": "AdamW", "version": 1, …}          the spec AdamW with the fields …
+
+    A field that was added later may be missing: it then has its default.
 
     Raises ValueError where the JSON was written by another version of the spec's code.
     """

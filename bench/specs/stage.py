@@ -24,10 +24,10 @@ Need = Literal["labels", "head", "mask", "decoder", "teacher", "views"]
 
 @dataclass(frozen=True)
 class Backbone(Spec):
-    """A pre-trained encoder with its decoder; `bench.specs.architectures` holds one subclass per modality.
+    """A pre-trained encoder with its decoder.
 
-    `weights` is the stage that pre-trained it, a public checkpoint, or None for an architecture that only starts from
-    random weights.
+    `bench.specs.architectures` holds one subclass per modality. `weights` is the stage that pre-trained it, a public
+    checkpoint, or None for an architecture that only starts from random weights.
     """
 
     MODALITY: ClassVar[Literal["image", "text"]]
@@ -40,36 +40,46 @@ class Backbone(Spec):
 
     @property
     def random(self) -> Self:
-        """The same architecture without its pre-trained weights; what is not prepared stays so.
+        """The same architecture without its pre-trained weights.
 
-        Only a prepared checkpoint tells its architecture.
+        What is not prepared stays as it is. Only a prepared checkpoint tells its architecture.
         """
         unknown = isinstance(self.weights, PublicWeights) and self.weights.checksum is None
         return self if unknown else dataclasses.replace(self, weights=None)
 
     @property
     def has_decoder(self) -> bool:
-        """Whether it can reconstruct what was masked; an encoder alone cannot be pre-trained further."""
+        """Whether it can reconstruct what was masked.
+
+        An encoder alone cannot be pre-trained further.
+        """
         return True
 
     @property
     def unprepared(self) -> frozenset[str]:
-        """What must be prepared before the backbone can be built, by name; a public backbone goes by its own."""
+        """The names of what must be prepared before it can be built.
+
+        A public backbone goes by its own name.
+        """
         missing = isinstance(self.weights, PublicWeights) and self.weights.checksum is None
         return frozenset({self.name} if missing else ())
 
     def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
-        """The parameter roles under weight decay in fine-tuning (`labelled`) or pre-training."""
+        """Return the parameter roles under weight decay.
+
+        They may differ between fine-tuning (`labelled`) and pre-training.
+        """
         raise TypeError(f"{type(self).__name__} names no decayed roles")
 
 
 @dataclass(frozen=True)
 class Objective(Spec):
-    """What a stage minimises. Immutable: whatever changes during training lives in the `State` it returns.
+    """What a stage minimises.
 
-    `needs` tells the harness what to provide: `labels`, a classifier `head` (such a stage is evaluated after training),
-    a `mask` for each batch, the backbone's `decoder` (in the model and in the optimiser), a frozen `teacher`, two
-    random `views` of each example instead of the schedule's augmentation.
+    Immutable: whatever changes during training lives in the `State` it returns. `needs` tells the harness what to
+    provide: `labels`, a classifier `head` (such a stage is evaluated after training), a `mask` for each batch, the
+    backbone's `decoder` (in the model and in the optimiser), a frozen `teacher`, two random `views` of each example
+    instead of the schedule's augmentation.
     """
 
     NEEDS: ClassVar[frozenset[Need]] = frozenset()
@@ -90,11 +100,17 @@ class Objective(Spec):
         """Refuse, with `SpecError`, what cannot work in this stage."""
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
-        """Called once before the first step, and again on resuming, before the saved state is put back."""
+        """Return the state that training starts with.
+
+        Called once before the first step, and again on resuming, before the saved state is put back.
+        """
         return State()
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        """The loss of one micro-batch; never calls backward, never seeds a generator."""
+        """Return the loss of one micro-batch.
+
+        Never calls backward, never seeds a generator.
+        """
         raise TypeError(f"{type(self).__name__} defines no loss")
 
     def __add__(self, other: Objective) -> Objective:
@@ -103,7 +119,10 @@ class Objective(Spec):
 
 @dataclass(frozen=True)
 class Sum(Objective):
-    """The sum of several objectives, written `a + b`; one backward pass of the sum."""
+    """The sum of several objectives, written `a + b`.
+
+    There is one backward pass, of the sum.
+    """
 
     terms: tuple[Objective, ...]
 
@@ -128,12 +147,12 @@ class Sum(Objective):
         return State(torch.nn.ModuleDict(modules) if modules else None, tensors, {"states": states})
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        """Add up the terms' losses, each with the part of the state that is its own.
+        """Add up the terms' losses.
 
-        Entry `1.average` of the sum's tensors is entry `average` of the second term's. The sum's are the truth: after
-        resuming, they are those of the checkpoint. Both name the same tensor, so a term that changes it in place leaves
-        every entry the object it was, as a recorded step needs (`bench.training.graphs`); a term that puts another
-        tensor there has it show in the sum's.
+        Each term is handed the part of the state that is its own. Entry `1.average` of the sum's tensors is entry
+        `average` of the second term's. The sum's are the truth: after resuming, they are those of the checkpoint. Both
+        name the same tensor, so a term that changes it in place leaves every entry the object it was, as a recorded
+        step needs (`bench.training.graphs`); a term that puts another tensor there has it show in the sum's.
         """
         losses = []
         for i, (term, own) in enumerate(zip(self.terms, state.constants["states"], strict=True)):
@@ -148,7 +167,10 @@ class Sum(Objective):
 
 @dataclass(frozen=True)
 class Optimizer(Spec):
-    """How gradients become updates. A field `weight_decay` is applied to the groups that the loop chose by role."""
+    """How gradients become updates.
+
+    A field `weight_decay` is applied to the groups that the loop chose by role.
+    """
 
     CAPTURABLE: ClassVar[bool] = False
     """Whether a GPU may record the update once and repeat it; step-dependent numbers then come from `prepare`."""
@@ -161,13 +183,17 @@ class Optimizer(Spec):
     def build(
         self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor], total_steps: int
     ) -> torch.optim.Optimizer:
-        """The optimiser of these groups for so many steps; `reference` holds the stage's first weights, by name."""
+        """Build the optimiser of these groups for so many steps.
+
+        `reference` holds the stage's first weights, by name.
+        """
         raise TypeError(f"{type(self).__name__} builds no optimiser")
 
     def prepare(self, optimizer: torch.optim.Optimizer, step: int, lr: float) -> None:
-        """Set the numbers of the update of `step` (from 0), before each; here the learning rate of every group.
+        """Set the numbers of the update of `step` (from 0).
 
-        Numbers are computed in float64 and written into tensors on the device, which a recorded update reads.
+        Called before each update; here it sets the learning rate of every group. Numbers are computed in float64 and
+        written into tensors on the device, which a recorded update reads.
         """
         import torch
 
@@ -180,7 +206,10 @@ class Optimizer(Spec):
 
 @dataclass(frozen=True)
 class Constraint(Spec):
-    """Where weights may go: applied after every optimiser step that was taken, under no_grad."""
+    """Where weights may go.
+
+    Applied after every optimiser step that was taken, under no_grad.
+    """
 
     CAPTURABLE: ClassVar[bool] = False
     """Whether a GPU may record `apply` once and repeat it."""
@@ -191,7 +220,10 @@ class Constraint(Spec):
         """Refuse, with `SpecError`, what cannot work in this stage."""
 
     def apply(self, model: Model, reference: Mapping[str, torch.Tensor], state: State) -> None:
-        """Move the weights back; `reference` holds the weights at the stage's start, by parameter name."""
+        """Move the weights back to where they may be.
+
+        `reference` holds the weights at the stage's start, by parameter name.
+        """
         raise TypeError(f"{type(self).__name__} applies nothing")
 
 
@@ -241,6 +273,7 @@ class Stage(Spec):
             raise SpecError("augmentation", f"stage {self.name}: only images can be flipped, {self.data.task} is text.")
         if self.schedule.batching == "length" and self.backbone.MODALITY != "text":
             raise SpecError("batching", f"stage {self.name}: only texts have lengths, {self.data.task} holds images.")
+        # How many steps some epochs have is known only where the number of examples is: where data are prepared.
         steps, size = self.schedule.steps, self.data.size
         if steps is None and size is not None:
             steps = self.schedule.total_steps(size)
@@ -252,7 +285,10 @@ class Stage(Spec):
 
     @cached_property
     def key(self) -> str:
-        """The sha256 of the canonical JSON, in hex: the identity of the result."""
+        """The identity of the result.
+
+        It is the sha256 of the canonical JSON, in hex.
+        """
         return hashlib.sha256(canonical_json(self).encode()).hexdigest()
 
     def _reference(self) -> Json:
@@ -269,13 +305,19 @@ class Stage(Spec):
 
     @cached_property
     def unprepared(self) -> frozenset[str]:
-        """The tasks, corpora and public backbones that this stage or one of its parents still lacks."""
+        """What this stage or one of its parents still lacks.
+
+        It names tasks, corpora and public backbones.
+        """
         own = {data.task for data in (self.data, self.evaluation) if data is not None and data.checksum is None}
         return self.backbone.unprepared.union(own, *(parent.unprepared for parent in self.parents))
 
     @property
     def folder(self) -> str:
-        """The name of its folder in the store: readable, short, safe on any file system."""
+        """The name of its folder in the store.
+
+        It is readable, short, and safe on any file system.
+        """
         return f"{self.name}-{self.data.task}-{self.key[:16]}"
 
     @property
@@ -287,10 +329,11 @@ class Stage(Spec):
 
 @dataclass(frozen=True)
 class Selected(Stage):
-    """A stage whose settings a search chooses: trains the one of `finals` whose candidate scored best.
+    """A stage whose settings a search chooses.
 
-    `candidates[i]` has the settings of `finals[i]` but is trained on the part of the data that is there to fit, and
-    judged by `metric` on the part held out. Its own fields are those of the first final; all finals are of one network.
+    It trains the one of `finals` whose candidate scored best. `candidates[i]` has the settings of `finals[i]` but is
+    trained on the part of the data that is there to fit, and judged by `metric` on the part held out. Its own fields
+    are those of the first final; all finals are of one network.
     """
 
     candidates: tuple[Stage, ...]
@@ -299,7 +342,10 @@ class Selected(Stage):
 
     @classmethod
     def among(cls, candidates: tuple[Stage, ...], finals: tuple[Stage, ...], metric: str) -> Selected:
-        """The selection among these; refuses a search that would change the network."""
+        """Build the selection among these.
+
+        Refuses a search that would change the network.
+        """
         first = finals[0]
         for final in finals[1:]:
             if (final.backbone, final.objective.needs) != (first.backbone, first.objective.needs):
@@ -314,6 +360,7 @@ class Selected(Stage):
 
     @cached_property
     def parents(self) -> tuple[Stage, ...]:
+        # To choose, all candidates must have run; to train any of the finals, the stages that it starts from.
         needed = (*self.candidates, *(parent for final in self.finals for parent in final.parents))
         return tuple({stage.key: stage for stage in needed}.values())
 
@@ -324,7 +371,11 @@ class Selected(Stage):
 
 
 def walk(*stages: Stage) -> Iterator[Stage]:
-    """Every stage these depend on and they themselves, parents first, each once."""
+    """Yield the given stages and all they depend on.
+
+    Parents come first, and each stage comes once. Example: for a `finetune` that starts from a `self_distill_1`, whose
+    teacher is a `further_pretrain`, it yields further_pretrain, self_distill_1, finetune.
+    """
     seen: set[str] = set()
 
     def visit(stage: Stage) -> Iterator[Stage]:

@@ -7,6 +7,9 @@ import json
 
 
 def stream(seed: int, *names: str | int) -> int:
-    """The seed of the random stream with this name: 63 bits of a sha256, so streams never overlap by arithmetic."""
+    """Return the seed of the random stream with this name.
+
+    It is 63 bits of a sha256, so streams never overlap by arithmetic.
+    """
     text = json.dumps([seed, *names], separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -12,11 +12,23 @@ from bench.errors import SpecError
 
 
 def coerce(value: Any, annotation: Any, field: str) -> Any:
-    """`value` as its annotation wants it (1 becomes 1.0, a list a tuple); raises `SpecError` for any other type."""
+    """Return `value` in the form that its annotation asks for.
+
+    Raises `SpecError` for a value of another type. Examples of value and annotation:
+
+        1, float                        1.0
+        [1, 2], tuple[int, ...]         (1, 2)
+        None, int | None                None
+        True, int                       refused: a truth value is no number here
+    """
     if _matches(value, annotation):
         return _convert(value, annotation)
     shown = list(value) if isinstance(value, tuple) else value
     raise SpecError(field, f"{field} = {shown!r}: expected {_describe(annotation)}, got {type(shown).__name__}.")
+
+
+# The three functions below go through the alternatives of an annotation: `int | None` has two, `float` is its only one.
+# A tuple of fixed length, such as tuple[float, float], names the type of each entry; tuple[int, ...] that of all.
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
