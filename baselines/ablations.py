@@ -50,9 +50,10 @@ Pair = tuple["Tensor", "Tensor"]
 
 
 def prediction_distance(student: Tensor, teacher: Tensor, removed: Tensor) -> Tensor:
-    """Squared distance of predicted pixels (B, K, values): mean over values, then over removed patches of the batch.
+    """Return the mean squared distance of predicted pixels.
 
-    `removed` (B, K) is 1 where a patch was removed, else 0; no gradient reaches the teacher.
+    Predictions are (B, K, values): the mean is taken over values, then over removed patches of the batch. `removed` (B,
+    K) is 1 where a patch was removed, else 0; no gradient reaches the teacher.
     """
     from bench.models.image import reconstruction_loss
 
@@ -60,28 +61,35 @@ def prediction_distance(student: Tensor, teacher: Tensor, removed: Tensor) -> Te
 
 
 def prediction_divergence(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-    """KL(softmax teacher ‖ softmax student) of logits (n, V): summed over the vocabulary, averaged over `valid` rows.
+    """Return KL(softmax teacher ‖ softmax student) of logits (n, V).
 
-    `valid` (n,) is true where a row is a selected token. 0, with a graph, where none is; no gradient reaches the
-    teacher.
+    It is summed over the vocabulary, averaged over `valid` rows. `valid` (n,) is true where a row is a selected token.
+    0, with a graph, where none is; no gradient reaches the teacher.
     """
     from torch.nn.functional import kl_div, log_softmax
 
     divergence = kl_div(
         log_softmax(student, dim=-1), log_softmax(teacher.detach(), dim=-1), reduction="none", log_target=True
     )
+    # A row that is no selected token counts 0 here and not in the divisor, which is at least 1: 0 / 0 never occurs.
     return divergence.sum(dim=-1).masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def squared_distance(pairs: Iterable[Pair]) -> Tensor:
-    """‖θ − θ0‖² over pairs (tensor of θ, tensor of θ0); no gradient reaches θ0."""
+    """Return ‖θ − θ0‖² over pairs (tensor of θ, of θ0).
+
+    No gradient reaches θ0.
+    """
     import torch
 
     return torch.stack([(student - teacher.detach()).square().sum() for student, teacher in pairs]).sum()
 
 
 def mars_penalty(pairs: Iterable[Pair]) -> Tensor:
-    """Σ over pairs (W, U) of the MARS distance max_j Σ_i |W_ji − U_ji|; no gradient reaches U."""
+    """Return the MARS distance, summed over pairs (W, U).
+
+    That is Σ max_j Σ_i |W_ji − U_ji|; no gradient reaches U.
+    """
     import torch
 
     return torch.stack([mars_distance(student, teacher.detach()) for student, teacher in pairs]).sum()
@@ -91,7 +99,10 @@ def mars_penalty(pairs: Iterable[Pair]) -> Tensor:
 
 
 class Matching(Objective):
-    """What the student matches of its teacher; every subclass is a dataclass with a field `weight` of its own."""
+    """What the student matches of its teacher.
+
+    Every subclass is a dataclass with a field `weight` of its own.
+    """
 
     # No dataclass itself, so `weight` is no field here: gin files bind it under the names of the subclasses alone.
     CAPTURABLE = True
@@ -107,7 +118,10 @@ class Matching(Objective):
 
 @dataclass(frozen=True)
 class PredictionMatching(Matching):
-    """The student's predictions for the masked input move towards the teacher's for the same masked input."""
+    """Move the student's predictions towards the teacher's.
+
+    Both predict what is masked, from the same masked input.
+    """
 
     NEEDS = frozenset({"mask", "decoder", "teacher"})
 
@@ -136,7 +150,10 @@ class PredictionMatching(Matching):
 
 
 class WeightMatching(Matching):
-    """The student's weights move towards the teacher's; `begin` of a subclass says which, and how far is far."""
+    """Move the student's weights towards the teacher's.
+
+    `begin` of a subclass chooses the tensors and the distance between them.
+    """
 
     NEEDS = frozenset({"teacher"})
 
@@ -159,7 +176,10 @@ class WeightMatchingL2(WeightMatching):
 
 @dataclass(frozen=True)
 class WeightMatchingMARS(WeightMatching):
-    """The student's encoder matrices move towards the teacher's: largest row of absolute differences, per matrix."""
+    """The student's encoder matrices move towards the teacher's.
+
+    The distance is the largest row of absolute differences, per matrix.
+    """
 
     weight: float = 1.0
 
@@ -172,6 +192,7 @@ def _paired(
 ) -> State:
     assert teacher is not None  # the stage's own check
     students, teachers = dict(model.named_parameters()), dict(teacher.named_parameters())
+    # (tensor of θ, tensor of θ0), by name: both are networks of one architecture, which the stage has checked.
     pairs = [(students[name], teachers[name].detach()) for name in names]
     return State(constants={"pairs": pairs, "distance": distance})
 
@@ -216,6 +237,9 @@ def weight_matching_mars(cell: Cell) -> Stage:
 
 
 def _replaced(cell: Cell, matching: Objective) -> Stage:
-    """One round of self-distillation with another loss in the place of L_Distill, then fine-tuning."""
+    """Replace L_Distill in one round of self-distillation, then fine-tune.
+
+    `matching` is the loss that takes its place.
+    """
     student = self_distill(cell, further_pretrain(cell), objective=MaskedAutoEncoding() + matching)
     return finetune(cell, init=student)

@@ -68,9 +68,14 @@ Reduction = Literal["batchmean", "mean"]
 def smoothed_cross_entropy(
     logits: Tensor, labels: Tensor, epsilon: float, spread: Literal["all", "others"] = "all"
 ) -> Tensor:
-    """Cross-entropy of logits (B, C) with labels that give away `epsilon` to all classes, or to all others."""
+    """Return the cross-entropy of logits (B, C) with smoothed labels.
+
+    A label gives away `epsilon` to all classes, or to all others.
+    """
     from torch.nn.functional import cross_entropy
 
+    # For ε = 0.1 and 4 classes, 'all' makes the label 0.925 and each other class 0.025; 'others' makes them 0.9 and
+    # 0.0333, which is what torch's smoothing (always of all classes) gives for ε = 0.1333.
     classes = logits.shape[1]
     # What the others get of ε/C each is (C − 1)/C of ε.
     share = epsilon if spread == "all" else epsilon * classes / (classes - 1)
@@ -78,7 +83,10 @@ def smoothed_cross_entropy(
 
 
 def divergence(student: Tensor, teacher: Tensor, reduction: Reduction) -> Tensor:
-    """KL(teacher ‖ student) of log-probabilities and probabilities (B, C); 'mean' divides by C as well as by B."""
+    """Return KL(teacher ‖ student).
+
+    `student` are log-probabilities, `teacher` probabilities, both (B, C); 'mean' divides by C as well as by B.
+    """
     from torch.nn.functional import kl_div
 
     # Not torch's own 'mean', which is about to change its meaning.
@@ -95,7 +103,10 @@ def distillation_loss(
     kl_reduction: Reduction = "batchmean",
     multiplier: float = 1.0,
 ) -> Tensor:
-    """(1 − α)·CE + α·multiplier·τ²·KL(teacher_τ ‖ student_τ) of logits (B, C); no gradient reaches the teacher."""
+    """Return the distillation loss of logits (B, C).
+
+    It is (1 − α)·CE + α·multiplier·τ²·KL(teacher_τ ‖ student_τ); no gradient reaches the teacher.
+    """
     from torch.nn.functional import cross_entropy, log_softmax, softmax
 
     student = log_softmax(student_logits / temperature, dim=1)
@@ -105,9 +116,13 @@ def distillation_loss(
 
 
 def virtual_teacher(labels: Tensor, classes: int, correct_probability: float, dtype: torch.dtype) -> Tensor:
-    """p^d (B, C): `correct_probability` on the label, the rest spread evenly over the other classes."""
+    """Return p^d (B, C), the probabilities of a made-up teacher.
+
+    It gives `correct_probability` to the label and spreads the rest evenly over the other classes.
+    """
     import torch
 
+    # For a = 0.97 and the labels [0, 2] of 4 classes: [[0.97, 0.01, 0.01, 0.01], [0.01, 0.01, 0.97, 0.01]].
     others = (1 - correct_probability) / (classes - 1)
     probabilities = torch.full((len(labels), classes), others, dtype=dtype, device=labels.device)
     return probabilities.scatter(1, labels[:, None], correct_probability)
@@ -123,7 +138,10 @@ def virtual_teacher_loss(
     multiplier: float = 1.0,
     temper_student: bool = False,
 ) -> Tensor:
-    """(1 − α)·CE + α·multiplier·KL(softmax(p^d/τ) ‖ student) of logits (B, C)."""
+    """Return the loss against a made-up teacher.
+
+    It is (1 − α)·CE + α·multiplier·KL(softmax(p^d/τ) ‖ student) of logits (B, C).
+    """
     from torch.nn.functional import cross_entropy, log_softmax, softmax
 
     student = log_softmax(student_logits / (temperature if temper_student else 1.0), dim=1)
@@ -137,7 +155,10 @@ def virtual_teacher_loss(
 
 @dataclass(frozen=True)
 class LabelSmoothing(Objective):
-    """Cross-entropy of labels that give away `epsilon` to all classes, or to all others."""
+    """Cross-entropy of smoothed labels.
+
+    A label gives away `epsilon` to all classes, or to all others.
+    """
 
     NEEDS = frozenset({"labels", "head"})
     CAPTURABLE = True
@@ -230,7 +251,10 @@ def _read_alike(stage: Stage, teacher: Stage) -> bool:
 
 @dataclass(frozen=True)
 class VirtualTeacher(Objective):
-    """Learn from the labels and from a made-up teacher that is nearly always right."""
+    """Learn from the labels and from a made-up teacher.
+
+    That teacher is nearly always right.
+    """
 
     NEEDS = frozenset({"labels", "head"})
     CAPTURABLE = True
@@ -308,7 +332,10 @@ def tf_kd_self(
 
 
 def _on_backbone(cell: Cell, name: str | None) -> Cell:
-    """The cell on a teacher's backbone; refuses a name that is missing, unknown or of another modality."""
+    """Return the cell on a teacher's backbone.
+
+    Refuses a name that is missing, unknown or of another modality.
+    """
     if name is not None and cell.fits(name):
         return cell.with_backbone(name)
     legal = nearest(name or "", cell.backbones())

@@ -37,35 +37,51 @@ if TYPE_CHECKING:
 
 
 def _row_distances(moved: Tensor) -> Tensor:
-    """Σ_i |W_ji − U_ji| of W − U for every output unit j; a vector is a diagonal matrix, one value per row."""
+    """Return Σ_i |W_ji − U_ji| for every output unit j.
+
+    `moved` is W − U. A vector is a diagonal matrix, one value per row.
+    """
     return moved.abs().reshape(len(moved), -1).sum(dim=1)
 
 
 def mars_distance(weight: Tensor, centre: Tensor | None) -> Tensor:
-    """max_j Σ_i |W_ji − U_ji|, a scalar with a graph: the induced ∞-norm of the way from `centre` (None: origin)."""
+    """Return max_j Σ_i |W_ji − U_ji|, a scalar with a graph.
+
+    It is the induced ∞-norm of `weight` minus `centre` (None: the origin).
+    """
     return _row_distances(weight if centre is None else weight - centre).max()
 
 
 def mars_projection(weight: Tensor, centre: Tensor | None, radius: float) -> Tensor:
-    """`weight` with every row outside the ball of `radius` around `centre`'s row pulled back onto it.
+    """Return `weight` with every row inside its ball.
 
-    A row is what feeds one output unit: `weight[j]`, of a matrix (out, in) or a convolution (out, in, height, width).
-    Without a centre the ball is around the origin.
+    A row outside the ball of `radius` around `centre`'s row is pulled back onto it. A row is what feeds one output
+    unit: `weight[j]`, of a matrix (out, in) or a convolution (out, in, height, width). Without a centre the ball is
+    around the origin.
     """
     return _projected([weight], [centre], radius, "mars")[0]
 
 
 def frobenius_projection(weight: Tensor, centre: Tensor | None, radius: float) -> Tensor:
-    """`weight`, pulled back as a whole where its Euclidean distance from `centre` is more than `radius`."""
+    """Return `weight`, as a whole inside the ball around `centre`.
+
+    It is pulled back where its Euclidean distance from `centre` is more than `radius`.
+    """
     return _projected([weight], [centre], radius, "frobenius")[0]
 
 
 def _projected(
     weights: list[Tensor], centres: list[Tensor | None], radius: float, norm: Literal["mars", "frobenius"]
 ) -> list[Tensor]:
-    """All these weights projected (foreach operations: each is applied to the whole list at once)."""
+    """Project all these weights at once.
+
+    Each foreach operation is applied to the whole list.
+    """
     import torch
 
+    # For a matrix with W − U = [[3, −1], [0.5, 0.5]] and the radius 2, the rows are 4 and 1 from their centres. Only
+    # the first is divided, by 4 / 2, so W becomes U + [[1.5, −0.5], [0.5, 0.5]]. The Frobenius distance is 3.24, so
+    # there all of W − U is divided by 1.62.
     origins = [
         torch.zeros_like(weight) if centre is None else centre for weight, centre in zip(weights, centres, strict=True)
     ]
@@ -93,9 +109,10 @@ def gain_projection(
     centre_variance: Tensor | None = None,
     eps: float = 1e-6,
 ) -> Tensor:
-    """A norm layer's `gain`, pulled back where |γ/σ − γ_start/σ_start| > `radius`.
+    """Return a norm layer's `gain`, pulled back where it is too far.
 
-    σ² + eps is a batch norm's running variance, now and at the start; without one (layer norm) σ is 1.
+    That is where |γ/σ − γ_start/σ_start| > `radius`. σ² + eps is a batch norm's running variance, now and at the start;
+    without one (layer norm) σ is 1.
     """
     import torch
 
@@ -107,13 +124,18 @@ def gain_projection(
 
 
 def kernels(model: Model) -> dict[str, nn.Parameter]:
-    """The encoder's weight matrices and convolutions by name: what MARS is about; no biases, norms or embeddings."""
+    """Return the encoder's weight matrices and convolutions by name.
+
+    These are what MARS is about: no biases, norms or embeddings.
+    """
     return dict(_encoder_tensors(model, "kernel"))
 
 
 def _encoder_tensors(model: Model, kind: Literal["kernel", "embedding", "gain"]) -> Iterator[tuple[str, nn.Parameter]]:
     from torch import nn
 
+    # A role tells biases, norms, tokens and positions; word embeddings have the role of a matrix and are told by their
+    # module.
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     roles = model.roles()
     for name, parameter in model.named_parameters():
@@ -127,11 +149,11 @@ def _encoder_tensors(model: Model, kind: Literal["kernel", "embedding", "gain"])
 
 @dataclass(frozen=True)
 class MarsProjection(Constraint):
-    """Every output unit of the encoder stays within `radius` of its start; infinity lets it go anywhere.
+    """Keep every output unit of the encoder near its start.
 
-    `head_radius` bounds the classifier's matrices around the origin (None: free). `embeddings` and `norm_gains` add
-    what is free by default: one row per token or position, and the gains of layer norms. `norm` 'frobenius' bounds each
-    tensor as a whole instead.
+    It stays within `radius`; infinity lets it go anywhere. `head_radius` bounds the classifier's matrices around the
+    origin (None: free). `embeddings` and `norm_gains` add what is free by default: one row per token or position, and
+    the gains of layer norms. `norm` 'frobenius' bounds each tensor as a whole instead.
     """
 
     radius: float = 7.0

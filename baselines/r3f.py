@@ -34,17 +34,24 @@ if TYPE_CHECKING:
 
 
 def symmetric_kl(clean_logits: Tensor, noised_logits: Tensor) -> Tensor:
-    """(1/B) Σ_b [KL(p_b ‖ q_b) + KL(q_b ‖ p_b)] of the softmax of logits (B, C); gradients reach both."""
+    """Return the symmetric KL divergence of logits (B, C).
+
+    It is (1/B) Σ_b [KL(p_b ‖ q_b) + KL(q_b ‖ p_b)] of their softmax; gradients reach both.
+    """
     import torch
 
     dtype = torch.promote_types(torch.promote_types(clean_logits.dtype, noised_logits.dtype), torch.float32)
     log_p, log_q = (logits.to(dtype).log_softmax(dim=-1) for logits in (clean_logits, noised_logits))
+    # Σ p log(p/q) + Σ q log(q/p) = Σ (p − q)(log p − log q).
     # Both directions in one product, whose terms are never negative: nothing cancels where p and q nearly agree.
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(dim=-1).mean()
 
 
 def draw_noise(embeddings: Tensor, kind: Literal["normal", "uniform"], eps: float) -> Tensor:
-    """Noise for each element, in float32 or better: N(0, eps²), or uniform between −eps and eps."""
+    """Draw noise for each element, in float32 or better.
+
+    It is N(0, eps²), or uniform between −eps and eps.
+    """
     import torch
 
     # Half precision would round noise of 1e-5 away.
@@ -56,10 +63,10 @@ def draw_noise(embeddings: Tensor, kind: Literal["normal", "uniform"], eps: floa
 
 @dataclass(frozen=True)
 class R3F(Objective):
-    """Cross-entropy, plus `strength` times the symmetric KL divergence between a clean pass and a noised one.
+    """Cross-entropy, plus a penalty on predictions that noise changes.
 
-    `eps` is the standard deviation or half the width of the noise; `noise` 'none' compares two passes that differ in
-    dropout alone.
+    The penalty is `strength` times the symmetric KL divergence between a clean pass and a noised one. `eps` is the
+    standard deviation or half the width of the noise; `noise` 'none' compares two passes that differ in dropout alone.
     """
 
     NEEDS = frozenset({"labels", "head"})

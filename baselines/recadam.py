@@ -44,7 +44,11 @@ Anneal = Literal["sigmoid", "linear", "constant"]
 
 
 def annealing(anneal: Anneal, step: int, *, k: float, t0: int, w: float) -> float:
-    """λ(t), the weight of the task at a tensor's update `step`, counted from 1: from about 0 up to `w`."""
+    """Return λ(t), the weight of the task.
+
+    `step` is the t of a tensor's update, counted from 1; λ rises from about 0 to `w`. For k = 0.1, t0 = 250 and w = 1,
+    λ is about 0 at step 1, 0.5 at step 250 and 0.99 at step 300.
+    """
     if anneal == "constant":
         return w
     if anneal == "linear":
@@ -55,15 +59,19 @@ def annealing(anneal: Anneal, step: int, *, k: float, t0: int, w: float) -> floa
 
 
 def midpoint(total_steps: int) -> int:
-    """The t0 of a stage of so many steps, where none is given: 250, or a quarter of the steps if that is less."""
+    """Return the t0 of a stage for which none is set.
+
+    It is 250, or a quarter of the steps if that is less.
+    """
     return max(1, min(250, total_steps // 4))
 
 
 @dataclass(frozen=True)
 class RecAdam(Optimizer):
-    """Adam with recall: the backbone is pulled to its start by `gamma`, less and less as `anneal` lets the task in.
+    """Adam with recall: the backbone is pulled to its start.
 
-    `t0` None is a quarter of the stage's steps, at most 250.
+    `gamma` is the strength of the pull, which fades as `anneal` lets the task in. `t0` None is a quarter of the stage's
+    steps, at most 250.
     """
 
     VERSION: ClassVar[int] = 2

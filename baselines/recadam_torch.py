@@ -16,10 +16,11 @@ NUMBERS = ("step_size", "pull", "kept")
 
 
 class AnchoredAdam(torch.optim.Optimizer):
-    """Adam that pulls every tensor outside the head to its value in `reference`.
+    """Adam that pulls every tensor outside the head to `reference`.
 
-    `task_weight` is λ(t) of the t-th update, from 1. The decay is the groups' own. The anchors are no part of the
-    optimiser's state: `reference` holds the stage's first weights after a restart too.
+    Each is pulled to its own value there. `task_weight` is λ(t) of the t-th update, from 1. The decay is the groups'
+    own. The anchors are no part of the optimiser's state: `reference` holds the stage's first weights after a restart
+    too.
     """
 
     def __init__(
@@ -49,7 +50,10 @@ class AnchoredAdam(torch.optim.Optimizer):
             group.update({name: torch.zeros((), dtype=like.dtype, device=like.device) for name in NUMBERS})
 
     def prepare(self, step: int, lr: float) -> None:
-        """Set the numbers of the update of `step` (from 0) at the learning rate `lr`, computed in float64."""
+        """Set the numbers of the update of `step` (from 0).
+
+        `lr` is its learning rate; they are computed in float64.
+        """
         update = step + 1
         (beta1, beta2), rate = self.betas, lr
         if self.correct_bias:
@@ -62,7 +66,10 @@ class AnchoredAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every tensor that has a gradient, with the numbers that `prepare` set."""
+        """Update every tensor that has a gradient.
+
+        The numbers are those that `prepare` set.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -74,7 +81,10 @@ class AnchoredAdam(torch.optim.Optimizer):
         return loss
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        """One update of tensors (foreach operations: each is applied to the whole list at once)."""
+        """Update the tensors of a group once.
+
+        Each foreach operation is applied to the whole list at once.
+        """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if not self.state[parameter]:
@@ -90,6 +100,7 @@ class AnchoredAdam(torch.optim.Optimizer):
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
 
+        # Step 1: `changes` is λ u, as `step_size` holds the learning rate, its bias correction and λ.
         # Unlike torch's Adam, eps joins the square root before its bias is corrected.
         denominators = torch._foreach_sqrt(squares)
         torch._foreach_add_(denominators, self.eps)
@@ -100,5 +111,6 @@ class AnchoredAdam(torch.optim.Optimizer):
             ways = torch._foreach_sub(parameters, [self.anchors[parameter] for parameter in parameters])
             torch._foreach_mul_(ways, group["pull"])
             torch._foreach_sub_(parameters, ways)
+        # Step 3, with 1 − lr wd in `kept`; step 2 above has lr (w − λ) γ in `pull`.
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, group["kept"])

@@ -47,12 +47,18 @@ if TYPE_CHECKING:
 
 
 def feature_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """(1/B) Σ_b ‖student_b − teacher_b‖²₂ of features (B, D); no gradient reaches the teacher (Eq. 3)."""
+    """Return (1/B) Σ_b ‖student_b − teacher_b‖²₂ of features (B, D).
+
+    It is L_Distill of Eq. 3; no gradient reaches the teacher.
+    """
     return (student - teacher.detach()).square().sum(dim=-1).mean()
 
 
 def require_same_architecture(stage: Stage) -> None:
-    """Refuse a teacher whose features, predictions or weights have another shape than the student's."""
+    """Refuse a teacher that is built otherwise than the student.
+
+    Its features, predictions or weights would have another shape.
+    """
     if stage.teacher is not None and stage.teacher.backbone.random != stage.backbone.random:
         student, teacher = stage.backbone.name, stage.teacher.backbone.name
         raise SpecError("teacher", f"stage {stage.name}: the teacher ({teacher}) must be built like {student}.")
@@ -84,9 +90,10 @@ declare("self_distill", Schedule, AdamW)
 def self_distill(
     cell: Cell, teacher: Stage, round: int = 1, mae_weight: float = 1.0, objective: Objective | None = None
 ) -> Stage:
-    """One round: a new student from (θ_init, φ_init) learns to reconstruct and to match the teacher's features.
+    """Build one round of self-distillation.
 
-    With `mae_weight` 0 it only matches them, and has no decoder. `objective` takes the place of both losses.
+    A new student from (θ_init, φ_init) learns to reconstruct and to match the teacher's features. With `mae_weight` 0
+    it only matches them, and has no decoder. `objective` takes the place of both losses.
     """
     if objective is None:
         matching = FeatureMatching()
@@ -113,6 +120,8 @@ def self_distillation(cell: Cell, rounds: int = 1, mae_weight: float = 1.0) -> S
         raise SpecError(
             "mae_weight", f"self_distillation.mae_weight = {mae_weight}: must be above 0, or 0 for no L_MAE."
         )
+    # Two rounds: further_pretrain teaches self_distill_1, which teaches self_distill_2, which is fine-tuned. Only the
+    # teacher moves on; every student starts from the pre-trained weights.
     teacher = further_pretrain(cell)
     for round in range(1, rounds + 1):
         teacher = self_distill(cell, teacher, round, mae_weight)

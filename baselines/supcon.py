@@ -65,13 +65,16 @@ def supervised_contrastive_loss(
     base_temperature: float = 0.07,
     contrast_mode: Literal["all", "one"] = "all",
 ) -> Tensor:
-    """The loss of features (B, V, D), which the caller has scaled to length 1, with labels (B,).
+    """Return the contrastive loss of features (B, V, D).
 
-    Without labels every example is a class of its own. Anchors are all vectors, or with 'one' the first views only;
-    they are contrasted with all vectors in either case.
+    The caller has scaled them to length 1; labels are (B,). Without labels every example is a class of its own. Anchors
+    are all vectors, or with 'one' the first views only; they are contrasted with all vectors in either case.
     """
     import torch
 
+    # With 2 examples of one class and 2 views there are 4 vectors: a1, b1, a2, b2. For the anchor a1, `itself` is a1;
+    # the positives are b1, a2 and b2, as all are of its class; the denominator runs over the same three. If b were of
+    # another class, a2 would be the only positive, and the denominator would stay.
     examples, views, _ = features.shape
     vectors = features.transpose(0, 1).flatten(0, 1)  # first views first: (V·B, D)
     classes = torch.arange(examples, device=features.device) if labels is None else labels
@@ -90,7 +93,10 @@ def supervised_contrastive_loss(
 
 @dataclass(frozen=True)
 class SupervisedContrastive(Objective):
-    """Views of one class are pulled together and apart from all others, behind a projection that is dropped later."""
+    """Pull views of one class together, away from all others.
+
+    The features are compared behind a projection that is dropped later.
+    """
 
     NEEDS = frozenset({"labels", "views"})
     CAPTURABLE = True
@@ -149,7 +155,10 @@ class SupervisedContrastive(Objective):
 
 @dataclass(frozen=True)
 class Probe(Objective):
-    """Cross-entropy of a classifier on features that it cannot change, read from the encoder in eval mode."""
+    """Cross-entropy of a classifier on features that it cannot change.
+
+    They are read from the encoder in eval mode.
+    """
 
     NEEDS = frozenset({"labels", "head"})
     CAPTURABLE = True
@@ -159,6 +168,7 @@ class Probe(Objective):
         from torch.nn.functional import cross_entropy
 
         assert model.head is not None and batch.labels is not None
+        # Only the encoder: the head, which learns, keeps its dropout.
         model.encoder.eval()
         with torch.no_grad():
             features = model.features(batch.inputs)
@@ -171,7 +181,10 @@ declare("supcon_pretrain", Schedule, AdamW)
 
 
 def supcon_pretrain(cell: Cell, with_classifier: bool = False) -> Stage:
-    """Continue to pre-train the encoder with the contrastive loss, if asked along with a classifier."""
+    """Continue to pre-train the encoder with the contrastive loss.
+
+    With `with_classifier` a classifier learns along.
+    """
     modality = cell.task.modality
     schedule = SCHEDULES[modality]
     if modality == "image":

@@ -29,10 +29,14 @@ declare("further_pretrain", Schedule, AdamW)
 
 
 def further_pretrain(cell: Cell, times: int = 1) -> Stage:
-    """Continue masked auto-encoding on the unlabelled training set (Algorithm 2), for `times` the budget."""
+    """Continue masked auto-encoding on the unlabelled training set (Algorithm 2).
+
+    `times` multiplies the budget.
+    """
     modality = cell.task.modality
     schedule = cell.configure(SCHEDULES[modality], "further_pretrain")
-    budget = {name: times * given for name in ("steps", "epochs") if (given := getattr(schedule, name)) is not None}
+    # A schedule has steps or epochs, and the other one is None.
+    budget = {name: times * value for name in ("steps", "epochs") if (value := getattr(schedule, name)) is not None}
     return cell.stage(
         "further_pretrain",
         objective=MaskedAutoEncoding(),

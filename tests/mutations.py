@@ -74,8 +74,8 @@ MUTATIONS = (
     Mutation(
         "twice the budget is once the budget",
         "baselines/tapt.py",
-        "{name: times * given for",
-        "{name: given for",
+        "{name: times * value for",
+        "{name: value for",
         ("tests/baselines/test_ablations.py::test_twice_the_budget_is_one_longer_schedule",),
     ),
     Mutation(
