@@ -12,12 +12,12 @@ Modality = Literal["image", "text"]
 
 @dataclass(frozen=True)
 class Task(Spec):
-    """A labelled classification data set with fixed splits; `backbone` names its default one.
+    """A labelled classification data set with fixed splits.
 
-    `training` says what final runs train on; where that takes in the validation split, a search still fits on the
-    training split alone. `source` is where a user's own data come from: `folder:`, `parquet:`, `jsonl:` or `csv:` and a
-    path, or `hub:OWNER/NAME@REVISION`, with `configuration` for one of several. It is read by its columns: the labels',
-    and that of the images, or of the texts and, for pairs, the second texts.
+    `backbone` names its default one. `training` says what final runs train on; where that takes in the validation
+    split, a search still fits on the training split alone. `source` is where a user's own data come from: `folder:`,
+    `parquet:`, `jsonl:` or `csv:` and a path, or `hub:OWNER/NAME@REVISION`, with `configuration` for one of several. It
+    is read by its columns: the labels', and that of the images, or of the texts and, for pairs, the second texts.
     """
 
     UNBOUND: ClassVar[tuple[str, ...]] = ("name",)

@@ -15,7 +15,10 @@ RECORD = 2 + 3 * PLANE
 
 
 def read(members: Members) -> Content:
-    """Read the records of `{train,test}.bin` and the names in `fine_label_names.txt`; images become PPM."""
+    """Read the records of `{train,test}.bin` and the class names.
+
+    The names stand in `fine_label_names.txt`; images become PPM.
+    """
     class_names = class_lines(members, "fine_label_names.txt")
     header = f"P6\n{SIDE} {SIDE}\n255\n".encode()
     splits = {}

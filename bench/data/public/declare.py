@@ -35,7 +35,10 @@ class Counts:
     variant: str = ""
 
     def promised(self, split: str, names: tuple[str, ...] = ()) -> dict[str, int]:
-        """Map classes to their promised number of examples; `names` are those where the source fixes none."""
+        """Map classes to their promised number of examples.
+
+        `names` are those of the classes where the source fixes none.
+        """
         if self.balanced:
             return dict.fromkeys(names, self.splits.get(split, 0) // self.classes)
         numbers = self.per_class.get(split, ())
@@ -43,9 +46,10 @@ class Counts:
 
 
 def class_table(text: str) -> dict[str, tuple[int, ...]]:
-    """Read a table of some numbers for every class, whose name may have spaces.
+    """Read a table of some numbers for every class.
 
-    `class_table("sweet pea 10 36, rose 10 151")` is `{"sweet pea": (10, 36), "rose": (10, 151)}`.
+    The name of a class may have spaces. `class_table("sweet pea 10 36, rose 10 151")` is `{"sweet pea": (10, 36),
+    "rose": (10, 151)}`.
     """
     entries = [entry.split() for entry in text.split(",")]
     return {
@@ -83,10 +87,11 @@ class Archive(Remote):
 
 @dataclass(frozen=True)
 class Source:
-    """Declare a public data set: task, counts of the accepted editions, files, reader.
+    """Declare a public data set.
 
-    Without `read` it is the task's own `source` that is read (GLUE's, from the hub). Downloads are kept in a folder of
-    the task's name, or in `folder` where several tasks read the same files.
+    It has a task, the counts of the accepted editions, the files and their reader. Without `read` it is the task's own
+    `source` that is read (GLUE's, from the hub). Downloads are kept in a folder of the task's name, or in `folder`
+    where several tasks read the same files.
     """
 
     task: Task

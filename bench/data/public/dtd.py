@@ -22,18 +22,18 @@ def read(members: Members) -> Content:
 
 
 def read_75_25(members: Members) -> Content:
-    """Share all images of split 1 out anew; rows stand in the order of their paths.
+    """Share all images of split 1 out anew.
 
-    Of each class the quarter of smallest `stream(0, "dtd_75_25", file)` is the test split; there is no validation
-    split.
+    Rows stand in the order of their paths. Of each class the quarter of smallest `stream(0, "dtd_75_25", file)` is the
+    test split; there is no validation split.
     """
     class_names = _class_names(members)
     images = sorted((image for listed in _lists(members) for image in listed), key=lambda image: image.member)
     tested: set[str] = set()
     for label in range(len(class_names)):
-        own = [image.member for image in images if image.label == label]
-        by_hash = sorted(own, key=lambda member: stream(0, "dtd_75_25", member.rpartition("/")[2]))
-        tested.update(by_hash[: len(own) // 4])
+        of_class = [image.member for image in images if image.label == label]
+        by_hash = sorted(of_class, key=lambda member: stream(0, "dtd_75_25", member.rpartition("/")[2]))
+        tested.update(by_hash[: len(of_class) // 4])
     # An image that is listed twice goes to one split twice, where it is refused.
     train = [image for image in images if image.member not in tested]
     test = [image for image in images if image.member in tested]

@@ -13,7 +13,10 @@ HUB = "hub:nyu-mll/glue@bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
 
 
 def _source(name: str, train: int, test: int, text: str, pair: str | None = None, classes: int = 2) -> Source:
-    """Declare one task: its training and validation examples, and the columns of its sentences."""
+    """Declare one task of GLUE.
+
+    Given are its numbers of training and validation examples and the columns of its sentences.
+    """
     return Source(
         task=Task(
             name=name,

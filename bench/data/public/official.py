@@ -23,17 +23,18 @@ if TYPE_CHECKING:
 
 
 def build(name: str, downloads: Path, location: Path | None) -> Content:
-    """Read a public task from its official files, which are downloaded into `downloads` if need be.
+    """Read a public task from its official files.
 
-    `location` is one of the files, or a folder that holds them or what is in them, and then nothing is downloaded.
-    Refuses files that are missing there or are not the official ones, and content that is not laid out as the source
-    says.
+    They are downloaded into `downloads` if need be. `location` is one of the files, or a folder that holds them or what
+    is in them, and then nothing is downloaded. Refuses files that are missing there or are not the official ones, and
+    content that is not laid out as the source says.
     """
     source = SOURCES[name]
     assert source.read is not None
     if location is not None and not location.exists():
         raise InputError(f"--from {location}: there is no such file or folder. {_expected(source)}")
     members: dict[str, bytes] = {}
+    # What the manifest says of each file: {"images.tar": "sha256:a443…"}, or {"images.tar": "extracted"} for a folder.
     origins: dict[str, str] = {}
     for remote in source.files:
         if location is None:
@@ -49,6 +50,7 @@ def build(name: str, downloads: Path, location: Path | None) -> Content:
         else:
             origins[path.name] = remote.checksum or f"sha256:{checksum_of(path, 'sha256')}"
     content = source.read(members)
+    # The edition is the first one that nothing differs from; most data sets have one only, without a name.
     editions = _by_edition(source, content.class_names, _counted(content))
     if variant := next((variant for variant, texts in editions.items() if not texts), ""):
         origins["variant"] = variant
@@ -56,17 +58,20 @@ def build(name: str, downloads: Path, location: Path | None) -> Content:
 
 
 def differences(name: str, manifest: Manifest) -> list[str]:
-    """Say in words how a prepared public task differs from what its source promises.
+    """Say how a prepared public task differs from the official counts.
 
-    Empty for other data. The order of the classes does not matter. Of several editions, the differences to each one are
-    listed.
+    The differences are texts; there are none for other data. The order of the classes does not matter. Of several
+    editions, the differences to each one are listed.
     """
     counted = {split: (facts.examples, facts.per_class) for split, facts in manifest.splits.items()}
     return _differences(name, manifest.class_names, counted)
 
 
 def refuse_differences(name: str, content: Content) -> None:
-    """Refuse a public task that is not complete; says nothing about other data."""
+    """Refuse a public task that is not complete.
+
+    Says nothing about other data.
+    """
     if texts := _differences(name, content.class_names, _counted(content)):
         raise InputError(
             f"{name} is not what its source promises: {'; '.join(texts)}. "
@@ -75,7 +80,10 @@ def refuse_differences(name: str, content: Content) -> None:
 
 
 def empty_classes(name: str, content: Content) -> dict[str, frozenset[str]]:
-    """Name the classes of each split that have no example at the source either; none for other data."""
+    """Name each split's classes that the source leaves empty, too.
+
+    There are none for other data.
+    """
     editions = SOURCES[name].counts if name in SOURCES else ()
     return {
         split: frozenset(
@@ -103,9 +111,12 @@ def _counted(content: Content) -> _Counted:
 
 
 def _differences(name: str, class_names: tuple[str, ...] | None, counted: _Counted) -> list[str]:
-    """List the differences to every edition, unless there are none to one of them."""
+    """List the differences to every edition.
+
+    There are none if one edition fits.
+    """
     editions = _by_edition(SOURCES[name], class_names, counted) if name in SOURCES else {}
-    if not all(editions.values()):
+    if not all(editions.values()):  # one of them fits
         return []
     return [f"{variant}: {text}" if variant else text for variant, texts in editions.items() for text in texts]
 
@@ -115,7 +126,10 @@ def _by_edition(source: Source, class_names: tuple[str, ...] | None, counted: _C
 
 
 def _differing(counts: Counts, names: tuple[str, ...], counted: _Counted) -> Iterator[str]:
-    """Compare with one edition: its classes, its splits, the size of every split, that of every class in it."""
+    """Compare with one edition.
+
+    Compared are its classes, its splits, the size of every split, and that of every class in it.
+    """
     if len(names) != counts.classes:
         yield f"{len(names)} classes instead of {counts.classes}"
     if counts.class_names is not None:
@@ -151,7 +165,15 @@ def _few(texts: list[str]) -> str:
 
 
 def _locate(source: Source, remote: Remote, location: Path) -> Path:
-    """Find the official file at hand, or the folder that it was extracted into."""
+    """Find an official file among those the user has.
+
+    It may be the folder that the archive was extracted into. For dtd-r1.0.1.tar.gz with the top folder `dtd`, and
+    `--from data`, these are tried in turn:
+
+        data/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz, then with fewer of these folders, down to data/dtd-r1.0.1.tar.gz
+        a file of that name anywhere below data
+        the folder data/dtd, else data: they hold what is in the archive
+    """
     if location.is_file() and location.name != remote.name and len(source.files) == 1 and remote.checksum is None:
         return location  # an edition that is published under another name
     if location.is_dir():
@@ -168,26 +190,31 @@ def _locate(source: Source, remote: Remote, location: Path) -> Path:
 
 
 def _folders(folder: Path, parts: tuple[str, ...]) -> list[Path]:
-    """List the folder with all of `parts` below it, then with fewer of the first ones, at last the folder itself.
+    """List the folders in which what is below `parts` may lie.
 
+    First comes the folder with all of `parts` below it, then with fewer of the first ones, at last the folder itself.
     For `data` and `("a", "b")`: `data/a/b`, `data/b`, `data`.
     """
     return [folder.joinpath(*parts[i:]) for i in range(len(parts) + 1)]
 
 
 def _members(remote: Remote, path: Path) -> Members:
-    """Read what the reader needs of a file: itself, or members of an archive, named from its top folder on."""
+    """Read of a file what the reader of the data set needs.
+
+    It is the file itself, or members of an archive, named from its top folder on.
+    """
     from bench.data.sources.archives import read_members
 
     if not isinstance(remote, Archive):
         return {remote.name: path.read_bytes()}
+    # dtd/images/a/b.jpg of an archive and images/a/b.jpg of the extracted folder are one member, images/a/b.jpg.
     top = "" if path.is_dir() else f"{remote.top}/"
     contents = read_members(path, lambda name: re.fullmatch(remote.members, name.removeprefix(top)) is not None)
     return {name.removeprefix(top): content for name, content in contents.items()}
 
 
 def _expected(source: Source) -> str:
-    """End a message with the files of a task and where they come from."""
+    """End a message with a task's files and their addresses."""
     files = ", ".join(
         f"{remote.name} ({'' if remote.size is None else f'{remote.size:,} bytes, '}{remote.url})"
         for remote in source.files

@@ -19,7 +19,10 @@ FIX = "Get the official file again."
 
 
 class Listed(NamedTuple):
-    """One image as a list names it: where it is listed, its member, its label."""
+    """One image as a list names it.
+
+    It holds where the image is listed, its member, and its label.
+    """
 
     where: str
     member: str
@@ -27,7 +30,10 @@ class Listed(NamedTuple):
 
 
 def listed_images(members: Members, class_names: Sequence[str], splits: Mapping[str, Iterable[Listed]]) -> Content:
-    """Make the content that lists of images name; every image is listed once."""
+    """Make the content that lists of images name.
+
+    Refuses an image that is listed twice or is missing, and a split without images.
+    """
     first: dict[str, str] = {}
     rows = {}
     for split, listed in splits.items():
@@ -47,16 +53,16 @@ def listed_images(members: Members, class_names: Sequence[str], splits: Mapping[
 
 
 def member_content(members: Members, name: str) -> bytes:
-    """Return the content of a member; refuses one that is missing."""
+    """Return the content of a member; refuse a missing one."""
     if name not in members:
         raise InputError(f"{name} is missing. {FIX}")
     return members[name]
 
 
 def text_lines(members: Members, name: str) -> list[tuple[str, str]]:
-    """Split a file into pairs of where a line stands, for messages, and the line.
+    """Split a file into its lines, each with its location.
 
-    Only a line feed ends one, since texts hold other separators.
+    The location is for messages. Only a line feed ends one, since texts hold other separators.
     """
     try:
         lines = member_content(members, name).decode().split("\n")
@@ -70,7 +76,10 @@ def text_lines(members: Members, name: str) -> list[tuple[str, str]]:
 
 
 def class_lines(members: Members, name: str) -> list[str]:
-    """Read a file with one class name per line; empty lines at its end do not count."""
+    """Read a file with one class name per line.
+
+    Empty lines at its end do not count.
+    """
     lines = text_lines(members, name)
     while lines and not lines[-1][1].strip():
         lines.pop()
@@ -83,14 +92,17 @@ def class_lines(members: Members, name: str) -> list[str]:
 
 
 def label_named(name: str, label_of: Mapping[str, int], where: str) -> int:
-    """Look up the label of a class; refuses an unknown one, with the nearest name."""
+    """Look up the label of a class.
+
+    Refuses an unknown one, with the nearest name.
+    """
     if name not in label_of:
         raise InputError(f"{where}: there is no class {name!r}.{nearest(name, label_of)} {FIX}")
     return label_of[name]
 
 
 def encoded_text(where: str, text: str) -> bytes:
-    """Encode an example's text; refuses an empty one."""
+    """Encode an example's text; refuse an empty one."""
     if not text.strip():
         raise InputError(f"{where}: the text is empty. {FIX}")
     try:
@@ -100,7 +112,10 @@ def encoded_text(where: str, text: str) -> bytes:
 
 
 def matlab_variables(members: Members, name: str, *keys: str) -> list[list[Any]]:
-    """Read the variables `keys` of a .mat file, flat; a cell becomes the one value it holds."""
+    """Read the variables `keys` of a .mat file, flat.
+
+    A cell becomes the one value it holds.
+    """
     from scipy.io import loadmat
 
     content = member_content(members, name)

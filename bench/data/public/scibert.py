@@ -14,7 +14,10 @@ FOLDER = "https://raw.githubusercontent.com/allenai/scibert/06793f77d7278898159e
 
 
 def read(members: Members) -> Content:
-    """Read `{train,dev,test}.txt`, a JSON object with `text` and `label` per line; classes are sorted by name."""
+    """Read `{train,dev,test}.txt` with a JSON object per line.
+
+    It has the fields `text` and `label`; classes are sorted by name.
+    """
     splits = {"train": "train.txt", "validation": "dev.txt", "test": "test.txt"}
     rows = {split: [_example(*line) for line in text_lines(members, file)] for split, file in splits.items()}
     class_names = sorted({label for split in rows.values() for _, label in split})
@@ -42,7 +45,10 @@ def _example(where: str, line: str) -> tuple[bytes, str]:
 
 
 def _source(task: Task, folder: str, train: str, dev: str, test: str, table: str) -> Source:
-    """Declare one of the three by the git hashes of its files and the counts of each class in its splits."""
+    """Declare one of the three data sets.
+
+    Given are the git hashes of its files and the counts of each class in its splits.
+    """
     files = {"train.txt": train, "dev.txt": dev, "test.txt": test}
     return Source(
         task=task,

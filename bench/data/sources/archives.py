@@ -33,27 +33,27 @@ STEP = 2**20
 DOUBT = "The official archive is not like that: get it again from its source."
 
 
-def read_members(path: Path, wanted: Callable[[str], bool], limit: int = 8 * 2**30) -> dict[str, bytes]:
-    """Read the files that `wanted` accepts by name, in the archive's order.
+def read_members(path: Path, is_needed: Callable[[str], bool], limit: int = 8 * 2**30) -> dict[str, bytes]:
+    """Read the files that `is_needed` accepts by name, in the archive's order.
 
     `path` is a tar archive (plain, gz, bz2 or xz), a zip archive, or a folder that one was extracted to, whose files
     have the names relative to it. Names have slashes and no leading './'; what macOS adds (`__MACOSX/`, `._NAME`) is
-    left out. Refuses what is damaged, encrypted or no archive at all, more than `limit` bytes of contents, two wanted
-    files of one name, and wanted links and devices.
+    left out. Refuses what is damaged, encrypted or no archive at all, more than `limit` bytes of contents, two needed
+    files of one name, and needed links and devices.
     """
     contents: dict[str, bytes] = {}
-    left = limit
+    remaining = limit
     with contextlib.closing(_members(path)) as members:
         for member in members:
             name = posixpath.normpath(member.name)
-            if _added_by_macos(name) or not wanted(name):
+            if _added_by_macos(name) or not is_needed(name):
                 continue
             if not member.regular:
                 raise InputError(f"{path}: {name!r} is a link or a device where a file is needed. {DOUBT}")
             if name in contents:
                 raise InputError(f"{path}: there are two files named {name!r}. {DOUBT}")
-            left -= member.size
-            if left < 0:
+            remaining -= member.size
+            if remaining < 0:
                 raise InputError(
                     f"{path}: what is needed of it has more than {limit:,} bytes; {name!r} goes beyond that. {DOUBT}"
                 )
@@ -63,7 +63,10 @@ def read_members(path: Path, wanted: Callable[[str], bool], limit: int = 8 * 2**
 
 
 class _Member(NamedTuple):
-    """Whatever is no folder, as the archive states it; `regular` files are neither links nor devices."""
+    """Whatever is no folder, as the archive states it.
+
+    `regular` files are neither links nor devices.
+    """
 
     name: str
     regular: bool
@@ -81,6 +84,8 @@ def _members(path: Path) -> Generator[_Member, None, None]:
         if start.startswith(b"PK"):
             yield from _in_zip(path)
             return
+        # A zip archive begins with PK, a compressed tar with its magic number; a plain tar has its own further on, and
+        # whatever is none of them is refused when tarfile reads it.
         opener = next((opener for magic, opener in COMPRESSED.items() if start.startswith(magic)), open)
         with opener(path, "rb") as file:
             yield from _in_tar(file)
@@ -98,7 +103,10 @@ def _naming_damage(path: Path) -> Iterator[None]:
 
 
 class _StrictMember(tarfile.TarInfo):
-    """A header that cannot be read is an error everywhere; tarfile takes all but the first for the archive's end."""
+    """A header whose damage is an error everywhere.
+
+    Python's tarfile takes a header that cannot be read, unless it is the first, for the archive's end.
+    """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -130,7 +138,10 @@ def _in_zip(path: Path) -> Iterator[_Member]:
 
 
 def _in_folder(folder: Path) -> Iterator[_Member]:
-    """Walk a folder; links within it are followed to files, not to folders, whose files have a place of their own."""
+    """Walk a folder that an archive was extracted to.
+
+    Links within it are followed to files, not to folders, whose files have a place of their own.
+    """
     for current, folders, names in os.walk(folder, onerror=_raise):
         folders.sort()
         for name in sorted([*names, *folders]):

@@ -25,9 +25,10 @@ DELAYS = (1.0, 2.0, 4.0, 8.0)
 
 @dataclass(frozen=True)
 class Remote:
-    """A file on the web: its address, its name here, its checksum and its size in bytes where they are known.
+    """A file on the web.
 
-    `checksum` is `sha256:HEX`, `md5:HEX` or `git:HEX`, the last of them the sha1 of a git blob.
+    Known are its address and its name here, and perhaps its checksum and its size in bytes. `checksum` is `sha256:HEX`,
+    `md5:HEX` or `git:HEX`, the last of them the sha1 of a git blob.
     """
 
     url: str
@@ -45,7 +46,10 @@ class Remote:
 
 
 def checksum_of(path: Path, kind: str) -> str:
-    """Compute the checksum of a file in hex: sha256, md5, or the git blob's sha1 (`kind` git)."""
+    """Compute the checksum of a file in hex.
+
+    `kind` is sha256, md5, or git for the sha1 of the file as a git blob.
+    """
     if kind not in DIGITS:
         raise InputError(f"there is no checksum of kind {kind!r}. Legal: {', '.join(DIGITS)}.")
     with path.open("rb") as file:
@@ -66,11 +70,11 @@ def verify(remote: Remote, path: Path) -> None:
 
 
 def given(remote: Remote, location: Path) -> Path | None:
-    """Find the verified file among those the user has, None if it is absent.
+    """Find the verified file among those the user has.
 
-    Looked at are `location` itself, or the files in that folder and anywhere below it that have the remote file's name.
-    Of several in one folder's subfolders the first, in order of their paths, that verifies counts. Refuses a location
-    that does not exist, and files of that name of which none verifies.
+    Returns None if it is absent. Looked at are `location` itself, or the files in that folder and anywhere below it
+    that have the remote file's name. Of several in one folder's subfolders the first, in order of their paths, that
+    verifies counts. Refuses a location that does not exist, and files of that name of which none verifies.
     """
     if not location.exists():
         raise InputError(f"{location} does not exist; --from takes a file or a folder that holds {remote.name}.")
@@ -89,11 +93,12 @@ def given(remote: Remote, location: Path) -> Path | None:
 
 
 def fetch(remote: Remote, folder: Path) -> Path:
-    """Download the file to `folder/remote.name` and verify it, unless it is there already.
+    """Download the file to `folder/remote.name` and verify it.
 
-    What an interrupted download left is gone on from, also in a later process; of several processes that want the same
-    file one downloads it while the others wait. Refuses what the server does not give after a few tries, what does not
-    fit on the disk, and what is not of the size and checksum announced.
+    One that is there already is verified only. What an interrupted download left is gone on from, also in a later
+    process; of several processes that want the same file one downloads it while the others wait. Refuses what the
+    server does not give after a few tries, what does not fit on the disk, and what is not of the size and checksum
+    announced.
     """
     from filelock import FileLock, Timeout
 
@@ -123,7 +128,11 @@ def fetch(remote: Remote, folder: Path) -> Path:
 
 
 class _Outcome(NamedTuple):
-    """How a transfer ended: `whole` says that the server has nothing more to send, `reason` what went wrong."""
+    """How a transfer ended.
+
+    `whole` says that the server has nothing more to send, `reason` what went wrong, `may_pass` that another try may
+    succeed.
+    """
 
     whole: bool
     reason: str | None = None
@@ -169,7 +178,10 @@ def _download(remote: Remote, part: Path) -> None:
 
 
 def _transfer(remote: Remote, part: Path) -> _Outcome:
-    """Append what is missing; the library tries several times while the connection breaks off."""
+    """Append what is missing of a file.
+
+    The library tries several times while the connection breaks off.
+    """
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
 
@@ -204,7 +216,10 @@ def _size(path: Path) -> int:
 
 
 def _fault(remote: Remote, path: Path) -> str | None:
-    """Say what is wrong with a file, None if nothing is; the size is compared first."""
+    """Say what is wrong with a file, None if nothing is.
+
+    The size is compared first.
+    """
     if not path.is_file():
         return "there is no such file"
     size = path.stat().st_size

@@ -20,11 +20,12 @@ SIZE = 8
 
 
 def digits() -> Content:
-    """scikit-learn's 1,797 handwritten digits, 8x8 grey levels, as 1,297 for training and 500 for testing.
+    """Build scikit-learn's 1,797 handwritten digits.
 
-    The split: each class gives the test split its share of 500 (largest remainders first, then the smaller digit), the
-    images whose sha256 is smallest. Both splits stand in the order of that sha256, taken over the encoded bytes. An
-    image that occurs twice is kept once, so none is in both splits.
+    They are 8x8 grey levels, 1,297 for training and 500 for testing. The split: each class gives the test split its
+    share of 500 (largest remainders first, then the smaller digit), the images whose sha256 is smallest. Both splits
+    stand in the order of that sha256, taken over the encoded bytes. An image that occurs twice is kept once, so none is
+    in both splits.
     """
     import numpy as np
     from PIL import Image
@@ -38,12 +39,13 @@ def digits() -> Content:
         label_of.setdefault(_encode(Image.fromarray(image)), int(label))
     encoded = list(label_of)
     ordered = [encoded[i] for i in by_content(encoded)]
-    taken = dict(enumerate(_shares([list(label_of.values()).count(d) for d in range(10)], DIGITS_IN_TEST)))
+    # How many images of each digit the test split still lacks: the first ones in the order of the sha256 go there.
+    lacking = dict(enumerate(_shares([list(label_of.values()).count(d) for d in range(10)], DIGITS_IN_TEST)))
     train, test = Rows([], []), Rows([], [])
     for value in ordered:
         label = label_of[value]
-        rows = test if taken[label] > 0 else train
-        taken[label] -= 1
+        rows = test if lacking[label] > 0 else train
+        lacking[label] -= 1
         rows.values.append(value)
         assert rows.labels is not None
         rows.labels.append(label)
@@ -56,10 +58,11 @@ def digits() -> Content:
 
 
 def photographs() -> Content:
-    """8,000 square crops of scikit-learn's two photographs, 16 to 96 pixels wide, as 8x8 grey levels.
+    """Crop 8,000 squares from scikit-learn's two photographs.
 
-    Photograph, width, place and whether the crop is inverted come from one named random stream per crop. Crops without
-    structure are dropped, the others stretched to the full range of grey, as handwritten digits use it.
+    Crops are 16 to 96 pixels wide, stored as 8x8 grey levels. Photograph, width, place and whether the crop is inverted
+    come from one named random stream per crop. Crops without structure are dropped, the others stretched to the full
+    range of grey, as handwritten digits use it.
     """
     import numpy as np
     from PIL import Image
@@ -72,6 +75,8 @@ def photographs() -> Content:
         bits, photograph = divmod(stream(0, "photographs", draw), len(grey))
         draw += 1
         image = grey[photograph]
+        # The stream's number is used up digit by digit, in changing bases: which photograph, how wide, where, inverted or
+        # not. 47 of two photographs and 81 widths would be photograph 1, then 23: 16 + 23 pixels, and nothing is left.
         bits, extra = divmod(bits, CROP_PIXELS[1] - CROP_PIXELS[0] + 1)
         width = CROP_PIXELS[0] + extra
         bits, left = divmod(bits, image.width - width + 1)
@@ -92,14 +97,21 @@ def photographs() -> Content:
 
 
 def _encode(image: Image) -> bytes:
-    """A portable grey map: its bytes, unlike those of PNG, do not depend on the version of a compressor."""
+    """Encode an image as a portable grey map.
+
+    Its bytes, unlike those of PNG, do not depend on the version of a compressor.
+    """
     buffer = BytesIO()
     image.save(buffer, format="PPM")
     return buffer.getvalue()
 
 
 def _shares(counts: list[int], total: int) -> list[int]:
-    """`total` divided in proportion to `counts` by largest remainders."""
+    """Divide `total` in proportion to `counts`, by largest remainders.
+
+    Example: 5 over the counts 3, 3, 1 has the quotas 2.14, 2.14, 0.71; the whole parts are 2, 2, 0, and the one that is
+    left goes to the last.
+    """
     size = sum(counts)
     shares = [total * count // size for count in counts]
     by_remainder = sorted(range(len(counts)), key=lambda i: (-(total * counts[i] % size), i))

@@ -59,7 +59,10 @@ TOKENIZER = Path(__file__).with_name("docstrings_tokenizer.json")
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Syntax trees hold no cycles; looking for some takes longer than parsing once torch or datasets are loaded."""
+    """Suspend the search for unreachable reference cycles.
+
+    Syntax trees hold no cycles; looking for some takes longer than parsing once torch or datasets are loaded.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -71,25 +74,26 @@ def _without_collector() -> Iterator[None]:
 
 @_without_collector()
 def pydocs() -> Content:
-    """First paragraphs of the standard library's docstrings, labelled with the module they come from.
+    """Collect the standard library's docstrings, labelled with their modules.
 
-    The module's own name is removed from its texts. A text that two modules share is dropped; one that a module repeats
-    is kept once (case is ignored). The split: within each class the quarter whose sha256 is smallest is the test
-    split; both splits stand in the order of the sha256 of their texts. Refuses a Python without these sources.
+    Of each docstring it is the first paragraph. The module's own name is removed from its texts. A text that two
+    modules share is dropped; one that a module repeats is kept once (case is ignored). The split: within each class the
+    quarter whose sha256 is smallest is the test split; both splits stand in the order of the sha256 of their texts.
+    Refuses a Python without these sources.
     """
     library = Path(sysconfig.get_paths()["stdlib"])
     texts = {module: _module_texts(library, module) for module in MODULES}
-    modules_with = Counter(folded for own in texts.values() for folded in own)
+    modules_with = Counter(folded for of_module in texts.values() for folded in of_module)
     label_of: dict[bytes, int] = {}
     for label, module in enumerate(MODULES):
-        own = [text for folded, text in texts[module].items() if modules_with[folded] == 1]
-        if len(own) < LEAST_PER_MODULE:
+        unshared = [text for folded, text in texts[module].items() if modules_with[folded] == 1]
+        if len(unshared) < LEAST_PER_MODULE:
             raise InputError(
-                f"pydocs: the module {module} has {len(own)} usable docstrings in {library}, "
+                f"pydocs: the module {module} has {len(unshared)} usable docstrings in {library}, "
                 f"{LEAST_PER_MODULE} are needed. "
                 "Use a CPython 3.11, 3.12 or 3.13 that is installed with the sources of its standard library."
             )
-        label_of.update({text.encode(): label for text in own})
+        label_of.update({text.encode(): label for text in unshared})
     values = list(label_of)
     left_for_test = {label: count // 4 for label, count in Counter(label_of.values()).items()}
     train, test = Rows([], []), Rows([], [])
@@ -149,7 +153,7 @@ def docstrings() -> Content:
 
 
 def _module_texts(library: Path, module: str) -> dict[str, str]:
-    """The usable texts of a module by their case-folded form."""
+    """Collect the usable texts of a module by their case-folded form."""
     own_name = re.compile(rf"\b{re.escape(module)}\b", re.IGNORECASE)
     texts: set[str] = set()
     for path in [library / f"{module}.py", *(library / module).rglob("*.py")]:
@@ -163,7 +167,10 @@ def _is_usable(text: str) -> bool:
 
 
 def _first_paragraphs(path: Path) -> Iterator[str]:
-    """The first paragraph of each docstring of a source file, white space normalised; none if it cannot be parsed."""
+    """Yield the first paragraph of each docstring of a source file.
+
+    White space is normalised. There is none if the file cannot be parsed.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's sources
         try:

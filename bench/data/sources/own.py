@@ -46,7 +46,10 @@ DRAWN = "test was drawn: of each class's different contents the fifth (at least 
 
 
 class _Row(NamedTuple):
-    """An example: where it lies in its source, its content, its second text if texts come in pairs, its label."""
+    """One example of the user's.
+
+    It holds where the example lies in its source, its content, its second text if texts come in pairs, and its label.
+    """
 
     where: str
     value: bytes
@@ -56,7 +59,10 @@ class _Row(NamedTuple):
 
 @dataclass
 class _Table:
-    """What one file, class folder or split on the hub holds; `names` are those of a ClassLabel."""
+    """The rows of one file, class folder or split on the hub.
+
+    `names` are those of a ClassLabel, None where the source declares no classes.
+    """
 
     origin: str
     rows: list[_Row]
@@ -67,19 +73,23 @@ _Tables = dict[str, list[_Table]]
 
 
 def local(source: str) -> bool:
-    """Whether reading this source needs no network."""
+    """Tell whether reading this source needs no network."""
     return _kind(source)[0] != "hub"
 
 
 def default_modality(source: str) -> Literal["image", "text"]:
-    """The modality of data of which only the source is declared: folders hold images, everything else texts."""
+    """Return the modality of data whose source alone is declared.
+
+    Folders hold images, everything else texts.
+    """
     return "image" if _kind(source)[0] == "folder" else "text"
 
 
 def fingerprint(task: Task) -> str:
-    """A cheap hash by which a changed source is noticed: of names, sizes and times of change, without reading files.
+    """Hash a source so that a change of it is noticed.
 
-    For a data set on the hub it is the source itself. Refuses a path that is missing.
+    Hashed are names, sizes and times of change; no file is read. For a data set on the hub it is the source itself.
+    Refuses a path that is missing.
     """
     kind, location = _kind(_source(task))
     if kind == "hub":
@@ -93,22 +103,22 @@ def fingerprint(task: Task) -> str:
     return digest([kind, listing])
 
 
-def read(task: Task, given: Path | None = None) -> Content:
-    """The content of `task.source`; `given` is a local copy of a repository on the hub, read in its stead.
+def read(task: Task, local_copy: Path | None = None) -> Content:
+    """Read the content of `task.source`.
 
-    Class names are those of a ClassLabel in its order, sorted strings, or "0" to the largest whole number. Where a test
-    split exists without labels (as GLUE's), or a hub data set has none, the validation split becomes the test split;
-    where neither exists, a fifth of each class is drawn by a fixed rule. `sources` says so, and holds the sha256 of
-    single files. Refuses, by file and row, what is missing, empty, unreadable, of the other modality, or a label that
-    training lacks.
+    A `local_copy` of a repository on the hub is read in its stead. Class names are those of a ClassLabel in its
+    order, sorted strings, or "0" to the largest whole number. Where a test split exists without labels (as GLUE's), or
+    a hub data set has none, the validation split becomes the test split; where neither exists, a fifth of each class is
+    drawn by a fixed rule. `sources` says so, and holds the sha256 of single files. Refuses, by file and row, what is
+    missing, empty, unreadable, of the other modality, or a label that training lacks.
     """
     kind, location = _kind(_source(task))
     _check_modality(task, kind)
     if kind == "hub":
-        splits, sources = _read_hub(task, location, given)
-    elif given is not None:
+        splits, sources = _read_hub(task, location, local_copy)
+    elif local_copy is not None:
         raise InputError(
-            f"--from {given}: {task.name} is read from {task.source}; only hub: sources take a copy. "
+            f"--from {local_copy}: {task.name} is read from {task.source}; only hub: sources take a copy. "
             f"To read other files, bind {task.name}/task.source to them."
         )
     else:
@@ -180,7 +190,10 @@ def _other_modality(task: Task, where: str) -> InputError:
 
 
 def _row(task: Task, where: str, record: Mapping[str, Any]) -> _Row:
-    """Take an example out of a record, encoded; refuse by `where` what is none."""
+    """Take an example out of a record, its contents encoded.
+
+    Refuses, by `where` it stands, what is no example.
+    """
     value, pair, label = _columns(task)
     encode = _image if task.modality == "image" else _text
     try:
@@ -192,6 +205,8 @@ def _row(task: Task, where: str, record: Mapping[str, Any]) -> _Row:
 
 
 def _image(value: Any) -> bytes:
+    # Encoded bytes, or what `datasets` stores in their stead: {"bytes": b"…", "path": "a.png"}. Where bytes are None,
+    # the path leads to them.
     content = value
     if isinstance(value, dict):
         content, path = value.get("bytes"), value.get("path")
@@ -226,6 +241,7 @@ def _shown(value: Any) -> str:
 
 
 def _columns(task: Task) -> tuple[str, str | None, str]:
+    # Of the content (an image or a text), of the second text of a pair, and of the label.
     value = task.image_column if task.modality == "image" else task.text_column
     return value, task.pair_column, task.label_column
 
@@ -252,22 +268,25 @@ def _read_folder(task: Task, path: Path) -> tuple[_Tables, dict[str, str]]:
     if not path.is_dir():
         raise InputError(f"{path} is a file: 'folder:' takes a folder with one folder per class.")
     folders = _folders(path)
-    named = [folder for folder in folders if _split_of(folder.name) is not None]
+    split_folders = [folder for folder in folders if _split_of(folder.name) is not None]
     # A class may be called "train" or "test"; a split holds folders, a class holds images.
-    if any(_folders(folder) for folder in named):
-        if others := [folder.name for folder in folders if folder not in named]:
+    if any(_folders(folder) for folder in split_folders):
+        if others := [folder.name for folder in folders if folder not in split_folders]:
             raise InputError(
                 f"{path} holds {', '.join(map(repr, others))} beside the splits: move them away, or name them one of "
                 f"{', '.join(SPLIT_NAMES)}."
             )
-        by_split = _by_split(task, path, [(folder.name, [folder]) for folder in named])
+        by_split = _by_split(task, path, [(folder.name, [folder]) for folder in split_folders])
     else:
         by_split = {"train": [path]}
     return {split: _classes(task, folder) for split, (folder,) in by_split.items()}, {}
 
 
 def _by_split(task: Task, path: Path, parts: list[tuple[str, list[Path]]]) -> dict[str, list[Path]]:
-    """The folder, or files, of each split from what they are called."""
+    """Group folders or files by the split that their name means.
+
+    Refuses two of one split, and a source without a training split.
+    """
     by_split: dict[str, list[Path]] = {}
     for name, entries in parts:
         split = _split_of(name)
@@ -315,8 +334,11 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _walk(folder: Path, deep: bool = True) -> Iterator[Path]:
-    """The files of a folder and, if `deep`, of those below; hidden ones left out, links followed once."""
-    waiting, seen = [folder], set()
+    """Yield the files of a folder and, if `deep`, below it.
+
+    Hidden ones are left out, links are followed once.
+    """
+    waiting, seen = [folder], set()  # a folder that two links lead to is read once
     while waiting:
         current = waiting.pop()
         if (real := current.resolve()) in seen:
@@ -363,12 +385,17 @@ def _read_files(task: Task, kind: str, path: Path) -> tuple[_Tables, dict[str, s
 
 
 def _shards(task: Task, kind: str, path: Path) -> dict[str, list[Path]]:
-    """The files of each split: one, or shards as `datasets` numbers them; refuses incomplete shards."""
+    """Group the files of a folder by their split.
+
+    A split is one file, or shards as `datasets` numbers them: `train.csv`, or `train-00000-of-00002.csv` and
+    `train-00001-of-00002.csv`. Refuses incomplete shards.
+    """
     files = [file for file in _walk(path, deep=False) if file.suffix.lower() == f".{kind}"]
     if not files:
         raise InputError(f"{path} holds no .{kind} file: {task.name} needs train.{kind} in it.")
     by_stem: dict[tuple[str, str], list[Path]] = {}
     for file in files:
+        # A shard goes under its name and the number of shards: test-00000-of-00002 under ("test", "00002").
         match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", file.stem)
         stem, count = match.groups() if match else (file.stem, "")
         if _split_of(stem) is None:
@@ -399,7 +426,10 @@ def _read_parquet(task: Task, file: Path) -> _Table:
 
 
 def _names_in(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...] | None:
-    """The class names that `datasets` wrote beside the columns."""
+    """Return the class names that `datasets` wrote beside the columns.
+
+    They are None where the label column is no ClassLabel.
+    """
     try:
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
         return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else None
@@ -459,7 +489,10 @@ def _read_csv(task: Task, file: Path) -> _Table:
 
 
 def _read_lines(file: Path, rows: Iterable[_Row]) -> _Table:
-    """Collect the rows of a text file; where it ends in a fault, say after which line."""
+    """Collect the rows of a text file.
+
+    Where it ends in a fault, the message says after which line.
+    """
     table = _Table(str(file), [])
     try:
         for row in rows:
@@ -473,7 +506,10 @@ def _read_lines(file: Path, rows: Iterable[_Row]) -> _Table:
 
 
 def _as_numbers(tables: list[_Table]) -> None:
-    """Make the labels of CSV files whole numbers where all of them are."""
+    """Make the labels of CSV files whole numbers, if all are.
+
+    CSV knows only texts: '0', '1', '2' become 0, 1, 2, while '0', '1', 'x' remain the names that they are.
+    """
     labels = {row.label for table in tables for row in table.rows} - {None}
     if all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", label) for label in labels):
         number = {None: None} | {label: int(label) for label in labels}
@@ -484,7 +520,7 @@ def _as_numbers(tables: list[_Table]) -> None:
 # -------------------------------------------------------------------------------------------------------------- hub
 
 
-def _read_hub(task: Task, location: str, given: Path | None) -> tuple[_Tables, dict[str, str]]:
+def _read_hub(task: Task, location: str, local_copy: Path | None) -> tuple[_Tables, dict[str, str]]:
     repository, _, revision = location.partition("@")
     if not revision:
         raise InputError(
@@ -493,12 +529,15 @@ def _read_hub(task: Task, location: str, given: Path | None) -> tuple[_Tables, d
         )
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
         raise InputError(f"{task.name}/task.source = {task.source!r}: must be written as {KINDS['hub']}.")
-    if given is not None and not given.is_dir():
-        raise InputError(f"--from {given.absolute()} is no folder: give a local copy of the repository {repository}.")
+    if local_copy is not None and not local_copy.is_dir():
+        raise InputError(
+            f"--from {local_copy.absolute()} is no folder: give a local copy of the repository {repository}."
+        )
     sources = {"repository": location} | ({"configuration": task.configuration} if task.configuration else {})
     # A cache of our own: the common one offers other revisions without a network, and old content for a changed folder.
     with tempfile.TemporaryDirectory(prefix="bench-hub-", ignore_cleanup_errors=True) as cache:
-        loaded = _load(task, repository, revision, given, cache)
+        loaded = _load(task, repository, revision, local_copy, cache)
+        # Of mnli, the one task with two validation and two test splits, the matched ones are used.
         renamed = {"validation_matched": "validation", "test_matched": "test"} if task.configuration == "mnli" else {}
         splits: _Tables = {}
         for split in sorted(loaded):
@@ -507,27 +546,27 @@ def _read_hub(task: Task, location: str, given: Path | None) -> tuple[_Tables, d
                 splits[name] = [_read_loaded(task, f"{repository}, {split}", loaded[split])]
         if "train" not in splits:
             raise InputError(f"{location} has no split named train (there are {', '.join(sorted(loaded))}).")
-        return splits, sources | ({"copy": "local"} if given is not None else {})
+        return splits, sources | ({"copy": "local"} if local_copy is not None else {})
 
 
-def _load(task: Task, repository: str, revision: str, given: Path | None, cache: str) -> Any:
+def _load(task: Task, repository: str, revision: str, local_copy: Path | None, cache: str) -> Any:
     import datasets
 
-    if given is None and Path(repository).exists():
+    if local_copy is None and Path(repository).exists():
         raise InputError(
             f"{Path(repository).absolute()} would be read in place of {task.source}: work in another directory, or "
             "give that folder with --from."
         )
     try:
-        if given is not None:
-            return datasets.load_dataset(str(given.absolute()), task.configuration, cache_dir=cache)
+        if local_copy is not None:
+            return datasets.load_dataset(str(local_copy.absolute()), task.configuration, cache_dir=cache)
         return datasets.load_dataset(repository, task.configuration, revision=revision, cache_dir=cache)
     except Exception as error:  # of the network, the hub, the files or their format: each library has its own
         reason = f"{error}; {error.__cause__}" if error.__cause__ is not None else f"{error}"
         check = f"Check {task.name}/task.source and {task.name}/task.configuration = {task.configuration!r}."
-        if given is not None:
+        if local_copy is not None:
             raise InputError(
-                f"{task.name}: {given.absolute()} cannot be read as a copy of {repository} ({reason}). {check}"
+                f"{task.name}: {local_copy.absolute()} cannot be read as a copy of {repository} ({reason}). {check}"
             ) from error
         raise InputError(
             f"{task.name}: {repository}@{revision} cannot be fetched ({reason}). {check} Without a network: "
@@ -552,7 +591,20 @@ def _read_loaded(task: Task, where: str, split: Any) -> _Table:
 
 
 def _settle(task: Task, kind: str, splits: _Tables) -> tuple[_Tables, str]:
-    """The splits with labels under the names they are used by, and what was done about the test split."""
+    """Choose the splits that are used, and their names.
+
+    Returns them with a note on what was done about the test split, which is empty where nothing was. A test split is
+    hidden if none of its examples has a label (GLUE writes -1):
+
+    | the source has                         | train     | test                        |
+    |----------------------------------------|-----------|-----------------------------|
+    | train, test                            | train     | test                        |
+    | train, validation, test                | train     | test (validation: as it is) |
+    | train, validation, no or a hidden test | train     | validation                  |
+    | train, no or a hidden test             | drawn later from train by `_draw`       |
+
+    Files of the user's with a validation split and without any test split are refused: which is meant?
+    """
     labels = [row.label for table in splits.get("test", ()) for row in table.rows]
     hidden = "test" in splits and all(label is None or label == -1 for label in labels)
     if "test" in splits and not hidden:
@@ -570,12 +622,17 @@ def _settle(task: Task, kind: str, splits: _Tables) -> tuple[_Tables, str]:
 
 
 def _class_names(task: Task, splits: _Tables) -> tuple[str, ...]:
-    """The class names over all splits; refuses labels that are missing, mixed, negative or unknown in training."""
+    """Return the class names over all splits.
+
+    Refuses labels that are missing, mixed, negative or unknown in training.
+    """
     tables = [table for split in splits.values() for table in split]
     declared = {table.names: table.origin for table in tables}
     if len(declared) > 1:
         first, second = list(declared.values())[:2]
         raise InputError(f"{first} and {second} declare different classes: write both with the same class names.")
+    # In this order: the classes that the source declares, then names of the training split, then whole numbers there.
+    # ["cat", "dog", "cat"] gives cat, dog; [0, 2, 2] gives "0", "1", "2", of which 1 has no example.
     rows = [row for table in tables for row in table.rows]
     strings = isinstance(rows[0].label, str)
     for row in rows:
@@ -608,7 +665,10 @@ def _refuse_labels(rows: Iterable[_Row], legal: Container[Any], which: str) -> N
 
 
 def _numbered(tables: list[_Table], names: tuple[str, ...]) -> list[_Row]:
-    """Join the rows of a split, each label a number: labels that are names become their position."""
+    """Join the rows of a split, each label a number.
+
+    Labels that are names become their position in `names`.
+    """
     number = {name: i for i, name in enumerate(names)}
     return [row._replace(label=number.get(row.label, row.label)) for table in tables for row in table.rows]
 
@@ -623,10 +683,11 @@ def _content(task: Task, rows: list[_Row]) -> Rows:
 
 
 def _draw(task: Task, rows: list[_Row], names: tuple[str, ...]) -> dict[str, list[_Row]]:
-    """Draw train and test from one split by the rule in `DRAWN`, each in the order of the source.
+    """Draw train and test from one split by the rule in `DRAWN`.
 
-    Example: a class has 7 rows with the contents a, b, a, c, d, e, f. Of its 6 different contents the fifth, 1, goes to
-    the test split; if a has the smallest sha256, both rows with it do, and the other 5 stay for training.
+    Both stand in the order of the source. Example: a class has 7 rows with the contents a, b, a, c, d, e, f. Of its 6
+    different contents the fifth, 1, goes to the test split; if a has the smallest sha256, both rows with it do, and the
+    other 5 stay for training.
     """
     content = [row.value if row.pair is None else row.value + b"\0" + row.pair for row in rows]
     by_class: dict[int, dict[bytes, None]] = {}  # contents, each once: equal examples stay on one side
@@ -638,6 +699,7 @@ def _draw(task: Task, rows: list[_Row], names: tuple[str, ...]) -> dict[str, lis
             f"{', '.join(single[:10])}{' …' * (len(single) > 10)} there is one example only (copies do not count). "
             "Add some, or a test split."
         )
+    # Members of a class stand in the order of their sha256, so its first fifth has the smallest.
     drawn = {label: set(list(members)[: max(1, len(members) // 5)]) for label, members in by_class.items()}
     split_of = ["test" if content[i] in drawn[row.label] else "train" for i, row in enumerate(rows)]
     return {
@@ -646,19 +708,29 @@ def _draw(task: Task, rows: list[_Row], names: tuple[str, ...]) -> dict[str, lis
 
 
 def own_task(name: str, source: str) -> Task:
-    """A user's own task as it is before the gin file's other settings: the modality is that of such sources."""
+    """Build a user's own task as it is by default.
+
+    The other settings of the gin file come on top; the modality is that of such sources.
+    """
     modality = default_modality(source)
     backbone = "vit_mae_base" if modality == "image" else "roberta_base"
     return Task(name=name, modality=modality, backbone=backbone, metric="accuracy", source=source)
 
 
 def is_local(name: str, task: Task | None) -> bool:
-    """Whether a task or corpus can be built from what is on this computer, so that a grid may do so unasked."""
+    """Tell whether a task or corpus can be built without a download.
+
+    What lies on this computer a grid may build unasked.
+    """
     return name in EMBEDDED or (task is not None and task.source is not None and local(task.source))
 
 
 def fingerprint_of(task: Task) -> str | None:
-    """What a prepared copy of a user's own data was made from; None where the source cannot be looked at now."""
+    """Hash what a prepared copy of a user's own data depends on.
+
+    It covers the source, its modality and configuration, and the columns read; None where the source cannot be looked
+    at now.
+    """
     if task.source is None:
         return None
     try:

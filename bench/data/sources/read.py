@@ -25,27 +25,34 @@ DOWNLOADS = "downloads"
 """The folder of the data root that keeps official archives."""
 
 
-def read(name: str, task: Task | None, root: Path, given: Path | None) -> Content:
-    """The content of a task or corpus, checked; see `bench.data.prepare`."""
+def read(name: str, task: Task | None, root: Path, local_copy: Path | None) -> Content:
+    """Return the content of a task or corpus, checked.
+
+    See `bench.data.prepare`.
+    """
     if name in EMBEDDED:
-        if given is not None:
-            raise InputError(f"--from {given}: {name} is built from installed packages and takes no files.")
+        if local_copy is not None:
+            raise InputError(f"--from {local_copy}: {name} is built from installed packages and takes no files.")
         return EMBEDDED[name]()
     assert task is not None
+    # In turn: a user's own data (and GLUE), splits of a public task that somebody made files of, its official files.
     if task.source is not None:
-        content = own.read(task, given)
-    elif given is not None and (ready := ready_splits(given)) is not None:
-        content = own.read(dataclasses.replace(task, source=f"{ready}:{given}"))
+        content = own.read(task, local_copy)
+    elif local_copy is not None and (ready := ready_splits(local_copy)) is not None:
+        content = own.read(dataclasses.replace(task, source=f"{ready}:{local_copy}"))
     else:
-        content = official.build(name, root / DOWNLOADS, given)
+        content = official.build(name, root / DOWNLOADS, local_copy)
     refuse(name, content, official.empty_classes(name, content))
     official.refuse_differences(name, content)
-    found = fingerprint_of(task)
-    return dataclasses.replace(content, sources=content.sources | ({} if found is None else {"fingerprint": found}))
+    source = fingerprint_of(task)
+    return dataclasses.replace(content, sources=content.sources | ({} if source is None else {"fingerprint": source}))
 
 
-def ready_splits(given: Path) -> str | None:
-    """The kind of source that a folder with a data set's splits is (one file each), None for anything else."""
-    if not given.is_dir():
+def ready_splits(folder: Path) -> str | None:
+    """Return the kind of files that a folder of splits holds.
+
+    There is one file for each split, or shards; None for anything else.
+    """
+    if not folder.is_dir():
         return None
-    return next((kind for kind in ("parquet", "jsonl", "csv") if any(given.glob(f"train*.{kind}"))), None)
+    return next((kind for kind in ("parquet", "jsonl", "csv") if any(folder.glob(f"train*.{kind}"))), None)
