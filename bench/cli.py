@@ -14,7 +14,10 @@ from bench.errors import InputError
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the arguments that name a grid, its data, store and results."""
+    """Build a parser with the arguments of every grid command.
+
+    They name a grid, its data, store and results.
+    """
     arguments = argparse.ArgumentParser(prog=program, description=description)
     add_bindings(arguments, required=True)
     arguments.add_argument("--store", type=Path, default=Path("runs"), help="where stages are kept (default: runs)")
@@ -45,12 +48,15 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def data_root(arguments: argparse.Namespace) -> Path:
-    """The folder of prepared data."""
+    """Return the folder of prepared data."""
     return arguments.data or default_data_root()
 
 
 def check_writable(argument: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made or written, before anything is."""
+    """Refuse a folder that cannot be made or written.
+
+    Nothing is made in it before.
+    """
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
     if writable:
@@ -63,14 +69,17 @@ def check_writable(argument: str, folder: Path) -> None:
 
 
 def check_results(results: Path, name: str | None) -> None:
-    """Refuse a results folder in which the tables of this grid cannot be written."""
+    """Refuse a results folder that cannot hold a grid's tables."""
     check_writable("--results", results)
     if (results / f"{name}.md").is_dir() or (results / str(name)).is_file():
         raise InputError(f"--results {results}: {name}.md must be a file and {name} a folder there. Move what is.")
 
 
 def reporting_errors(main: Callable[[], int]) -> int:
-    """Run a command; bad input becomes one message and exit status 2, Ctrl-C 130."""
+    """Run a command and report its errors.
+
+    Bad input becomes one message and exit status 2, an error of the disk status 1, Ctrl-C status 130.
+    """
     try:
         return main()
     except InputError as error:

@@ -5,11 +5,17 @@ from collections.abc import Iterable
 
 
 class InputError(Exception):
-    """What the user gave cannot be used: says what, where, what is legal and how to fix it (exit status 2)."""
+    """What the user gave cannot be used.
+
+    The message says what, where, what is legal and how to fix it; the exit status is 2.
+    """
 
 
 class SpecError(InputError):
-    """A field of a spec has an impossible value; `field` lets the configuration name the gin line that set it."""
+    """A field of a spec has an impossible value.
+
+    `field` lets the configuration name the gin line that set it.
+    """
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -21,11 +27,17 @@ class NotPrepared(InputError):
 
 
 class DamagedStore(InputError):
-    """A file of the store cannot be trusted: names the file and how to go on."""
+    """A file of the store cannot be trusted.
+
+    The message names the file and how to go on.
+    """
 
 
 def nearest(name: str, legal: Iterable[str]) -> str:
-    """The end of an error message: the closest legal name, then all of them."""
+    """End an error message with the closest legal name and all others.
+
+    Without a close one there are only the legal names.
+    """
     names = sorted(set(legal) - {""})
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{close[0]}'?" if close else ""

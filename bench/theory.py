@@ -35,29 +35,39 @@ Array = npt.NDArray[Any]
 
 
 def vectorise(matrix: Array) -> Array:
-    """The vector w = vec(Wᵀ): the rows of W (p, d) one after another, (p·d,)."""
+    """Return the vector w = vec(Wᵀ).
+
+    It has the rows of W (p, d) one after another, (p·d,).
+    """
     return matrix.reshape(-1)
 
 
 def design_matrix(features: Array, outputs: int) -> Array:
-    """Z (n·p, p·d) of features Φ (d, n) and p `outputs`: Zw lists the n values of each output in turn."""
+    """Return Z (n·p, p·d) of features Φ (d, n).
+
+    There are p `outputs`; Zw lists the n values of each output in turn.
+    """
     return np.kron(np.eye(outputs), features.T)
 
 
 def vectorise_labels(labels: Array) -> Array:
-    """Labels (n, p) in the order of Zw: column by column, (n·p,)."""
+    """Return labels (n, p) in the order of Zw.
+
+    That is column by column, (n·p,).
+    """
     return labels.T.reshape(-1)
 
 
 def training_outputs(design: Array, weights: Array, outputs: int) -> Array:
-    """f(x_i) of every training input, (n, p)."""
+    """Return f(x_i) of every training input, (n, p)."""
     return (design @ weights).reshape(outputs, -1).T
 
 
 class Spectrum(NamedTuple):
-    """The singular value decomposition Zᵀ = U Σ Vᵀ: `u` (p·d, N), `sigma` (N,) descending, `v` (N, N).
+    """The singular value decomposition Zᵀ = U Σ Vᵀ.
 
-    Each singular value of Φ occurs p times, so single columns are not unique; sums over an eigenspace are.
+    `u` is (p·d, N), `sigma` (N,) descending, `v` (N, N). Each singular value of Φ occurs p times, so single columns are
+    not unique; sums over an eigenspace are.
     """
 
     u: Array
@@ -66,7 +76,10 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(design: Array) -> Spectrum:
-    """The decomposition; refuses features without full column rank, for which Section 4 says nothing."""
+    """Decompose Zᵀ into its singular values and vectors.
+
+    Refuses features without full column rank, for which Section 4 says nothing.
+    """
     u, sigma, v_transposed = np.linalg.svd(design.T, full_matrices=False)
     if design.shape[0] > design.shape[1] or sigma[-1] <= sigma[0] * max(design.shape) * np.finfo(np.float64).eps:
         raise ValueError("the features Φ (d, n) must have full column rank: independent columns, n at most d")
@@ -77,20 +90,26 @@ def spectrum(design: Array) -> Spectrum:
 
 
 def ridge_round(design: Array, previous: Array, examples: int, ridge: float) -> Array:
-    """One round: the solution of (ZᵀZ + nλI) w = ZᵀZ w_{t−1}, with `examples` n and `ridge` λ."""
+    """Return w_t, the solution of one round.
+
+    It solves (ZᵀZ + nλI) w = ZᵀZ w_{t−1}, with `examples` n and `ridge` λ.
+    """
     gram = design.T @ design
     solution: Array = np.linalg.solve(gram + examples * ridge * np.eye(len(gram)), gram @ previous)
     return solution
 
 
 def ridge_gradient(design: Array, weights: Array, previous: Array, examples: int, ridge: float) -> Array:
-    """The gradient of (1/n)‖Zw − Zw_{t−1}‖² + λ‖w‖² at w; zero at a round's solution."""
+    """Return the gradient of (1/n)‖Zw − Zw_{t−1}‖² + λ‖w‖² at w.
+
+    It is zero at a round's solution.
+    """
     gradient: Array = 2 / examples * design.T @ (design @ (weights - previous)) + 2 * ridge * weights
     return gradient
 
 
 def ridge_rounds(design: Array, start: Array, examples: int, ridge: float, rounds: int) -> Array:
-    """w_0 … w_rounds, one by one (rounds + 1, p·d)."""
+    """Return w_0 … w_rounds, one by one (rounds + 1, p·d)."""
     weights = [start]
     for _ in range(rounds):
         weights.append(ridge_round(design, weights[-1], examples, ridge))
@@ -98,13 +117,19 @@ def ridge_rounds(design: Array, start: Array, examples: int, ridge: float, round
 
 
 def shrinkage(sigma: Array, examples: int, ridge: float, round: int) -> Array:
-    """[1 / (1 + nλ/σ_i²)]^t: what t rounds leave of each row-space coefficient of w_0."""
+    """Return [1 / (1 + nλ/σ_i²)]^t for every i.
+
+    It is what t rounds leave of each row-space coefficient of w_0.
+    """
     factors: Array = (1 / (1 + examples * ridge / sigma**2)) ** round
     return factors
 
 
 def lemma_1(design: Array, start: Array, examples: int, ridge: float, round: int) -> Array:
-    """w_t in closed form: Σ_i (1/σ_i) [1/(1 + nλ/σ_i²)]^t ỹ_i u_i + 1{t=0} P_r w_0, where ỹ = Vᵀ Z w_0."""
+    """Return w_t in closed form.
+
+    It is Σ_i (1/σ_i) [1/(1 + nλ/σ_i²)]^t ỹ_i u_i + 1{t=0} P_r w_0, where ỹ = Vᵀ Z w_0.
+    """
     u, sigma, v = spectrum(design)
     targets = v.T @ (design @ start)
     weights: Array = u @ (shrinkage(sigma, examples, ridge, round) * targets / sigma)
@@ -112,7 +137,7 @@ def lemma_1(design: Array, start: Array, examples: int, ridge: float, round: int
 
 
 def null_part(design: Array, weights: Array) -> Array:
-    """P_r w: the part of w that no training input sees."""
+    """Return P_r w, the part that no training input sees."""
     u = spectrum(design).u
     part: Array = weights - u @ (u.T @ weights)
     return part
@@ -122,10 +147,12 @@ def null_part(design: Array, weights: Array) -> Array:
 
 
 def gradient_flow(design: Array, targets: Array, start: Array, time: float) -> Array:
-    """The weights after `time` T of dw/dt = −Zᵀ(Zw − Y).
+    """Return the weights after `time` T of dw/dt = −Zᵀ(Zw − Y).
 
     Coefficient i of u_i becomes q_i (1 − e^{−σ_i²T}) + c_i e^{−σ_i²T}, where q = Σ⁻¹VᵀY; the null-space part stays.
     """
+    # Each coefficient is a system of its own. With σ = 2, T = 0.1, start c = 1 and goal q = 3: e^{−0.4} = 0.67 of the
+    # start is left, and it ends at 3 · 0.33 + 1 · 0.67 = 1.66.
     u, sigma, v = spectrum(design)
     kept = np.exp(-(sigma**2) * time)
     coefficients = (v.T @ targets) / sigma * (1 - kept) + (u.T @ start) * kept
@@ -134,16 +161,18 @@ def gradient_flow(design: Array, targets: Array, start: Array, time: float) -> A
 
 
 def integrate_flow(design: Array, targets: Array, start: Array, time: float, steps: int = 2000) -> Array:
-    """The same by the classical Runge-Kutta method, which knows nothing of singular values.
+    """Integrate the same flow by the classical Runge-Kutta method.
 
-    `start` (p·d,), or (p·d, k) for k flows at once.
+    It knows nothing of singular values. `start` (p·d,), or (p·d, k) for k flows at once.
     """
     targets = targets.reshape(-1, *[1] * (start.ndim - 1))
 
     def slope(weights: Array) -> Array:
-        way: Array = design.T @ (targets - design @ weights)
-        return way
+        direction: Array = design.T @ (targets - design @ weights)
+        return direction
 
+    # Classical Runge-Kutta: the slope is taken at the start of a step, twice at its middle and at its end, and the four
+    # are averaged with weights 1, 2, 2, 1.
     weights, step = start, time / steps
     for _ in range(steps):
         first = slope(weights)
@@ -158,7 +187,10 @@ def integrate_flow(design: Array, targets: Array, start: Array, time: float, ste
 
 @dataclass(frozen=True)
 class PsiParts:
-    """G1, G2, B and ψ1(0) … ψ1(rounds) of the printed bound on the distance that fine-tuning ends from w_init."""
+    """G1, G2, B and ψ1(0) … ψ1(rounds) of the printed bound.
+
+    It bounds the distance that fine-tuning ends from w_init.
+    """
 
     g1: float
     g2: float
@@ -167,7 +199,10 @@ class PsiParts:
 
     @property
     def teacher(self) -> Array:
-        """ψ1(t) + 1{t=0} B: what the teacher leaves, for t = 0 … rounds."""
+        """What the teacher leaves, for t = 0 … rounds.
+
+        It is ψ1(t) + 1{t=0} B.
+        """
         left = self.psi1.copy()
         left[0] += self.b
         return left
@@ -185,7 +220,10 @@ class PsiParts:
 
     @property
     def triangle(self) -> Array:
-        """sqrt(G1) + sqrt(ψ1(t) + 1{t=0} B) + G2: by the triangle inequality above every distance, unlike ψ."""
+        """A bound by the triangle inequality, above every distance, unlike ψ.
+
+        It is sqrt(G1) + sqrt(ψ1(t) + 1{t=0} B) + G2.
+        """
         values: Array = np.sqrt(self.g1) + np.sqrt(self.teacher) + self.g2
         return values
 
@@ -201,7 +239,10 @@ def psi_parts(
     time: float,
     rounds: int,
 ) -> PsiParts:
-    """G1 = Σ q_i²(1−e_i)², G2 = ‖w_init‖, B = ‖P_r w_0‖², ψ1(t) = Σ c_i(t)² e_i², with e_i = e^{−σ_i²T}."""
+    """Compute the parts of the printed bound.
+
+    G1 = Σ q_i²(1−e_i)², G2 = ‖w_init‖, B = ‖P_r w_0‖², ψ1(t) = Σ c_i(t)² e_i², with e_i = e^{−σ_i²T}.
+    """
     u, sigma, v = spectrum(design)
     kept = np.exp(-(sigma**2) * time)
     learned = (v.T @ targets) / sigma * (1 - kept)
@@ -220,7 +261,10 @@ def psi_parts(
 
 @dataclass(frozen=True)
 class Problem:
-    """A training set, a teacher and a start: `features` (d, n), `labels` (n, p), `teacher` and `initial` (p, d)."""
+    """A training set, a teacher and a start.
+
+    `features` (d, n), `labels` (n, p), `teacher` and `initial` (p, d).
+    """
 
     features: Array
     labels: Array
@@ -233,9 +277,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything Section 4 speaks of, for t = 0 … rounds along the first axis.
+    """Everything Section 4 speaks of.
 
-    `iterated` and `closed_form` (rounds + 1, p·d) are w_t both ways, `tuned` (rounds + 1, p·d) is w_{t,T}.
+    Arrays go along t = 0 … rounds on their first axis. `iterated` and `closed_form` (rounds + 1, p·d) are w_t both
+    ways, `tuned` (rounds + 1, p·d) is w_{t,T}.
     """
 
     sigma: Array
@@ -257,13 +302,19 @@ class Analysis:
 
     @property
     def bound_holds(self) -> list[bool]:
-        """Per round: whether the true supremum over w_init of this norm is at most the printed ψ(t), up to rounding."""
+        """Whether the printed bound holds in each round.
+
+        Compared, up to rounding, is the true supremum over w_init of this norm with the printed ψ(t).
+        """
         slack = 1e-12 * (1 + self.parts.psi)
         return [bool(holds) for holds in self.suprema <= self.parts.psi + slack]
 
 
 def analyse(problem: Problem, integrate: bool = True) -> Analysis:
-    """Compute it all; `integrate` compares the flow with a numerical integration, the only slow part."""
+    """Compute everything that Section 4 speaks of.
+
+    `integrate` compares the flow with a numerical integration, the only slow part.
+    """
     examples, outputs = problem.labels.shape
     design = design_matrix(problem.features, outputs)
     targets, start, initial = vectorise_labels(problem.labels), vectorise(problem.teacher), vectorise(problem.initial)
@@ -290,7 +341,10 @@ def analyse(problem: Problem, integrate: bool = True) -> Analysis:
 
 
 def strictly_decreasing(values: Array, tolerance: float = 0.0) -> bool:
-    """Whether every value is smaller than the one before it, by more than `tolerance`."""
+    """Tell whether every value is smaller than the one before.
+
+    It must be smaller by more than `tolerance`.
+    """
     return bool((np.diff(values) < -tolerance).all())
 
 
@@ -298,10 +352,11 @@ def strictly_decreasing(values: Array, tolerance: float = 0.0) -> bool:
 
 
 def example(kind: str, seed: int = 0, rounds: int = 4) -> Problem:
-    """A small problem whose teacher is `random`, `aligned` with the labels, `opposed` to them, or in the `null_space`.
+    """Build a small problem with a teacher of some kind.
 
-    Aligned: the teacher fits the labels. Opposed: after fine-tuning, nine tenths of what the labels have taught are
-    undone by what is left of w_0. `hand` is the smallest counter-example: one example, one feature, everything 1.
+    It is `random`, `aligned` with the labels, `opposed` to them, or in the `null_space`. Aligned: the teacher fits the
+    labels. Opposed: after fine-tuning, nine tenths of what the labels have taught are undone by what is left of w_0.
+    `hand` is the smallest counter-example: one example, one feature, everything 1.
     """
     if kind == "hand":
         unit = np.ones((1, 1))
@@ -328,7 +383,10 @@ def _row(name: str, values: Sequence[Any] | Array) -> str:
 
 
 def report(seed: int = 0, rounds: int = 4) -> str:
-    """What the command prints: what holds, then what does not hold as printed, each with its numbers."""
+    """Write what the command prints.
+
+    First comes what holds, then what does not hold as printed, each with its numbers.
+    """
     problems = {kind: example(kind, seed, rounds) for kind in ("random", "aligned", "opposed", "null_space")}
     analyses = {kind: analyse(problem) for kind, problem in problems.items()}
     hand = analyse(example("hand", rounds=rounds))
@@ -382,7 +440,7 @@ def report(seed: int = 0, rounds: int = 4) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the report; exit status 0."""
+    """Print the report; return exit status 0."""
     parser = argparse.ArgumentParser(prog="python -m bench.theory", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="of the random problems (default 0)")
     parser.add_argument("--rounds", type=int, default=4, help="of self-distillation (default 4)")

@@ -134,9 +134,7 @@ def make_plan(
 
 def _origin(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> str:
     named, changed = _computing(files, overrides, bindings)
-    return ", ".join(Path(name).name for name in named) + "".join(
-        f", --set {_without_path(text)!r}" for text in changed
-    )
+    return ", ".join(Path(name).name for name in named) + "".join(f", --set {_published(text)!r}" for text in changed)
 
 
 def source(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> str:
@@ -182,7 +180,7 @@ def _computing(files: Sequence[str], overrides: Sequence[str], bindings: Binding
     return named, [text for text in overrides if not text.lstrip().startswith("slurm.")]
 
 
-def _without_path(override: str) -> str:
+def _published(override: str) -> str:
     """Return a --set line without the paths that declarations hold.
 
     Tables are published, paths are private.
