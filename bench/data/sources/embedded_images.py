@@ -75,8 +75,8 @@ def photographs() -> Content:
         bits, photograph = divmod(stream(0, "photographs", draw), len(grey))
         draw += 1
         image = grey[photograph]
-        # The stream's number is used up digit by digit, in changing bases: which photograph, how wide, where, inverted or
-        # not. 47 of two photographs and 81 widths would be photograph 1, then 23: 16 + 23 pixels, and nothing is left.
+        # The stream's number is used up like digits in changing bases: which photograph, how wide, where, inverted or
+        # not. With two photographs and 81 widths, 47 means photograph 1, then 23 of the widths: 39 pixels; 0 is left.
         bits, extra = divmod(bits, CROP_PIXELS[1] - CROP_PIXELS[0] + 1)
         width = CROP_PIXELS[0] + extra
         bits, left = divmod(bits, image.width - width + 1)
