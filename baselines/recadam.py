@@ -53,6 +53,7 @@ def annealing(anneal: Anneal, step: int, *, k: float, t0: int, w: float) -> floa
         return w
     if anneal == "linear":
         return w * min(1.0, step / t0)
+    # A sigmoid around t0: half of w there, and nearly all of it 5 / k updates later.
     x = k * (step - t0)
     # The exponent is never positive, so nothing overflows however long the schedule.
     return w / (1 + math.exp(-x)) if x >= 0 else w * math.exp(x) / (1 + math.exp(x))

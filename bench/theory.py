@@ -47,6 +47,7 @@ def design_matrix(features: Array, outputs: int) -> Array:
 
     There are p `outputs`; Zw lists the n values of each output in turn.
     """
+    # For p = 2 it is [[Φᵀ, 0], [0, Φᵀ]].
     return np.kron(np.eye(outputs), features.T)
 
 

@@ -205,6 +205,7 @@ def _from_checkpoint(cell: Cell, default: Backbone) -> Backbone:
         return cell.configure(default, "backbone")
     if cell.is_official_checkpoint():
         _refuse_another_network(default, prepared)
+    # What the checkpoint's files say of the fields that weights decide replaces the default; then come the gin files.
     decided = {field: value for field, value in prepared.architecture.items() if field in default.FIXED}
     if isinstance(default, MaskedLanguageModel):
         decided["tokenizer_checksum"] = prepared.tokenizer_checksum
@@ -224,6 +225,7 @@ def _refuse_another_network(official: Backbone, prepared: Prepared) -> None:
     It may come from a local copy that was given for the download.
     """
     fields = {field: prepared.architecture.get(field) for field in official.FIXED}
+    # JSON has no tuples, and the specs have no lists.
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
     differences = {field: value for field, value in fields.items() if value != getattr(official, field)}
     if prepared.modality != official.MODALITY or differences:

@@ -168,6 +168,7 @@ class Catalogue:
         Those of the command line replace those of the files. Refuses a binding without a scope, or with one of two
         parts.
         """
+        # pets/task.source = … and pets/task.modality = … become {"pets": {"source": …, "modality": …}}.
         lines: dict[str, dict[str, Binding]] = {}
         # Files first and `--set` after them, so that its lines replace theirs.
         for binding in sorted(self.bindings, key=lambda binding: binding.override):

@@ -48,6 +48,8 @@ def check(name: str, catalogue: Catalogue, root: Path) -> Report:
         content = disk.read(manifest, root)
     except InputError as error:
         return Report(describe_manifest(manifest), [str(error)], [])
+    # The content is compared with its manifest; then, as a corpus has neither labels nor official counts, only that of
+    # a task with the rules for all data, and with what its source promises.
     wrong += _differences(manifest, content, root)
     if name not in CORPORA:
         wrong += problems(content, official.empty_classes(name, content))

@@ -194,6 +194,7 @@ def _joined(first: dict[str, Binding], second: dict[str, Binding]) -> dict[str, 
 
     Refuses a target that both bind, unless it is the same line of a file that both include.
     """
+    # a.gin and b.gin may both include common.gin: its lines then come twice, from one location, and count once.
     for target, binding in second.items():
         earlier = first.get(target, binding)
         if earlier.location != binding.location:

@@ -119,6 +119,7 @@ def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
             )
         if binding.scope not in legal:
             names = legal - {""} if "/" in binding.scope else {*rows, *columns}
+            # tapt/digits may be meant as digits/tapt: the task comes first.
             swapped = "/".join(reversed(binding.scope.split("/")))
             hint = f" Did you mean '{swapped}'?" if swapped in legal else nearest(binding.scope, names)
             raise InputError(
@@ -154,6 +155,7 @@ def _why_unused(binding: Binding, expansion: Expansion) -> str:
         return (
             f"{binding.location}: {binding.target} changes nothing: this grid does not run the task {task}. Remove it."
         )
+    # Bindings of the same setting that were used: whatever their scopes, they are what cells took in its stead.
     setting = (binding.configurable, binding.setting)
     stronger = {other.location for other in expansion.bindings.used if (other.configurable, other.setting) == setting}
     reason = "no cell reads it, or the recipe passes its own value"

@@ -95,6 +95,8 @@ def recipe(*specs: type[Spec]) -> Callable[[Recipe], Recipe]:
         name = function.__name__
         if name in RECIPES:
             raise TypeError(f"two recipes are named {name}")
+        # All but the cell: of `def kd(cell, teacher_backbone: str | None = None)`, gin files may bind
+        # kd.teacher_backbone.
         parameters = list(inspect.signature(function).parameters.values())[1:]
 
         @functools.wraps(function)

@@ -80,6 +80,7 @@ def weights(name: str, root: Path, checksum: str) -> Path:
         )
     path = location / WEIGHTS
     try:
+        # A file with the same number, size and time as before is not read again in this process.
         state = path.stat()
         present = _sha256_once(path, (state.st_ino, state.st_size, state.st_mtime_ns))
     except OSError as error:

@@ -93,6 +93,8 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises `InputError` for an unknown name, or where one of query, key and value is missing.
     """
+    # {"encoder.blocks.3.attn.qkv.weight": {0: queries, 1: keys, 2: values}}, each (width, width), joined to
+    # (3 · width, width) once all are there.
     tensors: dict[str, Tensor] = {}
     thirds: dict[str, dict[int, Tensor]] = {}
     for name, tensor in state.items():

@@ -192,7 +192,10 @@ def _other_modality(task: Task, where: str) -> InputError:
 def _row(task: Task, where: str, record: Mapping[str, Any]) -> _Row:
     """Take an example out of a record, its contents encoded.
 
-    Refuses, by `where` it stands, what is no example.
+    Refuses, by `where` it stands, what is no example. With the columns premise, hypothesis and label of a task:
+
+        {"idx": 7, "premise": "It rains.", "hypothesis": "It is wet.", "label": 0}
+        _Row("train.jsonl, line 8", b"It rains.", b"It is wet.", 0)
     """
     value, pair, label = _columns(task)
     encode = _image if task.modality == "image" else _text
@@ -248,6 +251,8 @@ def _columns(task: Task) -> tuple[str, str | None, str]:
 
 def _check_columns(task: Task, columns: Collection[str], where: str) -> None:
     value, pair, label = _columns(task)
+    # A file of texts in which a task of images finds no `image` but a `text` column has another modality: that is said,
+    # and not that a column is missing.
     other = task.text_column if task.modality == "image" else task.image_column
     if value not in columns and other in columns:
         raise _other_modality(task, where)
@@ -510,6 +515,7 @@ def _as_numbers(tables: list[_Table]) -> None:
 
     CSV knows only texts: '0', '1', '2' become 0, 1, 2, while '0', '1', 'x' remain the names that they are.
     """
+    # No leading zeros: 007 is a name. At most 18 digits, as integers of 64 bits have.
     labels = {row.label for table in tables for row in table.rows} - {None}
     if all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", label) for label in labels):
         number = {None: None} | {label: int(label) for label in labels}

@@ -44,8 +44,8 @@ def read(name: str, task: Task | None, root: Path, local_copy: Path | None) -> C
         content = official.build(name, root / DOWNLOADS, local_copy)
     refuse(name, content, official.empty_classes(name, content))
     official.refuse_differences(name, content)
-    source = fingerprint_of(task)
-    return dataclasses.replace(content, sources=content.sources | ({} if source is None else {"fingerprint": source}))
+    digest = fingerprint_of(task)
+    return dataclasses.replace(content, sources=content.sources | ({} if digest is None else {"fingerprint": digest}))
 
 
 def ready_splits(folder: Path) -> str | None:
