@@ -451,7 +451,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a table looks at the devices of last stages only",
-        "bench/tables/table.py",
+        "bench/tables/records.py",
         " for stage in behind if stage is not None})",
         " for stage in behind[-1:] if stage is not None})",
         ("tests/tables/test_tables.py",),

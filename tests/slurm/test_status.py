@@ -55,7 +55,7 @@ class Place:
         return self.look().of(self.plan.cells[number])
 
     def element(self, stage: Stage) -> str:
-        made, index = self.look().places[stage.folder]
+        made, index = self.look().elements[stage.folder]
         return f"{made.job_id}_{index}"
 
 
