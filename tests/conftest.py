@@ -15,7 +15,7 @@ import socket
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,8 +176,8 @@ def _block_network(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(socket, "getaddrinfo", guarded_lookup)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups of its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before pytest-xdist's own hook, which looks at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Refuse unknown groups; have pytest-xdist keep the tests of a module together.
 
     A module's tests run in one process, so its fixtures are built once. Those on a cluster begin first: they mostly
@@ -187,6 +187,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         _refuse_unknown(_groups(item), item.nodeid)
         item.add_marker(pytest.mark.xdist_group(str(item.path)))
     items.sort(key=lambda item: "slurm" not in _groups(item))
+    return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -35,6 +35,7 @@ PACKAGE = f"""
 import sys
 sys.path.append({str(REPOSITORY)!r})
 __path__.append({str(REPOSITORY / "bench")!r})
+exec(open({str(REPOSITORY / "bench" / "__init__.py")!r}).read())
 """
 TRAINING = f"__path__.append({str(REPOSITORY / 'bench' / 'training')!r})"
 
