@@ -17,7 +17,7 @@ quickstart: .venv/.installed
 	@$(BIN)/python -m bench.grid --gin gin/quickstart.gin
 
 test: .venv/.installed-test
-	@$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-lint
 	@$(BIN)/ruff check

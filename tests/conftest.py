@@ -15,7 +15,7 @@ import socket
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +96,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "golden: compares with the numbers of official code (tests/golden, or GOLDEN_DIR)"
     )
-    config.addinivalue_line("markers", "xdist_group(name): tests that pytest-xdist runs in one process")
     _refuse_unknown(_required(), f"The environment variable {REQUIRED_GROUPS}")
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
@@ -176,18 +175,11 @@ def _block_network(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(socket, "getaddrinfo", guarded_lookup)
 
 
-@pytest.hookimpl(wrapper=True)  # before pytest-xdist's own hook, which looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Refuse unknown groups; have pytest-xdist keep the tests of a module together.
-
-    A module's tests run in one process, so its fixtures are built once. Those on a cluster begin first: they mostly
-    wait, beside what computes.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse unknown groups; put the tests on a cluster first: they mostly wait, beside what computes."""
     for item in items:
         _refuse_unknown(_groups(item), item.nodeid)
-        item.add_marker(pytest.mark.xdist_group(str(item.path)))
     items.sort(key=lambda item: "slurm" not in _groups(item))
-    return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
