@@ -45,7 +45,8 @@ class Place:
         short = {line for row in rows for line in SHORT.get(row, ())}
         written = tiny_grid.write(folder / name, list(rows), *CLUSTER, f"grid.name = '{name}'", *sorted(short))
         self.gin = written
-        self.bindings = bindings
+        # What --set changes has tables of its own, unless it names them.
+        self.bindings = (*bindings, f"grid.name = '{name}'") if bindings else ()
 
     @property
     def plan(self) -> Plan:
