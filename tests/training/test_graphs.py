@@ -79,10 +79,12 @@ def test_stopping_at_any_step_and_recording_anew_gives_the_same_bits(
     assert recording.made > 0
 
 
-def test_losses_are_those_of_their_own_step(recording: type[HostGraph], tmp_path: Path) -> None:
-    """A graph leaves every step's losses in the same tensors."""
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_losses_are_those_of_their_own_step(micro_batches: int, recording: type[HostGraph], tmp_path: Path) -> None:
+    """A graph leaves every step's losses in the same tensors, and those of every micro-batch of a step."""
     seen: dict[str, list[float]] = {"plain": [], "recorded": []}
     stage = RECORDED["finetune"]
+    stage = dataclasses.replace(stage, schedule=dataclasses.replace(stage.schedule, micro_batches=micro_batches))
     for kind, losses in seen.items():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "has_graphs", lambda device, kind=kind: kind == "recorded")
