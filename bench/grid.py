@@ -25,6 +25,7 @@ from bench.specs import walk
 from bench.store.provenance import cores
 from bench.store.store import Store
 from bench.tables.command import write_tables
+from bench.tables.records import earlier_records
 
 if TYPE_CHECKING:
     from bench.launch.slurm.submit import Submitted
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.launcher == "slurm":
             _plan_jobs(plan, options, store, data)
         return 0
-    plan.known.refuse_missing(plan.unprepared, data)
+    plan.catalogue.refuse_missing(plan.unprepared, data)
     cli.check_writable("--store", options.store)
     cli.check_results(options.results, plan.table_name)
     devices = [] if options.launcher == "slurm" else _devices(options)
@@ -76,8 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cli.check_writable("--data", data)
         for name in sorted(plan.unprepared):
             print(f"preparing {name} in {data}: ", end="", flush=True)
-            print(plan.known.prepare(name, data), flush=True)
+            print(plan.catalogue.prepare(name, data), flush=True)
         plan = make_plan(options.gin, options.set, options.only, data, store)
+    earlier_records(plan, options.results)  # refuses now what the tables could not be merged with at the end
     print(describe_plan(plan), flush=True)
     interrupted = False
     if plan.to_run(options.retry):

@@ -80,14 +80,13 @@ class Worker:
 
 
 class Crew:
-    """The worker processes of a run.
+    """The worker processes of a run, at most one per entry of `settings`.
 
-    At most one per entry of `settings`, started when there is a stage for it.
-
-    A stage that was out of memory beside others waits until they have ended, and then has its device for itself, in a
-    new process: the others give their memory back only by ending. Example: workers 0 and 1 share cuda:0, and B runs out
-    of memory in 1 while A runs in 0. `keep` notes B, and `free` gives cuda:0 to nobody. When A has ended, `next_alone`
-    ends both workers and gives B to a new one. When B has ended, that is dismissed, and cuda:0 is free again.
+    A worker is started when there is a stage for it. A stage that was out of memory beside others waits until they have
+    ended, and then has its device for itself, in a new process: the others give their memory back only by ending.
+    Example: workers 0 and 1 share cuda:0, and B runs out of memory in 1 while A runs in 0. `keep` notes B, and `free`
+    gives cuda:0 to nobody. When A has ended, `next_alone` ends both workers and gives B to a new one. When B has ended,
+    that is dismissed, and cuda:0 is free again.
     """
 
     def __init__(self, settings: Sequence[Settings]) -> None:
@@ -105,7 +104,7 @@ class Crew:
     def free(self) -> int | None:
         """Return the number of a worker for a stage beside others.
 
-        One that is running rather than a new one; None if there is none.
+        A running worker is preferred to a new one. Returns None if none is free.
         """
         # A device is kept from new stages while one waits to be alone on it, and while one is.
         taken = {worker.number for worker in self.alive if worker.stage is not None}
@@ -128,9 +127,9 @@ class Crew:
         self._crowded[worker.device].append(stage)
 
     def next_alone(self) -> tuple[Worker, Stage] | None:
-        """Return the next stage to be alone on its device.
+        """Return the next stage to be alone on its device, with its worker.
 
-        And its worker, which is a new process. None if there is no such stage at present.
+        The worker is a new process. Returns None if there is no such stage at present.
         """
         for device, stages in self._crowded.items():
             workers = [worker for worker in self.alive if worker.device == device]
@@ -167,14 +166,12 @@ class Crew:
 
 
 def run(queue: Queue, store: Store, settings: Sequence[Settings], stop: Callable[[], bool], report: Reporter) -> None:
-    """Run with one worker per entry of `settings`.
+    """Run with one worker per entry of `settings`, until nothing is left.
 
-    Until nothing is left or a stop is asked for.
-
-    Every round gives stages to the workers that are free, waits for one event of any worker, and acts on it. With two
-    workers and the stages A and B, of which B needs A: the first round gives A to worker 0, and rounds pass with its
-    progress until its end, which lets the queue give out B. Once a stop is asked for, nothing is given out any more,
-    and the rounds go on until the last worker has written its checkpoint.
+    A stop that is asked for ends it, too. Every round gives stages to the workers that are free, waits for one event of
+    any worker, and acts on it. With two workers and the stages A and B, of which B needs A: the first round gives A to
+    worker 0, and rounds pass with its progress until its end, which lets the queue give out B. Once a stop is asked
+    for, nothing is given out any more, and the rounds go on until the last worker has written its checkpoint.
     """
     crew = Crew(settings)
     not_before = 0.0  # after a stage held elsewhere, look again only then

@@ -40,7 +40,9 @@ def describe_plan(plan: Plan) -> str:
 
 def _not_prepared(plan: Plan) -> Iterable[str]:
     for name in sorted(plan.unprepared):
-        how = "the first run builds it" if plan.known.local(name) else plan.known.command([name], plan.data_root)
+        how = (
+            "the first run builds it" if plan.catalogue.local(name) else plan.catalogue.command([name], plan.data_root)
+        )
         yield f"{name}: not prepared ({how})"
 
 

@@ -50,7 +50,7 @@ class Plan:
     cells: list[PlannedCell]
     selected: list[PlannedCell]
     stages: list[Stage]
-    known: Catalogue
+    catalogue: Catalogue
     data_root: Path
     splits: list[str]
     """Lines about bindings that split a stage which two rows would have shared."""

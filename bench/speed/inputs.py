@@ -44,7 +44,7 @@ def selected_stages(gin: Sequence[str], overrides: Sequence[str], only: Sequence
     """
     with tempfile.TemporaryDirectory() as folder:
         plan = make_plan(gin, overrides, only, root, Store(Path(folder) / "runs"))
-    plan.known.refuse_missing((name for cell in plan.selected for name in cell.stage.unprepared), root)
+    plan.catalogue.refuse_missing((name for cell in plan.selected for name in cell.stage.unprepared), root)
     cells = {cell.stage.data: cell for cell in plan.selected}
     return {cell.name: cell.stage for cell in cells.values()}
 

@@ -15,22 +15,38 @@ from bench.store.store import Store
 Record = dict[str, Any]
 
 
-def merged_records(plan: Plan, store: Store, path: Path) -> tuple[list[Record], list[Record]]:
+def records_path(plan: Plan, results: Path) -> Path:
+    """Return where the records of a grid are written."""
+    return results / plan.table_name / "records.jsonl"
+
+
+def earlier_records(plan: Plan, results: Path) -> dict[tuple[str, str], Record]:
+    """Read what a grid's records file has already, by key and cell.
+
+    Refuses a file that the plan's numbers could not be merged with; a run asks before it begins.
+    """
+    path = records_path(plan, results)
+    earlier = read_records(path)
+    _refuse_unknown_keys(plan, earlier, path)
+    return earlier
+
+
+def merged_records(plan: Plan, store: Store, results: Path) -> tuple[list[Record], list[Record]]:
     """Return the records of the plan's cells, from store and file, and the file's others.
 
     Refuses a file that disagrees with the store.
     """
     # Example: the file has 42 cells. `--only` with an empty store runs 6 of them: the file keeps the other 36, by key.
     # With other settings the keys differ: there are 42 new records, and the 42 old ones are others.
-    earlier = read_records(path)
-    _refuse_unknown_keys(plan, earlier, path)
+    earlier = earlier_records(plan, results)
     records: list[Record] = []
     for cell in plan.cells:
         computed, kept = cell_record(cell, store), earlier.pop((cell.stage.key, cell.name), None)
         if computed is not None and kept is not None and computed["metrics"] != kept["metrics"]:
             raise InputError(
-                f"{path} says {kept['value']} for {cell.name}, the store {computed['value']}: the same stage has two "
-                "results, for instance of two kinds of computer. Name another --results, or move the file away."
+                f"{records_path(plan, results)} says {kept['value']} for {cell.name}, the store {computed['value']}: "
+                "the same stage has two results, for instance of two kinds of computer. Name another --results, or "
+                "move the file away."
             )
         record = computed or kept
         if record is not None:
@@ -54,6 +70,8 @@ def read_records(path: Path) -> dict[tuple[str, str], Record]:
             key, cell = record["key"], record["cell"]
             if not {"method", "task", "seed", "value", "metrics", "provenance"} <= record.keys():
                 raise KeyError("fields are missing")
+            if records.get((key, cell), record) != record:
+                raise ValueError(f"{cell} stands there before with other values")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{path}:{number}: not a record of this suite ({error}). Move the file away.") from error
         records[key, cell] = record
@@ -66,7 +84,7 @@ def _refuse_unknown_keys(plan: Plan, earlier: dict[tuple[str, str], Record], pat
     unknown = [cell for cell in plan.cells if cell.stage.unprepared and cell.name in recorded]
     if unknown:
         missing = sorted(set().union(*(cell.stage.unprepared for cell in unknown)))
-        command = plan.known.command(missing, plan.data_root)
+        command = plan.catalogue.command(missing, plan.data_root)
         raise InputError(
             f"{path} holds {len(unknown)} cells whose data are not prepared here, such as {unknown[0].name}, so "
             f"whether they are this plan's cannot be told. {command} prepares them; or name another --results."

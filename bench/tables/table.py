@@ -13,7 +13,7 @@ from bench.planning.plan import Plan, searched
 from bench.specs import PublicWeights
 from bench.store.files import write_text
 from bench.store.store import Store
-from bench.tables.records import lines_of, merged_records, write_aside
+from bench.tables.records import lines_of, merged_records, records_path, write_aside
 from bench.tables.statistics import cell_text
 
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1"}
@@ -37,8 +37,8 @@ def collate(plan: Plan, store: Store, results: Path) -> Results:
     A number that the records file has already is kept, whatever the store holds; records of other plans move to a file
     of their own. Refuses a file that disagrees with the store, and one that cannot be read.
     """
-    path = results / plan.table_name / "records.jsonl"
-    records, others = merged_records(plan, store, path)
+    path = records_path(plan, results)
+    records, others = merged_records(plan, store, results)
     set_aside = write_aside(others, results, plan.table_name)
     # The records are written before the table: whoever reads a table has the numbers behind it. A cell that has not
     # finished has no record, and the table counts it as missing.

@@ -343,7 +343,7 @@ def test_a_public_backbones_weights_can_be_replaced(bert: Path, data: Path) -> N
     """A mirror of the hub's repository, or a later revision."""
     text = OWN_BACKBONE.replace("mine", "roberta_base").replace("folder:{sources}", "mirror/roberta-base@main")
     plan = plan_of(write(bert, text=text), data)
-    assert plan.known.checkpoints["roberta_base"].weights == "mirror/roberta-base@main"
+    assert plan.catalogue.checkpoints["roberta_base"].weights == "mirror/roberta-base@main"
     assert plan.unprepared == {"roberta_base"}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench import grid
 from bench.errors import InputError
 from bench.planning.plan import Plan, make_plan
 from bench.store.files import sha256
@@ -120,6 +121,18 @@ def test_records_whose_data_are_not_prepared_are_not_replaced(place: Place, tmp_
     assert (place.results / "tiny" / "records.jsonl").read_bytes() == before
 
 
+def test_a_cell_that_stands_twice_with_other_values_is_refused(place: Place) -> None:
+    store = place.store("one", [0])
+    collate(place.plan(store), store, place.results)
+    path = place.results / "tiny" / "records.jsonl"
+    line = path.read_text()
+    path.write_text(line + line)
+    assert len(read_records(path)) == 1
+    path.write_text(line + line.replace('"value": 0.5', '"value": 0.6'))
+    with pytest.raises(InputError, match=r"records\.jsonl:2: .*with other values"):
+        collate(place.plan(store), store, place.results)
+
+
 @pytest.mark.parametrize("line", ["{", "[]", "7", '{"key": "a"}', '{"key": "a", "cell": "b"}'])
 def test_a_file_that_holds_anything_else_is_refused_by_line(line: str, place: Place) -> None:
     store = place.store("one", [0])
@@ -165,3 +178,13 @@ def test_records_are_one_line_each_whatever_they_hold(place: Place) -> None:
     record["row"] = "a\u2028b\x85c"
     path.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
     assert [kept["row"] for kept in read_records(path).values()] == ["a\u2028b\x85c"]
+
+
+def test_a_run_refuses_such_a_file_before_it_begins(place: Place) -> None:
+    path = place.results / "tiny" / "records.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("{\n")
+    arguments = ["--gin", str(place.gin), "--data", str(place.data), "--results", str(place.results)]
+    with pytest.raises(InputError, match=r"records\.jsonl:1"):
+        grid.main([*arguments, "--store", str(place.folder / "runs"), "--device", "cpu", "--launcher", "inline"])
+    assert not (place.folder / "runs").exists()
