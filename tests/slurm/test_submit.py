@@ -79,7 +79,7 @@ class Place:
 def test_a_grid_by_slurm_equals_the_inline_one(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
     place = Place(tmp_path / "a", prepared, "tiny", ["finetune", "tapt"], "slurm.runs_per_job = 2")
     assert place.run("--wait") == 0
-    inline = Place(tmp_path / "b", prepared, "tiny", ["finetune", "tapt"])
+    inline = Place(tmp_path / "b", prepared, "tiny", ["finetune", "tapt"], "slurm.runs_per_job = 2")
     assert grid.main(inline.arguments("--launcher", "inline")) == 0
     assert place.weights() == inline.weights()
     assert len(place.weights()) == len(place.plan.stages)
