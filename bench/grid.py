@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import baselines
 from bench import cli
@@ -48,6 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workers-per-device", type=int, help="processes of the local launcher on each GPU")
     parser.add_argument("--retry", action="store_true", help="run stages again whose last attempt failed")
+    parser.add_argument(
+        "--again",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="GLOB",
+        help="cells to compute anew; what the store holds of them, and of all that starts from them, is set aside",
+    )
     parser.add_argument("--wait", action="store_true", help="slurm: follow the jobs until all have ended")
     parser.add_argument(
         "--cancel", action="store_true", help="cancel the jobs that --launcher slurm submitted for this grid"
@@ -61,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store, data = Store(options.store), cli.data_root(options)
     if options.cancel:
         return _cancel(options)
-    plan = make_plan(options.gin, options.set, options.only, data, store)
+    plan = make_plan(options.gin, options.set, options.only, data, store, options.again)
     if options.plan:
         print(describe_plan(plan))
         if options.launcher == "slurm":
@@ -78,9 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in sorted(plan.unprepared):
             print(f"preparing {name} in {data}: ", end="", flush=True)
             print(plan.catalogue.prepare(name, data), flush=True)
-        plan = make_plan(options.gin, options.set, options.only, data, store)
-    earlier_records(plan, options.results)  # refuses now what the tables could not be merged with at the end
+        plan = make_plan(options.gin, options.set, options.only, data, store, options.again)
+    earlier = earlier_records(plan, options.results)  # refuses now what the tables could not be merged with at the end
     print(describe_plan(plan), flush=True)
+    if plan.again:
+        _set_aside(plan, options, store, [*earlier.values()])
     interrupted = False
     if plan.to_run(options.retry):
         if options.launcher == "slurm":
@@ -88,7 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         interrupted = _run(plan, options, store, data, devices)
     if interrupted:
         write_tables(plan, store, options.results)
-        print("interrupted: checkpoints are written; the same command goes on from them", file=sys.stderr)
+        same = f"the same command{' without --again' if options.again else ''}"
+        print(f"interrupted: checkpoints are written; {same} goes on from them", file=sys.stderr)
         return 130
     return _finish(plan, options, store)
 
@@ -117,10 +128,29 @@ def _check_arguments(options: argparse.Namespace) -> None:
         raise InputError("--workers counts the processes of all devices, --workers-per-device those of one: give one.")
     if options.wait and options.launcher != "slurm":
         raise InputError(f"--wait: --launcher {options.launcher} always waits; it is for --launcher slurm.")
-    if options.cancel and (options.plan or options.retry or options.wait):
-        raise InputError("--cancel: cannot be combined with --plan, --retry or --wait.")
+    if options.cancel and (options.plan or options.retry or options.wait or options.again):
+        raise InputError("--cancel: cannot be combined with --plan, --retry, --wait or --again.")
+    if options.again and options.only:
+        raise InputError(
+            "--again: cannot be combined with --only, which could leave out cells that start from stages to run again."
+        )
     if options.cancel and options.only:
         raise InputError("--cancel: cancels all jobs of the grid; single ones can be ended with scancel.")
+
+
+def _set_aside(plan: Plan, options: argparse.Namespace, store: Store, earlier: Sequence[Mapping[str, Any]]) -> None:
+    """Set aside the stages of `--again`. Refuses while Slurm has one of them."""
+    from bench.launch.again import set_aside
+
+    if options.launcher == "slurm":
+        from bench.launch.slurm.submit import draft
+
+        in_flight = draft(plan, store, options.retry).in_flight
+        for stage in plan.again:
+            if stage.key in in_flight:
+                raise InputError(f"--again: {stage.folder} is queued or running. --cancel ends the jobs of this grid.")
+    count = set_aside(plan, store, earlier)
+    print(f"set aside: {count} stages, under their names with '.before-' and the time", flush=True)
 
 
 def _devices(options: argparse.Namespace) -> list[str]:

@@ -450,10 +450,31 @@ MUTATIONS = (
         ("tests/launch/test_local.py",),
     ),
     Mutation(
+        "annotations of fields do not count as code",
+        "bench/store/definitions.py",
+        '(name == "annotation" and isinstance(node, ast.arg))',
+        'name == "annotation"',
+        ("tests/store/test_definitions.py",),
+    ),
+    Mutation(
+        "--again leaves out what starts from a stage",
+        "bench/planning/plan.py",
+        "        if any(parent.key in again for parent in stage.parents):\n",
+        "        if any(parent.key in again for parent in ()):\n",
+        ("tests/launch/test_again.py",),
+    ),
+    Mutation(
+        "a checkpoint does not say which weights its stage began with",
+        "bench/training/fit.py",
+        ', digest(ancestry["parents"])))',
+        "))",
+        ("tests/training/test_fit.py",),
+    ),
+    Mutation(
         "a table looks at the devices of last stages only",
         "bench/tables/records.py",
-        " for stage in behind if stage is not None})",
-        " for stage in behind[-1:] if stage is not None})",
+        " for stage in there.values()})",
+        " for stage in [*there.values()][-1:]})",
         ("tests/tables/test_tables.py",),
     ),
     # ---------------------------------------------------------------------------------------- evaluation and tables

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tabulate import tabulate
 
 from bench.monitor.states import STATES, Look, Seen
+from bench.planning.describe import outdated
 from bench.planning.plan import Plan, PlannedCell
 from bench.store.states import StageState
 
@@ -40,6 +41,7 @@ def describe_states(plan: Plan, view: Look, encoding: str = "utf-8", width: int 
     lines.append("  ".join(f"{glyphs[state]} {state}" for state in occurring))
     lines.append("cells: " + ", ".join(f"{totals[state]} {state}" for state in occurring))
     lines += _details(cells, view)
+    lines += outdated(view.outdated.values())
     if view.tables:
         lines.append(f"the job that writes the tables came to nothing: {view.tables}")
     return "\n".join([*lines, f"warning: {view.warning}"] if view.warning else lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from bench.errors import DamagedStore, InputError
 from bench.launch.slurm import client, ledger
@@ -16,6 +18,7 @@ from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.ledger import Submission
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Stage
+from bench.store.code import why_outdated
 from bench.store.ownership import Attempt
 from bench.store.states import UNSUCCESSFUL, StageState, is_alive, state_in_store, why_blocked
 from bench.store.store import Store
@@ -62,6 +65,8 @@ class Look:
     """Key of an unfinished stage -> the attempts at it."""
     elements: dict[str, tuple[Submission, int]] = field(default_factory=dict)
     """Folder of an unfinished stage -> its last submission, and the index of its element there."""
+    outdated: dict[str, str] = field(default_factory=dict)
+    """Key of a finished stage -> why it would not come out the same today."""
     warning: str = ""
     tables: str = ""
     """What became of the job that writes the tables, if it failed."""
@@ -113,9 +118,12 @@ def _read(plan: Plan, store: Store, done: set[str], view: Look) -> dict[str, str
         if stage.unprepared or stage.folder not in folders:
             return
         try:
-            if store.record(stage) is not None:
+            record = store.record(stage)
+            if record is not None:
                 done.add(stage.key)
                 del view.attempts[stage.key]
+                if reason := why_outdated(record, _records(stage.parents, store)):
+                    view.outdated[stage.key] = reason
             else:
                 view.attempts[stage.key] = store.attempts(stage)
         except (InputError, OSError) as error:
@@ -130,6 +138,17 @@ def _read(plan: Plan, store: Store, done: set[str], view: Look) -> dict[str, str
             unfinished = [stage for stage in level.values() if stage.key not in done]
             level = {parent.key: parent for stage in unfinished for parent in stage.parents}
     return damage
+
+
+def _records(stages: Iterable[Stage], store: Store) -> dict[str, dict[str, Any]]:
+    """Read the records of finished stages, by folder. What is missing or damaged is nobody's concern any more."""
+    records = {}
+    for stage in stages:
+        with contextlib.suppress(InputError, OSError):
+            record = store.record(stage)
+            if record is not None:
+                records[stage.folder] = record
+    return records
 
 
 def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look) -> dict[str, JobState]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from bench.planning.plan import Plan
 from bench.specs import Stage, walk
@@ -33,9 +33,19 @@ def describe_plan(plan: Plan) -> str:
     for stage in plan.stages:
         if stage.key in plan.failed:
             lines.append(f"  failed: {stage.folder}: {plan.failed[stage.key]} (run again with --retry)")
+    if plan.again:
+        lines.append(f"  again: {len(plan.again)} stages are run anew, and what the store holds of them is set aside:")
+        lines += [f"    {stage.folder}" for stage in plan.again]
+    lines += [f"  {line}" for line in outdated(plan.outdated.values())]
     lines += [f"  {line}" for line in plan.splits]
     lines.append(_cost(plan))
     return "\n".join(lines)
+
+
+def outdated(reasons: Iterable[str]) -> Iterator[str]:
+    """Say how many finished stages would not come out the same today, and why. `reasons` has the reason of each."""
+    for reason, count in sorted(Counter(reasons).items()):
+        yield (f"outdated: {count} finished stages rest on {reason} than today's; --again GLOB computes cells anew")
 
 
 def _not_prepared(plan: Plan) -> Iterable[str]:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bench.errors import InputError, nearest
 from bench.planning.bindings import Bindings
@@ -19,6 +20,7 @@ from bench.planning.settings import Grid
 from bench.planning.sharing import _splits
 from bench.specs import Selected, Stage, walk
 from bench.specs.cluster import Cluster
+from bench.store.code import why_outdated
 from bench.store.files import digest
 from bench.store.store import Store
 
@@ -58,6 +60,10 @@ class Plan:
     """Key of a finished stage -> the seconds it took."""
     failed: dict[str, str] = field(default_factory=dict)
     """Key of a stage whose last attempt failed -> why."""
+    again: list[Stage] = field(default_factory=list)
+    """The stages to run again, whatever the store holds of them."""
+    outdated: dict[str, str] = field(default_factory=dict)
+    """Key of a finished stage -> why it would not come out the same today: other code, other weights of a parent."""
     cluster: Cluster = field(default_factory=Cluster)
     source: str = ""
     """Its origin with the files' paths: which grid a job belongs to."""
@@ -99,14 +105,19 @@ class Plan:
 
 
 def make_plan(
-    files: Sequence[str], overrides: Sequence[str], only: Sequence[str], data_root: Path, store: Store
+    files: Sequence[str],
+    overrides: Sequence[str],
+    only: Sequence[str],
+    data_root: Path,
+    store: Store,
+    again: Sequence[str] = (),
 ) -> Plan:
     """Read a grid, build its stages and look them up.
 
-    Every name, type and binding is checked; looked up is which of the stages the store holds.
+    Every name, type and binding is checked; looked up is which of the stages the store holds. `only` are globs of the
+    cells to run, `again` of those to run whatever the store holds.
 
-    Raises InputError for anything wrong in the gin files, for a glob of `only` that matches no cell, and for a damaged
-    record.
+    Raises InputError for anything wrong in the gin files, for a glob that matches no cell, and for a damaged record.
     """
     grid, bindings = load_grid(files, overrides)
     cluster = load_cluster(bindings)
@@ -114,7 +125,7 @@ def make_plan(
     cells = [_cell(expansion, row, task, seed) for row in expansion.rows for task in grid.tasks for seed in grid.seeds]
     refuse_unused(expansion)
     _refuse_unequal_search(cells)
-    selected = _select(cells, only)
+    selected = _select(cells, only, "--only") if only else cells
     plan = Plan(
         grid,
         _origin(files, overrides, bindings),
@@ -129,7 +140,26 @@ def make_plan(
         suffix=_suffix(bindings),
     )
     look_up(plan, store)
+    plan.again = _stages_again(plan, _select(cells, again, "--again"))
+    for stage in plan.again:
+        for state in (plan.done, plan.failed, plan.outdated):
+            state.pop(stage.key, None)
     return plan
+
+
+def _stages_again(plan: Plan, cells: list[PlannedCell]) -> list[Stage]:
+    """List the stages to run for cells to be computed anew, parents first.
+
+    They are the cells' own, the outdated ones behind them, and all of the plan that start from one of these.
+    """
+    # Example: further_pretrain -> finetune, and further_pretrain -> self_distill -> finetune of another row. For the
+    # first finetune alone, that is run again; is further_pretrain outdated, all four are.
+    again = {cell.stage.key for cell in cells}
+    again |= plan.outdated.keys() & {stage.key for stage in walk(*(cell.stage for cell in cells))}
+    for stage in plan.stages:
+        if any(parent.key in again for parent in stage.parents):
+            again.add(stage.key)
+    return [stage for stage in plan.stages if stage.key in again]
 
 
 def _origin(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> str:
@@ -221,28 +251,34 @@ def _refuse_unequal_search(cells: list[PlannedCell]) -> None:
         )
 
 
-def _select(cells: list[PlannedCell], only: Sequence[str]) -> list[PlannedCell]:
+def _select(cells: list[PlannedCell], globs: Sequence[str], option: str) -> list[PlannedCell]:
+    """Return the cells that any glob matches. `option` gave the globs."""
     names = [cell.name for cell in cells]
-    for glob in only:
+    for glob in globs:
         if not fnmatch.filter(names, glob):
             raise InputError(
-                f"--only '{glob}' matches no cell; a cell is row/task/backbone/seed.{nearest(glob, names[:20])}"
+                f"{option} '{glob}' matches no cell; a cell is row/task/backbone/seed.{nearest(glob, names[:20])}"
             )
-    if not only:
-        return cells
-    return [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, glob) for glob in only)]
+    return [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, glob) for glob in globs)]
 
 
 def look_up(plan: Plan, store: Store) -> None:
-    """Note which stages the store holds finished or failed by now."""
+    """Note which stages the store holds finished or failed by now, and which of them are outdated."""
     plan.done.clear()
     plan.failed.clear()
-    for stage in plan.stages:
+    plan.outdated.clear()
+    records: dict[str, dict[str, Any]] = {}
+    for stage in plan.stages:  # parents first
         if stage.unprepared or not store.folder(stage).is_dir():
             continue
         record = store.record(stage)
         if record is not None:
             plan.done[stage.key] = float(record["seconds"])
+            records[stage.key] = record
+            parents = {parent.folder: records[parent.key] for parent in stage.parents if parent.key in records}
+            behind = [plan.outdated[parent.key] for parent in stage.parents if parent.key in plan.outdated]
+            if reason := why_outdated(record, parents) or next(iter(behind), ""):
+                plan.outdated[stage.key] = reason
             continue
         failure = store.failure(stage)
         if failure is not None:

@@ -9,11 +9,12 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.errors import DamagedStore, InputError
+from bench.errors import DamagedStore, InputError, SpecError
+from bench.specs import coerce
 
 
 @contextlib.contextmanager
@@ -133,15 +134,36 @@ def create_json(path: Path, data: Any) -> bool:
     return True
 
 
-def read_json(path: Path, fix: str) -> dict[str, Any]:
-    """Read the object in a JSON file. Raises DamagedStore, naming the file and `fix`, where the file holds none."""
+def read_json(path: Path, fix: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read the object in a JSON file, and check its fields.
+
+    Raises DamagedStore, naming the file and `fix`, where it holds none or one of another shape (`check_fields`).
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        check_fields(data, fields or {})
+    except (OSError, ValueError, RecursionError, SpecError) as error:
         raise DamagedStore(f"{path}: damaged or unreadable ({error}). {fix}") from error
-    if not isinstance(data, dict):
-        raise DamagedStore(f"{path}: damaged: holds no JSON object. {fix}")
     return data
+
+
+def check_fields(data: Any, fields: Mapping[str, Any], within: str = "") -> None:
+    """Refuse, with `SpecError`, JSON data that are no object with these fields; others may stand there too.
+
+    A name that ends in '?' may be missing; a mapping instead of a type holds the fields of an object within. With
+    {"step": int, "owner": {"pid": int, "job?": str}}, for example, {"step": 3, "owner": {"pid": 17}} is legal.
+    """
+    if not isinstance(data, dict):
+        raise SpecError(within, f"{within.removesuffix('.') or 'it'} is no JSON object")
+    for name, expected in fields.items():
+        field = name.removesuffix("?")
+        if field not in data:
+            if field == name:
+                raise SpecError(field, f"{within}{field} is missing")
+        elif isinstance(expected, Mapping):
+            check_fields(data[field], expected, f"{within}{field}.")
+        else:
+            coerce(data[field], expected, f"{within}{field}")
 
 
 def sha256(path: Path) -> str:

@@ -26,6 +26,10 @@ STALE_SECONDS = 180.0
 """An owner on another machine whose heartbeat is older than this is taken for dead."""
 
 
+OWNER = {"machine": str, "pid": int, "start": str | None, "job?": str}
+"""The fields that describe an owner, as `bench.store.files.read_json` checks them."""
+
+
 @dataclass(frozen=True)
 class Attempt:
     """One try at a stage, as the ledger has it. `end` is None while it runs or if it was killed."""

@@ -8,6 +8,8 @@
         log.txt
         weights-….safetensors        named by content
         record.json                  written last, exactly once
+    STORE/finetune-digits-1a2b3c4d5e6f7a8b.before-20261126-204328/      set aside by --again
+    STORE/.replaced/finetune-digits-1a2b3c4d5e6f7a8b.json               the numbers that no longer count
 
 A numbered attempt that is created exclusively serves as lease and ledger in one: a later owner never renames or removes
 an earlier one's file, so two processes that both judge an owner dead cannot both take over.
@@ -17,13 +19,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.errors import DamagedStore, InputError
 from bench.specs import Stage, canonical_json, from_canonical
-from bench.store.files import create_json, digest, read_json, sha256, write_json, write_text
-from bench.store.ownership import Attempt, now, this_process
+from bench.store.code import Code, merged_code
+from bench.store.files import create_json, digest, read_json, sha256, sync, write_json, write_text
+from bench.store.ownership import OWNER, Attempt, now, this_process
 from bench.store.states import StageState
 
 
@@ -78,18 +83,7 @@ class Store:
 
     def attempts(self, stage: Stage) -> list[Attempt]:
         """List all attempts at a stage, first to last."""
-        folder = self.folder(stage) / "attempts"
-        fix = f"Delete it to forget that attempt: {stage.folder} is then run again."
-        attempts = []
-        for path in sorted(folder.glob("[0-9]*[0-9].json")) if folder.is_dir() else []:
-            end = path.with_suffix(".end.json")
-            facts, ended = read_json(path, fix), read_json(end, fix) if end.exists() else None
-            if not {"machine", "pid", "start"} <= facts.get("owner", {}).keys():
-                raise DamagedStore(f"{path}: damaged: names no owner. {fix}")
-            if ended is not None and not {"state", "reason"} <= ended.keys():
-                raise DamagedStore(f"{end}: damaged: names no state. {fix}")
-            attempts.append(Attempt(int(path.stem), path, facts, ended))
-        return attempts
+        return _attempts(self.folder(stage))
 
     def claim(self, stage: Stage) -> Attempt | None:
         """Own a stage until `finish`. Returns None while another live process owns it."""
@@ -114,6 +108,14 @@ class Store:
     def owns(self, attempt: Attempt) -> bool:
         """Tell whether no later attempt has taken over. One does after a pause longer than the heartbeat allows."""
         return not attempt.path.with_name(f"{attempt.number + 1:06}.json").exists()
+
+    def code(self, attempt: Attempt) -> Code:
+        """Bring together the code of an attempt and of those before it whose work it goes on from."""
+        # Example: attempts that began at the steps 0, 500, 0 and 250. The third began anew, so what the fourth goes on
+        # from is the third's work alone.
+        attempts = [each for each in _attempts(attempt.path.parent.parent) if each.number <= attempt.number]
+        anew = [index for index, attempt in enumerate(attempts) if attempt.facts["from_step"] == 0]
+        return merged_code(attempt.facts.get("code", {}) for attempt in attempts[anew[-1] if anew else 0 :])
 
     def finish(self, attempt: Attempt, state: StageState, reason: str = "", step: int | None = None) -> None:
         """Note how an attempt ended. `state` is done, failed, refused (by damage elsewhere), interrupted or died."""
@@ -140,7 +142,7 @@ class Store:
         fix = f"Delete the folder {folder} to compute this stage again."
         # The digest covers the record, the record names the weights' size and checksum. Size is looked at each time,
         # the checksum, which reads the whole file, only where weights are used (`weights`).
-        record = read_json(path, fix)
+        record = read_json(path, fix, RECORD)
         content = {name: value for name, value in record.items() if name != "digest"}
         if record.get("digest") != digest(content) or record.get("key") != stage.key:
             raise DamagedStore(f"{path}: damaged: it does not match its own checksum. {fix}")
@@ -159,6 +161,39 @@ class Store:
             raise DamagedStore(f"{path}: damaged: not what the record promises. Delete its folder to compute it again.")
         return path
 
+    def set_aside(self, stage: Stage, numbers: Sequence[dict[str, float]] = ()) -> Path | None:
+        """Rename the folder of a stage, so that it is run again; return its new path, or None if there was none.
+
+        The metrics of its record, and `numbers`, from then on count as replaced.
+        """
+        # The numbers are noted first: whenever a kill comes, none that was set aside can contradict the new one.
+        record = self.record(stage)
+        replaced = [*self.replaced(stage), *numbers, *([record["metrics"]] if record is not None else [])]
+        write_json(self._replaced(stage), {"metrics": replaced})
+        folder = self.folder(stage)
+        aside = folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = aside.with_suffix(f".{number}")
+        try:
+            folder.rename(aside)
+        except FileNotFoundError:
+            return None
+        sync(self.root)
+        return aside
+
+    def replaced(self, stage: Stage) -> list[dict[str, float]]:
+        """Return the metrics of results of a stage that were set aside."""
+        path = self._replaced(stage)
+        if not path.exists():
+            return []
+        fix = "Delete it to have tables compare with those results again."
+        return list(read_json(path, fix, {"metrics": tuple[dict[str, float], ...]})["metrics"])
+
+    def _replaced(self, stage: Stage) -> Path:
+        return self.root / ".replaced" / f"{stage.folder}.json"
+
     def publish(self, attempt: Attempt, stage: Stage, record: dict[str, Any]) -> None:
         """Make a record the stage's result.
 
@@ -175,3 +210,40 @@ class Store:
             other = folder / f"record-attempt-{attempt.number:06}.json"
             write_json(other, record)
             raise DamagedStore(f"{other}: attempt {attempt.number} disagrees with record.json; both are kept.")
+
+
+# -------------------------------------------------------------------------------------------------- files of a stage
+
+ATTEMPT = {
+    "attempt": int,
+    "owner": OWNER,
+    "began": float,
+    "from_step": int | None,
+    "warnings": tuple[str, ...],
+    "code?": dict[str, tuple[str, ...]],
+}
+END = {"state": str, "reason": str, "step": int | None, "time": float}
+RECORD = {
+    "digest": str,
+    "key": str,
+    "metrics": dict[str, float],
+    "measured": dict[str, float],
+    "seconds": float,
+    "weights": {"file": str, "sha256": str, "bytes": int},
+    "provenance": {"commit": str | None, "threads": int},
+    "parents?": dict[str, str],
+    "code?": dict[str, tuple[str, ...]],
+    "search?": dict[str, object],
+}
+"""The fields of files that a stage keeps, as `read_json` checks them."""
+
+
+def _attempts(folder: Path) -> list[Attempt]:
+    """Read the attempts at the stage of a folder, first to last."""
+    fix = f"Delete it to forget that attempt: {folder.name} is then run again."
+    attempts = []
+    for path in sorted((folder / "attempts").glob("[0-9]*[0-9].json")):
+        end = path.with_suffix(".end.json")
+        ended = read_json(end, fix, END) if end.exists() else None
+        attempts.append(Attempt(int(path.stem), path, read_json(path, fix, ATTEMPT), ended))
+    return attempts

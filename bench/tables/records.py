@@ -9,6 +9,7 @@ from typing import Any
 from bench.errors import InputError
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import expanded, walk
+from bench.store.code import other_weights
 from bench.store.files import digest, write_text
 from bench.store.store import Store
 
@@ -43,11 +44,13 @@ def merged_records(plan: Plan, store: Store, results: Path) -> tuple[list[Record
     for cell in plan.cells:
         computed, kept = cell_record(cell, store), earlier.pop((cell.stage.key, cell.name), None)
         if computed is not None and kept is not None and computed["metrics"] != kept["metrics"]:
-            raise InputError(
-                f"{records_path(plan, results)} says {kept['value']} for {cell.name}, the store {computed['value']}: "
-                "the same stage has two results, for instance of two kinds of computer. Name another --results, or "
-                "move the file away."
-            )
+            if kept["metrics"] not in store.replaced(cell.stage):
+                raise InputError(
+                    f"{records_path(plan, results)} says {kept['value']} for {cell.name}, the store "
+                    f"{computed['value']}: the same stage has two results, for instance of two kinds of computer. "
+                    "Name another --results, or move the file away."
+                )
+            earlier[cell.stage.key, cell.name] = kept  # computed anew since, with --again
         record = computed or kept
         if record is not None:
             records.append({"devices": [_kind(record["provenance"])], **record})  # records from before GPUs name none
@@ -119,7 +122,14 @@ def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
     # The stages behind a number are the cell's own and all those it was trained from. Example: fine-tuning for 10 s
     # after pre-training for 60 s has seconds 10 and seconds_with_parents 70; None where a parent's record was deleted
     # since.
-    behind = [store.record(stage) for stage in walk(cell.stage)]
+    stages = list(walk(cell.stage))
+    there = {stage.key: found for stage in stages if (found := store.record(stage)) is not None}
+    swapped = [
+        folder
+        for stage in stages
+        if stage.key in there
+        for folder in other_weights(there[stage.key], {p.folder: there[p.key] for p in stage.parents if p.key in there})
+    ]
     return {
         "key": cell.stage.key,
         "cell": cell.name,
@@ -133,12 +143,14 @@ def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
         "metrics": record["metrics"],
         "measured": record["measured"],
         "seconds": record["seconds"],
-        "seconds_with_parents": None
-        if None in behind
-        else round(sum(parent["seconds"] for parent in behind if parent), 3),
+        "seconds_with_parents": round(sum(each["seconds"] for each in there.values()), 3)
+        if len(there) == len(stages)
+        else None,
         "spec": expanded(cell.stage),
         "search": record.get("search"),
-        "devices": sorted({_kind(stage["provenance"]) for stage in behind if stage is not None}),
+        "code": record.get("code", {}),
+        "other_weights": sorted(set(swapped)),
+        "devices": sorted({_kind(stage["provenance"]) for stage in there.values()}),
         "provenance": record["provenance"],
     }
 

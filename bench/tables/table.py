@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from bench.planning.plan import Plan, searched
 from bench.specs import PublicWeights
+from bench.store.code import other_code
 from bench.store.files import write_text
 from bench.store.store import Store
 from bench.tables.records import lines_of, merged_records, records_path, write_aside
@@ -84,6 +85,7 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
         *_mixed_devices(records),
+        *_outdated(records),
         f"Records: {plan.table_name}/records.jsonl, a JSON object per finished cell with metrics, cost and whole spec.",
     ]
     return "".join(f"- {line}\n" for line in lines)
@@ -113,6 +115,17 @@ def _mixed_devices(records: list[dict[str, Any]]) -> list[str]:
         return []
     warning = f"Warning: stages behind these numbers ran on different kinds of device ({'; '.join(kinds)}), which round"
     return [f"{warning} differently: `devices` in the records says which. Compare rows only where they agree."]
+
+
+def _outdated(records: list[dict[str, Any]]) -> list[str]:
+    """Warn where other code than today's led to a number, or weights that were replaced since."""
+    names = [name for record in records for name in other_code(record.get("code", {}))]
+    cells = sum(bool(other_code(record.get("code", {}))) for record in records)
+    of = ", ".join(f"{name} ({count})" for name, count in sorted(Counter(names).items()))
+    code = [f"Warning: {cells} cells were computed by other code than the one that wrote this table, of {of}."]
+    swapped = sum(bool(record.get("other_weights")) for record in records)
+    weights = [f"Warning: {swapped} cells began with weights that were computed anew since, to other values."]
+    return (code if cells else []) + (weights if swapped else [])
 
 
 def _weights(plan: Plan) -> list[str]:

@@ -28,7 +28,8 @@ class Checkpoints:
 
     folder: Path
     identity: tuple[str, ...] = ()
-    """Whose they are: the key of the folder's stage and that of the stage in training, which a search chose."""
+    """Whose they are: key of the folder's stage, key of the stage in training, which a search chose, and a digest of
+    the weights that it began with."""
     warnings: list[str] = field(default_factory=list)
 
     def _markers(self) -> list[Path]:
@@ -67,15 +68,15 @@ class Checkpoints:
     def _read(self, marker: Path, device: torch.device) -> tuple[int, dict[str, Any]]:
         """Read the checkpoint of a marker; refuses one that is damaged or another stage's."""
         path = marker.with_suffix(".pt")
-        facts = read_json(marker, "It is skipped.")
-        if not path.is_file() or sha256(path) != facts.get("sha256"):
+        facts = read_json(marker, "It is skipped.", {"step": int, "sha256": str})
+        if not path.is_file() or sha256(path) != facts["sha256"]:
             raise DamagedStore(f"{path}: truncated or damaged.")
         saved = torch.load(path, map_location=device, weights_only=True)
         if saved.get("identity") != list(self.identity):
             raise DamagedStore(f"{path}: of another stage, or written by an older version.")
         step: int = saved["step"]
-        if not path.stem == f"step-{step:08}" or facts.get("step") != step:
-            raise DamagedStore(f"{path}: holds step {step}; its marker says {facts.get('step')!r}.")
+        if not path.stem == f"step-{step:08}" or facts["step"] != step:
+            raise DamagedStore(f"{path}: holds step {step}; its marker says {facts['step']}.")
         return step, saved["content"]
 
     def clear(self) -> None:

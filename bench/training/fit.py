@@ -19,7 +19,8 @@ from bench.interfaces.examples import Examples
 from bench.interfaces.model import Model
 from bench.models.weights import save_weights
 from bench.specs import Data, Selected, Stage
-from bench.store.files import sha256
+from bench.store.code import code_of, merged_code
+from bench.store.files import digest, sha256
 from bench.store.ownership import Attempt
 from bench.store.provenance import provenance
 from bench.store.store import Store
@@ -50,12 +51,15 @@ def fit(
     folder = store.folder(stage)
     for leftover in folder.glob(".weights-*"):  # of an attempt that was killed while it wrote
         leftover.unlink(missing_ok=True)
-    saved = Checkpoints(folder / "checkpoints", (stage.key, chosen.key))
+    ancestry = _ancestry(stage, store)
+    saved = Checkpoints(folder / "checkpoints", (stage.key, chosen.key, digest(ancestry["parents"])))
+    attempt.facts["code"] = code_of(stage)
     torch.set_num_threads(settings.threads)
     device = resolve(settings.device)
     with using(device), numerics(chosen.execution, device):
         record = _trained(chosen, store, attempt, settings, device, saved, stop, progress)
-    facts = {"key": stage.key, "attempt": attempt.number, **({} if search is None else {"search": search})}
+    ancestry["code"] = merged_code([store.code(attempt), ancestry["code"]])
+    facts = {"key": stage.key, "attempt": attempt.number, **ancestry, **({} if search is None else {"search": search})}
     store.publish(attempt, stage, {**facts, **record})
     saved.clear()
 
@@ -109,6 +113,16 @@ def _trained(
     }
 
 
+def _ancestry(stage: Stage, store: Store) -> dict[str, Any]:
+    """Note what a stage begins with: its parents' weights, by folder, and the code that led to them."""
+    records = {parent.folder: store.record(parent) for parent in stage.parents}
+    parents = {folder: record for folder, record in records.items() if record is not None}
+    return {
+        "parents": {folder: record["weights"]["sha256"] for folder, record in parents.items()},
+        "code": merged_code(record.get("code", {}) for record in parents.values()),
+    }
+
+
 def _open(data: Data, stage: Stage, settings: Settings) -> Examples:
     examples = open_split(data, stage.backbone, settings.data_root)
     examples.dtype = weight_type(stage)
@@ -134,6 +148,10 @@ def _supervision(
 
     def started(step: int) -> None:
         store.started(attempt, step, saved.warnings)
+        mixed = [name for name, digests in store.code(attempt).items() if len(digests) > 1]
+        if mixed:
+            warning = f"Going on from a checkpoint that other code of {', '.join(mixed)} wrote; the record says so."
+            store.started(attempt, step, [warning])
         progress(step, stage.total_steps, math.nan)
 
     def stepped(step: int, losses: Mapping[str, float]) -> None:

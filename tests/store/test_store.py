@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 from bench import cli
 from bench.errors import DamagedStore, InputError
 from bench.store import ownership
-from bench.store.files import replacing, sha256
+from bench.store.files import digest, replacing, sha256
 from bench.store.ownership import beating
+from bench.store.states import StageState
 from bench.store.store import Store
 from tests.examples import finetuning, pretraining
 
@@ -25,7 +27,14 @@ def record_of(folder: Path, content: bytes = b"weights", **metrics: float) -> di
     path = folder / f"weights-{len(content)}.safetensors"
     path.write_bytes(content)
     weights = {"file": path.name, "sha256": sha256(path), "bytes": len(content)}
-    return {"key": pretraining().key, "metrics": metrics, "seconds": 1.0, "weights": weights}
+    facts = {"key": pretraining().key, "metrics": metrics, "measured": {}, "seconds": 1.0}
+    return {**facts, "weights": weights, "provenance": {"commit": None, "threads": 1}}
+
+
+def forge(path: Path, **changes: Any) -> None:
+    """Change a record, with a checksum that fits."""
+    record = {name: value for name, value in json.loads(path.read_text()).items() if name != "digest"} | changes
+    path.write_text(json.dumps({**record, "digest": digest(record)}))
 
 
 @pytest.fixture
@@ -57,16 +66,30 @@ def test_a_copy_of_a_stage_folder_under_another_name_is_ignored(store: Store) ->
     assert store.load(folder) == finetuning()
 
 
+def other_shapes(data: Any) -> Iterator[Any]:
+    """JSON that differs from an object in one field: it is missing, or of another type."""
+    yield from ([], 7, "text", None, {})
+    for name, value in data.items():
+        for inner in other_shapes(value) if isinstance(value, dict) and value else ("text", 7, [[]], {"a": 7}, True):
+            if type(inner) is not type(value):
+                yield {**data, name: inner}
+        yield {other: value for other, value in data.items() if other != name}
+
+
 @pytest.mark.parametrize("name", ["000001.json", "000001.end.json"])
-def test_a_damaged_ledger_is_named(name: str, store: Store) -> None:
+def test_a_ledger_of_another_shape_is_named_and_never_a_traceback(name: str, store: Store) -> None:
     attempt = store.claim(pretraining())
     assert attempt is not None
-    store.finish(attempt, "failed", "because")
+    store.finish(attempt, StageState.FAILED, "because")
     path = attempt.path.with_name(name)
-    for bad in ("{}", "{", "[]"):
+    refused, good = 0, json.loads(path.read_text())
+    for bad in ("{", "", "\x00", "[" * 100_000, *map(json.dumps, other_shapes(good))):
         path.write_text(bad)
-        with pytest.raises(DamagedStore, match=name):
-            store.failure(pretraining())
+        try:
+            assert store.failure(pretraining()) == "because"  # what was changed says nothing of the end
+        except DamagedStore as error:
+            refused += name in str(error)
+    assert refused > 20
 
 
 def test_a_live_owner_keeps_its_stage(store: Store) -> None:
@@ -165,6 +188,10 @@ def test_the_first_record_wins_an_equal_one_is_dropped_another_is_kept_and_refus
     [
         lambda folder: (folder / "record.json").write_text("{"),
         lambda folder: (folder / "record.json").write_text("[]"),
+        lambda folder: forge(folder / "record.json", weights=None),
+        lambda folder: forge(folder / "record.json", seconds="1"),
+        lambda folder: forge(folder / "record.json", metrics={"accuracy": "0.5"}),
+        lambda folder: forge(folder / "record.json", code=["loop"]),
         lambda folder: (folder / "record.json").write_text((folder / "record.json").read_text().replace("0.5", "0.9")),
         lambda folder: (folder / "weights-7.safetensors").write_bytes(b"wei"),
         lambda folder: (folder / "weights-7.safetensors").unlink(),
@@ -228,3 +255,35 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         fail()
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "old"
+
+
+def test_a_stage_set_aside_is_run_again_and_its_numbers_no_longer_count(store: Store) -> None:
+    stage, folder = pretraining(), store.folder(pretraining())
+    numbers = [{"accuracy": 0.5}, {"accuracy": 0.6}]
+    asides = []
+    for number in numbers:
+        attempt = store.claim(stage)
+        assert attempt is not None
+        store.publish(attempt, stage, record_of(folder, **number))
+        asides.append(store.set_aside(stage, [{"accuracy": 0.1}]))
+        assert store.record(stage) is None
+        assert not folder.exists()
+        store.add(stage)
+    assert [json.loads((aside / "record.json").read_text())["metrics"] for aside in asides if aside] == numbers
+    assert all(number in store.replaced(stage) for number in (*numbers, {"accuracy": 0.1}))
+    assert store.load(folder) == stage
+
+
+def test_code_of_attempts_is_that_of_the_work_a_result_rests_on(store: Store) -> None:
+    attempts = []
+    for number, from_step in enumerate((0, 500, 0, 250, None)):
+        attempt = store.claim(pretraining())
+        assert attempt is not None
+        attempt.facts["code"] = {"loop": [str(number)]}
+        if from_step is not None:
+            store.started(attempt, from_step, [])
+        store.finish(attempt, StageState.INTERRUPTED)
+        attempts.append(attempt)
+    assert store.code(attempts[1]) == {"loop": ["0", "1"]}
+    assert store.code(attempts[2]) == {"loop": ["2"]}
+    assert store.code(attempts[3]) == {"loop": ["2", "3"]}

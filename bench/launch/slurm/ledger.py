@@ -33,11 +33,22 @@ from pathlib import Path
 from bench.errors import DamagedStore
 from bench.launch.slurm.client import GONE, JobState, queue
 from bench.store.files import create_json, read_json, write_json
-from bench.store.ownership import Attempt, beating, this_process
+from bench.store.ownership import OWNER, Attempt, beating, this_process
 
 FOLDER = ".slurm"
 UNSUBMITTED = "UNSUBMITTED"
 """Our word for a submission that was noted but that Slurm never got."""
+
+
+SUBMISSION = {
+    "grid": str,
+    "name": str,
+    "job_id": str | None,
+    "tasks": tuple[tuple[str, ...], ...],
+    "time": float,
+    "source": str,
+}
+"""The fields of a submission's file, as `read_json` checks them."""
 
 
 @dataclass(frozen=True)
@@ -109,17 +120,14 @@ def submissions(store_root: Path, grid: str | None = None) -> list[Submission]:
     for path in (folder(store_root) / "submissions").glob("[0-9a-f]*.json"):
         fix = f"Delete it to forget that submission, and scancel its job: that whose name ends with {path.stem}."
         try:
-            data = read_json(path, fix)
+            data = read_json(path, fix, SUBMISSION)
         except DamagedStore:
             if path.exists():
                 raise
             continue  # forgotten meanwhile
-        try:
-            tasks = tuple(tuple(map(str, task)) for task in data["tasks"])
-            texts = data["grid"], data["name"], data["job_id"]
-            submission = Submission(path.stem, *texts, tasks, float(data["time"]), data["source"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DamagedStore(f"{path}: damaged: not a submission ({error!r}). {fix}") from error
+        tasks = tuple(map(tuple, data["tasks"]))
+        texts = data["grid"], data["name"], data["job_id"]
+        submission = Submission(path.stem, *texts, tasks, data["time"], data["source"])
         if grid is None or submission.grid == grid:
             read.append(submission)
     return sorted(read, key=lambda submission: submission.time)
@@ -162,7 +170,7 @@ def submitting(store_root: Path) -> Iterator[None]:
     while True:
         last = max(turns.glob("[0-9]*[0-9].json"), default=None)
         try:
-            held = last is not None and Attempt(0, last, read_json(last, "Delete it."), None).alive
+            held = last is not None and Attempt(0, last, read_json(last, "Delete it.", {"owner": OWNER}), None).alive
         except DamagedStore:
             if last is not None and last.exists():
                 raise

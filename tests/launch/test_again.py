@@ -1,0 +1,175 @@
+"""Numbers of other code are told, and `--again` computes cells anew without losing or mixing anything."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import grid, status
+from bench.errors import InputError
+from bench.planning.plan import Plan, PlannedCell, make_plan
+from bench.store import code
+from bench.store.files import digest
+from bench.store.store import Store
+from bench.tables import command
+from bench.tables.records import read_records
+from tests import tiny_grid
+
+Edit = Callable[[str], None]
+
+
+class Workplace:
+    """A grid of two rows on one task, run inline."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.gin = tiny_grid.write(folder, ["finetune", "mars"])
+        self.gin.write_text(self.gin.read_text().replace("['digits', 'pydocs']", "['digits']"))
+        self.data, self.store, self.results = data, Store(folder / "runs"), folder / "results"
+
+    def arguments(self, *more: str) -> list[str]:
+        folders = ["--store", str(self.store.root), "--data", str(self.data), "--results", str(self.results)]
+        return ["--gin", str(self.gin), *folders, *more]
+
+    def run(self, *more: str) -> int:
+        return grid.main(self.arguments("--launcher", "inline", *more))
+
+    def plan(self, *again: str) -> Plan:
+        return make_plan([str(self.gin)], [], [], self.data, self.store, again)
+
+    def cell(self, row: str) -> PlannedCell:
+        return next(cell for cell in self.plan().cells if cell.row == row)
+
+    def value(self, row: str) -> float:
+        records = read_records(self.results / "tiny" / "records.jsonl")
+        return float(records[self.cell(row).stage.key, self.cell(row).name]["value"])
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the grid has run."""
+    place = Workplace(tmp_path_factory.mktemp("again"), prepared)
+    assert place.run() == 0
+    return place.gin.parent
+
+
+@pytest.fixture
+def place(finished: Path, prepared: Path, tmp_path: Path) -> Workplace:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    return Workplace(tmp_path, prepared)
+
+
+@pytest.fixture
+def edit(monkeypatch: pytest.MonkeyPatch) -> Edit:
+    """Make the code of a class another one than that of the records."""
+    today = code.today
+    edited: set[str] = set()
+    monkeypatch.setattr(code, "today", lambda name: "0" * 16 if name in edited else today(name))
+    return edited.add
+
+
+def forge(place: Workplace, row: str, accuracy: float) -> None:
+    """Make the number of a cell another one, in store and table: what older code computed."""
+    path = place.store.folder(place.cell(row).stage) / "record.json"
+    record: dict[str, Any] = json.loads(path.read_text())
+    del record["digest"]
+    record["metrics"]["accuracy"] = accuracy
+    path.write_text(json.dumps({**record, "digest": digest(record)}))
+    for table in (place.results / "tiny.md", place.results / "tiny" / "records.jsonl"):
+        table.unlink()
+    assert place.run() == 0
+    assert place.value(row) == accuracy
+
+
+def test_a_record_names_its_code_and_what_it_began_with(place: Workplace) -> None:
+    record = place.store.record(place.cell("mars").stage)
+    assert record is not None
+    (parent,) = place.cell("mars").stage.parents
+    before = place.store.record(parent)
+    assert before is not None
+    assert record["parents"] == {parent.folder: before["weights"]["sha256"]}
+    assert {"loop", "MarsProjection", "MaskedAutoEncoding"} <= record["code"].keys()
+    assert code.other_code(record["code"]) == []
+
+
+def test_other_code_is_told_by_plan_status_and_legend(
+    place: Workplace, edit: Edit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = (grid.main(place.arguments("--plan")), status.main(place.arguments()), command.main(place.arguments()))
+    assert quiet == (0, 0, 0)
+    assert "other code" not in capsys.readouterr().out
+    edit("MarsProjection")
+    assert place.plan().outdated == {place.cell("mars").stage.key: "other code of MarsProjection"}
+    for main, arguments in ((grid.main, ["--plan"]), (status.main, []), (command.main, [])):
+        assert main(place.arguments(*arguments)) == 0
+        assert "MarsProjection" in capsys.readouterr().out
+    assert "MarsProjection (1)" in (place.results / "tiny.md").read_text()
+
+
+def test_again_runs_what_is_outdated_behind_a_cell_and_all_that_starts_from_it(place: Workplace, edit: Edit) -> None:
+    finetune, mars = place.cell("finetune").stage, place.cell("mars").stage
+    assert place.plan("finetune/*").again == [finetune]
+    edit("MarsProjection")
+    assert place.plan("mars/*").again == [mars]
+    edit("MaskedAutoEncoding")
+    assert place.plan("finetune/*").again == place.plan().stages
+    assert place.plan("finetune/*").to_run(retry=False) == place.plan().stages
+
+
+def test_again_replaces_the_number_and_keeps_the_old_one(place: Workplace, edit: Edit) -> None:
+    true = place.value("mars")
+    forge(place, "mars", 0.123)
+    edit("MarsProjection")
+    untouched = place.value("finetune")
+    assert place.run("--again", "mars/*") == 0
+    assert (place.value("mars"), place.value("finetune")) == (true, untouched)
+    assert place.plan().outdated == {}
+    (aside,) = place.store.root.glob(f"{place.cell('mars').stage.folder}.before-*")
+    assert json.loads((aside / "record.json").read_text())["metrics"]["accuracy"] == 0.123
+    (records,) = place.results.glob("tiny.before-*.jsonl")
+    assert [record["value"] for record in read_records(records).values()] == [0.123]
+    assert command.main(place.arguments()) == 0
+
+
+def test_a_number_that_only_the_table_holds_is_replaced_too(place: Workplace, tmp_path: Path) -> None:
+    true = place.value("mars")
+    forge(place, "mars", 0.123)
+    place.store = Store(tmp_path / "another store")
+    assert place.run("--again", "mars/*") == 0
+    assert place.value("mars") == true
+
+
+def test_other_weights_of_a_parent_are_told(place: Workplace) -> None:
+    (parent,) = place.cell("mars").stage.parents
+    path = place.store.folder(parent) / "record.json"
+    record = json.loads(path.read_text())
+    del record["digest"]
+    record["weights"]["sha256"] = "0" * 64
+    path.write_text(json.dumps({**record, "digest": digest(record)}))
+    reason = f"other weights of {parent.folder}"
+    assert set(place.plan().outdated.values()) == {reason}
+    assert len(place.plan().outdated) == 2
+    assert command.main(place.arguments()) == 0
+    assert "Warning: 2 cells" in (place.results / "tiny.md").read_text()
+
+
+def test_a_stage_that_runs_is_not_set_aside(place: Workplace) -> None:
+    stage = place.cell("mars").stage
+    (place.store.folder(stage) / "record.json").unlink()
+    assert place.store.claim(stage) is not None  # by this process, which lives
+    with pytest.raises(InputError, match=f"{stage.folder} is running"):
+        place.run("--again", "*")
+    assert not list(place.store.root.glob("*.before-*"))
+
+
+@pytest.mark.parametrize("more", [["--only", "mars/*"], ["--cancel"]])
+def test_again_goes_with_neither_only_nor_cancel(more: list[str], prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--again"):
+        Workplace(tmp_path, prepared).run("--again", "mars/*", *more)
+
+
+def test_a_glob_that_matches_no_cell_is_refused(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--again 'tapt/\\*' matches no cell"):
+        Workplace(tmp_path, prepared).run("--again", "tapt/*")

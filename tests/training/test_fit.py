@@ -1,0 +1,79 @@
+"""What a stage goes on from: only checkpoints that began with today's weights, and whose code the record names."""
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from bench.specs import Stage
+from bench.store import code
+from bench.store.files import digest, sha256
+from bench.store.states import StageState
+from bench.store.store import Store
+from bench.training.protocol import Outcome, Settings
+from bench.training.worker import run
+from tests import tiny_grid
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs")
+
+
+@pytest.fixture
+def stage(prepared: Path, tmp_path: Path, store: Store) -> Stage:
+    """A fine-tuning whose parent is finished and that was interrupted in the middle."""
+    plan = tiny_grid.plan(tmp_path, prepared, ["finetune"])
+    stage = next(cell.stage for cell in plan.cells if cell.task == "digits")
+    for each in (*stage.parents, stage):
+        store.add(each)
+    for parent in stage.parents:
+        assert run_stage(store, parent, prepared).state == StageState.DONE
+    asked = itertools.count()
+    outcome = run_stage(store, stage, prepared, lambda: next(asked) >= 2)
+    assert outcome.state == StageState.INTERRUPTED
+    return stage
+
+
+def run_stage(store: Store, stage: Stage, data: Path, stop: Callable[[], bool] = lambda: False) -> Outcome:
+    return run(store.folder(stage), Settings(data), stop, lambda step, steps, loss: None)
+
+
+def test_a_stage_goes_on_from_its_checkpoint(stage: Stage, store: Store, prepared: Path) -> None:
+    outcome = run_stage(store, stage, prepared)
+    assert (outcome.state, outcome.from_step > 0, outcome.warnings) == (StageState.DONE, True, ())
+    record = store.record(stage)
+    assert record is not None
+    assert code.other_code(record["code"]) == []
+
+
+def test_a_checkpoint_that_began_with_other_weights_is_passed_over(stage: Stage, store: Store, prepared: Path) -> None:
+    (parent,) = stage.parents
+    weights, path = store.weights(parent), store.folder(parent) / "record.json"
+    save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
+    record = json.loads(path.read_text())
+    del record["digest"]
+    record["weights"] |= {"sha256": sha256(weights), "bytes": weights.stat().st_size}
+    path.write_text(json.dumps({**record, "digest": digest(record)}))
+    outcome = run_stage(store, stage, prepared)
+    assert (outcome.state, outcome.from_step) == (StageState.DONE, 0)
+    assert len(outcome.warnings) == 1
+
+
+def test_a_checkpoint_of_other_code_is_gone_on_from_and_the_record_says_so(
+    stage: Stage, store: Store, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = code.today
+    monkeypatch.setattr(code, "today", lambda name: "0" * 16 if name == "AdamW" else today(name))
+    outcome = run_stage(store, stage, prepared)
+    assert (outcome.state, outcome.from_step > 0) == (StageState.DONE, True)
+    assert "AdamW" in outcome.warnings[0]
+    record = store.record(stage)
+    assert record is not None
+    assert record["code"]["AdamW"] == ["0" * 16, today("AdamW")]
+    assert code.other_code(record["code"]) == ["AdamW"]
