@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,8 +22,10 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     """
     arguments = argparse.ArgumentParser(prog=program, description=description)
     add_bindings(arguments, required=True)
-    arguments.add_argument("--store", type=Path, default=Path("runs"), help="where stages are kept (default: runs)")
-    arguments.add_argument("--results", type=Path, default=Path("results"), help="where tables go (default: results)")
+    arguments.add_argument("--store", type=_folder, default=Path("runs"), help="where stages are kept (default: runs)")
+    arguments.add_argument(
+        "--results", type=_folder, default=Path("results"), help="where tables go (default: results)"
+    )
     add_data(arguments)
     return arguments
 
@@ -44,7 +48,12 @@ def add_bindings(parser: argparse.ArgumentParser, required: bool) -> None:
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Let a command take the folder of prepared data."""
-    parser.add_argument("--data", type=Path, help="where data lie (default: BENCH_DATA, else data)")
+    parser.add_argument("--data", type=_folder, help="where data lie (default: BENCH_DATA, else data)")
+
+
+def _folder(text: str) -> Path:
+    refuse_too_long("a folder of the command line", Path(text))
+    return Path(text)
 
 
 def data_root(arguments: argparse.Namespace) -> Path:
@@ -52,12 +61,15 @@ def data_root(arguments: argparse.Namespace) -> Path:
     return arguments.data or default_data_root()
 
 
-def check_writable(argument: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made or written.
+def check_writable(argument: str, folder: Path, longest: str = "") -> None:
+    """Refuse a folder that cannot be made or written, or not with the longest name that is to come below it.
 
     Nothing is made in it before.
     """
+    refuse_too_long(argument, folder / longest)
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # Below a folder that is still to be made, the file system looks at no name: the longest is asked for in `parent`.
+    refuse_too_long(argument, parent / max((folder / longest).parts, key=len))
     writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
     if writable:
         try:
@@ -65,12 +77,38 @@ def check_writable(argument: str, folder: Path) -> None:
                 return
         except OSError:
             pass
-    raise InputError(f"{argument} {folder}: {parent} is not a folder this user can write. Name another.")
+    raise InputError(
+        f"{argument} {folder}: {parent} is not a folder this user can write.{shared_hint(parent)} Name another."
+    )
+
+
+def refuse_too_long(argument: str, path: Path) -> None:
+    """Refuse a path that is too long for the file system, or that has a name which is."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(
+                f"{argument}: {path}: its names of {max(map(len, path.parts))} letters or its {len(str(path))} letters "
+                "in all are too long for the file system. Choose shorter ones."
+            ) from error
+
+
+def shared_hint(folder: Path) -> str:
+    """Say what to do where a folder is closed to the group that its owner shares with this user; else ''."""
+    facts = folder.stat()
+    ours = facts.st_uid == os.getuid()
+    if ours or facts.st_gid not in os.getgroups() or facts.st_mode & stat.S_IWGRP:
+        return ""
+    return (
+        " It belongs to another user of your group, and is closed to the group: its owner opens it with "
+        f"chmod -R g+w {folder} and from then on works with umask 002."
+    )
 
 
 def check_results(results: Path, name: str | None) -> None:
     """Refuse a results folder that cannot hold a grid's tables."""
-    check_writable("--results", results)
+    check_writable("--results", results, f".{name}.before-{'0' * 12}.jsonl.{'0' * 12}")
     if (results / f"{name}.md").is_dir() or (results / str(name)).is_file():
         raise InputError(f"--results {results}: {name}.md must be a file and {name} a folder there. Move what is.")
 
@@ -80,6 +118,7 @@ def reporting_errors(main: Callable[[], int]) -> int:
 
     Bad input becomes one message and exit status 2, an error of the disk status 1, Ctrl-C status 130.
     """
+    open_standard_streams()
     try:
         return main()
     except InputError as error:
@@ -91,3 +130,17 @@ def reporting_errors(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def open_standard_streams() -> None:
+    """Open what of standard input, output and error was closed, on nothing.
+
+    Else the next files that are opened would get their numbers, and what is printed would go there.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest number that is free: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")

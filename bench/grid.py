@@ -21,7 +21,7 @@ from bench import cli
 from bench.errors import InputError
 from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, make_plan, source
-from bench.specs import walk
+from bench.specs import Stage, walk
 from bench.store.provenance import cores
 from bench.store.store import Store
 from bench.tables.command import write_tables
@@ -30,6 +30,10 @@ from bench.tables.records import earlier_records
 if TYPE_CHECKING:
     from bench.launch.slurm.submit import Submitted
     from bench.training.protocol import Settings
+
+
+LONGEST = f"/checkpoints/.step-{0:08}.json.{0:012}"
+"""As long as the longest name below the folder of a stage."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _plan_jobs(plan, options, store, data)
         return 0
     plan.catalogue.refuse_missing(plan.unprepared, data)
-    cli.check_writable("--store", options.store)
+    to_run = plan.to_run(options.retry)
+    if to_run or plan.unprepared:  # a finished store may lie on a disk that nobody can write any more
+        cli.check_writable(
+            "--store", options.store, max((f"{stage.folder}{LONGEST}" for stage in plan.stages), key=len)
+        )
+        _check_folders(to_run, store)
     cli.check_results(options.results, plan.table_name)
     devices = [] if options.launcher == "slurm" else _devices(options)
     if options.launcher == "slurm":
@@ -136,6 +145,16 @@ def _check_arguments(options: argparse.Namespace) -> None:
         )
     if options.cancel and options.only:
         raise InputError("--cancel: cancels all jobs of the grid; single ones can be ended with scancel.")
+
+
+def _check_folders(stages: Sequence[Stage], store: Store) -> None:
+    """Refuse stages that another user began and whose folders this one cannot write."""
+    for folder in map(store.folder, stages):
+        for part in (folder, folder / "attempts"):
+            if part.is_dir() and not os.access(part, os.W_OK | os.X_OK):
+                raise InputError(
+                    f"--store {store.root}: {part} cannot be written.{cli.shared_hint(part)} Or name another store."
+                )
 
 
 def _set_aside(plan: Plan, options: argparse.Namespace, store: Store, earlier: Sequence[Mapping[str, Any]]) -> None:

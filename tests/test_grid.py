@@ -584,3 +584,36 @@ def test_damaged_parent_weights_fail_the_stage_that_needs_them(
     content[-1] ^= 1
     weights.write_bytes(content)
     assert place.run("--only", "finetune/digits/*/1") == 0
+
+
+def test_a_finished_store_needs_no_writing(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may lie on a disk that is read-only by now."""
+    text = SMALL.replace("['finetune', 'tapt', 'self_distillation']", "['finetune']")
+    text = text.replace("['digits', 'pydocs']", "['digits']").replace("further_pretrain", "#")
+    place = Workplace(tmp_path, prepared, text)
+    assert place.run() == 0
+    refuse = cli.check_writable
+
+    def check(argument: str, folder: Path, longest: str = "") -> None:
+        if argument == "--store":
+            raise InputError("--store: read-only")
+        refuse(argument, folder, longest)
+
+    monkeypatch.setattr(cli, "check_writable", check)
+    assert place.run() == 0
+    with pytest.raises(InputError, match="read-only"):
+        place.run("--set", "finetune.steps = 11")
+
+
+def test_a_stage_folder_that_another_user_closed_is_refused_before_anything_runs(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Workplace(tmp_path, prepared, SMALL)
+    store = Store(place.store)
+    stage = make_plan([str(place.gin)], [], [], place.data, store).stages[0]
+    (store.folder(stage) / "attempts").mkdir(parents=True)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "attempts" not in str(path) and access(path, mode))
+    with pytest.raises(InputError, match="attempts cannot be written"):
+        place.run()
+    assert not store.attempts(stage)

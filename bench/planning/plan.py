@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
@@ -164,7 +165,17 @@ def _stages_again(plan: Plan, cells: list[PlannedCell]) -> list[Stage]:
 
 def _origin(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> str:
     named, changed = _computing(files, overrides, bindings)
-    return ", ".join(Path(name).name for name in named) + "".join(f", --set {_published(text)!r}" for text in changed)
+    return ", ".join(Path(name).name for name in named) + "".join(
+        f", --set {code_span(_published(text))}" for text in changed
+    )
+
+
+def code_span(text: str) -> str:
+    """Write any text as code in Markdown, on one line, so that nothing in it is taken for markup."""
+    # A span ends at as many backticks as it began with, so there are more of them than stand anywhere in the text.
+    line = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}"
 
 
 def source(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> str:

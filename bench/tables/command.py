@@ -27,12 +27,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_tables(plan: Plan, store: Store, results: Path) -> int:
-    """Write and print the tables; return the exit status. It is 0 if every cell of the grid has a number, else 1."""
-    written = collate(plan, store, results)
-    print(f"\n{written.markdown}\ntable: {written.table}\nrecords: {written.records}")
-    if written.set_aside is not None:
-        print(f"records that are not of this plan were moved to {written.set_aside}")
-    return 0 if written.cells_done == len(plan.cells) else 1
+    """Print and write the tables; return the exit status. It is 0 if every cell of the grid has a number, else 1.
+
+    Raises OSError, which names the folder, where they cannot be written; printed they are all the same.
+    """
+    tables = collate(plan, store, results)
+    print(f"\n{tables.markdown}", flush=True)
+    try:
+        set_aside = tables.write()
+    except OSError as error:
+        raise OSError(
+            f"--results {results}: the tables could not be written there ({error.strerror or error}). Their numbers "
+            f"are in the store {store.root}: python -m bench.collate writes them."
+        ) from error
+    print(f"table: {tables.table}\nrecords: {tables.records_file}")
+    if set_aside is not None:
+        print(f"records that are not of this plan were moved to {set_aside}")
+    return 0 if len(tables.records) == len(plan.cells) else 1
 
 
 def run_as_job(*arguments: str) -> None:

@@ -22,31 +22,34 @@ METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1
 
 @dataclass(frozen=True)
 class Results:
-    """The written table and its records. `cells_done` counts the cells that have a number."""
+    """The table of a grid and the records behind it, still to be written."""
 
     markdown: str
     table: Path
-    records: Path
-    cells_done: int
-    set_aside: Path | None = None
-    """Where the file's records went that are none of this plan's."""
+    records_file: Path
+    records: list[dict[str, Any]]
+    """One for each cell that has a number."""
+    others: list[dict[str, Any]]
+    """The file's records that are none of this plan's."""
+
+    def write(self) -> Path | None:
+        """Write both, and the others into a file of their own, whose path is returned."""
+        # The records are written before the table: whoever reads a table has the numbers behind it.
+        set_aside = write_aside(self.others, self.table.parent, self.table.stem)
+        write_text(self.records_file, lines_of(self.records))
+        write_text(self.table, self.markdown)
+        return set_aside
 
 
 def collate(plan: Plan, store: Store, results: Path) -> Results:
-    """Write the table and the records of a grid. They hold every finished cell, selected or not.
+    """Make the table and the records of a grid. They hold every finished cell, selected or not.
 
-    A number that the records file has already is kept, whatever the store holds; records of other plans move to a file
-    of their own. Refuses a file that disagrees with the store, and one that cannot be read.
+    A number that the records file has already is kept, whatever the store holds. Refuses a file that disagrees with the
+    store, and one that cannot be read.
     """
-    path = records_path(plan, results)
     records, others = merged_records(plan, store, results)
-    set_aside = write_aside(others, results, plan.table_name)
-    # The records are written before the table: whoever reads a table has the numbers behind it. A cell that has not
-    # finished has no record, and the table counts it as missing.
-    markdown = table(plan, records)
-    write_text(path, lines_of(records))
-    write_text(results / f"{plan.table_name}.md", markdown)
-    return Results(markdown, results / f"{plan.table_name}.md", path, len(records), set_aside)
+    location = results / f"{plan.table_name}.md"
+    return Results(table(plan, records), location, records_path(plan, results), records, others)
 
 
 def table(plan: Plan, records: list[dict[str, Any]]) -> str:

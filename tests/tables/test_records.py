@@ -1,6 +1,9 @@
 """A published number is never lost or replaced by less: the records file keeps it, moves it aside, or argues."""
 
+import errno
 import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +12,10 @@ import pytest
 
 from bench import grid
 from bench.errors import InputError
-from bench.planning.plan import Plan, make_plan
+from bench.planning.plan import Plan, code_span, make_plan
 from bench.store.files import sha256
 from bench.store.store import Store
+from bench.tables.command import write_tables
 from bench.tables.records import read_records
 from bench.tables.table import collate
 from tests import tiny_grid
@@ -49,6 +53,11 @@ class Place:
             store.publish(attempt, stage, {"key": stage.key, "weights": weights, **facts})
         return store
 
+    def collate(self, store: Store, *overrides: str) -> tuple[int, Path | None]:
+        """Write the tables; how many cells they have, and where the file's other records went."""
+        results = collate(self.plan(store, *overrides), store, self.results)
+        return len(results.records), results.write()
+
     def written(self, name: str = "tiny") -> dict[tuple[str, str], dict[str, Any]]:
         return read_records(self.results / name / "records.jsonl")
 
@@ -60,13 +69,12 @@ def place(prepared: Path, tmp_path: Path) -> Place:
 
 def test_an_empty_store_and_a_part_of_the_cells_lose_nothing(place: Place) -> None:
     full = place.store("full", range(8))
-    collate(place.plan(full), full, place.results)
+    place.collate(full)
     before, table = place.written(), (place.results / "tiny.md").read_text()
     assert len(before) == 8
     for name, cells in (("empty", []), ("part", [0, 3])):
         store = place.store(name, cells)
-        written = collate(place.plan(store), store, place.results)
-        assert (written.cells_done, written.set_aside) == (8, None)
+        assert place.collate(store) == (8, None)
         assert place.written() == before
         assert (place.results / "tiny.md").read_text() == table
 
@@ -74,27 +82,27 @@ def test_an_empty_store_and_a_part_of_the_cells_lose_nothing(place: Place) -> No
 def test_a_table_without_a_number_is_gone_on_with(place: Place) -> None:
     for name, cells in (("none", []), ("one", [0])):
         store = place.store(name, cells)
-        assert collate(place.plan(store), store, place.results).cells_done == len(cells)
+        assert place.collate(store) == (len(cells), None)
 
 
 def test_parts_computed_in_two_stores_make_one_table(place: Place) -> None:
     for name, cells in (("first", [0, 1, 2]), ("second", [2, 5])):
         store = place.store(name, cells)
-        written = collate(place.plan(store), store, place.results)
-    assert written.cells_done == 4
+        done, _ = place.collate(store)
+    assert done == 4
     order = [cell.name for cell in place.plan(store).cells]
     assert [cell for _, cell in place.written()] == [order[number] for number in (0, 1, 2, 5)]
 
 
 def test_records_of_another_plan_move_to_a_file_of_their_own(place: Place) -> None:
     store = place.store("one", range(8))
-    collate(place.plan(store), store, place.results)
+    place.collate(store)
     before = place.written()
     place.gin.write_text(place.gin.read_text().replace("finetune.steps = 4", "finetune.steps = 5"))
     other = place.store("other", range(8), accuracy=0.7)
     for _ in range(2):  # a second time there is nothing left to move
-        written = collate(place.plan(other), other, place.results)
-    assert written.set_aside is None
+        _, set_aside = place.collate(other)
+    assert set_aside is None
     (aside,) = place.results.glob("tiny.before-*.jsonl")
     assert read_records(aside) == before
     assert {record["value"] for record in place.written().values()} == {0.7}
@@ -102,45 +110,45 @@ def test_records_of_another_plan_move_to_a_file_of_their_own(place: Place) -> No
 
 def test_store_and_file_that_disagree_are_refused_and_nothing_is_written(place: Place) -> None:
     store = place.store("one", range(8))
-    collate(place.plan(store), store, place.results)
+    place.collate(store)
     before = {path: path.read_bytes() for path in place.results.rglob("*") if path.is_file()}
     other = place.store("other", [1], accuracy=0.7)
     with pytest.raises(InputError, match=r"says 0\.5 for finetune/digits/photos_mae/1, the store 0\.7"):
-        collate(place.plan(other), other, place.results)
+        place.collate(other)
     assert {path: path.read_bytes() for path in place.results.rglob("*") if path.is_file()} == before
 
 
 def test_records_whose_data_are_not_prepared_are_not_replaced(place: Place, tmp_path: Path) -> None:
     store = place.store("one", range(8))
-    collate(place.plan(store), store, place.results)
+    place.collate(store)
     before = (place.results / "tiny" / "records.jsonl").read_bytes()
     place.data = tmp_path / "nothing prepared"
     empty = Store(tmp_path / "runs")
     with pytest.raises(InputError, match=r"holds 8 cells whose data are not prepared here"):
-        collate(place.plan(empty), empty, place.results)
+        place.collate(empty)
     assert (place.results / "tiny" / "records.jsonl").read_bytes() == before
 
 
 def test_a_cell_that_stands_twice_with_other_values_is_refused(place: Place) -> None:
     store = place.store("one", [0])
-    collate(place.plan(store), store, place.results)
+    place.collate(store)
     path = place.results / "tiny" / "records.jsonl"
     line = path.read_text()
     path.write_text(line + line)
     assert len(read_records(path)) == 1
     path.write_text(line + line.replace('"value": 0.5', '"value": 0.6'))
     with pytest.raises(InputError, match=r"records\.jsonl:2: .*with other values"):
-        collate(place.plan(store), store, place.results)
+        place.collate(store)
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "7", '{"key": "a"}', '{"key": "a", "cell": "b"}'])
 def test_a_file_that_holds_anything_else_is_refused_by_line(line: str, place: Place) -> None:
     store = place.store("one", [0])
-    collate(place.plan(store), store, place.results)
+    place.collate(store)
     path = place.results / "tiny" / "records.jsonl"
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(InputError, match=r"records\.jsonl:2: not a record"):
-        collate(place.plan(store), store, place.results)
+        place.collate(store)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +172,7 @@ def test_what_the_command_line_changes_has_tables_of_its_own(
     assert (name, plus, len(digest)) == ("tiny", "+", 8)
     assert plan.table_name == place.plan(Store(tmp_path / "runs"), *overrides).table_name
     store = place.store("changed", [0], overrides=overrides)
-    collate(place.plan(store, *overrides), store, place.results)
+    place.collate(store, *overrides)
     assert len(place.written(plan.table_name)) == 1
     assert not (place.results / "tiny.md").exists()
     assert (place.results / f"{plan.table_name}.md").read_text().startswith(f"# {plan.table_name}\n")
@@ -172,7 +180,7 @@ def test_what_the_command_line_changes_has_tables_of_its_own(
 
 def test_records_are_one_line_each_whatever_they_hold(place: Place) -> None:
     store = place.store("one", [0])
-    collate(place.plan(store), store, place.results)
+    place.collate(store)
     path = place.results / "tiny" / "records.jsonl"
     record = json.loads(path.read_text())
     record["row"] = "a\u2028b\x85c"
@@ -188,3 +196,28 @@ def test_a_run_refuses_such_a_file_before_it_begins(place: Place) -> None:
     with pytest.raises(InputError, match=r"records\.jsonl:1"):
         grid.main([*arguments, "--store", str(place.folder / "runs"), "--device", "cpu", "--launcher", "inline"])
     assert not (place.folder / "runs").exists()
+
+
+def test_a_full_results_disk_is_named_and_the_table_printed_all_the_same(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = place.store("one", [0])
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("bench.tables.table.write_text", fail)
+    with pytest.raises(OSError, match=re.escape(str(place.results)) + ".*No space left"):
+        write_tables(place.plan(store), store, place.results)
+    assert "| 50.00 (1/2)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text", ["a | b", "<script>alert(1)</script>", "`x` and ``y``", "two\nlines", "**bold** [a](b) $x$", "\\end{x}"]
+)
+def test_what_the_command_line_set_stands_in_the_legend_as_code(text: str) -> None:
+    span = code_span(f"grid.name = '{text}'")
+    fence = span[: len(span) - len(span.lstrip("`"))]
+    assert "\n" not in span
+    assert span.endswith(fence)
+    assert fence not in span.strip("`").replace(fence + "`", "")

@@ -1,0 +1,69 @@
+"""What the commands have in common: folders that cannot be used, and standard streams that are closed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import cli, collate, grid, status
+from bench.errors import InputError
+
+
+@pytest.mark.parametrize("option", ["--store", "--results", "--data"])
+@pytest.mark.parametrize("main", [grid.main, status.main, collate.main])
+def test_a_folder_whose_name_is_too_long_is_refused(main: object, option: str, tmp_path: Path) -> None:
+    assert callable(main)
+    with pytest.raises(InputError, match="too long for the file system"):
+        main(["--gin", "quickstart.gin", option, str(tmp_path / ("a" * 300))])
+
+
+def test_a_folder_is_refused_that_holds_no_name_so_long(tmp_path: Path) -> None:
+    cli.check_writable("--store", tmp_path / "new", "a" * 200)
+    with pytest.raises(InputError, match="--store"):
+        cli.check_writable("--store", tmp_path / "new", "a" * 300)
+    with pytest.raises(InputError, match="--results"):
+        cli.check_results(tmp_path, "a" * 250)  # what is written beside NAME.md is longer
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_group_members_folder_is_refused_with_what_its_owner_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    folder.chmod(0o755)
+    assert cli.shared_hint(folder) == ""  # one's own
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    monkeypatch.setattr(os, "getgroups", lambda: [folder.stat().st_gid])
+    assert "umask 002" in cli.shared_hint(folder)
+    folder.chmod(0o775)
+    assert cli.shared_hint(folder) == ""
+    folder.chmod(0o755)
+    monkeypatch.setattr(os, "getgroups", list)
+    assert cli.shared_hint(folder) == ""  # nothing that a umask would help
+
+
+PROGRAM = """
+import os, subprocess, sys
+from bench import cli
+from bench.errors import InputError
+
+def main():
+    print("to nobody", file=sys.stderr)
+    child = subprocess.run([sys.executable, "-c", "import os; [os.fstat(n) for n in range(3)]"])
+    opened = os.open(os.devnull, os.O_RDONLY)
+    sys.exit(child.returncode or (0 if opened > 2 else 9))
+
+cli.reporting_errors(main)
+"""
+
+
+@pytest.mark.parametrize("closed", [(2,), (0,), (0, 1, 2)], ids=str)
+def test_closed_standard_streams_are_opened_on_nothing(closed: tuple[int, ...]) -> None:
+    def close() -> None:
+        for descriptor in closed:
+            os.close(descriptor)
+
+    assert subprocess.run([sys.executable, "-c", PROGRAM], preexec_fn=close, timeout=60).returncode == 0
