@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 from bench.data.content import Rows, checksum, joined
 from bench.data.decode import rgb
-from bench.data.disk import TOKENIZER, again, read_rows
+from bench.data.disk import TOKENIZER, read_rows
 from bench.data.manifest import Manifest
 from bench.errors import InputError, NotPrepared
 from bench.pretrained import checkpoints
 from bench.specs import Data
 from bench.specs.architectures import MaskedLanguageModel
 from bench.store.files import replacing, sha256, write_text
+from bench.store.manifest import prepare_again
 
 Array = npt.NDArray[Any]
 
@@ -102,7 +103,7 @@ class _Split:
         if actual != expected:
             raise InputError(
                 f"{path} has changed: the checksum of its content is {actual[:16]}, not {expected[:16]}. "
-                f"{again(self._folder)}"
+                f"{prepare_again(self._folder)}"
             )
         return rows
 
@@ -119,7 +120,7 @@ def _read_tokenizer(path: Path, backbone: MaskedLanguageModel) -> bytes:
     if actual != backbone.tokenizer_checksum:
         raise InputError(
             f"{path} has the checksum {actual[:16]}, but the backbone {backbone.name} was planned with "
-            f"{str(backbone.tokenizer_checksum)[:16]}: plan again with this vocabulary, or {again(path.parent)}"
+            f"{str(backbone.tokenizer_checksum)[:16]}: plan again with this vocabulary, or {prepare_again(path.parent)}"
         )
     return content
 

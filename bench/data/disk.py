@@ -11,7 +11,8 @@ from bench.data.content import Content, Rows, facts
 from bench.data.manifest import Manifest, read_manifest
 from bench.data.task_spec import Modality
 from bench.errors import InputError
-from bench.store.files import MANIFEST, building
+from bench.store.files import building
+from bench.store.manifest import prepare_again, write_manifest
 
 TOKENIZER = "tokenizer.json"
 COLUMN: dict[Modality, str] = {"image": "image", "text": "text"}
@@ -62,7 +63,7 @@ def read_rows(path: Path, modality: Modality) -> Rows:
         if COLUMN[modality] not in names:
             raise KeyError(f"no column {COLUMN[modality]!r}")
     except (OSError, KeyError, AttributeError, TypeError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read ({error}). {again(path.parent)}") from error
+        raise InputError(f"{path} cannot be read ({error}). {prepare_again(path.parent)}") from error
     return Rows(values=values, labels=labels if "label" in names else None, pairs=pairs if PAIR in names else None)
 
 
@@ -75,11 +76,6 @@ def read(manifest: Manifest, root: Path) -> Content:
         splits={split: read_rows(folder / f"{split}.parquet", manifest.modality) for split in manifest.splits},
         sources=manifest.sources,
     )
-
-
-def again(folder: Path) -> str:
-    """Say how to fix a data set that is damaged or changed."""
-    return f"Delete the folder {folder} and prepare {folder.name} again."
 
 
 def _write(name: str, content: Content, folder: Path) -> None:
@@ -99,7 +95,7 @@ def _write(name: str, content: Content, folder: Path) -> None:
         sources=content.sources,
         vocabulary=content.vocabulary,
     )
-    (folder / MANIFEST).write_text(manifest.to_json())
+    write_manifest(folder, manifest)
 
 
 def _write_parquet(path: Path, content: Content, rows: Rows) -> None:

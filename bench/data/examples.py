@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from bench.data.array_cache import Array, _Split
-from bench.data.disk import again
 from bench.data.manifest import Manifest, read_manifest
 from bench.data.subset import chosen_rows
 from bench.device import free_memory, send
@@ -20,6 +19,7 @@ from bench.errors import InputError, NotPrepared
 from bench.interfaces.examples import Examples
 from bench.specs import Backbone, Data
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.store.manifest import prepare_again
 
 # The statistics of ImageNet, which the released masked auto-encoders were trained with.
 MEAN = (0.485, 0.456, 0.406)
@@ -204,7 +204,7 @@ def _refuse_other_count(data: Data, root: Path, labels: int, examples: int) -> N
     if not labels == examples == data.examples:
         raise InputError(
             f"{data.task}/{data.split} holds {examples} examples and {labels} labels, but its manifest says "
-            f"{data.examples}. {again(root / data.task)}"
+            f"{data.examples}. {prepare_again(root / data.task)}"
         )
 
 
@@ -219,6 +219,6 @@ def _manifest(data: Data, root: Path) -> Manifest:
     if manifest.checksum(data.split) != data.checksum:
         raise InputError(
             f"{data.task}/{data.split} in {root} has the checksum {manifest.checksum(data.split)[:16]}, but "
-            f"{data.checksum[:16]} was planned: plan again with these data, or {again(root / data.task)}"
+            f"{data.checksum[:16]} was planned: plan again with these data, or {prepare_again(root / data.task)}"
         )
     return manifest

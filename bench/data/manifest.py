@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bench.data.task_spec import Modality
-from bench.errors import InputError
-from bench.store.files import MANIFEST, digest
+from bench.store.files import digest
+from bench.store.manifest import load_manifest
 
 SPLITS = ("train", "validation", "test")
 
@@ -48,10 +46,18 @@ class Manifest:
         checksums = [self.splits[part].checksum for part in split.split("+")]
         return checksums[0] if len(checksums) == 1 else digest(checksums)
 
-    def to_json(self) -> str:
-        """Return the text of `manifest.json`, which holds a digest of the rest."""
-        content = json.loads(json.dumps(asdict(self)))  # tuples become lists, as a reader will find them
-        return json.dumps({"digest": digest(content), **content}, indent=1, sort_keys=True) + "\n"
+    def __post_init__(self) -> None:
+        if unknown := self.splits.keys() - set(SPLITS):
+            raise ValueError(f"it has an unknown split {min(unknown)!r}")
+        if "train" not in self.splits:
+            raise ValueError("it has no training split")
+        for split, facts in self.splits.items():
+            # Counts that contradict each other are found here; all others when the examples are opened.
+            classes = None if self.class_names is None else len(self.class_names)
+            counted = facts.per_class
+            agrees = counted is None or (len(counted) == classes and sum(counted) == facts.examples)
+            if facts.examples < 0 or not agrees or min(counted or (0,)) < 0:
+                raise ValueError(f"splits.{split} has {facts.examples} examples, of each class {counted}")
 
 
 def read_manifest(name: str, root: Path) -> Manifest | None:
@@ -59,46 +65,11 @@ def read_manifest(name: str, root: Path) -> Manifest | None:
 
     Reads one small file. Refuses a manifest it cannot read.
     """
-    path = root / name / MANIFEST
-    try:
-        return _parse(json.loads(path.read_bytes()), name)
-    except FileNotFoundError:
+    manifest = load_manifest(Manifest, name, root / name)
+    if manifest is None:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}). Delete the folder {path.parent} and prepare {name} again."
-        ) from error
-
-
-def _parse(content: dict[str, Any], name: str) -> Manifest:
-    # Counts and checksums of the splits decide how long a stage trains and what its key is, so a changed digit must not
-    # pass. A manifest of before has no digest: what it says is held against the examples when they are opened.
-    if "digest" in content and content.pop("digest") != digest(content):
-        raise ValueError("its content does not match its own digest")
-    if content["name"] != name:
-        raise ValueError(f"it describes {content['name']!r}")
-    if content["modality"] not in ("image", "text"):
-        raise ValueError(f"its modality is {content['modality']!r}")
-    class_names = content["class_names"]
-    splits = {
-        split: SplitFacts(
-            examples=int(facts["examples"]),
-            checksum=str(facts["checksum"]),
-            per_class=None if facts["per_class"] is None else tuple(map(int, facts["per_class"])),
-        )
-        for split, facts in sorted(content["splits"].items(), key=lambda item: SPLITS.index(item[0]))
-    }
-    if "train" not in splits:
-        raise ValueError("it has no training split")
-    return Manifest(
-        name=name,
-        modality=content["modality"],
-        class_names=None if class_names is None else tuple(map(str, class_names)),
-        splits=splits,
-        tokenizer_checksum=content["tokenizer_checksum"],
-        sources=dict(content["sources"]),
-        vocabulary=content["vocabulary"],
-    )
+    in_order = {split: manifest.splits[split] for split in SPLITS if split in manifest.splits}
+    return replace(manifest, splits=in_order)
 
 
 def data_root() -> Path:

@@ -17,6 +17,7 @@ from bench.data.tasks import CORPORA
 from bench.errors import InputError, NotPrepared
 from bench.planning.catalogue import Catalogue
 from bench.pretrained import checkpoints
+from bench.store.manifest import prepare_again
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def _differences(manifest: Manifest, content: Content, root: Path) -> Iterator[s
         if actual != promised:
             yield (
                 f"{split} holds {actual.examples} examples with the checksum {actual.checksum[:16]}, its manifest says "
-                f"{promised.examples} and {promised.checksum[:16]}. {disk.again(root / manifest.name)}"
+                f"{promised.examples} and {promised.checksum[:16]}. {prepare_again(root / manifest.name)}"
             )
 
 

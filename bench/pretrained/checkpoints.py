@@ -8,13 +8,14 @@ hub's client before something is prepared.
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.errors import InputError
-from bench.store.files import MANIFEST, sha256
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.store.files import sha256
+from bench.store.manifest import load_manifest, prepare_again
 
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
@@ -44,6 +45,21 @@ class Prepared:
     ignored: tuple[str, ...]
     fingerprint: str | None = None
 
+    def __post_init__(self) -> None:
+        if missing := {"width", "depth", "heads", "mlp_width", "norm_eps"} - self.architecture.keys():
+            raise ValueError(f"architecture.{min(missing)} is missing")
+        try:
+            architecture_of(self.name, self.modality, self.architecture)
+        except TypeError as error:  # a field that no such network has
+            raise ValueError(f"architecture: {error}") from error
+
+
+def architecture_of(name: str, modality: str, fields: dict[str, Any]) -> MaskedAutoEncoder | MaskedLanguageModel:
+    """Build the spec of a checkpoint's network, without its weights."""
+    if modality == "image":
+        return MaskedAutoEncoder(name=name, weights=None, **fields)
+    return MaskedLanguageModel(name=name, weights=None, tokenizer=None, tokenizer_checksum=None, **fields)
+
 
 def folder(name: str, root: Path) -> Path:
     """Return the folder in which a checkpoint of this name is prepared."""
@@ -55,13 +71,7 @@ def read(name: str, root: Path) -> Prepared | None:
 
     Reads one small file; refuses a manifest that cannot be read.
     """
-    path = folder(name, root) / MANIFEST
-    try:
-        return _parse(json.loads(path.read_bytes()), name)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read ({error}). {_again(path.parent)}") from error
+    return load_manifest(Prepared, name, folder(name, root))
 
 
 def weights(name: str, root: Path, checksum: str) -> Path:
@@ -76,7 +86,7 @@ def weights(name: str, root: Path, checksum: str) -> Path:
     if prepared.checksum != checksum:
         raise InputError(
             f"{location} was prepared from a weight file with the sha256 {prepared.checksum[:16]}, not "
-            f"{checksum[:16]}: plan again, or {_again(location, start='delete')}"
+            f"{checksum[:16]}: plan again, or {prepare_again(location, start='delete')}"
         )
     path = location / WEIGHTS
     try:
@@ -84,26 +94,13 @@ def weights(name: str, root: Path, checksum: str) -> Path:
         state = path.stat()
         present = _sha256_once(path, (state.st_ino, state.st_size, state.st_mtime_ns))
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}). {_again(location)}") from error
+        raise InputError(f"{path} cannot be read ({error}). {prepare_again(location)}") from error
     if present != prepared.weights_checksum:
         raise InputError(
-            f"{path} is damaged: its sha256 is {present[:16]}, not {prepared.weights_checksum[:16]}. {_again(location)}"
+            f"{path} is damaged: its sha256 is {present[:16]}, not {prepared.weights_checksum[:16]}. "
+            f"{prepare_again(location)}"
         )
     return path
-
-
-def _parse(content: dict[str, Any], name: str) -> Prepared:
-    if content["name"] != name:
-        raise ValueError(f"it describes {content['name']!r}")
-    if content["modality"] not in ("image", "text"):
-        raise ValueError(f"its modality is {content['modality']!r}")
-    if not isinstance(content["architecture"], dict):
-        raise ValueError("it has no architecture")
-    return Prepared(**{**content, "fresh": tuple(content["fresh"]), "ignored": tuple(content["ignored"])})
-
-
-def _again(location: Path, start: str = "Delete") -> str:
-    return f"{start} the folder {location} and prepare {location.name} again."
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from bench.interfaces.model import Inputs, Model
 from bench.models.build import build
 from bench.models.weights import load_weights
 from bench.pretrained.bert import _masked_language_model
-from bench.pretrained.checkpoints import TOKENIZER, WEIGHTS
+from bench.pretrained.checkpoints import TOKENIZER, WEIGHTS, architecture_of
 from bench.pretrained.contents import LEGAL, NETWORKS, CheckpointContents
 from bench.pretrained.files import _read_json, read_weights
 from bench.pretrained.vit import _masked_auto_encoder, _timm_encoder
@@ -78,11 +78,7 @@ def _reader(
 
 def _backbone(name: str, folder: Path, contents: CheckpointContents) -> MaskedAutoEncoder | MaskedLanguageModel:
     try:
-        if contents.modality == "image":
-            return MaskedAutoEncoder(name=name, weights=None, **contents.architecture)
-        return MaskedLanguageModel(
-            name=name, weights=None, tokenizer=None, tokenizer_checksum=None, **contents.architecture
-        )
+        return architecture_of(name, contents.modality, contents.architecture)
     except InputError as error:  # without the field, which no gin file has set
         raise InputError(f"{folder}: {error}") from error
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 from bench.errors import InputError
-from bench.pretrained.checkpoints import TOKENIZER, WEIGHTS, Prepared, _again, folder, read
+from bench.pretrained.checkpoints import TOKENIZER, WEIGHTS, Prepared, folder, read
 from bench.pretrained.origin import Origin, _fetch, fingerprint, parse
-from bench.store.files import MANIFEST, building, sha256
+from bench.store.files import building, sha256
+from bench.store.manifest import prepare_again, write_manifest
 
 
 def prepare_checkpoint(
@@ -43,12 +42,12 @@ def prepare_checkpoint(
     if prepared.source != source:
         raise InputError(
             f"{target} was prepared from {prepared.source!r}, not from {source!r}: "
-            f"give one of the two another name, or {_again(target, start='delete')}"
+            f"give one of the two another name, or {prepare_again(target, start='delete')}"
         )
     if weights_checksum is not None and prepared.checksum != weights_checksum.lower():
         raise InputError(
             f"{target} was prepared from a weight file with the sha256 {prepared.checksum}, but weights_checksum is "
-            f"{weights_checksum}: correct it, or {_again(target, start='delete')}"
+            f"{weights_checksum}: correct it, or {prepare_again(target, start='delete')}"
         )
     return prepared
 
@@ -85,7 +84,7 @@ def _convert(
             ignored=contents.ignored,
             fingerprint=fingerprint(source),
         )
-        (temporary / MANIFEST).write_text(json.dumps(asdict(prepared), indent=1, sort_keys=True) + "\n")
+        write_manifest(temporary, prepared)
     visible = read(name, root)
     assert visible is not None  # just written, by this process or a faster one
     return visible
