@@ -84,7 +84,8 @@ def _watch(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> Plan:
     # Looked up nowhere: `look` reads each folder itself, and takes damage for a state instead of an error.
-    return make_plan(options.gin, options.set, options.only, cli.data_root(options), Store(Path(os.devnull)))
+    store = Store(Path(os.devnull))
+    return make_plan(options.gin, options.set, options.only, cli.data_root(options), store, check_sources=False)
 
 
 def _text(plan: Plan, view: Look, results: Path) -> str:

@@ -41,7 +41,11 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 @dataclass(frozen=True)
 class Content:
-    """A whole data set. `tokenizer` holds the bytes of a tokenizer.json that travels with it, `vocabulary` its size."""
+    """A whole data set.
+
+    `tokenizer` holds the bytes of a tokenizer.json that travels with it, `vocabulary` its size. `notes` say what of its
+    source was not read, and what a person should know of the rest.
+    """
 
     modality: Modality
     class_names: tuple[str, ...] | None
@@ -49,6 +53,7 @@ class Content:
     sources: dict[str, str]
     tokenizer: bytes | None = None
     vocabulary: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def checksum(class_names: Sequence[str] | None, rows: Rows) -> str:

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 EIGHT_BITS = 257  # 65535 / 255
 
 
+def is_sixteen_bit(image: Image) -> bool:
+    """Tell whether an opened image has one channel of 16 bits."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
 def rgb(encoded: bytes) -> Image:
     """Decode the first frame of an image as 8-bit RGB.
 
@@ -21,8 +26,7 @@ def rgb(encoded: bytes) -> Image:
     from PIL import Image
 
     with Image.open(BytesIO(encoded)) as image:
-        sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-        if sixteen:
+        if is_sixteen_bit(image):
             return Image.fromarray((np.asarray(image) // EIGHT_BITS).astype(np.uint8)).convert("RGB")
         if image.mode in ("I", "F"):
             raise ValueError(f"has pixels of mode {image.mode}, whose range is unknown; save it with 8 or 16 bits")

@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.data.content import Content, Rows, facts
 from bench.data.manifest import Manifest, read_manifest
+from bench.data.problems import duplicates
 from bench.data.task_spec import Modality
 from bench.errors import InputError
 from bench.store.files import building
@@ -94,6 +95,8 @@ def _write(name: str, content: Content, folder: Path) -> None:
         tokenizer_checksum=tokenizer_checksum,
         sources=content.sources,
         vocabulary=content.vocabulary,
+        notes=content.notes,
+        overlap={f"{second} in {first}": count for (first, second), count in duplicates(content).items()},
     )
     write_manifest(folder, manifest)
 

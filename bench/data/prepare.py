@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from bench.data.content import Content, checksum
 from bench.data.manifest import Manifest, data_root, read_manifest
+from bench.data.sources import own
 from bench.data.sources.own import fingerprint_of
 from bench.data.tasks import CORPORA, TASKS, Task
 from bench.errors import InputError, nearest
+from bench.store.manifest import write_manifest
 
 
 def check_unchanged(task: Task, manifest: Manifest) -> None:
     """Refuse a user's own data that changed since they were prepared.
 
-    Their source may have changed, or the way it is read.
+    Their source may have changed, or the way it is read. Its content decides: a source whose names, sizes and times are
+    as they were is not read again, any other is, and may be the same all the same.
     """
-    if task.source is None:
-        return
     fingerprint = fingerprint_of(task)
-    if fingerprint is not None and manifest.sources.get("fingerprint") != fingerprint:
-        raise InputError(
-            f"{task.name}: {task.source} has changed, or is read in another way, since it was prepared. "
-            f"Prepare it again: {prepare_command(task.name, own=True)} --again"
-        )
+    if fingerprint is None or fingerprint == manifest.sources.get("fingerprint"):
+        return
+    reason = "has changed, or is read in another way, since it was prepared"
+    try:
+        if task.source is not None and own.local(task.source) and _holds(manifest, own.read(task)):
+            return
+    except InputError as error:
+        reason += f" ({error})"
+    raise InputError(
+        f"{task.name}: {task.source} {reason}. Prepare it again: {prepare_command(task.name, own=True)} --again"
+    )
+
+
+def _holds(manifest: Manifest, content: Content) -> bool:
+    """Tell whether what is prepared is this content, example by example."""
+    return {split: facts.checksum for split, facts in manifest.splits.items()} == {
+        split: checksum(content.class_names, rows) for split, rows in content.splits.items()
+    }
+
+
+def _refreshed(manifest: Manifest, fingerprint: str | None, root: Path) -> Manifest:
+    """Note the fingerprint of an unchanged source, which is then not read at every plan."""
+    if fingerprint in (None, manifest.sources.get("fingerprint")):
+        return manifest
+    manifest = replace(manifest, sources=manifest.sources | {"fingerprint": fingerprint})
+    write_manifest(root / manifest.name, manifest)
+    return manifest
 
 
 def prepare_command(*names: str, own: bool = False, root: Path | None = None) -> str:
@@ -53,6 +78,7 @@ def prepare_data(
             raise InputError(f"--from {given}: {name} is prepared in {root} already; --again replaces it.")
         if task is not None and name not in TASKS:
             check_unchanged(task, manifest)
+            manifest = _refreshed(manifest, fingerprint_of(task), root)
         return manifest
     from bench.data import disk
     from bench.data.sources import read

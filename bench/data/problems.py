@@ -9,7 +9,9 @@ from io import BytesIO
 
 from bench.data.content import Content, Rows
 from bench.data.decode import rgb
+from bench.data.visible import visible
 from bench.errors import InputError
+from bench.store.filetypes import recognised
 from bench.store.provenance import cores
 
 MOST_PIXELS = 20_000
@@ -27,7 +29,7 @@ def problems(content: Content, allowed_empty: Mapping[str, frozenset[str]] = {})
     Each is named by split and row (counted from 0) and class; a count of the rest follows.
 
     These are: images that cannot be decoded to their end, are decompression bombs, of zero size or above 20,000 pixels
-    wide or high; texts that are empty or white space; labels without a class; classes without examples, unless
+    wide or high; texts in which nothing is visible; labels without a class; classes without examples, unless
     `allowed_empty` names them for that split; fewer than 2 classes. A class with one training example is fine.
     """
     bad = _damaged_images(content) if content.modality == "image" else _empty_texts(content)
@@ -48,7 +50,7 @@ def refuse(name: str, content: Content, allowed_empty: Mapping[str, frozenset[st
 
 
 def duplicates(content: Content) -> dict[tuple[str, str], int]:
-    """Count the examples that two splits share, byte for byte.
+    """Count the examples that two splits share: images byte for byte, texts as a reader sees them.
 
     Of each pair of splits the examples of the second are counted that occur in the first; pairs without any are left
     out.
@@ -69,23 +71,31 @@ def _common(content: Content, counts: Callable[[set[int | None], int | None], bo
     # 1 and z. Two are duplicates, x and y. One of them contradicts, x: it has the label 1 nowhere in the first split.
     counted = {}
     splits = list(content.splits)
+
+    def examples_of(split: str) -> Iterator[tuple[Example, int | None]]:
+        return _labelled(content.splits[split], as_seen if content.modality == "text" else bytes)
+
     for i, first in enumerate(splits):
         labels_of: dict[Example, set[int | None]] = {}
-        for example, label in _labelled(content.splits[first]):
+        for example, label in examples_of(first):
             labels_of.setdefault(example, set()).add(label)
         for second in splits[i + 1 :]:
             counted[first, second] = sum(
-                example in labels_of and counts(labels_of[example], label)
-                for example, label in _labelled(content.splits[second])
+                example in labels_of and counts(labels_of[example], label) for example, label in examples_of(second)
             )
     return {pair: count for pair, count in counted.items() if count}
 
 
-def _labelled(rows: Rows) -> Iterator[tuple[Example, int | None]]:
+def _labelled(rows: Rows, as_compared: Callable[[bytes], bytes]) -> Iterator[tuple[Example, int | None]]:
     nothing = [None] * len(rows.values)
-    pairs = nothing if rows.pairs is None else rows.pairs
+    pairs = nothing if rows.pairs is None else map(as_compared, rows.pairs)
     labels = nothing if rows.labels is None else rows.labels
-    return zip(zip(rows.values, pairs, strict=True), labels, strict=True)
+    return zip(zip(map(as_compared, rows.values), pairs, strict=True), labels, strict=True)
+
+
+def as_seen(text: bytes) -> bytes:
+    """Return a text as it is compared with others: what is visible of it, lower and upper case alike."""
+    return visible(text.decode(errors="replace")).casefold().encode()
 
 
 def _shortened(messages: Iterable[str], kind: str) -> list[str]:
@@ -143,9 +153,11 @@ def _empty_texts(content: Content) -> Iterator[str]:
 
 def _text_problem(text: bytes) -> str | None:
     try:
-        return None if text.decode().strip() else "is empty"
+        if visible(text.decode()):
+            return None
     except UnicodeDecodeError as error:
         return f"is no utf-8 ({error.reason})"
+    return "holds nothing visible" if text.strip() else "is empty"
 
 
 def _damaged_images(content: Content) -> list[str]:
@@ -175,7 +187,7 @@ def _image_problem(encoded: bytes) -> str | None:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         return f"is too large ({error})"
     except UnidentifiedImageError:
-        return "is of no known type, or its first bytes are damaged"
+        return f"is {recognised(encoded[:512]) or 'of no known type, or its first bytes are damaged'}"
     except Exception as error:  # damaged files make Pillow raise almost anything
         return f"cannot be decoded ({str(error) or type(error).__name__})"
     return None

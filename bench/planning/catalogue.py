@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bench.data.manifest import describe_manifest
+from bench.data.manifest import describe_classes, describe_manifest, describe_overlap
 from bench.data.prepare import prepare_command, prepare_data
 from bench.data.sources import own
 from bench.data.tasks import CORPORA, TASKS, Task
@@ -115,7 +115,9 @@ class Catalogue:
         self.refuse_unknown(name)
         if name in self.checkpoints:
             return self._prepare_checkpoint(name, root, local_copy, again)
-        return describe_manifest(prepare_data(name, root, self.tasks.get(name), local_copy, again))
+        manifest = prepare_data(name, root, self.tasks.get(name), local_copy, again)
+        details = (*describe_classes(manifest), *describe_overlap(manifest), *manifest.notes)
+        return "\n  ".join((describe_manifest(manifest), *details))
 
     def _prepare_checkpoint(self, name: str, root: Path, local_copy: Path | None, again: bool) -> str:
         source = self.checkpoints[name]

@@ -74,6 +74,7 @@ def _notes(manifest: Manifest, content: Content) -> Iterator[str]:
         if per_class:
             low, high = min(per_class), max(per_class)
             yield f"{split}: {low} examples of each class" if low == high else f"{split}: {low} to {high} per class"
+    yield from manifest.notes
     relabelled = contradictions(content)
     for (first, second), count in duplicates(content).items():
         relabelling = (

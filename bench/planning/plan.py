@@ -112,17 +112,19 @@ def make_plan(
     data_root: Path,
     store: Store,
     again: Sequence[str] = (),
+    check_sources: bool = True,
 ) -> Plan:
     """Read a grid, build its stages and look them up.
 
     Every name, type and binding is checked; looked up is which of the stages the store holds. `only` are globs of the
-    cells to run, `again` of those to run whatever the store holds.
+    cells to run, `again` of those to run whatever the store holds. Without `check_sources` a source that changed after
+    it was prepared is no matter, as for numbers that there are already.
 
     Raises InputError for anything wrong in the gin files, for a glob that matches no cell, and for a damaged record.
     """
     grid, bindings = load_grid(files, overrides)
     cluster = load_cluster(bindings)
-    expansion = Expansion(grid, bindings, data_root)
+    expansion = Expansion(grid, bindings, data_root, check_sources=check_sources)
     cells = [_cell(expansion, row, task, seed) for row in expansion.rows for task in grid.tasks for seed in grid.seeds]
     refuse_unused(expansion)
     _refuse_unequal_search(cells)

@@ -29,7 +29,7 @@ class Prepared:
     is the sha256 of the official weight file (of shards: of their names and sha256), `weights_checksum` that of the
     converted one. `architecture` holds fields of `MaskedAutoEncoder` or `MaskedLanguageModel`, as configuration and
     shapes tell them. `fresh` names this suite's parameters that the file lacks, `ignored` the file's tensors that no
-    parameter here takes. `fingerprint` is that of a local source as it was then.
+    parameter here takes. `fingerprint` and `content` tell whether a local source is still as it was then.
     """
 
     name: str
@@ -44,14 +44,7 @@ class Prepared:
     fresh: tuple[str, ...]
     ignored: tuple[str, ...]
     fingerprint: str | None = None
-
-    def __post_init__(self) -> None:
-        if missing := {"width", "depth", "heads", "mlp_width", "norm_eps"} - self.architecture.keys():
-            raise ValueError(f"architecture.{min(missing)} is missing")
-        try:
-            architecture_of(self.name, self.modality, self.architecture)
-        except TypeError as error:  # a field that no such network has
-            raise ValueError(f"architecture: {error}") from error
+    content: str | None = None
 
 
 def architecture_of(name: str, modality: str, fields: dict[str, Any]) -> MaskedAutoEncoder | MaskedLanguageModel:
@@ -71,7 +64,16 @@ def read(name: str, root: Path) -> Prepared | None:
 
     Reads one small file; refuses a manifest that cannot be read.
     """
-    return load_manifest(Prepared, name, folder(name, root))
+    return load_manifest(Prepared, name, folder(name, root), _check)
+
+
+def _check(prepared: Prepared) -> None:
+    if missing := {"width", "depth", "heads", "mlp_width", "norm_eps"} - prepared.architecture.keys():
+        raise ValueError(f"architecture.{min(missing)} is missing")
+    try:
+        architecture_of(prepared.name, prepared.modality, prepared.architecture)
+    except TypeError as error:  # a field that no such network has
+        raise ValueError(f"architecture: {error}") from error
 
 
 def weights(name: str, root: Path, checksum: str) -> Path:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from bench.errors import InputError, SpecError
 from bench.pretrained.checkpoints import TOKENIZER, Prepared
 from bench.specs import Spec
-from bench.store.files import digest
+from bench.store.files import digest, sha256
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 
@@ -64,13 +64,15 @@ class Checkpoint(Spec):
     def differs(self, prepared: Prepared) -> str | None:
         """Say how what is prepared differs from the declared source.
 
-        It was prepared from another one, or the files have changed since. Returns None where neither is so.
+        It was prepared from another one, or the files have changed since. Returns None where neither is so. Content
+        decides: files that were copied, moved or touched are the same.
         """
-        if prepared.source != self.weights:
-            return f"was prepared from {prepared.source}, not from {self.weights}"
-        if fingerprint(self.weights) not in (None, prepared.fingerprint):
+        same = prepared.source == self.weights
+        if (same and fingerprint(self.weights) in (None, prepared.fingerprint)) or holds(self.weights, prepared):
+            return None
+        if same:
             return f"has changed in {self.weights} since it was prepared"
-        return None
+        return f"was prepared from {prepared.source}, not from {self.weights}"
 
     @property
     def local(self) -> bool:
@@ -91,6 +93,23 @@ def fingerprint(source: str) -> str | None:
         return None
     files = [(entry.name, entry.stat()) for entry in sorted(path.iterdir()) if entry.is_file()]
     return digest([[name, stat.st_size, stat.st_mtime_ns] for name, stat in files])
+
+
+def content_of(folder: Path) -> str:
+    """Hash the names and contents of the files that are read of a checkpoint's folder."""
+    files = sorted({path for pattern in (*DESCRIPTIONS, *SAFETENSORS, PICKLE) for path in folder.glob(pattern)})
+    return digest([[path.name, sha256(path)] for path in files])
+
+
+def holds(source: str, prepared: Prepared) -> bool:
+    """Tell whether a local source holds the very files that were prepared.
+
+    A manifest of before does not know what they held.
+    """
+    path = parse(source).path
+    if path is None or not path.is_dir() or prepared.content is None:
+        return False
+    return content_of(path) == prepared.content
 
 
 def parse(source: str) -> Origin:

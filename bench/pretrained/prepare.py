@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.errors import InputError
 from bench.pretrained.checkpoints import TOKENIZER, WEIGHTS, Prepared, folder, read
-from bench.pretrained.origin import Origin, _fetch, fingerprint, parse
+from bench.pretrained.origin import Origin, _fetch, content_of, fingerprint, holds, parse
 from bench.store.files import building, sha256
 from bench.store.manifest import prepare_again, write_manifest
 
@@ -39,7 +39,7 @@ def prepare_checkpoint(
             origin, revision = Origin(local, None, None), None  # nothing says that it is what the hub has
         prepared = _convert(name, source, origin._replace(revision=revision), local, root, weights_checksum, again)
     target = folder(name, root)
-    if prepared.source != source:
+    if prepared.source != source and not holds(source, prepared):
         raise InputError(
             f"{target} was prepared from {prepared.source!r}, not from {source!r}: "
             f"give one of the two another name, or {prepare_again(target, start='delete')}"
@@ -83,6 +83,7 @@ def _convert(
             fresh=contents.fresh,
             ignored=contents.ignored,
             fingerprint=fingerprint(source),
+            content=None if origin.path is None else content_of(origin.path),
         )
         write_manifest(temporary, prepared)
     visible = read(name, root)

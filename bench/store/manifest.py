@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import typing
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from bench.errors import InputError
 from bench.specs import coerce
-from bench.store.files import MANIFEST, digest
+from bench.store.files import MANIFEST, digest, write_text
 
 
 class _Facts(Protocol):
@@ -29,14 +30,14 @@ def write_manifest(folder: Path, facts: _Facts) -> None:
     """Write the manifest of a folder, which makes it complete."""
     content = json.loads(json.dumps(asdict(facts)))  # tuples become lists, as a reader will find them
     text = json.dumps({"digest": digest(content), **content}, indent=1, sort_keys=True)
-    (folder / MANIFEST).write_text(text + "\n")
+    write_text(folder / MANIFEST, text + "\n")
 
 
-def load_manifest(kind: type[F], name: str, folder: Path) -> F | None:
+def load_manifest(kind: type[F], name: str, folder: Path, check: Callable[[F], None]) -> F | None:
     """Read the manifest of a folder; return None where there is none.
 
     Refuses one that does not match its own digest, that describes another name, that is no JSON of this shape, or that
-    `kind` itself refuses with a `ValueError`.
+    `check` refuses with a `ValueError`.
     """
     path = folder / MANIFEST
     try:
@@ -48,6 +49,7 @@ def load_manifest(kind: type[F], name: str, folder: Path) -> F | None:
         facts: F = shaped(content, kind)
         if facts.name != name:
             raise ValueError(f"it describes {facts.name!r}")
+        check(facts)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError, InputError) as error:
@@ -81,7 +83,9 @@ def shaped(value: Any, annotation: Any, field: str = "") -> Any:
         return {key: shaped(entry, inner, f"{prefix}{key}") for key, entry in value.items()}
     # Of a dataclass: fields with a default came later and may be missing.
     hints = typing.get_type_hints(annotation)
-    if missing := [f.name for f in fields(annotation) if f.name not in value and f.default is MISSING]:
+    if missing := [
+        f.name for f in fields(annotation) if f.name not in value and f.default is f.default_factory is MISSING
+    ]:
         raise ValueError(f"{prefix}{missing[0]} is missing")
     present = {f.name: value[f.name] for f in fields(annotation) if f.name in value}
     return annotation(**{name: shaped(entry, hints[name], f"{prefix}{name}") for name, entry in present.items()})  # type: ignore[operator]

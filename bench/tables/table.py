@@ -9,6 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from bench.data.manifest import describe_overlap, read_manifest
 from bench.planning.plan import Plan, searched
 from bench.specs import PublicWeights
 from bench.store.code import other_code
@@ -84,6 +85,7 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
         *_search(plan),
         f"Backbones: {'; '.join(f'{task}: {chr(44).join(names)}' for task, names in backbones.items())}.",
         *_weights(plan),
+        *_overlap(plan),
         f"Grid: {plan.origin}.",
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
@@ -141,6 +143,19 @@ def _weights(plan: Plan) -> list[str]:
         if isinstance(weights, PublicWeights) and weights.checksum is not None
     ]
     return [f"Checkpoints: {'; '.join(descriptions)}."] if descriptions else []
+
+
+def _overlap(plan: Plan) -> list[str]:
+    """Say of which tasks test examples also occur in another split. The count is the manifest's."""
+    manifests = {task: read_manifest(task, plan.data_root) for task in plan.grid.tasks}
+    shared = [
+        f"{task}: {line}"
+        for task, manifest in manifests.items()
+        for line in (describe_overlap(manifest) if manifest is not None else [])
+        if "of test" in line
+    ]
+    compared = "texts compared without case and white space, images byte for byte"
+    return [f"Overlap: {'; '.join(shared)} ({compared})."] if shared else []
 
 
 def _unlabelled(plan: Plan) -> list[str]:

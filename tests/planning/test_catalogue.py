@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from transformers import BertConfig, BertModel
 
-from bench import cli, grid
+from bench import cli, collate, grid, status
 from bench.data.manifest import read_manifest
+from bench.data.sources import own
 from bench.errors import InputError
 from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, make_plan
@@ -65,10 +67,22 @@ def plan_of(path: Path, data: Path) -> Plan:
     return make_plan([str(path)], [], [], data, Store(path.parent / "runs"))
 
 
+def arguments_of(path: Path, data: Path) -> list[str]:
+    folder = path.parent
+    where = ["--store", str(folder / "runs"), "--results", str(folder / "results"), "--data", str(data)]
+    return ["--gin", str(path), *where]
+
+
 def run(path: Path, data: Path, *arguments: str) -> int:
-    places = ["--store", str(path.parent / "runs"), "--results", str(path.parent / "results"), "--data", str(data)]
-    given = ["--gin", str(path), "--launcher", "inline", *places, *arguments]
-    return cli.reporting_errors(lambda: grid.main(given))
+    options = [*arguments_of(path, data), "--launcher", "inline", *arguments]
+    return cli.reporting_errors(lambda: grid.main(options))
+
+
+def changed_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    next(iter(state.values())).add_(1)
+    save_file(state, path, metadata={"format": "pt"})
 
 
 @pytest.fixture
@@ -112,6 +126,43 @@ def test_a_source_that_changed_is_refused_until_it_is_prepared_again(sources: Pa
     assert after is not None
     assert after.splits["train"].checksum != before.splits["train"].checksum
     assert len(plan_of(path, data).to_run(retry=False)) == 1  # the reviews' stage is as it was
+
+
+def test_a_source_is_judged_by_its_content(
+    sources: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bench.prepare import main
+
+    path = write(sources)
+    assert run(path, data) == 0
+    # Touched files, another way to the same ones, and a foreign file beside them: still the same data.
+    for file in (sources / "reviews.csv", *(sources / "pets" / "cat").iterdir()):
+        os.utime(file, (0, 0))
+    (sources / "pets" / "cat" / ".DS_Store").write_bytes(b"left by a system")
+    assert not plan_of(path, data).to_run(retry=False)
+    monkeypatch.chdir(sources.parent)
+    relative = write(sources, text=GRID.replace("{sources}/", "sources/"))
+    assert not plan_of(relative, data).to_run(retry=False)
+    # Preparing notes it, so that later plans need not read the source again.
+    before = read_manifest("reviews", data)
+    assert main(["prepare", "reviews", "pets", "--gin", str(path), "--data", str(data)]) == 0
+    after = read_manifest("reviews", data)
+    assert before is not None and after is not None
+    assert (after.splits, after.sources["fingerprint"] != before.sources["fingerprint"]) == (before.splits, True)
+    monkeypatch.setattr(own, "read", lambda task: pytest.fail("read again"))
+    assert not plan_of(path, data).to_run(retry=False)
+
+
+def test_a_changed_source_blocks_no_table(sources: Path, data: Path) -> None:
+    path = write(sources)
+    assert run(path, data) == 0
+    table = (path.parent / "results" / "own.md").read_text()
+    (sources / "reviews.csv").write_text((sources / "reviews.csv").read_text().replace("number 0", "number zero"))
+    with pytest.raises(InputError, match="reviews"):
+        plan_of(path, data)
+    assert collate.main(arguments_of(path, data)) == 0
+    assert (path.parent / "results" / "own.md").read_text() == table
+    assert status.main(arguments_of(path, data)) == 0
 
 
 def test_a_prepared_copy_outlives_its_source(sources: Path, data: Path) -> None:
@@ -299,8 +350,11 @@ def test_weights_that_changed_in_their_folder_are_noticed(bert: Path, data: Path
     path = write(bert, text=OWN_BACKBONE)
     assert run(path, data) == 0
     os.utime(bert / "model.safetensors", (0, 0))
+    assert not plan_of(path, data).to_run(retry=False)  # touched, not changed
+    changed_weights(bert)
     with pytest.raises(InputError, match="changed"):
         plan_of(path, data)
+    assert collate.main(arguments_of(path, data)) == 0  # what is finished is shown all the same
 
 
 def test_an_own_backbone_decides_its_architecture(bert: Path, data: Path) -> None:
@@ -316,6 +370,8 @@ def test_an_own_backbone_decides_its_architecture(bert: Path, data: Path) -> Non
 def test_other_weights_under_a_prepared_name_are_refused(bert: Path, data: Path) -> None:
     assert run(write(bert, text=OWN_BACKBONE), data) == 0
     other = Path(shutil.copytree(bert, bert.parent / "other"))
+    assert not plan_of(write(other, text=OWN_BACKBONE), data).to_run(retry=False)  # the same files elsewhere
+    changed_weights(other)
     with pytest.raises(InputError, match="mine was prepared from"):
         plan_of(write(other, text=OWN_BACKBONE), data)
 

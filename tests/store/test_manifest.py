@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,16 +126,25 @@ def test_text_that_is_no_manifest_is_refused(text: str, written: tuple[Path, Rea
         read()
 
 
-def test_counts_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
-    for splits in (
-        {"train": SplitFacts(5, "a", (2, 1))},
-        {"train": SplitFacts(3, "a", (3,))},
-        {"train": SplitFacts(1, "a", (2, -1))},
-        {"test": SplitFacts(3, "a", (2, 1))},
-        {"train": SplitFacts(3, "a", (2, 1)), "more": SplitFacts(3, "a", (2, 1))},
-    ):
-        with pytest.raises(ValueError, match=r"train|more"):
-            Manifest("pets", "text", ("cat", "dog"), splits, None, {})
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"splits": {"train": SplitFacts(5, "a", (2, 1))}},
+        {"splits": {"train": SplitFacts(3, "a", (3,))}},
+        {"splits": {"train": SplitFacts(1, "a", (2, -1))}},
+        {"splits": {"train": SplitFacts(-1, "a", None)}},
+        {"splits": {"test": SplitFacts(3, "a", (2, 1))}},
+        {"splits": {"train": SplitFacts(3, "a", (2, 1)), "more": SplitFacts(3, "a", (2, 1))}},
+        {"class_names": None},
+        {"overlap": {"test": 1}},
+        {"overlap": {"validation in train": 1}},
+    ],
+)
+def test_facts_that_contradict_each_other_are_refused(facts: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    write_manifest(tmp_path / "pets", replace(TASK, **facts))
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        read_manifest("pets", tmp_path)
 
 
 def test_a_folder_or_file_in_its_place_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.data.content import Content
+from bench.data.image_notes import image_notes
 from bench.data.problems import refuse
 from bench.data.public import official
 from bench.data.sources import embedded_images, embedded_texts, own
@@ -35,6 +36,7 @@ def read(name: str, task: Task | None, root: Path, local_copy: Path | None) -> C
             raise InputError(f"--from {local_copy}: {name} is built from installed packages and takes no files.")
         return EMBEDDED[name]()
     assert task is not None
+    before = fingerprint_of(task)
     # In turn: a user's own data (and GLUE), splits of a public task that somebody made files of, its official files.
     if task.source is not None:
         content = own.read(task, local_copy)
@@ -44,8 +46,11 @@ def read(name: str, task: Task | None, root: Path, local_copy: Path | None) -> C
         content = official.build(name, root / DOWNLOADS, local_copy)
     refuse(name, content, official.empty_classes(name, content))
     official.refuse_differences(name, content)
-    digest = fingerprint_of(task)
-    return dataclasses.replace(content, sources=content.sources | ({} if digest is None else {"fingerprint": digest}))
+    if fingerprint_of(task) != before:
+        raise InputError(f"{task.source} changed while it was read: prepare {name} again when nobody writes there.")
+    sources = content.sources | ({} if before is None else {"fingerprint": before})
+    notes = (*content.notes, *(image_notes(content) if content.modality == "image" else ()))
+    return dataclasses.replace(content, sources=sources, notes=notes)
 
 
 def ready_splits(folder: Path) -> str | None:
