@@ -7,7 +7,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ from bench.specs import Data
 from bench.specs.architectures import MaskedLanguageModel
 from bench.store.files import replacing, sha256, write_text
 from bench.store.manifest import prepare_again
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
 
 Array = npt.NDArray[Any]
 
@@ -72,7 +75,7 @@ class _Split:
 
         @functools.cache
         def encoded() -> list[tuple[Array, int]]:
-            return _encode(self._rows(), _read_tokenizer(source, backbone), backbone.max_length)
+            return _encode(self._folder.name, self._rows(), _tokenizer(source, backbone), backbone)
 
         stem = f"{backbone.tokenizer_checksum[:16]}-{backbone.max_length}"
         tokens = _cached(
@@ -114,7 +117,10 @@ def tokenizer_file(backbone: MaskedLanguageModel, root: Path) -> Path:
     return folder / TOKENIZER
 
 
-def _read_tokenizer(path: Path, backbone: MaskedLanguageModel) -> bytes:
+def _tokenizer(path: Path, backbone: MaskedLanguageModel) -> Tokenizer:
+    """Read the tokenizer that a backbone was planned with."""
+    from tokenizers import Tokenizer
+
     content = path.read_bytes()
     actual = hashlib.sha256(content).hexdigest()
     if actual != backbone.tokenizer_checksum:
@@ -122,24 +128,40 @@ def _read_tokenizer(path: Path, backbone: MaskedLanguageModel) -> bytes:
             f"{path} has the checksum {actual[:16]}, but the backbone {backbone.name} was planned with "
             f"{str(backbone.tokenizer_checksum)[:16]}: plan again with this vocabulary, or {prepare_again(path.parent)}"
         )
-    return content
+    encoder: Tokenizer = Tokenizer.from_str(content.decode())
+    encoder.no_padding()
+    return encoder
 
 
-def _encode(rows: Rows, tokenizer: bytes, max_length: int) -> list[tuple[Array, int]]:
+def _encode(name: str, rows: Rows, encoder: Tokenizer, backbone: MaskedLanguageModel) -> list[tuple[Array, int]]:
     """Tokenise the examples.
 
-    Returns of each its tokens, and at which of them the second text begins (behind the last, without one).
+    Returns of each its tokens, and at which of them the second text begins (behind the last, without one). Refuses
+    texts of which only special tokens are left, such as "[PAD][PAD]": the network would see nothing of them.
     """
-    from tokenizers import Tokenizer
-
-    encoder = Tokenizer.from_str(tokenizer.decode())
-    encoder.no_padding()
-    encoder.enable_truncation(max_length)  # of a pair, the longer text is shortened first
+    encoder.enable_truncation(backbone.max_length)  # of a pair, the longer text is shortened first
     texts: list[Any] = [text.decode() for text in rows.values]
     if rows.pairs is not None:
         texts = list(zip(texts, (text.decode() for text in rows.pairs), strict=True))
     encoded = encoder.encode_batch_fast(texts)
+    # The unknown token counts as one: it stands for something.
+    unknown = getattr(encoder.model, "unk_token", None)
+    special = {token for token in backbone.special_ids if encoder.id_to_token(token) != unknown}
+    for i, encoding in enumerate(encoded):
+        if any(special.issuperset(tokens) for tokens in _by_text(encoding, rows.pairs is not None)):
+            raise InputError(
+                f"{name}: the tokenizer of {backbone.name} leaves no token of row {i}, {texts[i]!r:.60}. Remove the "
+                "example from the source, and prepare it again."
+            )
     return [(np.asarray(encoding.ids, dtype=np.int32), _second(encoding.type_ids)) for encoding in encoded]
+
+
+def _by_text(encoding: Encoding, pair: bool) -> list[list[int]]:
+    """Return the tokens of an example, those of each text of a pair apart."""
+    if not pair:
+        return [encoding.ids]
+    texts = encoding.sequence_ids  # 0, 1 or None, for what the tokenizer puts around them
+    return [[token for token, text in zip(encoding.ids, texts, strict=True) if text == n] for n in (0, 1)]
 
 
 def _second(type_ids: list[int]) -> int:

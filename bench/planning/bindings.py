@@ -10,6 +10,9 @@ from bench.errors import InputError, SpecError
 from bench.planning.registry import SETTINGS
 from bench.specs import coerce
 
+LEGAL_NAME = "it must be a letter, then letters, digits or _"
+"""What tasks, backbones and rows may be called."""
+
 
 @dataclass(frozen=True)
 class Binding:

@@ -16,7 +16,7 @@ from bench.data.prepare import prepare_command, prepare_data
 from bench.data.sources import own
 from bench.data.tasks import CORPORA, TASKS, Task
 from bench.errors import InputError, SpecError, nearest
-from bench.planning.bindings import Binding, checked
+from bench.planning.bindings import LEGAL_NAME, Binding, checked
 from bench.planning.registry import BACKBONES, CHECKPOINTS
 from bench.pretrained.origin import Checkpoint
 from bench.pretrained.prepare import prepare_checkpoint
@@ -160,7 +160,7 @@ class Catalogue:
         root.
         """
         if not name.isidentifier():
-            raise InputError(f"{line.location}: '{name}' is no name: it must be a letter, then letters, digits or _.")
+            raise InputError(f"{line.location}: '{name}' is no name: {LEGAL_NAME}.")
         if name in taken or name in CORPORA or name in RESERVED:
             raise InputError(f"{line.location}: the name {name} is taken already. Declare yours under another.")
 

@@ -7,6 +7,7 @@ unused macros and bindings, second bindings of a name, wrong types. No gin state
 from __future__ import annotations
 
 import dataclasses
+import re
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from gin import config_parser
 
 from bench.errors import InputError, nearest
-from bench.planning.bindings import Binding, Bindings
+from bench.planning.bindings import LEGAL_NAME, Binding, Bindings
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,12 @@ def _statements(text: str, name: str) -> Iterator[Any]:
         line = getattr(error, "lineno", None) or parser._current_location().line_num
         location = name if "--set" in name else f"{name}:{line}"
         what = str(error.msg).splitlines()[-1].strip().rstrip(".")
+        # gin's own message is about a token in the middle of the name.
+        scope = re.match(
+            r"\s*([^/=#'\"%@]+)/[^=]*=", text.splitlines()[line - 1] if line <= text.count("\n") + 1 else ""
+        )
+        if scope and not scope[1].strip().isidentifier():
+            raise InputError(f"{location}: '{scope[1].strip()}' is no name: {LEGAL_NAME}.") from error
         raise InputError(f"{location}: not valid gin: {what}. A binding reads scope/name.setting = value.") from error
     except RecursionError as error:
         raise InputError(f"{name}: not valid gin: brackets are nested too deeply.") from error

@@ -155,6 +155,15 @@ def _why_unused(binding: Binding, expansion: Expansion) -> str:
         return (
             f"{binding.location}: {binding.target} changes nothing: this grid does not run the task {task}. Remove it."
         )
+    cells = (
+        expansion.cell(row, task, expansion.grid.base_seed) for row in expansion.rows for task in expansion.grid.tasks
+    )
+    backbones = {cell.task.backbone for cell in cells}
+    if binding.scope in expansion.catalogue.backbones - backbones:
+        return (
+            f"{binding.location}: {binding.target} changes nothing: no task uses the backbone {binding.scope}, but "
+            f"{', '.join(sorted(backbones))}. Remove it, or bind TASK/task.backbone = '{binding.scope}'."
+        )
     # Bindings of the same setting that were used: whatever their scopes, they are what cells took in its stead.
     setting = (binding.configurable, binding.setting)
     stronger = {other.location for other in expansion.bindings.used if (other.configurable, other.setting) == setting}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from torch import Tensor
 from bench.errors import InputError
 from bench.pretrained.origin import PICKLE
 from bench.store.files import digest, sha256
+from bench.store.filetypes import recognised_file
+
+OUTERMOST = frozenset({"bert", "roberta", "vit"})
+"""Modules of transformers' networks that may hold all tensors of one."""
 
 
 def read_weights(name: str, folder: Path, weights_checksum: str | None) -> tuple[dict[str, Tensor], str]:
@@ -41,7 +46,29 @@ def read_weights(name: str, folder: Path, weights_checksum: str | None) -> tuple
     for file in files:
         for key, tensor in (_read_pickle(file) if file.name == PICKLE else _read_safetensors(file)).items():
             state[key] = _finite(file, key, tensor)
+    _refuse_wrapped(folder, state)
     return state, checksum
+
+
+def _refuse_wrapped(folder: Path, state: dict[str, Tensor]) -> None:
+    """Refuse tensors that all share the prefix of something around the network.
+
+    torch.compile, DistributedDataParallel and training frameworks save the network as a part of theirs:
+
+        _orig_mod.bert.embeddings…, _orig_mod.cls.predictions…      the prefix is _orig_mod.
+        module._orig_mod.vit.embeddings…                            it is module._orig_mod.
+        bert.embeddings…, bert.encoder…                             none: a BERT without a head
+    """
+    names = [name.split(".") for name in state]
+    shared = list(itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*names, strict=False)))
+    parts = [column[0] for column in itertools.takewhile(lambda column: column[0] not in OUTERMOST, shared)]
+    if len(names) > 1 and parts and min(map(len, names)) > len(parts):
+        prefix = ".".join(parts) + "."
+        raise InputError(
+            f"{folder}: the names of all tensors begin with {prefix!r}, as something around the network saves it "
+            "(torch.compile, DistributedDataParallel). Save the network inside, or its tensors under "
+            f"name.removeprefix({prefix!r})."
+        )
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -66,14 +93,21 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read as safetensors ({error}): is it complete? Copy it again.") from error
+        what = recognised_file(path)
+        cause = f"is {what}" if what else f"cannot be read as safetensors ({error}): is it complete? Copy it again"
+        raise InputError(f"{path} {cause}.") from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{path} cannot be read as weights ({type(error).__name__}: {error}).") from error
+        what = recognised_file(path)
+        # torch itself writes zip archives.
+        cause = f"is {what}" if what and "zip" not in what else None
+        raise InputError(
+            f"{path} {cause or f'cannot be read as weights ({type(error).__name__}: {error})'}."
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(f"{path} cannot be used: it is no plain table of tensors by name.")
     return state
@@ -93,8 +127,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path} is missing: the folder of a transformers or timm checkpoint has one.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}).") from error
+    except (OSError, ValueError, RecursionError) as error:
+        what = recognised_file(path)
+        raise InputError(f"{path} {f'is {what}' if what else f'cannot be read ({error})'}.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} cannot be used: it holds no JSON object.")
     return content

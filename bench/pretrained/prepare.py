@@ -68,7 +68,10 @@ def _convert(
     from bench.pretrained.convert import convert
 
     with building(folder(name, root), replace=again) as temporary:
+        before = fingerprint(source)
         contents, checksum = convert(name, local, temporary, weights_checksum)
+        if fingerprint(source) != before:
+            raise InputError(f"{source} changed while it was read: prepare {name} again when nobody writes there.")
         tokenizer = temporary / TOKENIZER
         prepared = Prepared(
             name=name,
@@ -82,7 +85,7 @@ def _convert(
             architecture=contents.architecture,
             fresh=contents.fresh,
             ignored=contents.ignored,
-            fingerprint=fingerprint(source),
+            fingerprint=before,
             content=None if origin.path is None else content_of(origin.path),
         )
         write_manifest(temporary, prepared)
