@@ -60,6 +60,6 @@ def _traits(encoded: bytes) -> list[str]:
         }
         sixteen = is_sixteen_bit(image)
     if sixteen:
-        brightest = rgb(encoded).convert("L").getextrema()[1]
+        brightest = max(rgb(encoded).convert("L").tobytes())
         traits["bright" if brightest >= DARK else "dark"] = True
     return [trait for trait, present in traits.items() if present]

@@ -7,26 +7,18 @@ import typing
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from bench.errors import InputError
 from bench.specs import coerce
 from bench.store.files import MANIFEST, digest, write_text
 
 
-class _Facts(Protocol):
-    """A dataclass whose first field is the name that the folder is prepared under."""
-
-    __dataclass_fields__: typing.ClassVar[dict[str, Any]]
-
-    @property
-    def name(self) -> str: ...
+F = TypeVar("F")
+"""A dataclass with the name that its folder is prepared under."""
 
 
-F = TypeVar("F", bound=_Facts)
-
-
-def write_manifest(folder: Path, facts: _Facts) -> None:
+def write_manifest(folder: Path, facts: Any) -> None:
     """Write the manifest of a folder, which makes it complete."""
     content = json.loads(json.dumps(asdict(facts)))  # tuples become lists, as a reader will find them
     text = json.dumps({"digest": digest(content), **content}, indent=1, sort_keys=True)
@@ -47,8 +39,8 @@ def load_manifest(kind: type[F], name: str, folder: Path, check: Callable[[F], N
         if isinstance(content, dict) and "digest" in content and content.pop("digest") != digest(content):
             raise ValueError("its content does not match its own digest")
         facts: F = shaped(content, kind)
-        if facts.name != name:
-            raise ValueError(f"it describes {facts.name!r}")
+        if content["name"] != name:
+            raise ValueError(f"it describes {content['name']!r}")
         check(facts)
     except FileNotFoundError:
         return None

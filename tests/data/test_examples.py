@@ -400,3 +400,19 @@ def test_a_network_of_one_segment_is_not_told(pairs: Path, prepared: Path) -> No
     assert "token_type_ids" not in examples.inputs(torch.tensor([0]), CPU)
     single = opened_texts(prepared, data_of(prepared, "pydocs"))
     assert "token_type_ids" not in single.inputs(torch.tensor([0]), CPU)
+
+
+@pytest.mark.parametrize("text", ["[PAD][PAD]", "[SEP] [CLS]", "[MASK]", "\ue000"])
+def test_a_text_without_a_token_is_refused_by_row(text: str, copied: Path) -> None:
+    for pairs in (None, [b"one", text.encode()]):
+        rows = Rows([b"one", (text if pairs is None else "two").encode()], [0, 1], pairs)
+        disk.publish("odd", Content("text", ("a", "b"), {"train": rows}, {}), copied, again=True)
+        with pytest.raises(InputError, match=r"odd: .*no token of row 1"):
+            open_split(data_of(copied, "odd"), language(copied), copied)
+    assert not list((copied / "odd").rglob("*tokens.npy"))
+
+
+def test_an_unknown_token_is_one(copied: Path) -> None:
+    rows = Rows([b"one", "\u16a0".encode()], [0, 1], ["\u16a0".encode(), b"two"])
+    disk.publish("odd", Content("text", ("a", "b"), {"train": rows}, {}), copied)
+    assert len(open_split(data_of(copied, "odd"), language(copied), copied)) == 2

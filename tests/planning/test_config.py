@@ -157,6 +157,13 @@ MISTAKES = [
     ("include 'g.gin'", "includes itself"),
     ("finetune.lr = 1\ndigits/finetune.lr = 2\npydocs/finetune.lr = 3", "overridden everywhere"),
     ("tapt/self_distill.lr = 1", "changes nothing"),
+    (
+        "vit_mae_base/finetune.lr = 1\nfinetune.lr = 2",
+        "no task uses the backbone vit_mae_base, but docs_mlm, photos_mae",
+    ),
+    ("20news/task.source = 'csv:x'", "g.gin:4: '20news' is no name: it must be a letter"),
+    ("my-task/task.source = 'csv:x'", "'my-task' is no name"),
+    ("my task/task.source = 'csv:x'", "'my task' is no name"),
     ("finetune/further_pretrain.lr = 1", "changes nothing"),
     ("docs_mlm/backbone.patch_size = 4", "changes nothing"),
     ("RecAdam.gamma = 1", "RecAdam"),

@@ -1,6 +1,7 @@
 """Checkpoints made elsewhere: the libraries' networks, saved to disk and prepared, compute the same here."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -639,6 +640,37 @@ def test_damaged_safetensors_are_refused(size: int, mae_folder: Path, tmp_path: 
     path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(InputError, match=r"model\.safetensors cannot be read"):
         prepare("mae", folder_source(mae_folder), tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "model.net."])
+def test_a_wrapper_around_the_network_is_named(
+    prefix: str, mae_folder: Path, bert_folder: Path, tmp_path: Path
+) -> None:
+    for name, folder in (("mae", mae_folder), ("bert", bert_folder)):
+        renamed(folder, lambda tensor: f"{prefix}{tensor}")
+        with pytest.raises(InputError, match=re.escape(f"begin with '{prefix}'")) as caught:
+            prepare(name, folder_source(folder), tmp_path)
+        assert f"name.removeprefix('{prefix}')" in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "pytorch_model.bin"])
+def test_a_pointer_in_place_of_a_file_is_named(file: str, bert_folder: Path, tmp_path: Path) -> None:
+    path = bert_folder / file
+    if file == "pytorch_model.bin":
+        (bert_folder / "model.safetensors").unlink()
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 440449768\n")
+    with pytest.raises(InputError, match=rf"{re.escape(file)} is a Git LFS pointer"):
+        prepare("bert", folder_source(bert_folder), tmp_path, weights_checksum=sha256(path) if "bin" in file else None)
+
+
+def test_files_that_change_while_they_are_read_are_refused(
+    mae_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = iter(("before", "after"))
+    monkeypatch.setattr("bench.pretrained.prepare.fingerprint", lambda source: next(seen))
+    with pytest.raises(InputError, match="changed while it was read"):
+        prepare("mae", folder_source(mae_folder), tmp_path)
+    assert checkpoints.read("mae", tmp_path) is None
 
 
 def test_a_pinned_checksum_holds_for_safetensors_too(mae_folder: Path, tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 """Tables: what a cell says, recomputed independently; what the legend warns of."""
 
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.data.manifest import read_manifest
 from bench.planning.plan import make_plan
 from bench.specs import Stage
 from bench.store.files import sha256
+from bench.store.manifest import write_manifest
 from bench.store.store import Store
 from bench.tables.statistics import cell_text
 from bench.tables.table import collate
@@ -77,3 +81,21 @@ def publish(store: Store, stage: Stage, provenance: dict[str, Any]) -> None:
     facts = {"metrics": {"accuracy": 0.5}, "measured": {}, "seconds": 1.0, "provenance": provenance}
     store.publish(attempt, stage, {"key": stage.key, "weights": weights, **facts})
     store.finish(attempt, "done")
+
+
+def test_the_overlap_of_train_and_test_stands_in_the_legend(prepared: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(prepared, tmp_path / "data"))
+    path = tiny_grid.write(tmp_path, ["finetune"])
+
+    def legend() -> list[str]:
+        plan = make_plan([str(path)], [], [], data, Store(tmp_path / "runs"))
+        text = collate(plan, Store(tmp_path / "runs"), tmp_path / "results").markdown
+        return [line for line in text.splitlines() if line.startswith("- Overlap: ")]
+
+    assert legend() == []
+    task = make_plan([str(path)], [], [], data, Store(tmp_path / "runs")).grid.tasks[0]
+    manifest = read_manifest(task, data)
+    assert manifest is not None
+    write_manifest(data / task, replace(manifest, overlap={"test in train": 7}))
+    (line,) = legend()
+    assert f"{task}: 7 of {manifest.splits['test'].examples} examples of test also occur in train" in line
