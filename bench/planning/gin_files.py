@@ -227,9 +227,7 @@ def _statements(text: str, name: str) -> Iterator[Any]:
         location = name if "--set" in name else f"{name}:{line}"
         what = str(error.msg).splitlines()[-1].strip().rstrip(".")
         # gin's own message is about a token in the middle of the name.
-        scope = re.match(
-            r"\s*([^/=#'\"%@]+)/[^=]*=", text.splitlines()[line - 1] if line <= text.count("\n") + 1 else ""
-        )
+        scope = re.match(r"\s*([^/=#'\"%@]+)/[^=]*=", "".join(text.splitlines()[line - 1 : line]))
         if scope and not scope[1].strip().isidentifier():
             raise InputError(f"{location}: '{scope[1].strip()}' is no name: {LEGAL_NAME}.") from error
         raise InputError(f"{location}: not valid gin: {what}. A binding reads scope/name.setting = value.") from error

@@ -13,7 +13,6 @@ from bench.errors import InputError
 from bench.specs import coerce
 from bench.store.files import MANIFEST, digest, write_text
 
-
 F = TypeVar("F")
 """A dataclass with the name that its folder is prepared under."""
 
