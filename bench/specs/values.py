@@ -49,10 +49,6 @@ def _matches(value: Any, annotation: Any) -> bool:
                 expected = [inner[0]] * len(value) if variadic else list(inner)
                 if len(expected) == len(value) and all(map(_matches, value, expected)):
                     return True
-        elif origin is dict:
-            keys, values = typing.get_args(alternative)
-            if isinstance(value, dict) and all(_matches(k, keys) and _matches(v, values) for k, v in value.items()):
-                return True
         elif alternative is float:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 return True
@@ -89,8 +85,6 @@ def _describe(annotation: Any) -> str:
             names.append("one of " + ", ".join(repr(choice) for choice in typing.get_args(alternative)))
         elif origin is tuple:
             names.append("a list, each entry " + _describe(typing.get_args(alternative)[0]))
-        elif origin is dict:
-            names.append("an object, each entry " + _describe(typing.get_args(alternative)[1]))
         elif alternative is types.NoneType:
             names.append("None")
         elif not dataclasses.is_dataclass(alternative):  # no gin file can give a spec

@@ -9,12 +9,12 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bench.errors import DamagedStore, InputError, SpecError
-from bench.specs import coerce
+from bench.store.shape import shaped
 
 
 @contextlib.contextmanager
@@ -134,36 +134,17 @@ def create_json(path: Path, data: Any) -> bool:
     return True
 
 
-def read_json(path: Path, fix: str, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read the object in a JSON file, and check its fields.
+def read_json(path: Path, fix: str, shape: Any = dict[str, Any]) -> dict[str, Any]:
+    """Read the object in a JSON file, and check its shape.
 
-    Raises DamagedStore, naming the file and `fix`, where it holds none or one of another shape (`check_fields`).
+    Raises DamagedStore, naming the file and `fix`, where it holds none or one of another shape (`bench.store.shape`).
     """
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        check_fields(data, fields or {})
+        shaped(data, shape)
     except (OSError, ValueError, RecursionError, SpecError) as error:
         raise DamagedStore(f"{path}: damaged or unreadable ({error}). {fix}") from error
     return data
-
-
-def check_fields(data: Any, fields: Mapping[str, Any], within: str = "") -> None:
-    """Refuse, with `SpecError`, JSON data that are no object with these fields; others may stand there too.
-
-    A name that ends in '?' may be missing; a mapping instead of a type holds the fields of an object within. With
-    {"step": int, "owner": {"pid": int, "job?": str}}, for example, {"step": 3, "owner": {"pid": 17}} is legal.
-    """
-    if not isinstance(data, dict):
-        raise SpecError(within, f"{within.removesuffix('.') or 'it'} is no JSON object")
-    for name, expected in fields.items():
-        field = name.removesuffix("?")
-        if field not in data:
-            if field == name:
-                raise SpecError(field, f"{within}{field} is missing")
-        elif isinstance(expected, Mapping):
-            check_fields(data[field], expected, f"{within}{field}.")
-        else:
-            coerce(data[field], expected, f"{within}{field}")
 
 
 def sha256(path: Path) -> str:

@@ -26,8 +26,21 @@ STALE_SECONDS = 180.0
 """An owner on another machine whose heartbeat is older than this is taken for dead."""
 
 
-OWNER = {"machine": str, "pid": int, "start": str | None, "job?": str}
-"""The fields that describe an owner, as `bench.store.files.read_json` checks them."""
+@dataclass(frozen=True)
+class Owner:
+    """What a file says of the process that wrote it."""
+
+    machine: str
+    pid: int
+    start: str | None
+    job: str = ""
+
+
+@dataclass(frozen=True)
+class OwnedFile:
+    """What a file holds that a process owns."""
+
+    owner: Owner
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import contextlib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from bench.errors import DamagedStore, InputError
 from bench.specs import Stage, canonical_json, from_canonical
 from bench.store.code import Code, merged_code
 from bench.store.files import create_json, digest, read_json, sha256, sync, write_json, write_text
-from bench.store.ownership import OWNER, Attempt, now, this_process
+from bench.store.ownership import Attempt, Owner, now, this_process
 from bench.store.states import StageState
 
 
@@ -142,7 +143,7 @@ class Store:
         fix = f"Delete the folder {folder} to compute this stage again."
         # The digest covers the record, the record names the weights' size and checksum. Size is looked at each time,
         # the checksum, which reads the whole file, only where weights are used (`weights`).
-        record = read_json(path, fix, RECORD)
+        record = read_json(path, fix, RecordFile)
         content = {name: value for name, value in record.items() if name != "digest"}
         if record.get("digest") != digest(content) or record.get("key") != stage.key:
             raise DamagedStore(f"{path}: damaged: it does not match its own checksum. {fix}")
@@ -169,7 +170,7 @@ class Store:
         # The numbers are noted first: whenever a kill comes, none that was set aside can contradict the new one.
         record = self.record(stage)
         replaced = [*self.replaced(stage), *numbers, *([record["metrics"]] if record is not None else [])]
-        write_json(self._replaced(stage), {"metrics": replaced})
+        write_json(self._replaced(stage), {"metrics": {digest(metrics): metrics for metrics in replaced}})
         folder = self.folder(stage)
         aside = folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
         number = 1
@@ -189,7 +190,7 @@ class Store:
         if not path.exists():
             return []
         fix = "Delete it to have tables compare with those results again."
-        return list(read_json(path, fix, {"metrics": tuple[dict[str, float], ...]})["metrics"])
+        return list(read_json(path, fix, ReplacedFile)["metrics"].values())
 
     def _replaced(self, stage: Stage) -> Path:
         return self.root / ".replaced" / f"{stage.folder}.json"
@@ -214,28 +215,56 @@ class Store:
 
 # -------------------------------------------------------------------------------------------------- files of a stage
 
-ATTEMPT = {
-    "attempt": int,
-    "owner": OWNER,
-    "began": float,
-    "from_step": int | None,
-    "warnings": tuple[str, ...],
-    "code?": dict[str, tuple[str, ...]],
-}
-END = {"state": str, "reason": str, "step": int | None, "time": float}
-RECORD = {
-    "digest": str,
-    "key": str,
-    "metrics": dict[str, float],
-    "measured?": dict[str, float],
-    "seconds": float,
-    "weights": {"file": str, "sha256": str, "bytes": int},
-    "provenance?": dict[str, object],
-    "parents?": dict[str, str],
-    "code?": dict[str, tuple[str, ...]],
-    "search?": dict[str, object],
-}
-"""The fields of files that a stage keeps, as `read_json` checks them."""
+
+@dataclass(frozen=True)
+class AttemptFile:
+    """What the file of an attempt holds."""
+
+    attempt: int
+    owner: Owner
+    began: float
+    from_step: int | None
+    warnings: tuple[str, ...]
+    code: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EndFile:
+    """What the file of an attempt's end holds."""
+
+    state: str
+    reason: str
+    step: int | None
+    time: float
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """What a record says of the weights file."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class RecordFile:
+    """What every reader relies on in a record; there is more in it."""
+
+    digest: str
+    key: str
+    metrics: dict[str, float]
+    seconds: float
+    weights: WeightsFacts
+    parents: dict[str, str] = field(default_factory=dict)
+    code: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReplacedFile:
+    """The metrics that count as replaced, by their digest."""
+
+    metrics: dict[str, dict[str, float]]
 
 
 def _attempts(folder: Path) -> list[Attempt]:
@@ -244,6 +273,6 @@ def _attempts(folder: Path) -> list[Attempt]:
     attempts = []
     for path in sorted((folder / "attempts").glob("[0-9]*[0-9].json")):
         end = path.with_suffix(".end.json")
-        ended = read_json(end, fix, END) if end.exists() else None
-        attempts.append(Attempt(int(path.stem), path, read_json(path, fix, ATTEMPT), ended))
+        ended = read_json(end, fix, EndFile) if end.exists() else None
+        attempts.append(Attempt(int(path.stem), path, read_json(path, fix, AttemptFile), ended))
     return attempts

@@ -22,6 +22,14 @@ from bench.store.files import read_json, replacing, sha256, write_json
 KEPT = 2
 
 
+@dataclass(frozen=True)
+class Marker:
+    """What the marker of a checkpoint holds."""
+
+    step: int
+    sha256: str
+
+
 @dataclass
 class Checkpoints:
     """The checkpoint folder of one stage. `warnings` says which damaged checkpoints were passed over."""
@@ -68,7 +76,7 @@ class Checkpoints:
     def _read(self, marker: Path, device: torch.device) -> tuple[int, dict[str, Any]]:
         """Read the checkpoint of a marker; refuses one that is damaged or another stage's."""
         path = marker.with_suffix(".pt")
-        facts = read_json(marker, "It is skipped.", {"step": int, "sha256": str})
+        facts = read_json(marker, "It is skipped.", Marker)
         if not path.is_file() or sha256(path) != facts["sha256"]:
             raise DamagedStore(f"{path}: truncated or damaged.")
         saved = torch.load(path, map_location=device, weights_only=True)

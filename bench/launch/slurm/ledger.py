@@ -33,22 +33,23 @@ from pathlib import Path
 from bench.errors import DamagedStore
 from bench.launch.slurm.client import GONE, JobState, queue
 from bench.store.files import create_json, read_json, write_json
-from bench.store.ownership import OWNER, Attempt, beating, this_process
+from bench.store.ownership import Attempt, OwnedFile, beating, this_process
 
 FOLDER = ".slurm"
 UNSUBMITTED = "UNSUBMITTED"
 """Our word for a submission that was noted but that Slurm never got."""
 
 
-SUBMISSION = {
-    "grid": str,
-    "name": str,
-    "job_id": str | None,
-    "tasks": tuple[tuple[str, ...], ...],
-    "time": float,
-    "source": str,
-}
-"""The fields of a submission's file, as `read_json` checks them."""
+@dataclass(frozen=True)
+class SubmissionFile:
+    """What the file of a submission holds; its name is the token."""
+
+    grid: str
+    name: str
+    job_id: str | None
+    tasks: tuple[tuple[str, ...], ...]
+    time: float
+    source: str
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def submissions(store_root: Path, grid: str | None = None) -> list[Submission]:
     for path in (folder(store_root) / "submissions").glob("[0-9a-f]*.json"):
         fix = f"Delete it to forget that submission, and scancel its job: that whose name ends with {path.stem}."
         try:
-            data = read_json(path, fix, SUBMISSION)
+            data = read_json(path, fix, SubmissionFile)
         except DamagedStore:
             if path.exists():
                 raise
@@ -170,7 +171,7 @@ def submitting(store_root: Path) -> Iterator[None]:
     while True:
         last = max(turns.glob("[0-9]*[0-9].json"), default=None)
         try:
-            held = last is not None and Attempt(0, last, read_json(last, "Delete it.", {"owner": OWNER}), None).alive
+            held = last is not None and Attempt(0, last, read_json(last, "Delete it.", OwnedFile), None).alive
         except DamagedStore:
             if last is not None and last.exists():
                 raise
