@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.data.manifest import data_root as default_data_root
-from bench.errors import InputError
+from bench.errors import InputError, RunStopped
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -124,7 +124,7 @@ def reporting_errors(main: Callable[[], int]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a disk that is full, gone or read-only
+    except (OSError, RunStopped) as error:  # a disk that is full, gone or read-only; workers that cannot start
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -22,6 +22,13 @@ class SpecError(InputError):
         self.field = field
 
 
+class RunStopped(Exception):
+    """A run cannot go on, and no single stage is to blame.
+
+    What is done stays; the exit status is 1.
+    """
+
+
 class NotPrepared(InputError):
     """The data of a task are not on disk yet."""
 

@@ -22,6 +22,7 @@ from bench.monitor.states import ENDED, UNDER_WAY, Look, look
 from bench.planning.plan import Plan, make_plan
 from bench.store.states import StageState
 from bench.store.store import Store
+from bench.training.signals import ended_by_second_signal
 
 REFRESH_SECONDS = 5.0
 QUIET_SECONDS = 120.0
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a log may hold what this terminal cannot show
     if options.watch:
-        return _watch(options)
+        with ended_by_second_signal():
+            return _watch(options)
     store, plan = Store(options.store), _plan(options)
     view = look(plan, store, set())
     if options.log is not None:

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import queue as queues
-import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from bench.errors import RunStopped
 from bench.launch.devices import visible_devices
 from bench.launch.inline import POLL_SECONDS
 from bench.launch.queue import Queue
@@ -23,15 +24,21 @@ from bench.launch.reporter import Reporter
 from bench.specs import Stage
 from bench.store.states import StageState
 from bench.store.store import Store
-from bench.training.protocol import Outcome, Settings, death
+from bench.training.protocol import EXIT_STATUS, MOST_FALSE_STARTS, Outcome, Settings, death, read_event
+from bench.training.signals import held_back
 
 Events = queues.Queue[tuple["Worker", dict[str, Any]]]
+
+
+EXIT_SECONDS = 30.0
+"""How long a worker may take to end after its line to the launcher was closed."""
 
 
 class Worker:
     """A worker process.
 
-    Takes one stage at a time over its standard input, answers on its standard output.
+    Takes one stage at a time over a socket of its own, and answers there. `ready` is whether it has imported all that
+    it needs. What it prints besides goes where this process's errors go.
     """
 
     def __init__(self, number: int, settings: Settings, events: Events, alone: bool = False) -> None:
@@ -39,24 +46,52 @@ class Worker:
         self.device = settings.device
         self.alone = alone
         self.stage: Stage | None = None
+        self.ready = False
         environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads), "MKL_NUM_THREADS": str(settings.threads)}
         if settings.device.startswith("cuda"):
             # The worker sees one GPU, so nothing can land on another by default.
             environment["CUDA_VISIBLE_DEVICES"] = visible_device(settings.device)
             settings = dataclasses.replace(settings, device="cuda:0")
-        command = [sys.executable, "-m", "bench.training.worker", "--serve", *settings.arguments()]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
-        )
+        self._line, theirs = socket.socketpair()
+        serve = ["--serve", str(theirs.fileno())]
+        with theirs, held_back():
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "bench.training.worker", *serve, *settings.arguments()],
+                stdin=subprocess.DEVNULL,
+                stdout=_standard_error(),
+                pass_fds=[theirs.fileno()],
+                env=environment,
+            )
+        threading.Thread(target=self._close_at_exit, daemon=True).start()
         threading.Thread(target=self._listen, args=(events,), daemon=True).start()
 
+    def _close_at_exit(self) -> None:
+        # A child that the worker leaves behind would keep the line open, and `_listen` waiting. What the worker has
+        # said until its end is still read.
+        self.process.wait()
+        with contextlib.suppress(OSError):
+            self._line.shutdown(socket.SHUT_RD)
+
     def _listen(self, events: Events) -> None:
-        # In a thread per worker: so the run waits for one queue instead of many pipes. The end of the output is the end
-        # of the process, so that "gone" is the last event of a worker.
-        assert self.process.stdout is not None  # piped above
-        for line in self.process.stdout:
-            events.put((self, json.loads(line)))
-        events.put((self, {"event": "gone", "status": self.process.wait()}))
+        # In a thread per worker: so the run waits for one queue instead of many sockets. However this ends, "gone" is
+        # the last event of a worker, so that nobody waits for one that cannot be heard.
+        deaf = ""
+        try:
+            with self._line.makefile(encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    events.put((self, read_event(line) or {"event": "said", "text": line.rstrip()}))
+        except ConnectionResetError:  # it ended before it had read what it was given
+            pass
+        except Exception as error:
+            deaf = f"it could not be heard any more ({error})"
+        try:
+            status = self.process.wait(EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
+            deaf = deaf or "it had closed its line to the launcher"
+        self._line.close()
+        events.put((self, {"event": "gone", "status": status, "deaf": deaf}))
 
     def give(self, stage: Stage, store: Store) -> None:
         """Start a stage.
@@ -64,19 +99,26 @@ class Worker:
         A worker that has just died answers with its end.
         """
         self.stage = stage
-        assert self.process.stdin is not None  # piped above
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{store.add(stage)}\n")
-            self.process.stdin.flush()
+        folder = json.dumps(str(store.add(stage)))
+        with contextlib.suppress(OSError):
+            self._line.sendall(f"{folder}\n".encode())
 
     def close(self) -> None:
         """Ask the process to end.
 
         A stage that it still runs is checkpointed first.
         """
-        assert self.process.stdin is not None  # piped above
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
+        with contextlib.suppress(OSError):
+            self._line.shutdown(socket.SHUT_WR)
+
+
+def _standard_error() -> int:
+    """Return the descriptor that everything printed by workers goes to."""
+    try:
+        os.fstat(2)
+    except OSError:  # closed, as some daemons do
+        return subprocess.DEVNULL
+    return 2
 
 
 class Crew:
@@ -95,6 +137,8 @@ class Crew:
         self._settings = settings
         self._crowded: defaultdict[str, list[Stage]] = defaultdict(list)
         """Device -> the stages to be tried alone on it."""
+        self.false_starts = 0
+        """How many workers in a row ended before they were ready."""
 
     @property
     def busy(self) -> bool:
@@ -151,18 +195,27 @@ class Crew:
 
     def stop(self) -> None:
         """Ask all workers to checkpoint and end."""
+        # Not by a signal: a terminal has sent them one already, and a second one would end them at once.
         for worker in self.alive:
-            worker.process.send_signal(signal.SIGTERM)
+            worker.close()
 
     def close(self) -> None:
         """Wait until all have ended.
 
         What they still run is checkpointed first.
         """
-        for worker in self.alive:
-            worker.close()
+        self.stop()
         for worker in self.alive:
             worker.process.wait()
+
+    def count_false_start(self, status: int) -> None:
+        """Note that a worker ended before it was ready; end the run after several in a row."""
+        self.false_starts += 1
+        if self.false_starts == MOST_FALSE_STARTS:
+            raise RunStopped(
+                f"{MOST_FALSE_STARTS} workers in a row ended before they could begin a stage, the last with "
+                f"{death(status)}. What they printed stands above: mend that, and the same command goes on."
+            )
 
 
 def run(queue: Queue, store: Store, settings: Sequence[Settings], stop: Callable[[], bool], report: Reporter) -> None:
@@ -183,6 +236,7 @@ def run(queue: Queue, store: Store, settings: Sequence[Settings], stop: Callable
                 worker.give(stage, store)
             if stop() and not stopping:
                 stopping = True
+                report.stopping()
                 crew.stop()
             try:
                 worker, event = crew.events.get(timeout=POLL_SECONDS)
@@ -215,17 +269,23 @@ def _next_stages(
 def _react(worker: Worker, event: dict[str, Any], queue: Queue, crew: Crew, report: Reporter) -> Outcome | None:
     """Act on an event of a worker.
 
-    That is progress, the end of a stage, or the end of the process. Returns a stage's end, None for everything else.
+    That is one of `bench.training.protocol.EVENTS`, a line that is none of them, or the end of the process. Returns a
+    stage's end, None for everything else.
     """
     stage = worker.stage
-    if event["event"] == "progress" and stage is not None:
+    if event["event"] == "ready":
+        worker.ready, crew.false_starts = True, 0
+    elif event["event"] == "said":
+        report.said(worker.number, event["text"])
+    elif event["event"] == "progress" and stage is not None:
         report.progress(worker.number, event["step"], event["steps"], event["loss"])
+    if event["event"] not in ("end", "gone"):
         return None
     if event["event"] == "gone" and worker in crew.alive:
         crew.alive.remove(worker)
     if stage is None:  # an idle process that was asked to end
         return None
-    outcome, worker.stage = _outcome(event), None
+    outcome, worker.stage = _outcome(worker, event), None
     if outcome.state == StageState.CROWDED:
         crew.keep(worker, stage)
     else:
@@ -233,6 +293,8 @@ def _react(worker: Worker, event: dict[str, Any], queue: Queue, crew: Crew, repo
     report.ended(stage, worker.number, outcome)
     if worker.alone and worker in crew.alive:
         crew.dismiss(worker)
+    if event["event"] == "gone" and not worker.ready and event["status"] != ASKED_TO_END:
+        crew.count_false_start(event["status"])
     return outcome
 
 
@@ -245,8 +307,17 @@ def visible_device(device: str) -> str:
     return visible_devices(index + 1)[index]
 
 
-def _outcome(event: dict[str, Any]) -> Outcome:
+ASKED_TO_END = EXIT_STATUS[StageState.INTERRUPTED]
+"""The exit status of a worker that a signal or its launcher asked to end."""
+
+
+def _outcome(worker: Worker, event: dict[str, Any]) -> Outcome:
+    """Return how a worker's stage ended, by the worker's word or by how its process ended."""
     if event["event"] == "end":
         return Outcome(StageState(event["state"]), event["reason"], event["from_step"], tuple(event["warnings"]))
-    reason = f"the worker process died: {death(event['status'])}; run the grid again to go on from its checkpoint"
-    return Outcome(StageState.FAILED, reason)
+    if event["status"] == ASKED_TO_END:
+        return Outcome(StageState.INTERRUPTED, "before it began: its worker was asked to end")
+    died = f"the worker process died: {event['deaf'] or death(event['status'])}"
+    if not worker.ready:  # nothing of the stage was looked at yet: not its fault
+        return Outcome(StageState.INTERRUPTED, f"before it began: {died}; what it printed stands above")
+    return Outcome(StageState.FAILED, f"{died}; run the grid again to go on from its checkpoint")

@@ -72,6 +72,14 @@ class Reporter:
             note = "" if math.isnan(loss) else f"loss {loss:.3f}"
             self._live.update(self._bars[worker], completed=step, total=steps, note=note)
 
+    def said(self, worker: int, text: str) -> None:
+        """Show what a worker wrote to its launcher that is no event."""
+        self.console.print(f"worker {worker}: {text}", markup=False)
+
+    def stopping(self) -> None:
+        """Show that a stop was asked for, and how not to wait for it."""
+        self.console.print("stopping: checkpoints are being written; Ctrl-C or SIGTERM again ends at once without them")
+
     def ended(self, stage: Stage, worker: int, outcome: Outcome) -> None:
         """Show that a worker's stage ended, well or not."""
         now = time.monotonic()

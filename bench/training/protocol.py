@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.store.states import StageState
 
@@ -22,6 +24,10 @@ EXIT_STATUS = {
     StageState.DONE: 0,
 }
 """State of an outcome -> exit status of the process; of several folders' states the first in this order counts."""
+
+
+MOST_FALSE_STARTS = 3
+"""After so many workers in a row that died before they had begun a stage, no further one is tried."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,29 @@ class Outcome:
     reason: str = ""
     from_step: int = 0
     warnings: tuple[str, ...] = ()
+
+
+EVENTS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "ready": {},
+    "progress": {"step": int, "steps": int, "loss": (int, float)},
+    "end": {"state": str, "reason": str, "from_step": int, "warnings": list},
+}
+"""What a worker tells its launcher, as JSON objects of one line each: kind of event -> its facts and their types."""
+
+
+def read_event(line: str) -> dict[str, Any] | None:
+    """Read one line of a worker; None where it is no event.
+
+    A worker has a line to its launcher that nobody else writes to, but a method's code can write anywhere.
+    """
+    try:
+        event = json.loads(line)
+        facts = EVENTS[event["event"]]
+        if event["event"] == "end":
+            StageState(event["state"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return event if all(isinstance(event.get(name), kind) for name, kind in facts.items()) else None
 
 
 def death(status: int) -> str:

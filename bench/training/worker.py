@@ -1,7 +1,9 @@
 """Run one stage from its spec file: what every launcher starts.
 
-`python -m bench.training.worker FOLDER…` runs stages by hand; `--serve` takes one folder per line on standard input and
-answers with one JSON object per line on standard output, so that a launcher pays for importing torch once per process.
+`python -m bench.training.worker FOLDER…` runs stages by hand. With `--serve N` a launcher hands over one folder after
+another, as a JSON string per line of the socket with the descriptor N, and is answered there with the events of
+`bench.training.protocol`, so that it pays for importing torch once per process. Nobody else has that descriptor: what
+methods and libraries print or read, also while they are imported, cannot disturb the two.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import errno
 import gc
 import json
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -23,7 +26,7 @@ from typing import Any
 import baselines
 from bench.errors import InputError
 from bench.specs import Stage
-from bench.store.ownership import Attempt, beating
+from bench.store.ownership import JOB_VARIABLE, Attempt, beating
 from bench.store.provenance import cores
 from bench.store.states import StageState
 from bench.store.store import Store
@@ -46,17 +49,42 @@ def run(folder: Path, settings: Settings, stop: Callable[[], bool], progress: Pr
         stage = store.load(folder)
         if store.record(stage) is not None:
             return Outcome(StageState.DONE)
+        if stop():
+            return Outcome(StageState.INTERRUPTED, "before it began")
         attempt = store.claim(stage)
         if attempt is None:
             return Outcome(StageState.BUSY)
         attempt.facts["warnings"] += _missing_cores(settings)
-        with _logged(folder), beating(attempt.path):
-            outcome, step = _run_claimed(stage, store, attempt, settings, stop, progress)
-            state = StageState.INTERRUPTED if outcome.state == StageState.CROWDED else outcome.state
-            store.finish(attempt, state, outcome.reason, step)
-            return outcome
+        outcome = _run_noted(stage, store, attempt, settings, stop, progress)
     except (InputError, OSError) as error:  # a damaged or unreachable store
         return Outcome(StageState.REFUSED, str(error))
+    if settings.device != "cpu" and outcome.state != StageState.REFUSED:
+        from bench.device import release_memory, resolve
+
+        # Only now does no error hold the stage's tensors any more. A device that fails even here can run nothing
+        # else, and ends the process.
+        release_memory(resolve(settings.device))
+    return outcome
+
+
+def _run_noted(
+    stage: Stage, store: Store, attempt: Attempt, settings: Settings, stop: Callable[[], bool], progress: Progress
+) -> Outcome:
+    """Run a claimed stage and note in the ledger how the attempt ended.
+
+    That is noted however it ended: an attempt without an end counts as under way while this process lives.
+    """
+    folder, step = store.folder(stage), None
+    outcome = Outcome(StageState.INTERRUPTED, "by an error of the worker itself")
+    try:
+        with _logged(folder), beating(attempt.path):
+            outcome, step = _run_claimed(stage, store, attempt, settings, stop, progress)
+    except OSError as error:
+        outcome = Outcome(StageState.REFUSED, f"its log cannot be written: {error}")
+    finally:
+        state = StageState.INTERRUPTED if outcome.state == StageState.CROWDED else outcome.state
+        store.finish(attempt, state, outcome.reason, step)
+    return outcome
 
 
 def _missing_cores(settings: Settings) -> list[str]:
@@ -72,7 +100,7 @@ def _run_claimed(
     stage: Stage, store: Store, attempt: Attempt, settings: Settings, stop: Callable[[], bool], progress: Progress
 ) -> tuple[Outcome, int | None]:
     """Run a claimed stage; return its outcome and the last step done. The step is None where the stage failed."""
-    from bench.device import is_out_of_memory, release_memory, resolve
+    from bench.device import is_out_of_memory
     from bench.training.fit import fit
     from bench.training.loop import Interrupted
 
@@ -87,7 +115,7 @@ def _run_claimed(
         state, reason, step = StageState.INTERRUPTED, str(interruption), interruption.step
     except InputError as error:  # damage outside this stage: nothing to hold against it
         state, reason = StageState.REFUSED, str(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a method's code may call sys.exit
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         state, reason = StageState.FAILED, f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
@@ -95,8 +123,6 @@ def _run_claimed(
             state = StageState.REFUSED
         elif is_out_of_memory(error):
             state, reason = _out_of_memory(settings)
-    if settings.device != "cpu" and state != StageState.REFUSED:
-        release_memory(resolve(settings.device))  # only now does no error hold the stage's tensors any more
     return Outcome(state, reason, attempt.facts["from_step"] or 0, tuple(attempt.facts["warnings"])), step
 
 
@@ -122,8 +148,8 @@ def _logged(folder: Path) -> Iterator[None]:
     # What was written before is flushed first, and the descriptors are put back at the end.
     sys.stdout.flush()
     sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
     with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
+        saved = os.dup(1), os.dup(2)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         try:
@@ -142,27 +168,28 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_stop_children_as_usual)
 
 
-def _serve(settings: Settings, stop: StopFlag) -> int:
-    """Run the folders that a launcher writes to standard input.
+def _serve(settings: Settings, stop: StopFlag, descriptor: int) -> int:
+    """Run the folders that a launcher sends through a socket.
 
-    The end of that input asks for a stop. A launcher that is killed closes the pipe too, so no worker outlives it for
-    longer than a step.
+    The end of what it sends asks for a stop. A launcher that is killed closes the socket too, so no worker outlives it
+    for longer than a step. The exit status is that of an interruption: a folder that was sent last is left undone.
     """
-    answers = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)  # a library that prints must not talk to the launcher
-    folders: list[str] = []
+    line = socket.socket(fileno=descriptor)
+    line.set_inheritable(False)
+    folders: list[Path] = []
     arrived = threading.Semaphore(0)
 
     def listen() -> None:
-        for line in sys.stdin:
-            folders.append(line.strip())
-            arrived.release()
+        with contextlib.suppress(OSError), line.makefile(encoding="utf-8") as sent:
+            for text in sent:
+                folders.append(Path(json.loads(text)))
+                arrived.release()
         stop.set()
         arrived.release()
 
     def answer(**facts: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # the launcher is gone; the listener asks for a stop
-            answers.write(json.dumps(facts) + "\n")
+        with contextlib.suppress(OSError):  # the launcher is gone; the listener asks for a stop
+            line.sendall(f"{json.dumps(facts)}\n".encode())
 
     # Importing makes many objects and little garbage: looking for it takes a tenth of the time to the first step.
     gc.disable()
@@ -172,11 +199,12 @@ def _serve(settings: Settings, stop: StopFlag) -> int:
         answer(event="progress", step=step, steps=steps, loss=loss)
 
     threading.Thread(target=listen, name="launcher", daemon=True).start()
+    answer(event="ready")
     while True:
         arrived.acquire()
         if not folders or stop():
-            return 0
-        outcome = run(Path(folders.pop(0)), settings, stop, progress)
+            return EXIT_STATUS[StageState.INTERRUPTED]
+        outcome = run(folders.pop(0), settings, stop, progress)
         answer(event="end", **dataclasses.asdict(outcome))
 
 
@@ -184,7 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run stages by folder. The exit status is that of EXIT_STATUS, 0 if all are done."""
     parser = argparse.ArgumentParser(prog="python -m bench.training.worker", description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, help="stage folders of a store")
-    parser.add_argument("--serve", action="store_true", help="take folders from standard input")
+    parser.add_argument("--serve", type=int, metavar="N", help="take folders from the socket with this descriptor")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -195,8 +223,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     baselines.register()  # the spec types that a stage may hold
     settings = Settings(args.data, args.device, args.threads, args.checkpoint_steps, args.graphs, args.shared)
     stop = StopFlag()
-    with stop.on_signals():
-        return _serve(settings, stop) if args.serve else _run_all(args.folders, settings, stop)
+    # In a cluster's job both Slurm and the supervisor may ask for the same stop, and the supervisor kills who hangs.
+    second_ends = JOB_VARIABLE not in os.environ
+    with stop.on_signals(second_ends):
+        if args.serve is not None:
+            return _serve(settings, stop, args.serve)
+        return _run_all(args.folders, settings, stop)
 
 
 def _run_all(folders: Sequence[Path], settings: Settings, stop: StopFlag) -> int:

@@ -165,7 +165,7 @@ def with_child(place: Place) -> Path:
     """A copy of the code whose workers fork a child, as a data loader does, and print its number."""
     code = place.folder / "code"
     shutil.copytree(snapshot(place.store.root), code)
-    worker, inside = code / "bench" / "training" / "worker.py", "    with stop.on_signals():\n"
+    worker, inside = code / "bench" / "training" / "worker.py", "    with stop.on_signals(second_ends):\n"
     text = worker.read_text()
     assert text.count(inside) == 1
     worker.write_text(text.replace(inside, inside + FORK))

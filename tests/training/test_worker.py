@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -38,6 +39,60 @@ def test_a_full_disk_is_not_held_against_the_stage(
     assert outcome.state == state
     assert str(error.strerror) in outcome.reason
     assert (store.failure(stage) is None) == (state == "refused")  # what failed needs --retry, a full disk needs room
+
+
+def test_an_attempt_that_cannot_open_its_log_gets_its_end(tmp_path: Path) -> None:
+    store, stage = Store(tmp_path), pretraining()
+    folder = store.add(stage)
+    (folder / "log.txt").mkdir()
+    descriptors = len(os.listdir("/dev/fd"))
+    outcome = run(folder, Settings(tmp_path), lambda: False, lambda step, steps, loss: None)
+    assert len(os.listdir("/dev/fd")) == descriptors
+    (attempt,) = store.attempts(stage)
+    assert attempt.end is not None
+    assert (outcome.state, attempt.end["state"]) == ("refused", "refused")
+    assert "log.txt" in outcome.reason and attempt.end["reason"] == outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [(SystemExit(0), "failed"), (KeyboardInterrupt(), "interrupted"), (GeneratorExit(), "interrupted")],
+)
+def test_every_way_out_of_a_stage_gives_its_attempt_an_end(
+    error: BaseException, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fit, "fit", fail)
+    store, stage = Store(tmp_path), pretraining()
+    folder = store.add(stage)
+    with contextlib.suppress(KeyboardInterrupt, GeneratorExit):
+        outcome = run(folder, Settings(tmp_path), lambda: False, lambda step, steps, loss: None)
+        assert outcome.state == "failed" and "SystemExit" in outcome.reason
+    (attempt,) = store.attempts(stage)
+    assert attempt.end is not None and attempt.end["state"] == state
+
+
+def test_a_stage_is_not_claimed_after_a_stop_was_asked_for(tmp_path: Path) -> None:
+    store, stage = Store(tmp_path), pretraining()
+    outcome = run(store.add(stage), Settings(tmp_path), lambda: True, lambda step, steps, loss: None)
+    assert outcome.state == "interrupted" and store.attempts(stage) == []
+
+
+def test_a_device_that_nothing_can_be_freed_on_ends_the_worker_after_the_end_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(fit, "fit", fail)
+    monkeypatch.setattr(device, "resolve", lambda name: torch.device(name))
+    monkeypatch.setattr(device, "release_memory", fail)
+    store, stage = Store(tmp_path), pretraining()
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        run(store.add(stage), Settings(tmp_path, device="cuda:0"), lambda: False, lambda step, steps, loss: None)
+    assert "illegal memory access" in str(store.failure(stage))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

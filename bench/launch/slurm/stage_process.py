@@ -20,7 +20,8 @@ from bench.specs.cluster import SIGNALS
 from bench.store.ownership import Attempt
 from bench.store.states import UNSUCCESSFUL, StageState
 from bench.store.store import Store
-from bench.training.protocol import EXIT_STATUS, Settings, death
+from bench.training.protocol import EXIT_STATUS, MOST_FALSE_STARTS, Settings, death
+from bench.training.signals import STOPS
 
 CONCLUSIVE = UNSUCCESSFUL | {StageState.DONE}
 LOOK_SECONDS = 3.0
@@ -83,6 +84,7 @@ class StageProcess:
         self._next_look = 0.0
         self._refuse_at = time.monotonic() + PARENT_SECONDS
         self._waiting_is_told = False
+        self._false_starts = 0
         # Numbers of attempts in the ledger. Those before this job's first one: a failure among them was there before,
         # and may be tried again. And those from which progress is judged: a stage that turned out to need the GPU
         # alone made none before, through no fault of its own.
@@ -269,14 +271,21 @@ class StageProcess:
             return None
         # 6. A signal that did not reach this process (yet), or that the worker was too young to handle; or another
         #    process was faster: look again soon.
-        if status in (EXIT_STATUS[StageState.INTERRUPTED], EXIT_STATUS[StageState.BUSY], -signal.SIGTERM):
-            self._next_look = time.monotonic() + LOOK_SECONDS
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        if status in (EXIT_STATUS[StageState.INTERRUPTED], EXIT_STATUS[StageState.BUSY], *(-each for each in STOPS)):
             return None
-        # 7. It died without a word: a failure that is noted for it.
+        # 7. It died before it had begun, of what is wrong with this node or this code: nothing is held against the
+        #    stage. Tried again here, but not for ever.
         reason = f"the worker process died: {death(status)}"
-        attempt = attempt or self._store.claim(self._stage)
-        if attempt is not None:
-            self._store.finish(attempt, StageState.FAILED, reason)
+        if attempt is None:
+            self._false_starts += 1
+            if self._false_starts < MOST_FALSE_STARTS:
+                _say(f"{self.folder.name}: {reason}, before it had begun; tried again")
+                return None
+            what = f"{MOST_FALSE_STARTS} times before it had begun; what it printed stands above, in the job's log"
+            return End(StageState.REFUSED, f"{reason}, {what}")
+        # 8. It died in the middle without a word: a failure that is noted for it.
+        self._store.finish(attempt, StageState.FAILED, reason)
         return End(StageState.FAILED, reason)
 
     def send(self, number: signal.Signals) -> None:

@@ -49,6 +49,11 @@ from bench.store.store import Store
 baselines.register()
 folder = Path(sys.argv[-1])
 behaviour = (folder / "behaviour").read_text()
+if behaviour.startswith("young ") and not (folder / "young").exists():
+    (folder / "young").touch()
+    number = getattr(signal, "SIG" + behaviour.split()[1])
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 stopped = []
 signal.signal(signal.SIGTERM, (lambda *_: stopped.append(1)) if behaviour != "deaf" else signal.SIG_IGN)
 store = Store(folder.parent)
@@ -482,7 +487,6 @@ def test_a_job_that_slurm_has_requeued_by_itself_is_left_alone(job: Job) -> None
     ("behaviour", "reason"),
     [
         ("die", "the worker process died: signal SIGKILL (often the system's out-of-memory killer)"),
-        ("crash", "the worker process died: exit status 1"),
         ("fail", "ValueError: no"),
     ],
 )
@@ -497,6 +501,25 @@ def test_a_failure_is_noted_and_fails_the_job_after_the_others_have_ended(
     assert job.ends(SECOND) == ["done"]
     assert job.store.failure(FIRST) == reason
     assert left_over(job) == []
+
+
+def test_a_worker_that_never_comes_to_its_stage_is_tried_again_a_few_times_and_not_held_against_it(job: Job) -> None:
+    job.add(FIRST, "crash")
+    job.add(SECOND, "publish")
+    status, output = job.run(FIRST, SECOND)
+    assert status == 1
+    assert output.count("ImportError: no such library") == 3
+    assert f"{FIRST.folder} refused: the worker process died: exit status 1" in output.splitlines()[-1]
+    assert job.ends(FIRST) == [] and job.store.failure(FIRST) is None
+    assert job.ends(SECOND) == ["done"]
+
+
+@pytest.mark.parametrize("number", ["TERM", "INT", "HUP"])
+def test_a_signal_in_a_workers_first_moments_is_an_interruption(number: str, job: Job) -> None:
+    folder = job.add(FIRST, f"young {number}")
+    status, output = job.run(FIRST)
+    assert status == 0, output
+    assert (folder / "young").exists() and job.ends(FIRST) == ["done"]
 
 
 def test_a_refusal_fails_the_job_and_is_no_failed_attempt(job: Job) -> None:
