@@ -21,7 +21,7 @@ from bench import cli
 from bench.errors import InputError
 from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, make_plan, source
-from bench.specs import Stage, walk
+from bench.specs import Selected, Stage, walk
 from bench.store.provenance import cores
 from bench.store.store import Store
 from bench.tables.command import write_tables
@@ -223,9 +223,13 @@ def _run(plan: Plan, options: argparse.Namespace, store: Store, data: Path, devi
 
 
 def _report_failures(plan: Plan, store: Store, failed: Mapping[str, str], blocked: Mapping[str, str]) -> None:
+    # A search that is not blocked, though one of its candidates diverged, goes on with the others.
+    searches = [stage for stage in plan.stages if isinstance(stage, Selected) and stage.key not in blocked]
+    spared = {candidate.key for search in searches for candidate in search.candidates}
     for stage in plan.stages:
         if stage.key in failed:
-            print(f"failed: {stage.folder}: {failed[stage.key]}")
+            rest = "; its search goes on with the other candidates" if stage.key in spared else ""
+            print(f"failed: {stage.folder}: {failed[stage.key]}{rest}")
             if (log := store.folder(stage) / "log.txt").exists():
                 print(f"  log: {log}")
     for cell in plan.selected:

@@ -31,11 +31,13 @@ class Queue:
         """
         # Blocked stages are noted on the way, in a list that gets shorter meanwhile: hence the copy.
         for stage in list(self.waiting):
+            # A failed parent that does not block is one that a search can do without.
+            ended = self.done | self.failed.keys() | self.blocked.keys()
             reason = why_blocked(stage, self.failed, self.blocked)
             if reason is not None:
                 self.waiting.remove(stage)
                 self.blocked[stage.key] = reason
-            elif all(parent.key in self.done for parent in stage.parents):
+            elif all(parent.key in ended for parent in stage.parents):
                 self.waiting.remove(stage)
                 self.running.add(stage.key)
                 return stage

@@ -27,6 +27,7 @@ CLASSES = {
     "node": "finds no GPU|NODE_FAIL|BOOT_FAIL|NODE FAILURE|SIGBUS|CUDA driver|CUDA-capable|ECC error|Input/output"
     "|Stale file handle",
     "data": "[Dd]amaged|checksum|NotPrepared|No space left|quota exceeded|Read-only file|FileNotFound|PermissionError",
+    "diverged": r"\bDiverged: ",
     "code": "",
 }
 """Class of a failure -> what tells it; the first that fits counts."""
@@ -37,6 +38,7 @@ FIXES = {
     "time-out": "raise slurm.timeout_min or lower grid.checkpoint_steps, so that every attempt gets further",
     "node": "if it is always the same node, keep away from it: slurm.extra = ['exclude=NODE']",
     "data": "free or repair what the message names",
+    "diverged": "lower the learning rate or clip gradients; a search goes on with its other candidates",
     "code": "read the log (--log CELL) and mend what it tells of",
 }
 

@@ -306,7 +306,7 @@ def _behind_failure(stage: Stage, seen: Seen, view: Look) -> Seen:
         return seen
     if reason is not None:
         return Seen(StageState.BLOCKED, reason)
-    if any(parent.state != StageState.DONE for parent in parents.values()):
+    if any(parent.state not in ENDED for parent in parents.values()):
         return Seen(StageState.PLANNED, "its parents are not there yet")  # a job of it found that, and ended
     return seen
 
@@ -320,7 +320,8 @@ def _shown(stage: Stage, view: Look) -> Stage:
     """
     if view.seen[stage.key].state in (StageState.RUNNING, StageState.FAILED, StageState.BLOCKED):
         return stage
-    behind = [view.shown[each.key] for each in stage.parents if view.seen[each.key].state != StageState.DONE]
+    # A failed parent that does not block is one that a search can do without.
+    behind = [view.shown[each.key] for each in stage.parents if view.seen[each.key].state not in ENDED]
     return min(behind, key=lambda each: STATES.index(view.seen[each.key].state), default=stage)
 
 

@@ -31,7 +31,7 @@ def describe_plan(plan: Plan) -> str:
     ]
     lines += [f"  {line}" for line in _not_prepared(plan)]
     for stage in plan.stages:
-        if stage.key in plan.failed:
+        if stage.key in plan.failed and stage.key in to_run:
             lines.append(f"  failed: {stage.folder}: {plan.failed[stage.key]} (run again with --retry)")
     if plan.again:
         lines.append(f"  again: {len(plan.again)} stages are run anew, and what the store holds of them is set aside:")
@@ -61,9 +61,9 @@ def _state(plan: Plan, stage: Stage, to_run: set[str]) -> StageState:
         return StageState.NOT_PREPARED
     if stage.key in plan.done:
         return StageState.DONE
-    if stage.key in plan.failed:
-        return StageState.FAILED
-    return StageState.TO_RUN if stage.key in to_run else StageState.UNNEEDED
+    if stage.key not in to_run:
+        return StageState.UNNEEDED
+    return StageState.FAILED if stage.key in plan.failed else StageState.TO_RUN
 
 
 def _sharing(plan: Plan) -> Iterable[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 
-from bench.specs import Stage
+from bench.specs import Selected, Stage
 from bench.store.ownership import Attempt
 
 
@@ -64,15 +65,33 @@ def is_alive(attempt: Attempt) -> bool:
         return False
 
 
+def diverged(reason: str) -> bool:
+    """Tell whether a failure or a blockage comes of training that diverged, and of nothing else.
+
+    `reason` is that of the failed stage, or what `why_blocked` says of one behind it.
+    """
+    return re.match(r"(its stage \S+ failed: )?Diverged: ", reason) is not None
+
+
 def why_blocked(stage: Stage, failed: Mapping[str, str], blocked: Mapping[str, str]) -> str | None:
     """Say which failure keeps a stage from running; None if none does.
 
     `failed` and `blocked` hold reasons by stage key. The reason travels down: where A failed, B needs A and C needs B,
     both B and C are blocked by "its stage A failed: …".
+
+    A search can do without what diverged, as long as one of its candidates has not. Example: of the candidates A, B and
+    C, A diverged and B starts from a P that diverged: the search chooses C, and what A's and B's finals start from may
+    be missing, too. If C diverges as well, or failed in any other way, the search is blocked.
     """
+    reasons: dict[str, str] = {}
     for parent in stage.parents:
         if parent.key in blocked:
-            return blocked[parent.key]
-        if parent.key in failed:
-            return f"its stage {parent.folder} failed: {failed[parent.key]}"
-    return None
+            reasons[parent.key] = blocked[parent.key]
+        elif parent.key in failed:
+            reasons[parent.key] = f"its stage {parent.folder} failed: {failed[parent.key]}"
+    lost = {key for key, reason in reasons.items() if diverged(reason)}
+    if isinstance(stage, Selected) and any(candidate.key not in lost for candidate in stage.candidates):
+        reasons = {key: reason for key, reason in reasons.items() if key not in lost}
+    # A failure of another kind comes first: it may be put right, and what it blocks did not diverge.
+    ordered = sorted(reasons, key=lambda key: key in lost)
+    return reasons[ordered[0]] if ordered else None

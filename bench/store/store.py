@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import DamagedStore, InputError
-from bench.specs import Stage, canonical_json, from_canonical
+from bench.specs import Selected, Stage, canonical_json, from_canonical
 from bench.store.code import Code, merged_code
 from bench.store.files import create_json, digest, read_json, sha256, sync, write_json, write_text
 from bench.store.ownership import Attempt, Owner, now, this_process
-from bench.store.states import StageState
+from bench.store.states import StageState, diverged
 
 
 class Store:
@@ -128,6 +128,32 @@ class Store:
         attempts = self.attempts(stage)
         end = attempts[-1].end if attempts else None
         return str(end["reason"]) if end is not None and end["state"] == StageState.FAILED else None
+
+    def divergence(self, stage: Stage) -> str | None:
+        """Say why a stage without a record diverged, or one behind it; None if none did.
+
+        A search has diverged when all of its candidates have.
+        """
+        if self.record(stage) is not None:
+            return None
+        reason = self.failure(stage)
+        if reason is not None:
+            return reason if diverged(reason) else None
+        behind = stage.candidates if isinstance(stage, Selected) else stage.parents
+        reasons = [self.divergence(parent) for parent in behind]
+        if isinstance(stage, Selected) and None in reasons:
+            return None
+        return next(filter(None, reasons), None)
+
+    def missing_parents(self, stage: Stage) -> list[Stage]:
+        """List the parents without a record that a stage cannot do without.
+
+        A search can do without what diverged, as long as one of its candidates has not.
+        """
+        missing = [parent for parent in stage.parents if self.record(parent) is None]
+        if missing and isinstance(stage, Selected) and None in map(self.divergence, stage.candidates):
+            return [parent for parent in missing if self.divergence(parent) is None]
+        return missing
 
     # ------------------------------------------------------------------------------------------------ results
 

@@ -82,7 +82,7 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
         f"A cell reads mean ± sample standard deviation (ddof = 1) over seeds, then (n); {seeds}.",
         "The seed varies head initialisation, data order, dropout and augmentation of labelled stages.",
         *_unlabelled(plan),
-        *_search(plan),
+        *_search(plan, records),
         f"Backbones: {'; '.join(f'{task}: {chr(44).join(names)}' for task, names in backbones.items())}.",
         *_weights(plan),
         *_overlap(plan),
@@ -170,11 +170,16 @@ def _unlabelled(plan: Plan) -> list[str]:
     return [f"Unlabelled stages on the task's data ran {seed}: ± holds no pre-training variance."]
 
 
-def _search(plan: Plan) -> list[str]:
+def _search(plan: Plan, records: list[dict[str, Any]]) -> list[str]:
+    """Say how settings were searched, and how many candidates behind the numbers diverged."""
     count = max(map(searched, plan.cells))
     if not count:
         return []
     seed = plan.grid.base_seed
     how = f"each trained once with seed {seed} and judged on held-out or validation data"
     then = "the best was trained on all training data with every seed and tested once"
-    return [f"Search: {count} configurations for every row and task, {how}; {then}."]
+    # Cells of several seeds share their candidates, so each is counted once, by its key.
+    tried = [candidate for record in records if record["search"] for candidate in record["search"]["candidates"]]
+    lost = len({candidate["key"] for candidate in tried if "diverged" in candidate})
+    of_all = f"{lost} of {len({candidate['key'] for candidate in tried})} candidates diverged and counted as the worst"
+    return [f"Search: {count} configurations for every row and task, {how}; {then}{f'; {of_all}' if lost else ''}."]

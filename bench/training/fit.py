@@ -175,15 +175,23 @@ def _supervision(
 def choose(stage: Selected, store: Store) -> tuple[Stage, dict[str, Any]]:
     """Pick the final whose candidate scored best on held-out data.
 
-    Of equal scores the first wins. Also returns every candidate's score.
+    Of equal scores the first wins. A candidate that diverged has no score and is worse than all others. Also returns
+    what became of every candidate. Raises `Diverged` where what the chosen final starts from diverged.
     """
-    records = [store.record(candidate) for candidate in stage.candidates]
-    scores = [record["metrics"][stage.metric] for record in records if record is not None]
-    assert len(scores) == len(records), "the launcher runs parents first"
-    # `index` gives the first of equals: the scores [0.7, 0.9, 0.9] choose 1.
-    best = scores.index(max(scores))
-    tried = [{"key": c.key, stage.metric: score} for c, score in zip(stage.candidates, scores, strict=True)]
-    return stage.finals[best], {"chosen": best, "metric": stage.metric, "candidates": tried}
+    # Of the scores [0.7, 0.9, 0.9] number 1 is chosen, of [None, 0.0] too: no other candidate can lose against one that
+    # diverged.
+    assert not store.missing_parents(stage), "the launcher runs parents first, and no search that diverged as a whole"
+    tried: list[dict[str, Any]] = []
+    for candidate in stage.candidates:
+        record = store.record(candidate)
+        score = None if record is None else record["metrics"][stage.metric]
+        reason = {} if record is not None else {"diverged": store.divergence(candidate)}
+        tried.append({"key": candidate.key, stage.metric: score, **reason})
+    best = max(range(len(tried)), key=lambda i: (tried[i][stage.metric] is not None, tried[i][stage.metric], -i))
+    final = stage.finals[best]
+    for parent in store.missing_parents(final):
+        raise loop.Diverged(f"{parent.folder}, which the chosen settings start from: {store.divergence(parent)}")
+    return final, {"chosen": best, "metric": stage.metric, "candidates": tried}
 
 
 def _cost(stage: Stage, batches: Batches, seconds: float, device: torch.device) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Searching hyper-parameters: validation data only, equally many configurations, one test of the chosen one."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,64 @@ def test_a_searched_rows_teacher_is_the_searched_row_and_never_sees_what_is_held
                 assert isinstance(candidate.teacher, Selected)
                 behind = (*candidate.teacher.finals, *candidate.teacher.candidates)
                 assert {stage.data.part for stage in behind} == {"fit"}
+
+
+# ------------------------------------------------------------------------------------------------ what diverges
+
+DIVERGING = (
+    SEARCH.partition("search.")[0].replace("finetune.steps = 60", "finetune.steps = 6")
+    + """
+finetune/search.candidates = ['finetune.lr = 1e30', 'finetune.lr = 1e-3', 'finetune.lr = 1e29']
+tapt/search.candidates = ['further_pretrain.lr = 1e30', 'finetune.lr = 1e30', 'finetune.lr = 1e-3']
+"""
+)
+
+
+def test_a_candidate_that_diverges_loses_and_blocks_nothing(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Workplace(tmp_path, prepared, DIVERGING)
+    assert place.run() == 0
+    shown = capsys.readouterr().out
+    assert shown.count("; its search goes on with the other candidates") == 3
+    assert "blocked: " not in shown
+    records = place.records()
+    assert len(records) == 4
+    for record in records.values():
+        search = record["search"]
+        assert search["chosen"] == (1 if record["row"] == "finetune" else 2)
+        for number, candidate in enumerate(search["candidates"]):
+            lost = number != search["chosen"]
+            assert (candidate["accuracy"] is None) == lost == ("diverged" in candidate)
+            assert not lost or candidate["diverged"].startswith("Diverged: the loss is ")
+    # The candidate that never ran, for what it starts from diverged, counts once like those that ran.
+    assert "4 of 6 candidates diverged and counted as the worst" in place.table
+    # What diverged is neither run again nor asked for, with or without --retry: the search is over.
+    before = place.ledger()
+    for arguments in ([], ["--retry"]):
+        assert place.run(*arguments) == 0
+        assert "0 to run" in (shown := capsys.readouterr().out) and "--retry" not in shown
+    assert place.ledger() == before
+    numbers = place.numbers()
+    # A search whose final was interrupted goes on with the candidates' results as they are in the store.
+    for folder in place.store.glob("finetune-digits-*"):
+        if json.loads((folder / "spec.json").read_text())["type"] == "Selected":
+            (folder / "record.json").unlink()
+    assert place.run() == 0
+    assert place.numbers() == numbers
+    assert {name: len(attempts) for name, attempts in place.ledger().items() if len(attempts) > 1}.keys() <= {
+        cell.stage.folder for cell in plan_of(tmp_path, prepared, DIVERGING).cells
+    }
+
+
+def test_a_search_whose_candidates_all_diverge_is_blocked_with_the_reason(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = DIVERGING.replace("['finetune', 'tapt']", "['finetune']").replace("1e-3", "1e28").partition("tapt/")[0]
+    text = "".join(line + "\n" for line in text.splitlines() if not line.startswith("further_pretrain"))
+    place = Workplace(tmp_path, prepared, text)
+    assert place.run() == 1
+    shown = capsys.readouterr().out
+    assert shown.count("blocked: finetune/digits/photos_mae/") == 2 and "Diverged: the loss is " in shown
+    assert "its search goes on" not in shown
+    assert place.records() == {}

@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from bench.specs import Stage
+from bench.specs import Selected, Stage
 
 CALLS_PER_THOUSAND = 200
 """Above so many sbatch calls per thousand stages, generations wait for whole arrays."""
@@ -190,13 +190,14 @@ class _Draft:
             self._add_waiting_for_arrays(generation)
             return
         rest = self._add_corresponding(generation) if self.runs_per_job == 1 else list(generation)
-        groups: dict[frozenset[Waited], list[Stage]] = defaultdict(list)
+        groups: dict[tuple[frozenset[Waited], bool], list[Stage]] = defaultdict(list)
         for pending in rest:
-            groups[frozenset(map(self._awaited, pending.parents))].append(pending.stage)
-        for waited, stages in groups.items():
+            waited = frozenset(map(self._awaited, pending.parents))
+            groups[waited, _may_lack(pending.stage)].append(pending.stage)
+        for (waited, may_lack), stages in groups.items():
             for tasks in self._chunks(stages):
                 ordered = sorted(waited, key=_order)
-                ended = tuple(item for item in ordered if self._packed(item))
+                ended = tuple(item for item in ordered if may_lack or self._packed(item))
                 self._append(Array(tasks, tuple(item for item in ordered if item not in ended), ended))
 
     def _add_corresponding(self, generation: Sequence[_Pending]) -> list[_Pending]:
@@ -221,7 +222,8 @@ class _Draft:
         children: dict[int, dict[int, list[_Pending]]] = defaultdict(lambda: defaultdict(list))
         rest = []
         for pending in generation:
-            waited = self._awaited(pending.parents[0]) if len(pending.parents) == 1 else None
+            corresponds = len(pending.parents) == 1 and not _may_lack(pending.stage)
+            waited = self._awaited(pending.parents[0]) if corresponds else None
             if isinstance(waited, Element) and waited.index is not None and not self._packed(waited):
                 children[waited.array][waited.index].append(pending)
             else:
@@ -287,6 +289,14 @@ class _Draft:
             assert waited.index is not None
             return len(self.arrays[waited.array].tasks[waited.index]) > 1
         return waited in self.packed_before
+
+
+def _may_lack(stage: Stage) -> bool:
+    """Tell whether a stage can run though a parent failed.
+
+    A search can, without the candidates that diverged. So it waits for their ends, and its own job decides.
+    """
+    return isinstance(stage, Selected)
 
 
 def _order(waited: Waited) -> tuple[str, int, int, str]:

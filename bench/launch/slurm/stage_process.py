@@ -181,11 +181,11 @@ class StageProcess:
         for parent in self._loaded.parents:
             if self._store.folder(parent).is_dir():
                 os.listdir(self._store.folder(parent))
-            try:
-                if self._store.record(parent) is None:
-                    return f"its parent {parent.folder} has no record. Run the grid again to make it."
-            except DamagedStore as error:  # or a record that is seen before its weights
-                return str(error)
+        try:
+            for parent in self._store.missing_parents(self._loaded):
+                return f"its parent {parent.folder} has no record. Run the grid again to make it."
+        except DamagedStore as error:  # or a record that is seen before its weights
+            return str(error)
         return None
 
     def _no_progress(self, attempts: Sequence[Attempt]) -> str | None:

@@ -197,17 +197,19 @@ def _missing(
     failed = {} if retry else {key: reason for key, reason in plan.failed.items() if key not in in_flight}
     runnable: list[Stage] = []
     for stage in plan.to_run(retry):  # parents first
-        if stage.key in in_flight and all(
-            parent.key in plan.done or parent.key in in_flight for parent in stage.parents
-        ):
+        # A failed parent that does not block is one that a search can do without: nothing is to be waited for.
+        reason = why_blocked(stage, failed, submitted.blocked)
+        ended = plan.done.keys() | failed.keys() | submitted.blocked.keys()
+        found = reason is None and all(parent.key in ended or parent.key in in_flight for parent in stage.parents)
+        if found and stage.key in in_flight:
             continue
         in_flight.pop(stage.key, None)  # what is to run it will find a parent missing
-        reason = why_blocked(stage, failed, submitted.blocked)
         if reason is None:
             runnable.append(stage)
         else:
             submitted.blocked[stage.key] = reason
-    submitted.arrays = arrange(runnable, plan.done.keys(), plan.cluster.runs_per_job, max_array_size, in_flight)
+    ended = plan.done.keys() | failed.keys() | submitted.blocked.keys()
+    submitted.arrays = arrange(runnable, ended, plan.cluster.runs_per_job, max_array_size, in_flight)
     return submitted
 
 
