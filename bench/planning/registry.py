@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import traceback
 import types
 import typing
 from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 from bench.data.tasks import Task
+from bench.errors import InputError
 from bench.pretrained.origin import Checkpoint
 from bench.specs import SPECS, Backbone, Constraint, Execution, Objective, Optimizer, Spec, Stage, field_types
 from bench.specs.cluster import Cluster
@@ -95,17 +97,29 @@ def recipe(*specs: type[Spec]) -> Callable[[Recipe], Recipe]:
         name = function.__name__
         if name in RECIPES:
             raise TypeError(f"two recipes are named {name}")
+        _check_signature(function)
         # All but the cell: of `def kd(cell, teacher_backbone: str | None = None)`, gin files may bind
         # kd.teacher_backbone.
         parameters = list(inspect.signature(function).parameters.values())[1:]
 
         @functools.wraps(function)
         def build(cell: HasSettings, **explicit: Any) -> Stage:
-            hints = _hints(function)
+            hints, by_recipe = _hints(function), bool(explicit)
             for parameter in parameters:
                 if parameter.name not in explicit and _bindable(hints[parameter.name]):
                     explicit[parameter.name] = cell.setting(name, parameter.name, parameter.default)
-            return function(cell, **explicit)
+            try:
+                stage = function(cell, **explicit)
+            except InputError:
+                raise
+            except Exception as error:
+                trace = error.__traceback__
+                if by_recipe and trace is not None and trace.tb_next is None:  # wrongly called: the caller's mistake
+                    raise
+                raise InputError(f"{_where(function, error)} raised {type(error).__name__}: {error}.{LEGAL}") from error
+            if not isinstance(stage, Stage):
+                raise InputError(f"{_where(function)} returned {type(stage).__name__}, no stage.{LEGAL}")
+            return stage
 
         hints = _hints(function)
         scalars = {
@@ -117,6 +131,34 @@ def recipe(*specs: type[Spec]) -> Callable[[Recipe], Recipe]:
         return build
 
     return register
+
+
+LEGAL = (
+    " A recipe is a function of a cell and of settings with types and defaults, and returns its method's last stage, "
+    "as `return finetune(cell)` does."
+)
+
+
+def _check_signature(function: Recipe) -> None:
+    """Refuse a function that no cell could be handed to, or whose settings have no type or default."""
+    cell, *settings = inspect.signature(function).parameters.values() or (None,)
+    if cell is None or cell.kind not in (cell.POSITIONAL_ONLY, cell.POSITIONAL_OR_KEYWORD):
+        raise InputError(f"{_where(function)} takes no cell.{LEGAL}")
+    hints = _hints(function)
+    for setting in settings:
+        if setting.kind in (setting.VAR_POSITIONAL, setting.VAR_KEYWORD) or setting.name not in hints:
+            raise InputError(f"{_where(function)}: its parameter '{setting.name}' has no type.{LEGAL}")
+        if setting.default is setting.empty and _bindable(hints[setting.name]):
+            raise InputError(f"{_where(function)}: its setting '{setting.name}' has no default.{LEGAL}")
+
+
+def _where(function: Recipe, error: Exception | None = None) -> str:
+    """Name a recipe with its file and line, or with the line in that file where an error came from."""
+    file, line = inspect.getsourcefile(function), function.__code__.co_firstlineno
+    for frame in traceback.extract_tb(error.__traceback__) if error else ():
+        if frame.filename == file:
+            line = frame.lineno or line
+    return f"{file}:{line}: the recipe '{function.__name__}'"
 
 
 @functools.cache
