@@ -198,7 +198,7 @@ class Distillation(Objective):
 
     def check(self) -> None:
         self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
-        self.require("temperature", 0 < self.temperature < float("inf"), "above 0 and finite")
+        self.require("temperature", 0 < self.temperature <= 1e6, "above 0, at most a million")
         self.require("multiplier", 0 < self.multiplier < float("inf"), "above 0 and finite")
 
     def check_stage(self, stage: Stage) -> None:
@@ -268,7 +268,7 @@ class VirtualTeacher(Objective):
 
     def check(self) -> None:
         self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
-        self.require("temperature", 0 < self.temperature < float("inf"), "above 0 and finite")
+        self.require("temperature", 0 < self.temperature <= 1e6, "above 0, at most a million")
         self.require("correct_probability", 0 < self.correct_probability <= 1, "in (1/classes, 1]")
         self.require("multiplier", 0 < self.multiplier < float("inf"), "above 0 and finite")
 

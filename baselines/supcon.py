@@ -107,8 +107,8 @@ class SupervisedContrastive(Objective):
     projection: int = 128
 
     def check(self) -> None:
-        self.require("temperature", 0 < self.temperature < float("inf"), "above 0 and finite")
-        self.require("base_temperature", 0 < self.base_temperature < float("inf"), "above 0 and finite")
+        self.require("temperature", 0 < self.temperature <= 1e6, "above 0, at most a million")
+        self.require("base_temperature", 0 < self.base_temperature <= 1e6, "above 0, at most a million")
         self.require("projection", self.projection >= 1, "at least 1")
 
     def check_stage(self, stage: Stage) -> None:

@@ -605,15 +605,15 @@ MUTATIONS = (
     Mutation(
         "one failure in a packed task stops the others' children",
         "bench/launch/slurm/arrays.py",
-        "                ended = tuple(item for item in ordered if self._packed(item))",
+        "                ended = tuple(item for item in ordered if may_lack or self._packed(item))",
         "                ended = ()",
         ("tests/launch/slurm/test_arrays.py::test_a_child_of_a_packed_task_waits_for_its_end_only",),
     ),
     Mutation(
         "only one parent is waited for",
         "bench/launch/slurm/arrays.py",
-        "groups[frozenset(map(self._awaited, pending.parents))]",
-        "groups[frozenset(map(self._awaited, pending.parents[:1]))]",
+        "waited = frozenset(map(self._awaited, pending.parents))",
+        "waited = frozenset(map(self._awaited, pending.parents[:1]))",
         ("tests/launch/slurm/test_arrays.py::test_every_stage_runs_once_and_after_all_its_parents",),
     ),
     Mutation(

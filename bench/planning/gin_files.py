@@ -36,6 +36,11 @@ class _Delegate(config_parser.ParserDelegate):  # type: ignore[misc]
         return Macro(macro_name)
 
 
+MOST_NESTED = 50
+"""How deep includes, and lists of macros of lists of macros, may go."""
+MOST_ENTRIES = 100_000
+"""How many entries a value may have once its macros are resolved."""
+
 Macros = dict[str, tuple[Any, str]]
 """Name -> value, and where it is defined."""
 
@@ -94,8 +99,9 @@ def read_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
     bindings: dict[str, Binding] = {}
     macros: Macros = {}
     overridden: list[Binding] = []
+    read: dict[Path, Contents] = {}
     for name in files:
-        contents = _read_file(find_gin(name))
+        contents = _read_file(find_gin(name), read)
         macros = _joined_macros(macros, contents.macros)
         bindings = _joined(bindings, contents.bindings)
         overridden += contents.overridden
@@ -133,23 +139,39 @@ def _candidate(text: str, location: str) -> tuple[Binding, ...]:
     return tuple(dataclasses.replace(binding, override=True) for binding in bindings)
 
 
-def _read_file(path: Path, including: tuple[Path, ...] = (), location: str = "--gin") -> Contents:
-    """Read a gin file and all it includes.
+def _read_file(
+    path: Path, read: dict[Path, Contents], including: tuple[Path, ...] = (), location: str = "--gin"
+) -> Contents:
+    """Read a gin file and all it includes, each once.
 
-    `including` are the files that are open, each included by the one before; `location` is where this one is named.
+    `read` holds what was read already, `including` the files that are open, each included by the one before; `location`
+    is where this one is named.
     """
-    if path.resolve() in including:
+    resolved = path.resolve()
+    if resolved in including:
         raise InputError(f"{location}: {_shown(path)} includes itself.")
+    if resolved in read:
+        return read[resolved]
+    if len(including) == MOST_NESTED:
+        raise InputError(
+            f"{location}: includes are nested more than {MOST_NESTED} deep. Include {_shown(path)} further up."
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{_shown(path)} cannot be read: {error}") from error
     statements = _statements(text, _shown(path))
     located = ((f"{_shown(path)}:{statement.location.line_num}", statement) for statement in statements)
-    return _read_statements(located, path, (*including, path.resolve()))
+    read[resolved] = _read_statements(located, path, read, (*including, resolved))
+    return read[resolved]
 
 
-def _read_statements(statements: Statements, path: Path | None = None, including: tuple[Path, ...] = ()) -> Contents:
+def _read_statements(
+    statements: Statements,
+    path: Path | None = None,
+    read: dict[Path, Contents] | None = None,
+    including: tuple[Path, ...] = (),
+) -> Contents:
     """Read the statements of one text.
 
     It is that of the file `path`, else of the command line or of a candidate. A target may be bound once. Only a file
@@ -169,9 +191,9 @@ def _read_statements(statements: Statements, path: Path | None = None, including
         if isinstance(statement, config_parser.ImportStatement):
             raise InputError(f"{location}: import is not needed: every file under baselines/ is loaded.")
         if isinstance(statement, config_parser.IncludeStatement):
-            if path is None:
+            if path is None or read is None:
                 raise InputError(f"{location}: include belongs in a gin file.")
-            included = _read_file(_included(path, statement.filename, location), including, location)
+            included = _read_file(_included(path, statement.filename, location), read, including, location)
             macros = _joined_macros(macros, included.macros)
             bindings = _joined(bindings, included.bindings)
             overridden += included.overridden
@@ -187,7 +209,7 @@ def _read_statements(statements: Statements, path: Path | None = None, including
                 overridden.append(bindings[binding.target])
             bindings[binding.target] = binding
             own.add(binding.target)
-    return Contents(bindings, macros, overridden)
+    return Contents(bindings, macros, list(dict.fromkeys(overridden)))  # each once, however often it is included
 
 
 def _joined(first: dict[str, Binding], second: dict[str, Binding]) -> dict[str, Binding]:
@@ -206,7 +228,7 @@ def _joined(first: dict[str, Binding], second: dict[str, Binding]) -> dict[str, 
 def _joined_macros(first: Macros, second: Macros) -> Macros:
     """Join two texts' macros; refuse one that both define."""
     for name, (_, location) in second.items():
-        if name in first:
+        if name in first and first[name][1] != location:  # not the same line of a file that both include
             raise InputError(f"{location}: the macro {name} is defined a second time; first at {first[name][1]}.")
     return first | second
 
@@ -304,26 +326,38 @@ def _resolve_macros(bindings: list[Binding], macros: Macros, overridden: list[Bi
     Refuses macros that are undefined, that refer to themselves or that are unused.
     """
     used: set[str] = set()
+    entries = 0  # of the value that is being resolved
 
     # With `base = 1e-3` and `peak = %base`, resolving `finetune.lr = %peak` sees peak, then base, and gives 1e-3; with
-    # `base = %peak` it would see peak a second time.
-    def resolve(value: Any, location: str, seen: tuple[str, ...]) -> Any:
-        if isinstance(value, Macro):
+    # `base = %peak` it would see peak a second time. A chain of any length is followed in a loop; only a list in a list
+    # goes deeper. Macros that double each other, as a = [%b, %b], b = [%c, %c], …, are few lines and many entries.
+    def resolve(value: Any, location: str, seen: tuple[str, ...] = (), depth: int = 0) -> Any:
+        nonlocal entries
+        chain = dict.fromkeys(seen)
+        while isinstance(value, Macro):
             if value.name not in macros:
                 raise InputError(f"{location}: the macro %{value.name} is not defined.{nearest(value.name, macros)}")
-            if value.name in seen:
+            if value.name in chain:
                 raise InputError(f"{location}: the macro %{value.name} refers to itself.")
+            chain[value.name] = None
             used.add(value.name)
-            return resolve(_frozen(macros[value.name][0]), macros[value.name][1], (*seen, value.name))
-        if isinstance(value, tuple):
-            return tuple(resolve(item, location, seen) for item in value)
-        return value
+            value, location = macros[value.name]
+            value = _frozen(value)
+        if not isinstance(value, tuple):
+            return value
+        entries += len(value)
+        if depth > MOST_NESTED or entries > MOST_ENTRIES:
+            limit = f"{MOST_NESTED} lists deep" if depth > MOST_NESTED else f"{MOST_ENTRIES} entries long"
+            raise InputError(f"{location}: with its macros resolved, this value is more than {limit}. Shorten it.")
+        return tuple(resolve(item, location, tuple(chain), depth + 1) for item in value)
 
     for binding in bindings:
-        value = resolve(binding.value, binding.location, ())
+        entries = 0
+        value = resolve(binding.value, binding.location)
         yield dataclasses.replace(binding, value=value)
     for binding in overridden:  # overriding a binding does not make its macro a mistake
-        resolve(binding.value, binding.location, ())
+        entries = 0
+        resolve(binding.value, binding.location)
     for name in sorted(macros.keys() - used):
         raise InputError(
             f"{macros[name][1]}: the macro {name} is used nowhere. Remove it, or write %{name} where it was meant."

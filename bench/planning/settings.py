@@ -66,7 +66,7 @@ class Grid(Spec):
         self._check_rows()
         self.require("seeds", all(seed >= 0 for seed in self.seeds), "a list of whole numbers from 0 up")
         self.require("base_seed", self.base_seed >= 0, "0 or more")
-        self.require("threads", self.threads >= 1, "at least 1")
+        self.require("threads", 1 <= self.threads <= 1024, "at least 1, at most 1024")
         self.require("checkpoint_steps", self.checkpoint_steps >= 1, "at least 1")
         named = self.name is None or re.fullmatch(r"[\w-][\w.-]*", self.name) is not None
         self.require("name", named, "letters, digits, '_', '-' and '.': it names files")

@@ -7,6 +7,15 @@ from typing import ClassVar, Literal
 
 from bench.specs import Backbone
 
+LARGEST = 1_000_000
+"""No size of a network may be greater: nothing could compute it, and its memory could not even be asked for."""
+
+
+def _check_sizes(backbone: Backbone, names: tuple[str, ...]) -> None:
+    for name in names:
+        size = getattr(backbone, name)
+        backbone.require(name, size <= LARGEST, f"at most {LARGEST}")
+
 
 @dataclass(frozen=True)
 class MaskedAutoEncoder(Backbone):
@@ -47,6 +56,7 @@ class MaskedAutoEncoder(Backbone):
     norm_pix_loss: bool = True
 
     def check(self) -> None:
+        _check_sizes(self, self.FIXED)
         self.require("patch_size", self.patch_size >= 1, "at least 1")
         self.require(
             "image_size", self.image_size % self.patch_size == 0, f"a multiple of patch_size ({self.patch_size})"
@@ -132,6 +142,7 @@ class MaskedLanguageModel(Backbone):
     mask_ratio: float = 0.15
 
     def check(self) -> None:
+        _check_sizes(self, ("width", "depth", "heads", "mlp_width", "max_length", "pad_to_multiple_of"))
         self.require("heads", self.heads >= 1, "at least 1")
         self.require("width", self.width > 0 and self.width % self.heads == 0, f"a multiple of heads ({self.heads})")
         for size in ("depth", "mlp_width"):

@@ -64,6 +64,9 @@ class PublicWeights(Spec):
     fresh: tuple[str, ...] = ()
 
 
+MOST_STEPS = 10**9
+
+
 @dataclass(frozen=True)
 class Schedule(Spec):
     """How long and how fast a stage trains.
@@ -95,7 +98,7 @@ class Schedule(Spec):
         bound = [name for name in ("steps", "epochs") if getattr(self, name) is not None]
         if len(bound) != 1:
             raise SpecError("steps", f"Schedule: give steps or epochs, exactly one of them; got {bound or 'neither'}.")
-        self.require("steps", self.steps is None or 1 <= self.steps <= 10**9, "at least 1, at most a billion")
+        self.require("steps", self.steps is None or 1 <= self.steps <= MOST_STEPS, "at least 1, at most a billion")
         self.require("epochs", self.epochs is None or 0 < self.epochs <= 10**6, "above 0, at most a million")
         self.require("batch_size", 1 <= self.batch_size <= 10**6, "at least 1, at most a million")
         self.require("lr", math.isfinite(self.lr) and self.lr > 0, "above 0 and finite")

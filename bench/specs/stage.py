@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from bench.errors import SpecError
 from bench.interfaces.hooks import Batch, Context, Loss, ParameterGroup, State
-from bench.specs.parts import Data, Execution, PublicWeights, Schedule
+from bench.specs.parts import MOST_STEPS, Data, Execution, PublicWeights, Schedule
 from bench.specs.spec import Json, Spec, canonical_json
 
 if TYPE_CHECKING:
@@ -277,6 +277,10 @@ class Stage(Spec):
         steps, size = self.schedule.steps, self.data.size
         if steps is None and size is not None:
             steps = self.schedule.total_steps(size)
+        if steps is not None and steps > MOST_STEPS:
+            raise SpecError(
+                "epochs", f"stage {self.name}: these epochs are {steps} steps, at most {MOST_STEPS} may be."
+            )
         if steps is not None and self.schedule.warmup(steps) >= steps:
             raise SpecError("warmup_steps", f"stage {self.name}: the warm-up takes all {steps} steps.")
         for part in (self.objective, self.optimizer, self.constraint):

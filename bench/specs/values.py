@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from bench.errors import SpecError
 
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+"""The greatest finite number that weights and losses can hold."""
+
 
 def coerce(value: Any, annotation: Any, field: str) -> Any:
     """Return `value` in the form that its annotation asks for.
@@ -22,7 +25,11 @@ def coerce(value: Any, annotation: Any, field: str) -> Any:
         True, int                       refused: a truth value is no number here
     """
     if _matches(value, annotation):
-        return _convert(value, annotation)
+        converted = _convert(value, annotation)
+        for number in converted if isinstance(converted, tuple) else (converted,):
+            if isinstance(number, float) and FLOAT32_MAX < abs(number) < math.inf:
+                raise SpecError(field, f"{field} = {value!r}: must be within ±{FLOAT32_MAX:.6g}, what float32 holds.")
+        return converted
     shown = list(value) if isinstance(value, tuple) else value
     raise SpecError(field, f"{field} = {shown!r}: expected {_describe(annotation)}, got {type(shown).__name__}.")
 

@@ -362,3 +362,55 @@ def test_rows_with_pretraining_stages_can_start_from_random_weights_too(tmp_path
     student = final(plan, "scratch/digits/photos_mae/0").init
     assert student.init == student.teacher.init == "random"
     assert final(plan, "self_distillation/digits/photos_mae/0").init.init == "pretrained"
+
+
+# ------------------------------------------------------------------------------------------------ without an end
+
+
+GRID_AXES = "grid.rows = ['finetune']\ngrid.tasks = ['digits']\n"
+
+
+def test_a_long_chain_of_macros_is_followed_and_a_circle_of_any_length_is_named(tmp_path: Path) -> None:
+    chain = "".join(f"m{i} = %m{i + 1}\n" for i in range(2000))
+    assert final(
+        plan_of(tmp_path, f"{GRID_AXES}finetune.lr = %m0\n{chain}m2000 = 1e-3\n"), "finetune/digits/photos_mae/0"
+    )
+    assert "refers to itself" in refusal(tmp_path, f"finetune.lr = %m0\n{chain}m2000 = %m7\n")
+
+
+def test_macros_that_double_each_other_or_nest_too_deep_are_refused(tmp_path: Path) -> None:
+    doubling = "".join(f"m{i} = [%m{i + 1}, %m{i + 1}]\n" for i in range(60))
+    assert "entries long" in refusal(tmp_path, f"finetune.lr = %m30\n{doubling}m60 = 1\n")
+    nested = "".join(f"m{i} = [%m{i + 1}]\n" for i in range(2000))
+    assert "lists deep" in refusal(tmp_path, f"finetune.lr = %m0\n{nested}m2000 = 1\n")
+
+
+def test_includes_are_read_once_each_and_nested_only_so_deep(tmp_path: Path) -> None:
+    for i in range(40):  # each includes the next one twice: 2^40 readings, were each file not read once
+        (tmp_path / f"double{i}.gin").write_text(f"include 'double{i + 1}.gin'\n" * 2)
+    (tmp_path / "double40.gin").write_text("rate = 1e-3\nfinetune.lr = %rate\n")
+    plan_of(tmp_path, GRID_AXES + "include 'double0.gin'\nfinetune.lr = 1e-4\n")
+    for i in range(2000):
+        (tmp_path / f"deep{i}.gin").write_text(f"include 'deep{i + 1}.gin'\n")
+    assert "nested more than 50 deep" in refusal(tmp_path, "include 'deep0.gin'\n")
+    (tmp_path / "self.gin").write_text("include 'self.gin'\n")
+    assert "includes itself" in refusal(tmp_path, "include 'self.gin'\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "finetune.lr = 1e39",
+        "finetune.weight_decay = 1e300",
+        "finetune.betas = [0.9, -1e300]",
+        "finetune.clip_norm = 1e300",
+        "backbone.depth = 1000001",
+        "backbone.image_size = 10000000000",
+        "backbone.mlp_width = 10000000000",
+        "grid.threads = 1025",
+        "finetune.steps = 1000000001",
+    ],
+)
+def test_values_that_nothing_can_compute_with_are_refused_with_their_line(line: str, tmp_path: Path) -> None:
+    shown = refusal(tmp_path, f"{line}\n")
+    assert "g.gin:" in shown and "must be" in shown
