@@ -13,13 +13,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import InputError
 from bench.planning.registry import CHECKPOINTS, add_backbone, declare, register_own_backbones
 from bench.pretrained.origin import Checkpoint
 from bench.specs import RANDOM, Backbone, PublicWeights, Schedule
-from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.architectures import SIZES, MaskedAutoEncoder, MaskedLanguageModel
 from bench.specs.objectives import AdamW, MaskedAutoEncoding
 
 if TYPE_CHECKING:
@@ -38,25 +38,15 @@ class Pretraining:
     betas: tuple[float, float]
 
 
+def _sizes(width: int, depth: int, heads: int, mlp_width: int, part: str = "") -> dict[str, Any]:
+    return {f"{part}{size}": value for size, value in zip(SIZES, (width, depth, heads, mlp_width), strict=True)}
+
+
 def _vit_mae(name: str, width: int, depth: int, heads: int) -> MaskedAutoEncoder:
-    return MaskedAutoEncoder(
-        name=name,
-        weights=NOT_FETCHED,
-        image_size=224,
-        patch_size=16,
-        width=width,
-        depth=depth,
-        heads=heads,
-        mlp_width=4 * width,
-        decoder_width=512,
-        decoder_depth=8,
-        decoder_heads=16,
-        decoder_mlp_width=2048,
-        norm_eps=1e-12,
-        decoder_norm_eps=1e-5,  # of transformers 4.17, which Lee et al.'s released code pins; 1e-12 in later versions
-        mask_ratio=0.75,
-        norm_pix_loss=True,
-    )
+    # Its decoder is the default one. The decoder's epsilon is that of transformers 4.17, which Lee et al.'s released
+    # code pins; it is 1e-12 in later versions.
+    sizes = _sizes(width, depth, heads, 4 * width)
+    return MaskedAutoEncoder(name=name, weights=NOT_FETCHED, **sizes, norm_eps=1e-12, decoder_norm_eps=1e-5)
 
 
 def _roberta(name: str, width: int, depth: int, heads: int) -> MaskedLanguageModel:
@@ -67,10 +57,7 @@ def _roberta(name: str, width: int, depth: int, heads: int) -> MaskedLanguageMod
         tokenizer_checksum=None,
         network="roberta",
         vocabulary=50_265,
-        width=width,
-        depth=depth,
-        heads=heads,
-        mlp_width=4 * width,
+        **_sizes(width, depth, heads, 4 * width),
         max_length=512,
         positions=514,
         segments=1,
@@ -78,8 +65,6 @@ def _roberta(name: str, width: int, depth: int, heads: int) -> MaskedLanguageMod
         mask_id=50_264,
         special_ids=(0, 1, 2, 3, 50_264),
         norm_eps=1e-5,
-        dropout=0.1,
-        mask_ratio=0.15,
     )
 
 
@@ -87,18 +72,7 @@ ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
     # A tiny masked auto-encoder at 8 px, pre-trained on crops of two natural photographs.
     (
         MaskedAutoEncoder(
-            name="photos_mae",
-            weights=None,
-            image_size=8,
-            patch_size=2,
-            width=48,
-            depth=3,
-            heads=4,
-            mlp_width=192,
-            decoder_width=32,
-            decoder_depth=1,
-            decoder_heads=4,
-            decoder_mlp_width=128,
+            "photos_mae", None, image_size=8, patch_size=2, **_sizes(48, 3, 4, 192), **_sizes(32, 1, 4, 128, "decoder_")
         ),
         Pretraining(
             "photographs", Schedule(steps=1500, batch_size=64, lr=2e-3, warmup_fraction=0.05), betas=(0.9, 0.95)
@@ -107,16 +81,7 @@ ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
     # A tiny masked language model with its own vocabulary, pre-trained on docstrings.
     (
         MaskedLanguageModel(
-            name="docs_mlm",
-            weights=None,
-            tokenizer="docstrings",
-            tokenizer_checksum=None,
-            vocabulary=4000,
-            width=128,
-            depth=2,
-            heads=4,
-            mlp_width=256,
-            max_length=48,
+            "docs_mlm", None, "docstrings", None, vocabulary=4000, **_sizes(128, 2, 4, 256), max_length=48
         ),
         Pretraining(
             "docstrings", Schedule(steps=2500, batch_size=32, lr=1e-3, warmup_fraction=0.05), betas=(0.9, 0.98)
@@ -125,18 +90,12 @@ ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
     # A ViT-Tiny masked auto-encoder at 64 px, pre-trained on the training images of CIFAR-100.
     (
         MaskedAutoEncoder(
-            name="vit_mae_tiny64",
-            weights=None,
+            "vit_mae_tiny64",
+            None,
             image_size=64,
             patch_size=8,
-            width=192,
-            depth=12,
-            heads=3,
-            mlp_width=768,
-            decoder_width=128,
-            decoder_depth=2,
-            decoder_heads=4,
-            decoder_mlp_width=512,
+            **_sizes(192, 12, 3, 768),
+            **_sizes(128, 2, 4, 512, "decoder_"),
         ),
         Pretraining(
             "cifar100",
@@ -169,10 +128,6 @@ ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
         Checkpoint("FacebookAI/roberta-large@722cf37b1afa9454edce342e7895e588b6ff1d59"),
     ),
 )
-
-
-def _build(cell: Cell, default: Backbone, weights: Pretraining | Checkpoint) -> Backbone:
-    return _from_checkpoint(cell, default) if isinstance(weights, Checkpoint) else _pretrained(cell, default, weights)
 
 
 def _pretrained(cell: Cell, default: Backbone, pretraining: Pretraining) -> Backbone:
@@ -242,19 +197,19 @@ def _own_backbone(cell: Cell) -> Backbone:
     The fields of the architecture are those that were read from them. Before it is prepared, it is taken to be of the
     modality of the cell's task.
     """
-    name = cell.task.backbone
-    prepared = cell.checkpoint()
-    fields = prepared.architecture if prepared is not None else {}
-    if (prepared.modality if prepared is not None else cell.task.modality) == "image":
-        return _from_checkpoint(cell, MaskedAutoEncoder(name=name, weights=NOT_FETCHED, **fields))
-    return _from_checkpoint(
-        cell, MaskedLanguageModel(name=name, weights=NOT_FETCHED, tokenizer=None, tokenizer_checksum=None, **fields)
-    )
+    name, prepared = cell.task.backbone, cell.checkpoint()
+    modality, fields = (cell.task.modality, {}) if prepared is None else (prepared.modality, prepared.architecture)
+    if modality == "image":
+        return _from_checkpoint(cell, MaskedAutoEncoder(name, NOT_FETCHED, **fields))
+    return _from_checkpoint(cell, MaskedLanguageModel(name, NOT_FETCHED, None, None, **fields))
 
 
 declare("source_pretrain", Schedule, AdamW)
 register_own_backbones(_own_backbone)
 for _default, _weights in ENTRIES:
-    add_backbone(_default.name, type(_default), functools.partial(_build, default=_default, weights=_weights))
     if isinstance(_weights, Checkpoint):
         CHECKPOINTS[_default.name] = _weights
+        _make = functools.partial(_from_checkpoint, default=_default)
+    else:
+        _make = functools.partial(_pretrained, default=_default, pretraining=_weights)
+    add_backbone(_default.name, type(_default), _make)

@@ -17,6 +17,10 @@ def _check_sizes(backbone: Backbone, names: tuple[str, ...]) -> None:
         backbone.require(name, size <= LARGEST, f"at most {LARGEST}")
 
 
+SIZES = ("width", "depth", "heads", "mlp_width")
+"""The sizes of an encoder; those of a decoder begin with `decoder_`."""
+
+
 @dataclass(frozen=True)
 class MaskedAutoEncoder(Backbone):
     """A vision transformer encoder with a masked auto-encoder's decoder.
@@ -27,18 +31,7 @@ class MaskedAutoEncoder(Backbone):
 
     VERSION: ClassVar[int] = 2
     MODALITY: ClassVar[Literal["image", "text"]] = "image"
-    FIXED: ClassVar[tuple[str, ...]] = (
-        "image_size",
-        "patch_size",
-        "width",
-        "depth",
-        "heads",
-        "mlp_width",
-        "decoder_width",
-        "decoder_depth",
-        "decoder_heads",
-        "decoder_mlp_width",
-    )
+    FIXED: ClassVar[tuple[str, ...]] = ("image_size", "patch_size", *SIZES, *(f"decoder_{size}" for size in SIZES))
 
     image_size: int = 224
     patch_size: int = 16
@@ -111,16 +104,7 @@ class MaskedLanguageModel(Backbone):
         "positions",
         "segments",
     )
-    FIXED: ClassVar[tuple[str, ...]] = (
-        "network",
-        *OF_VOCABULARY,
-        "width",
-        "depth",
-        "heads",
-        "mlp_width",
-        "positions",
-        "segments",
-    )
+    FIXED: ClassVar[tuple[str, ...]] = ("network", *OF_VOCABULARY, *SIZES, "positions", "segments")
 
     tokenizer: str | None
     tokenizer_checksum: str | None
