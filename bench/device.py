@@ -146,14 +146,9 @@ def release_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-@contextlib.contextmanager
-def using(device: torch.device) -> Iterator[None]:
+def using(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Make a GPU the current one meanwhile. Pinned memory and events belong to the current one."""
-    if not _ready(device):
-        yield
-        return
-    with torch.cuda.device(device):
-        yield
+    return torch.cuda.device(device) if _ready(device) else contextlib.nullcontext()
 
 
 # ------------------------------------------------------------------------------------------------ numbers

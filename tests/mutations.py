@@ -424,8 +424,8 @@ MUTATIONS = (
     Mutation(
         "a stage of a job that is alone is told that it shares its GPU",
         "bench/launch/slurm/stage_process.py",
-        " and not self.alone,",
-        ",",
+        " and not self.alone\n",
+        "\n",
         ("tests/launch/slurm/test_supervisor.py",),
     ),
     Mutation(

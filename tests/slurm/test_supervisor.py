@@ -79,18 +79,15 @@ class Place:
             for stages in elements:
                 assignment = Assignment(
                     store=self.store.root,
-                    data_root=self.data,
                     code=code,
-                    checkpoint_steps=self.plan.grid.checkpoint_steps,
-                    threads=1,
+                    settings=Settings(self.data, checkpoint_steps=self.plan.grid.checkpoint_steps),
                     gpus=0,
-                    graphs=True,
                     signal="USR2",
                     signal_delay_s=delay,
                     give_up_after=3,
                     stages=tuple(stage.folder for stage in stages),
                 )
-                jobs.append(executor.submit(supervise, *assignment.arguments()))
+                jobs.append(executor.submit(supervise, assignment))
         return [job.job_id for job in jobs]
 
     def step(self, stage: Stage) -> int:

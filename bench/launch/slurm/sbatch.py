@@ -56,26 +56,25 @@ def executor(
         "kill-on-invalid-dep": "yes",
         **cluster.options,
     }
-    parameters = {
-        "job_name": name,
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "time": cluster.timeout_min,
-        "nodes": 1,
-        "ntasks_per_node": 1,
-        "cpus_per_task": cluster.cpus * cluster.runs_per_job,
-        "gres": f"gpu:{cluster.gpus}" if cluster.gpus and "gres" not in options else None,
-        "mem": f"{round(cluster.mem_gb * cluster.runs_per_job * 1024)}M" if cluster.mem_gb is not None else None,
-        "dependency": dependency,
-        "wckey": "",
-        "use_srun": False,
-        "stderr_to_stdout": True,
-        "setup": _setup(array.folder, cluster, code),
-        "additional_parameters": options,
-    }
-    array.update_parameters(**{key: value for key, value in parameters.items() if value is not None})
+    array.update_parameters(
+        job_name=name,
+        partition=cluster.partition,
+        account=cluster.account,
+        qos=cluster.qos,
+        constraint=cluster.constraint,
+        time=cluster.timeout_min,
+        nodes=1,
+        ntasks_per_node=1,
+        cpus_per_task=cluster.cpus * cluster.runs_per_job,
+        gres=f"gpu:{cluster.gpus}" if cluster.gpus and "gres" not in options else None,
+        mem=f"{round(cluster.mem_gb * cluster.runs_per_job * 1024)}M" if cluster.mem_gb is not None else None,
+        dependency=dependency,
+        wckey="",
+        use_srun=False,
+        stderr_to_stdout=True,
+        setup=_setup(array.folder, cluster, code),
+        additional_parameters=options,
+    )
     array.parameters["map_count"] = len(indices)  # submitit then names the logs by element
     return array
 
@@ -115,7 +114,7 @@ def _ranges(indices: Sequence[int]) -> str:
 
 
 def make(
-    store_root: Path, submission: Submission, array: _Arrays, run: Callable[..., None], tasks: Sequence[Sequence[str]]
+    store_root: Path, submission: Submission, array: _Arrays, run: Callable[..., None], tasks: Sequence[Sequence[Any]]
 ) -> str:
     """Make a submission that is noted, and note its id.
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from bench.errors import DamagedStore, InputError
@@ -20,9 +21,10 @@ from bench.specs.cluster import SIGNALS
 from bench.store.ownership import Attempt
 from bench.store.states import UNSUCCESSFUL, StageState
 from bench.store.store import Store
-from bench.training.protocol import EXIT_STATUS, MOST_FALSE_STARTS, Settings, death
+from bench.training.protocol import EXIT_STATUS, MOST_FALSE_STARTS, death
 from bench.training.signals import STOPS
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CONCLUSIVE = UNSUCCESSFUL | {StageState.DONE}
 LOOK_SECONDS = 3.0
 """Between two looks at the files of a stage that another process holds, or of a parent."""
@@ -206,19 +208,14 @@ class StageProcess:
 
     def _start(self, attempts_before: int) -> _Worker:
         assignment = self._assignment
-        environment = {**os.environ, **_threads(assignment.threads)}
+        threads = str(assignment.settings.threads)
+        environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, threads)}
         # Safe path: else the working directory, often a checkout, would come before the snapshot.
         path = os.pathsep.join(filter(None, (str(assignment.code), os.environ.get("PYTHONPATH"))))
         environment |= {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
         environment["CUDA_VISIBLE_DEVICES"] = self.gpu
-        settings = Settings(
-            assignment.data_root,
-            "cuda:0" if self.gpu else "cpu",
-            assignment.threads,
-            assignment.checkpoint_steps,
-            assignment.graphs,
-            shared=bool(self.beside) and not self.alone,
-        )
+        shared = bool(self.beside) and not self.alone
+        settings = replace(assignment.settings, device="cuda:0" if self.gpu else "cpu", shared=shared)
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.training.worker", *settings.arguments(), str(self.folder)],
             stdin=subprocess.DEVNULL,
@@ -339,10 +336,6 @@ def _newest_checkpoint(attempt: Attempt) -> int:
     """
     folder = attempt.path.parent.parent / "checkpoints"
     return max((int(path.stem.partition("-")[2]) for path in folder.glob("step-*.json")), default=0)
-
-
-def _threads(count: int) -> dict[str, str]:
-    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(count))
 
 
 def _child_of(parent: int) -> Callable[[], None]:

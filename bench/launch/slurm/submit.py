@@ -30,6 +30,7 @@ from bench.specs import Stage
 from bench.store.states import why_blocked
 from bench.store.store import Store
 from bench.tables.command import run_as_job
+from bench.training.protocol import Settings
 
 ENDING_SECONDS = 90.0
 """For so long jobs that are just ending are waited for before their stages are submitted again."""
@@ -222,12 +223,9 @@ def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, data: Path) -
     code = snapshot(store.root).absolute()
     assignment = Assignment(
         store=store.root.absolute(),
-        data_root=data.absolute(),
         code=code,
-        checkpoint_steps=grid.checkpoint_steps,
-        threads=grid.threads,
+        settings=Settings(data.absolute(), "cpu", grid.threads, grid.checkpoint_steps, grid.cuda_graphs),
         gpus=cluster.gpus,
-        graphs=grid.cuda_graphs,
         signal=cluster.signal,
         signal_delay_s=cluster.signal_delay_s,
         give_up_after=cluster.give_up_after,
@@ -237,7 +235,7 @@ def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, data: Path) -
     # in between leaves the arrays so far in the queue, and the next `submit` adds the others to them.
     for array in submitted.arrays:
         folders = [tuple(stage.folder for stage in task) for task in array.tasks]
-        elements = [replace(assignment, stages=folders[index]).arguments() for index in array.indices]
+        elements = [(replace(assignment, stages=folders[index]),) for index in array.indices]
         submission = ledger.note(store.root, str(grid.name), plan.source, folders)
         log, dependency = ledger.log_folder(store.root, submission.token), array.dependency(submitted.job_ids)
         executor = sbatch.executor(log, cluster, submission.name, array.indices, dependency, code)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +26,9 @@ from typing import NoReturn
 
 import baselines
 from bench.errors import InputError
+from bench.launch.slurm import client
 from bench.launch.slurm.assignment import Assignment
+from bench.launch.slurm.client import SlurmError
 from bench.launch.slurm.stage_process import End, StageProcess, _number, _say
 from bench.store.ownership import JOB_VARIABLE
 from bench.store.provenance import cores
@@ -90,27 +91,23 @@ def job_name() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
-def _scontrol(*arguments: str) -> tuple[bool, str]:
-    try:
-        run = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return False, str(error)
-    return run.returncode == 0, (run.stdout if run.returncode == 0 else run.stderr).strip()
-
-
 def _requeue(job: str) -> None:
     """Have Slurm start this element again.
 
     Raises ElementFailed with Slurm's own words if it refuses.
     """
     for _ in range(REQUEUE_TRIES):
-        accepted, answer = _scontrol("requeue", job)
-        if accepted or "pending" in answer.lower():  # Slurm was faster: it requeues a preempted job by itself
+        try:
+            client.ask("scontrol", "requeue", job, seconds=30)
+            reason = ""
+        except (SlurmError, OSError) as error:
+            reason = str(error)
+        if not reason or "pending" in reason.lower():  # Slurm was faster: it requeues a preempted job by itself
             _say(f"requeued {job}")
             return
-        _say(f"scontrol requeue {job}: {answer}")
+        _say(f"scontrol requeue {job}: {reason}")
         time.sleep(2)  # the controller may be restarting
-    raise ElementFailed(f"Slurm would not requeue {job}: {answer}. The checkpoints are written: submit the grid again.")
+    raise ElementFailed(f"Slurm would not requeue {job}: {reason}. The checkpoints are written: submit the grid again.")
 
 
 def _out_of_time(job: str) -> bool | None:
@@ -119,21 +116,21 @@ def _out_of_time(job: str) -> bool | None:
     Returns None where Slurm cannot be asked. While the job still runs its last lines, its state is COMPLETING whatever
     ended it: only the reason tells.
     """
-    answered, answer = _scontrol("--oneliner", "show", "job", job)
-    return "Reason=TimeLimit" in answer if answered else None
+    try:
+        return "Reason=TimeLimit" in client.ask("scontrol", "--oneliner", "show", "job", job, seconds=30)
+    except (SlurmError, OSError):
+        return None
 
 
 # --------------------------------------------------------------------------------------------------------- the job
 
 
-def supervise(*arguments: str) -> None:
+def supervise(assignment: Assignment) -> None:
     """Run the stages of an element until each has its record.
 
-    This is what submitit calls inside the job. `arguments` are those of `Assignment`. Ends the process with status 75
-    when it was interrupted, after requeuing this element if a signal had announced the end; raises ElementFailed if a
-    stage failed, after all others ended.
+    This is what submitit calls inside the job. Ends the process with status 75 when it was interrupted, after requeuing
+    this element if a signal had announced the end; raises ElementFailed if a stage failed, after all others ended.
     """
-    assignment = Assignment.parse(arguments)
     asked = Signals()
     asked.take_over(assignment.signal)
     baselines.register()  # the spec types that a stage may hold
@@ -141,7 +138,7 @@ def supervise(*arguments: str) -> None:
     stages = [StageProcess(number, assignment, job) for number in range(len(assignment.stages))]
     for stage in stages:
         stage.beside = [other for other in stages if other is not stage and other.gpu == stage.gpu]
-    needed = assignment.threads * len(assignment.stages)
+    needed = assignment.settings.threads * len(assignment.stages)
     _say(f"job {job}: {len(assignment.stages)} stage(s), {cores()} core(s)")
     if cores() < needed:
         _say(f"warning: {needed} core(s) are wanted; the workers will share")

@@ -467,8 +467,10 @@ def test_jobs_are_told_whether_steps_may_be_recorded(
     plan = make_plan([gin], [f"grid.cuda_graphs = {graphs}"], [], prepared, store)
     told: list[Assignment] = []
 
-    def make(root: Path, made: Submission, executor: object, function: object, elements: list[list[str]]) -> str:
-        told.extend(map(Assignment.parse, elements))
+    def make(
+        root: Path, made: Submission, executor: object, function: object, elements: list[tuple[Assignment]]
+    ) -> str:
+        told.extend(assignment for (assignment,) in elements)
         return str(len(told))
 
     monkeypatch.setattr(ledger, "look", lambda root: ([], {}))
@@ -479,7 +481,7 @@ def test_jobs_are_told_whether_steps_may_be_recorded(
     monkeypatch.setattr(sbatch, "make", make)
     submit.submit(plan, store, submit.CommandLine([gin], [], tmp_path, prepared))
     assert sum(len(one.stages) for one in told) == 4  # two fine-tunings and the backbones' own stages
-    assert {one.graphs for one in told} == {graphs}
+    assert {one.settings.graphs for one in told} == {graphs}
 
 
 def test_without_slurm_nothing_is_written(
