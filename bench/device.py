@@ -148,7 +148,7 @@ def release_memory(device: torch.device) -> None:
 
 def using(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Make a GPU the current one meanwhile. Pinned memory and events belong to the current one."""
-    return torch.cuda.device(device) if _ready(device) else contextlib.nullcontext()
+    return contextlib.nullcontext() if not _ready(device) else torch.cuda.device(device)
 
 
 # ------------------------------------------------------------------------------------------------ numbers

@@ -15,7 +15,6 @@ stage goes on unrecorded. A repeated step computes the same bits as an unrecorde
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -25,9 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from bench.device import Graph, graph_pool
-from bench.interfaces.hooks import Clock, State
+from bench.interfaces.hooks import Batch, Clock, State
 
 Losses = dict[str, Tensor]
 
@@ -104,7 +104,7 @@ class Recorder:
         # 3. Compare: whatever Python changed meanwhile would not be changed by a repetition. 4. On a difference, or an
         # error, put back what was noted: the caller then computes this step as if nothing had been tried.
         tensors, draws, reads = dict(self._state.tensors), _host_draws(), self._clock.reads
-        inputs = _copies(inputs)
+        inputs = pytree.tree_map_only(Tensor, torch.clone, inputs)
         graph = Graph(self._pool)
         try:
             losses = graph.capture(lambda: work(inputs))
@@ -138,32 +138,13 @@ class Recorder:
         return None
 
 
-# ------------------------------------------------------------------------------------------------ tensors in a batch
+# torch's trees go through dicts and tuples by themselves. Batches they have to be told of: else a batch would count as
+# one value without tensors, and a recording would read the first batch for ever.
+pytree.register_dataclass(Batch)
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Replace every tensor in `value` by `change` of it. Tensors are looked for in dataclasses, dicts and tuples."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {name: _mapped(item, change) for name, item in value.items()}
-    if isinstance(value, tuple):
-        items = [_mapped(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _mapped(getattr(value, field.name), change) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **fields)
-    return value
-
-
-def _copies(value: Any) -> Any:
-    return _mapped(value, torch.clone)
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    tensors: list[Tensor] = []
-    _mapped(value, tensors.append)
-    return tensors
+def _tensors(inputs: Batch | None) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 # ------------------------------------------------------------------------------------------------ draws on the host
