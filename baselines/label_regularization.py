@@ -33,6 +33,7 @@ should learn from its own kind names that kind's row: `self_kd.teacher_row`.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -185,7 +186,10 @@ class LabelSmoothing(Objective):
 
 @dataclass(frozen=True)
 class Distillation(Objective):
-    """Learn from the labels and from a fine-tuned teacher's softened answers."""
+    """Learn from the labels and from a fine-tuned teacher's softened answers.
+
+    The fields are parameters of `distillation_loss`.
+    """
 
     NEEDS = frozenset({"labels", "head", "teacher"})
     CAPTURABLE = True
@@ -207,10 +211,11 @@ class Distillation(Objective):
         if "head" not in teacher.objective.needs:
             raise SpecError("teacher", f"stage {stage.name}: the teacher, {teacher.name}, was trained without classes.")
         if (teacher.data.task, teacher.data.classes) != (data.task, data.classes):
+            theirs, own = (f"the {each.classes or 'unknown'} classes of {each.task}" for each in (teacher.data, data))
             raise SpecError(
                 "teacher",
-                f"stage {stage.name}: the teacher knows {_labels(teacher)}, the student learns {_labels(stage)}; "
-                "they must have the same label set.",
+                f"stage {stage.name}: the teacher knows {theirs}, the student learns {own}; they must have the same "
+                "label set.",
             )
         if stage.schedule.augmentation != "none" and not _read_alike(stage, teacher):
             raise SpecError(
@@ -226,20 +231,9 @@ class Distillation(Objective):
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         assert batch.labels is not None
-        total = distillation_loss(
-            model.logits(batch.inputs),
-            state.constants["teacher"].of(batch),
-            batch.labels,
-            self.alpha,
-            self.temperature,
-            self.kl_reduction,
-            self.multiplier,
-        )
+        student, teacher = model.logits(batch.inputs), state.constants["teacher"].of(batch)
+        total = distillation_loss(student, teacher, batch.labels, **dataclasses.asdict(self))
         return Loss(total, {"distillation": total})
-
-
-def _labels(stage: Stage) -> str:
-    return f"the {stage.data.classes or 'unknown'} classes of {stage.data.task}"
 
 
 def _read_alike(stage: Stage, teacher: Stage) -> bool:
@@ -251,9 +245,9 @@ def _read_alike(stage: Stage, teacher: Stage) -> bool:
 
 @dataclass(frozen=True)
 class VirtualTeacher(Objective):
-    """Learn from the labels and from a made-up teacher.
+    """Learn from the labels and from a made-up teacher that is nearly always right.
 
-    That teacher is nearly always right.
+    The fields are parameters of `virtual_teacher_loss`.
     """
 
     NEEDS = frozenset({"labels", "head"})
@@ -280,16 +274,7 @@ class VirtualTeacher(Objective):
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         assert batch.labels is not None
-        total = virtual_teacher_loss(
-            model.logits(batch.inputs),
-            batch.labels,
-            self.alpha,
-            self.temperature,
-            self.correct_probability,
-            self.kl_reduction,
-            self.multiplier,
-            self.temper_student,
-        )
+        total = virtual_teacher_loss(model.logits(batch.inputs), batch.labels, **dataclasses.asdict(self))
         return Loss(total, {"virtual_teacher": total})
 
 

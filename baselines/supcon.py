@@ -143,13 +143,9 @@ class SupervisedContrastive(Objective):
         # Divided by 0.07, similarities in half precision would be too coarse.
         with torch.autocast(projected.device.type, enabled=False):
             projected = projected.to(torch.promote_types(projected.dtype, torch.float32))
-            total = supervised_contrastive_loss(
-                normalize(projected, dim=-1),
-                batch.labels,
-                self.temperature,
-                self.base_temperature,
-                self.contrast_mode,
-            )
+            temperatures = self.temperature, self.base_temperature
+            features = normalize(projected, dim=-1)
+            total = supervised_contrastive_loss(features, batch.labels, *temperatures, self.contrast_mode)
         return Loss(total, {"contrastive": total})
 
 

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+Array = npt.NDArray[np.floating[Any]]
 
 
 # ------------------------------------------------------------------------------------------------ the linear model
@@ -96,8 +96,7 @@ def ridge_round(design: Array, previous: Array, examples: int, ridge: float) -> 
     It solves (ZᵀZ + nλI) w = ZᵀZ w_{t−1}, with `examples` n and `ridge` λ.
     """
     gram = design.T @ design
-    solution: Array = np.linalg.solve(gram + examples * ridge * np.eye(len(gram)), gram @ previous)
-    return solution
+    return np.linalg.solve(gram + examples * ridge * np.eye(len(gram)), gram @ previous)
 
 
 def ridge_gradient(design: Array, weights: Array, previous: Array, examples: int, ridge: float) -> Array:
@@ -105,8 +104,7 @@ def ridge_gradient(design: Array, weights: Array, previous: Array, examples: int
 
     It is zero at a round's solution.
     """
-    gradient: Array = 2 / examples * design.T @ (design @ (weights - previous)) + 2 * ridge * weights
-    return gradient
+    return 2 / examples * design.T @ (design @ (weights - previous)) + 2 * ridge * weights
 
 
 def ridge_rounds(design: Array, start: Array, examples: int, ridge: float, rounds: int) -> Array:
@@ -122,8 +120,7 @@ def shrinkage(sigma: Array, examples: int, ridge: float, round: int) -> Array:
 
     It is what t rounds leave of each row-space coefficient of w_0.
     """
-    factors: Array = (1 / (1 + examples * ridge / sigma**2)) ** round
-    return factors
+    return (1 / (1 + examples * ridge / sigma**2)) ** round
 
 
 def lemma_1(design: Array, start: Array, examples: int, ridge: float, round: int) -> Array:
@@ -140,8 +137,7 @@ def lemma_1(design: Array, start: Array, examples: int, ridge: float, round: int
 def null_part(design: Array, weights: Array) -> Array:
     """Return P_r w, the part that no training input sees."""
     u = spectrum(design).u
-    part: Array = weights - u @ (u.T @ weights)
-    return part
+    return weights - u @ (u.T @ weights)
 
 
 # ------------------------------------------------------------------------------------------------ fine-tuning
@@ -169,8 +165,7 @@ def integrate_flow(design: Array, targets: Array, start: Array, time: float, ste
     targets = targets.reshape(-1, *[1] * (start.ndim - 1))
 
     def slope(weights: Array) -> Array:
-        direction: Array = design.T @ (targets - design @ weights)
-        return direction
+        return design.T @ (targets - design @ weights)
 
     # Classical Runge-Kutta: the slope is taken at the start of a step, twice at its middle and at its end, and the four
     # are averaged with weights 1, 2, 2, 1.
@@ -211,8 +206,7 @@ class PsiParts:
     @property
     def zeta(self) -> Array:
         """ζ_t of this training set, the printed value of ‖w_{t,T}‖."""
-        values: Array = np.sqrt(self.g1 + self.teacher)
-        return values
+        return np.sqrt(self.g1 + self.teacher)
 
     @property
     def psi(self) -> Array:
@@ -225,8 +219,7 @@ class PsiParts:
 
         It is sqrt(G1) + sqrt(ψ1(t) + 1{t=0} B) + G2.
         """
-        values: Array = np.sqrt(self.g1) + np.sqrt(self.teacher) + self.g2
-        return values
+        return np.sqrt(self.g1) + np.sqrt(self.teacher) + self.g2
 
 
 def psi_parts(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from baselines import finetune, tapt
+from bench.planning.backbones import ENTRIES
 from bench.specs import Schedule
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 from bench.specs.objectives import AdamW
@@ -21,13 +22,10 @@ OURS, COMPILED = "ours", "ours_compiled"
 RELEASED, SAME, BARE = "released", "same", "bare"
 TRAINER, TRAINER_COMPILED = "trainer", "trainer_compiled"
 
-# Where the networks differ from ViT-Base/16 and BERT-base, which the architectures describe by default.
-TINY: dict[str, Any] = {"image_size": 64, "patch_size": 8, "width": 192, "heads": 3, "mlp_width": 768}
-TINY |= {"decoder_width": 128, "decoder_depth": 2, "decoder_heads": 4, "decoder_mlp_width": 512}
-MINILM: dict[str, Any] = {"width": 384, "depth": 6, "mlp_width": 1536}
-MINILM |= {"pad_id": 0, "mask_id": 103, "special_ids": (0, 100, 101, 102, 103)}
-ROBERTA: dict[str, Any] = {"network": "roberta", "positions": 514, "segments": 1, "norm_eps": 1e-5}
-ROBERTA |= {"vocabulary": 50_265, "pad_id": 1, "mask_id": 50_264, "special_ids": (0, 1, 2, 3, 50_264)}
+BACKBONES: dict[str, Any] = {backbone.name: backbone for backbone, _ in ENTRIES}
+MINILM: dict[str, Any] = {"width": 384, "depth": 6, "mlp_width": 1536, "mask_id": 103}
+MINILM |= {"special_ids": (0, 100, 101, 102, 103)}
+"""Where a MiniLM, which the suite has no entry of, differs from BERT-base."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,10 @@ class Network:
 
 
 NETWORKS = {
-    "vit_tiny_64": Network(MaskedAutoEncoder("vit_tiny_64", None, **TINY), 64, 4),
-    "vit_base_224": Network(MaskedAutoEncoder("vit_base_224", None), 4, 2),
+    "vit_tiny_64": Network(BACKBONES["vit_mae_tiny64"], 64, 4),
+    "vit_base_224": Network(BACKBONES["vit_mae_base"], 4, 2),
     "minilm": Network(MaskedLanguageModel("minilm", None, "none", "0" * 64, **MINILM), 16, 8),
-    "roberta_base": Network(MaskedLanguageModel("roberta_base", None, "none", "0" * 64, **ROBERTA), 8, 4),
+    "roberta_base": Network(BACKBONES["roberta_base"], 8, 4),
 }
 
 
