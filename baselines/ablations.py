@@ -63,8 +63,8 @@ def prediction_distance(student: Tensor, teacher: Tensor, removed: Tensor) -> Te
 def prediction_divergence(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
     """Return KL(softmax teacher ‖ softmax student) of logits (n, V).
 
-    It is summed over the vocabulary, averaged over `valid` rows. `valid` (n,) is true where a row is a selected token.
-    0, with a graph, where none is; no gradient reaches the teacher.
+    It is summed over the vocabulary and averaged over `valid` rows. `valid` (n,) is true where a row is a selected
+    token; where none is, the result is 0, with a graph. No gradient reaches the teacher.
     """
     from torch.nn.functional import kl_div, log_softmax
 
@@ -76,19 +76,16 @@ def prediction_divergence(student: Tensor, teacher: Tensor, valid: Tensor) -> Te
 
 
 def squared_distance(pairs: Iterable[Pair]) -> Tensor:
-    """Return ‖θ − θ0‖² over pairs (tensor of θ, of θ0).
-
-    No gradient reaches θ0.
-    """
+    """Return ‖θ − θ0‖² over pairs (θ, θ0); no gradient reaches θ0."""
     import torch
 
     return torch.stack([(student - teacher.detach()).square().sum() for student, teacher in pairs]).sum()
 
 
 def mars_penalty(pairs: Iterable[Pair]) -> Tensor:
-    """Return the MARS distance, summed over pairs (W, U).
+    """Return Σ max_j Σ_i |W_ji − U_ji|, summed over pairs (W, U).
 
-    That is Σ max_j Σ_i |W_ji − U_ji|; no gradient reaches U.
+    No gradient reaches U.
     """
     import torch
 
@@ -118,10 +115,7 @@ class Matching(Objective):
 
 @dataclass(frozen=True)
 class PredictionMatching(Matching):
-    """Move the student's predictions towards the teacher's.
-
-    Both predict what is masked, from the same masked input.
-    """
+    """Move the student's predictions towards the teacher's, from the same masked input."""
 
     NEEDS = frozenset({"mask", "decoder", "teacher"})
 
@@ -164,7 +158,7 @@ class WeightMatching(Matching):
 
 @dataclass(frozen=True)
 class WeightMatchingL2(WeightMatching):
-    """The student's trainable encoder tensors move towards the teacher's: squared L2 distance."""
+    """Move the student's trainable encoder tensors towards the teacher's: squared L2 distance."""
 
     weight: float = 1.0
 
@@ -176,7 +170,7 @@ class WeightMatchingL2(WeightMatching):
 
 @dataclass(frozen=True)
 class WeightMatchingMARS(WeightMatching):
-    """The student's encoder matrices move towards the teacher's.
+    """Move the student's encoder matrices towards the teacher's.
 
     The distance is the largest row of absolute differences, per matrix.
     """

@@ -245,7 +245,7 @@ def _read_alike(stage: Stage, teacher: Stage) -> bool:
 
 @dataclass(frozen=True)
 class VirtualTeacher(Objective):
-    """Learn from the labels and from a made-up teacher that is nearly always right.
+    """Learn from the labels and a made-up teacher, nearly always right.
 
     The fields are parameters of `virtual_teacher_loss`.
     """

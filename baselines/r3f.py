@@ -48,10 +48,7 @@ def symmetric_kl(clean_logits: Tensor, noised_logits: Tensor) -> Tensor:
 
 
 def draw_noise(embeddings: Tensor, kind: Literal["normal", "uniform"], eps: float) -> Tensor:
-    """Draw noise for each element, in float32 or better.
-
-    It is N(0, eps²), or uniform between −eps and eps.
-    """
+    """Draw noise: N(0, eps²) or uniform in [−eps, eps], float32 or better."""
     import torch
 
     # Half precision would round noise of 1e-5 away.

@@ -60,10 +60,7 @@ def annealing(anneal: Anneal, step: int, *, k: float, t0: int, w: float) -> floa
 
 
 def midpoint(total_steps: int) -> int:
-    """Return the t0 of a stage for which none is set.
-
-    It is 250, or a quarter of the steps if that is less.
-    """
+    """Return the default t0: 250, at most a quarter of the steps."""
     return max(1, min(250, total_steps // 4))
 
 

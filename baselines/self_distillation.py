@@ -66,7 +66,7 @@ def require_same_architecture(stage: Stage) -> None:
 
 @dataclass(frozen=True)
 class FeatureMatching(Objective):
-    """L_Distill: the student's features of the unmasked input move towards the teacher's."""
+    """Move the student's features of the unmasked input towards the teacher's (L_Distill)."""
 
     NEEDS = frozenset({"teacher"})
     CAPTURABLE = True

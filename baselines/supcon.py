@@ -151,10 +151,7 @@ class SupervisedContrastive(Objective):
 
 @dataclass(frozen=True)
 class Probe(Objective):
-    """Cross-entropy of a classifier on features that it cannot change.
-
-    They are read from the encoder in eval mode.
-    """
+    """Train a classifier on eval-mode features that it cannot change."""
 
     NEEDS = frozenset({"labels", "head"})
     CAPTURABLE = True
@@ -179,7 +176,7 @@ declare("supcon_pretrain", Schedule, AdamW)
 def supcon_pretrain(cell: Cell, with_classifier: bool = False) -> Stage:
     """Continue to pre-train the encoder with the contrastive loss.
 
-    With `with_classifier` a classifier learns along.
+    With `with_classifier`, a classifier learns at the same time.
     """
     modality = cell.task.modality
     schedule = SCHEDULES[modality]

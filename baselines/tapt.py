@@ -31,7 +31,7 @@ declare("further_pretrain", Schedule, AdamW)
 def further_pretrain(cell: Cell, times: int = 1) -> Stage:
     """Continue masked auto-encoding on the unlabelled training set (Algorithm 2).
 
-    `times` multiplies the budget.
+    `times` multiplies the budget of steps or epochs.
     """
     modality = cell.task.modality
     schedule = cell.configure(SCHEDULES[modality], "further_pretrain")

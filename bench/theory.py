@@ -35,10 +35,7 @@ Array = npt.NDArray[np.floating[Any]]
 
 
 def vectorise(matrix: Array) -> Array:
-    """Return the vector w = vec(Wᵀ).
-
-    It has the rows of W (p, d) one after another, (p·d,).
-    """
+    """Return w = vec(Wᵀ): the rows of W (p, d) in turn, (p·d,)."""
     return matrix.reshape(-1)
 
 
@@ -52,10 +49,7 @@ def design_matrix(features: Array, outputs: int) -> Array:
 
 
 def vectorise_labels(labels: Array) -> Array:
-    """Return labels (n, p) in the order of Zw.
-
-    That is column by column, (n·p,).
-    """
+    """Return labels (n, p) as Zw has them, column by column: (n·p,)."""
     return labels.T.reshape(-1)
 
 
@@ -195,10 +189,7 @@ class PsiParts:
 
     @property
     def teacher(self) -> Array:
-        """What the teacher leaves, for t = 0 … rounds.
-
-        It is ψ1(t) + 1{t=0} B.
-        """
+        """ψ1(t) + 1{t=0} B for t = 0 … rounds: what the teacher leaves."""
         left = self.psi1.copy()
         left[0] += self.b
         return left
@@ -206,7 +197,8 @@ class PsiParts:
     @property
     def zeta(self) -> Array:
         """ζ_t of this training set, the printed value of ‖w_{t,T}‖."""
-        return np.sqrt(self.g1 + self.teacher)
+        values: Array = np.sqrt(self.g1 + self.teacher)
+        return values
 
     @property
     def psi(self) -> Array:
@@ -219,7 +211,8 @@ class PsiParts:
 
         It is sqrt(G1) + sqrt(ψ1(t) + 1{t=0} B) + G2.
         """
-        return np.sqrt(self.g1) + np.sqrt(self.teacher) + self.g2
+        values: Array = np.sqrt(self.g1) + np.sqrt(self.teacher) + self.g2
+        return values
 
 
 def psi_parts(
@@ -298,7 +291,7 @@ class Analysis:
     def bound_holds(self) -> list[bool]:
         """Whether the printed bound holds in each round.
 
-        Compared, up to rounding, is the true supremum over w_init of this norm with the printed ψ(t).
+        The true supremum over all w_init of this norm is compared, up to rounding, with the printed ψ(t).
         """
         slack = 1e-12 * (1 + self.parts.psi)
         return [bool(holds) for holds in self.suprema <= self.parts.psi + slack]
@@ -377,10 +370,7 @@ def _row(name: str, values: Sequence[Any] | Array) -> str:
 
 
 def report(seed: int = 0, rounds: int = 4) -> str:
-    """Write what the command prints.
-
-    First comes what holds, then what does not hold as printed, each with its numbers.
-    """
+    """Write what the command prints: what holds, then what does not."""
     problems = {kind: example(kind, seed, rounds) for kind in ("random", "aligned", "opposed", "null_space")}
     analyses = {kind: analyse(problem) for kind, problem in problems.items()}
     hand = analyse(example("hand", rounds=rounds))

@@ -15,10 +15,10 @@ from bench.store.manifest import write_manifest
 
 
 def check_unchanged(task: Task, manifest: Manifest) -> None:
-    """Refuse a user's own data that changed since they were prepared.
+    """Refuse own data whose source or reading changed since their preparation.
 
-    Their source may have changed, or the way it is read. Its content decides: a source whose names, sizes and times are
-    as they were is not read again, any other is, and may be the same all the same.
+    Its content decides: a source whose names, sizes and times are as they were is not read again, any other is, and may
+    be the same all the same.
     """
     fingerprint = fingerprint_of(task)
     if fingerprint is None or fingerprint == manifest.sources.get("fingerprint"):

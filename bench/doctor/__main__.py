@@ -57,9 +57,9 @@ def _cluster(options: argparse.Namespace) -> Cluster:
 
 
 def _tell(title: str, reports: Iterable[Iterator[Fact]]) -> int:
-    """Print facts as they come; returns how many are problems.
+    """Print facts as they come, and return how many are problems.
 
-    What Slurm does not answer is a problem, and the last fact.
+    Where Slurm does not answer, that is a problem, too, and the last fact.
     """
     problems = 0
     print(f"{title}:")

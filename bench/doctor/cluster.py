@@ -16,7 +16,7 @@ from bench.specs.cluster import Cluster
 def settings(partition: str | None) -> Iterator[Fact]:
     """Report the settings of a Slurm cluster that matter for stopped jobs.
 
-    Those on which being stopped and going on rests: array sizes, limits, preemption, requeuing, accounting.
+    Array sizes, limits, preemption, requeuing and accounting decide how jobs are stopped and go on.
     """
     config = client.configuration()
     yield Fact("ok", f"Slurm {config.get('SLURM_VERSION', '?')}")

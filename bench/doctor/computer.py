@@ -77,10 +77,7 @@ _SAME_BUILD = "torch and torchvision must come from the same index"
 
 
 def _required() -> tuple[SpecifierSet, list[Requirement]]:
-    """Read which Python and packages are required.
-
-    From the checkout, else from the installed wheel.
-    """
+    """Read which Python and packages the checkout, or else the wheel, requires."""
     checkout = Path(bench.__file__).parents[1] / "pyproject.toml"
     if checkout.is_file():
         project = tomllib.loads(checkout.read_text(encoding="utf-8"))["project"]
@@ -98,10 +95,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def devices() -> Iterator[Fact]:
-    """Report the cores and GPUs.
-
-    And whether a few steps of training succeed on each device.
-    """
+    """Report the cores and GPUs, and whether each can train."""
     yield Fact("ok", f"{cores()} CPU cores may be used")
     try:
         import torch
@@ -146,10 +140,7 @@ _OTHER_TORCH = "install a torch that knows this GPU"
 
 
 def _trained(tested: torch.device, name: str, fix: str) -> Fact:
-    """Tell whether a stage can be trained on a device.
-
-    That is tried with a tiny one.
-    """
+    """Tell whether a device can train, by training a tiny stage."""
     from bench.device import is_out_of_memory
 
     try:
@@ -186,7 +177,7 @@ def existing(folder: Path) -> Path:
 def file_system(store: Path) -> Iterator[Fact]:
     """Report whether the store's file system does what the store relies on.
 
-    That is exclusive creation, hard links, rename, fsync, and a clock that agrees with this computer's.
+    The store needs exclusive creation, hard links, rename, fsync, and a clock that agrees with this computer's.
     """
     fix = "put the store on another file system"
     try:

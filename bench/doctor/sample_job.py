@@ -93,9 +93,9 @@ def _granted(answer: dict[str, Any], cluster: Cluster, data: Path) -> Iterator[F
 
 
 def _wait(folder: Path, name: str, job: str) -> client.JobState:
-    """Wait until the job's answer is there.
+    """Wait until the job's answer is there, or clearly will not come.
 
-    Or until it is clear that none will come. Returns the job's last state.
+    Returns the job's last state.
     """
     # A job that has begun and ended has left its files; one that ended without a trace may have done so on a node whose
     # file system is shown here late.

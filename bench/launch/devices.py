@@ -12,7 +12,7 @@ from bench.errors import InputError
 def local_devices(name: str | None) -> list[str]:
     """List the devices that 'cpu', 'cuda' or 'cuda:N' names.
 
-    For None every GPU, or the CPU where there is none. Refuses what is not there.
+    None stands for every GPU, or for the CPU where there is none. Refuses what is not there.
     """
     if name == "cpu" or (name is None and not _has_driver()):
         return ["cpu"]
@@ -38,7 +38,7 @@ def _has_driver() -> bool:
 def visible_devices(count: int) -> list[str]:
     """Name the first `count` GPUs as CUDA_VISIBLE_DEVICES takes them.
 
-    By index, UUID or MIG name, whichever it holds. Without that variable they are counted. Refuses more than it names.
+    That variable may hold indices, UUIDs or MIG names; without it the GPUs are counted. Refuses more than it names.
     """
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
     if value is None:

@@ -301,7 +301,7 @@ def _react(worker: Worker, event: dict[str, Any], queue: Queue, crew: Crew, repo
 def visible_device(device: str) -> str:
     """Return what CUDA_VISIBLE_DEVICES must hold for a worker on `device`.
 
-    For cuda:i that is the i-th of the GPUs that this process may use.
+    For cuda:i it holds the i-th of the GPUs that this process may use.
     """
     index = int(device.partition(":")[2])
     return visible_devices(index + 1)[index]

@@ -65,8 +65,8 @@ class Queue:
 def _steps_ahead(stages: Sequence[Stage]) -> dict[str, int]:
     """Count the optimiser steps of the longest chain from each stage on.
 
-    By stage key; `stages` have parents first. Example: of A (100 steps) with the children B (10) and C (50), the chain
-    of A has 150 steps, so that a free worker takes A first and then C.
+    The counts go by stage key; `stages` have parents first. Example: of A (100 steps) with the children B (10) and C
+    (50), the chain of A has 150 steps, so that a free worker takes A first and then C.
     """
     ahead: dict[str, int] = defaultdict(int)
     for stage in reversed(stages):

@@ -22,9 +22,9 @@ LOST_SECONDS = 120.0
 def follow(
     plan: Plan, keys: Collection[str], store: Store, stop: Callable[[], bool], report: Reporter
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Report on the stages of these keys until all have ended.
+    """Report on these stages until they end or a stop is requested.
 
-    Or until a stop is asked for. Returns what failed and what is blocked, with the reasons by key.
+    Returns what failed and what is blocked, with the reasons by key.
     """
     pending = {stage.key: (number, stage) for number, stage in enumerate(plan.stages) if stage.key in keys}
     ends: dict[StageState, dict[str, str]] = {StageState.FAILED: {}, StageState.BLOCKED: {}}

@@ -28,9 +28,8 @@ LISTED = 8
 def describe_states(plan: Plan, view: Look, encoding: str = "utf-8", width: int | None = None) -> str:
     """Describe how a grid stands.
 
-    A matrix row x task with a glyph per seed, what the glyphs mean, totals, and what else matters.
-
-    `width` in characters: as many tasks stand side by side as fit in it.
+    The text has a matrix row x task with a glyph per seed, what the glyphs mean, totals, and what else matters. `width`
+    is in characters: as many tasks stand side by side as fit in it.
     """
     cells = [(cell, view.of(cell)) for cell in plan.selected]
     totals = Counter(seen.state for _, seen in cells)
@@ -58,10 +57,10 @@ def _glyphs(encoding: str) -> Mapping[StageState, str]:
 def _matrix(
     cells: Sequence[tuple[PlannedCell, Seen]], glyphs: Mapping[StageState, str], width: int | None
 ) -> Iterator[str]:
-    """Yield the tables row x task, below each other.
+    """Yield as many tables row x task as the width needs.
 
-    There are as many as the width needs. Example: the columns row, cats and dogs are 10, 8 and 8 wide. All take 30
-    characters; with a width of 25 there are two tables, of row and cats and of row and dogs.
+    Example: the columns row, cats and dogs are 10, 8 and 8 wide. All take 30 characters; with a width of 25 there are
+    two tables, of row and cats and of row and dogs.
     """
     by_task: dict[str, dict[str, list[Seen]]] = defaultdict(lambda: defaultdict(list))
     for cell, seen in cells:

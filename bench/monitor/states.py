@@ -52,10 +52,7 @@ class Seen:
 
 @dataclass
 class Look:
-    """One look at a grid.
-
-    What lies behind finished stages is left out.
-    """
+    """One look at a grid, without what lies behind finished stages."""
 
     seen: dict[str, Seen] = field(default_factory=dict)
     """By stage key."""
@@ -84,9 +81,9 @@ class Look:
 
 
 def look(plan: Plan, store: Store, done: set[str]) -> Look:
-    """Read the folder of every needed stage, and ask Slurm.
+    """Read the folder of every needed stage and ask Slurm, each once.
 
-    Each once. Adds the keys of finished stages to `done`.
+    The keys of finished stages are added to `done`.
     """
     view = Look()
     damage = _read(plan, store, done, view)
@@ -108,7 +105,7 @@ def look(plan: Plan, store: Store, done: set[str]) -> Look:
 def _read(plan: Plan, store: Store, done: set[str], view: Look) -> dict[str, str]:
     """Note the finished stages, and the attempts at the others.
 
-    Returns what is damaged, by stage key.
+    Returns, by stage key, what is damaged.
     """
     damage: dict[str, str] = {}
     folders = set(os.listdir(store.root)) if store.root.is_dir() else set()
@@ -192,8 +189,8 @@ def _seen(stage: Stage, store: Store, view: Look, queued: Mapping[str, JobState]
 
     Two witnesses tell of it: the attempts in the store, and Slurm's word for the job that was to run it. They can
     disagree, and the first case below that applies counts. Example: the store holds an open attempt of job 7_0, whose
-    heartbeat is still fresh, and Slurm says that 7_0 is PENDING. Its node was lost, so the stage is "requeued"
-    (case 2), though by the store alone it would be "running".
+    heartbeat is still fresh, and Slurm says that 7_0 is PENDING. Its node was lost, so the stage is "requeued" (case
+    2), though by the store alone it would be "running".
     """
     last = view.last_attempt(stage)
     by_store = _seen_in_store(stage, store, last)
@@ -234,10 +231,7 @@ def _seen(stage: Stage, store: Store, view: Look, queued: Mapping[str, JobState]
 
 
 def _seen_in_store(stage: Stage, store: Store, last: Attempt | None) -> Seen:
-    """Show what the store alone tells of an unfinished stage.
-
-    In the words of STATES.
-    """
+    """Tell an unfinished stage's state, one of STATES, by the store alone."""
     state, share = state_in_store(stage, last), _share(stage, store, last)
     if state == StageState.NOT_PREPARED:
         return Seen(StageState.PLANNED, state)
@@ -329,9 +323,9 @@ def _shown(stage: Stage, view: Look) -> Stage:
 
 
 def log(stage: Stage, store: Store, view: Look) -> Path | None:
-    """Find the log of a stage.
+    """Find a stage's log, or its job's where the stage never began.
 
-    Or of its job where the stage never began; None without either.
+    Returns None without either.
     """
     own, last = store.folder(stage) / "log.txt", view.last_attempt(stage)
     if stage.folder in view.elements:

@@ -49,10 +49,9 @@ LONGEST = 512
 
 
 def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
-    """Read a BERT or RoBERTa of transformers.
+    """Read a BERT or RoBERTa of transformers, with or without its head.
 
-    It may lack its masked-language-model head. transformers builds the network and loads the tensors; its parameters
-    are then taken over under this suite's names.
+    transformers builds the network and loads the tensors; its parameters are then taken over under this suite's names.
     """
     import transformers
 
@@ -126,10 +125,10 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
 def _parts(
     network: Any, modules: Mapping[str, str], loading: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the loaded parameters of `modules` under our parts' names.
+    """Return the loaded parameters of `modules`, and the names of missing ones.
 
-    With them come the names of those that the file lacked. Tied parameters are returned once. Example, with the parts
-    encoder and decoder of a BERT, which are its modules bert and cls:
+    The names are those of our parts. Tied parameters are returned once. Example, with the parts encoder and decoder of
+    a BERT, which are its modules bert and cls:
 
         bert.embeddings.word_embeddings.weight      encoder.embeddings.word_embeddings.weight
         cls.predictions.transform.dense.bias        decoder.predictions.transform.dense.bias

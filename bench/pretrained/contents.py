@@ -61,10 +61,7 @@ def parse_configuration(folder: Path, kind: Any, raw: dict[str, Any]) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence the library's reports.
-
-    What matters of them is returned or refused.
-    """
+    """Silence the library's reports; what matters of them is returned or refused."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -103,8 +103,8 @@ def _try(
 ) -> None:
     """Run the network once and refuse what it computes wrongly.
 
-    Wrong are values that are not finite, and features other than those of the checkpoint's own library. It runs in
-    float32, in which sums in another order differ by far less than another formula does.
+    Values must be finite, and features must be those of the checkpoint's own library. The network runs in float32, in
+    which sums in another order differ by far less than another formula does.
     """
     inputs = _example(backbone)
     features = model.features(inputs)

@@ -35,10 +35,7 @@ LEGAL_SOURCES = "'folder:PATH' (of transformers or timm), 'hub:OWNER/NAME@REVISI
 
 
 class Origin(NamedTuple):
-    """The parts of a checkpoint's source.
-
-    It is a local folder, or a repository of the Hugging Face hub with its revision.
-    """
+    """A checkpoint's source: a local folder, or a hub repository with revision."""
 
     path: Path | None
     repository: str | None
@@ -76,10 +73,7 @@ class Checkpoint(Spec):
 
     @property
     def local(self) -> bool:
-        """Whether it lies on this computer.
-
-        A grid may then prepare it unasked.
-        """
+        """Whether it is on this computer; a grid may then prepare it."""
         return self.weights.startswith("folder:")
 
 

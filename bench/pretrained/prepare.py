@@ -61,7 +61,7 @@ def _convert(
     weights_checksum: str | None,
     again: bool,
 ) -> Prepared:
-    """Convert into a folder beside, then move it into place.
+    """Convert into a temporary folder, then move it into place.
 
     Of several processes the first to complete wins, unless `again`.
     """

@@ -82,9 +82,9 @@ def _side(folder: Path, name: str, value: Any) -> int:
 
 
 def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
-    """Read a plain vision transformer of timm.
+    """Read a plain vision transformer of timm, an encoder without a decoder.
 
-    It is an encoder without a decoder; its classifier is ignored.
+    Its classifier is ignored.
     """
     from timm import create_model
     from timm.models.vision_transformer import VisionTransformer

@@ -25,8 +25,8 @@ SIZES = ("width", "depth", "heads", "mlp_width")
 class MaskedAutoEncoder(Backbone):
     """A vision transformer encoder with a masked auto-encoder's decoder.
 
-    It is that of He et al. (2022). Sizes in pixels and channels; `norm_eps` is the epsilon of every layer norm but the
-    decoder's last.
+    He et al. (2022) describe it. Sizes are in pixels and channels; `norm_eps` is the epsilon of every layer norm but
+    the decoder's last.
     """
 
     VERSION: ClassVar[int] = 2
@@ -148,10 +148,7 @@ class MaskedLanguageModel(Backbone):
 
     @property
     def first_position(self) -> int:
-        """The position of the first token.
-
-        RoBERTa counts from behind the padding index.
-        """
+        """The first token's position: RoBERTa counts from behind the padding index."""
         return self.pad_id + 1 if self.network == "roberta" else 0
 
     @property

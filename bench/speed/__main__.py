@@ -46,10 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(options: argparse.Namespace, bfloat16: bool) -> Iterator[report.Facts]:
-    """Give what the arguments ask for, part by part.
-
-    So that an interrupted run keeps what it has.
-    """
+    """Measure part by part: an interrupted run keeps what it has."""
     if options.gin:
         yield {"inputs": _inputs(options)}
     elif options.quickstart:

@@ -17,10 +17,7 @@ from bench.store.store import Store
 
 
 class PaperTable(NamedTuple):
-    """A published table.
-
-    Names the grid that computes it and the network whose speeds count.
-    """
+    """A published table: the grid behind it, the network whose speeds count."""
 
     grid: str
     network: str
@@ -34,9 +31,7 @@ TABLES = {
 
 @functools.cache
 def examples(table: PaperTable) -> tuple[Counter[str], Counter[str]]:
-    """Count the stages of a grid and the examples that they see.
-
-    Both by kind of stage.
+    """Count a grid's stages and the examples they see, by kind.
 
     No task needs to be prepared: how many examples it has is what its source promises.
     """

@@ -38,9 +38,9 @@ WARM_UP = 3
 
 
 def selected_stages(gin: Sequence[str], overrides: Sequence[str], only: Sequence[str], root: Path) -> dict[str, Stage]:
-    """Choose the last stage of each selected cell.
+    """Choose the last stage of selected cells, one for each data set.
 
-    Of the cells that read the same data, one counts. Refuses data that are not prepared.
+    Refuses data that are not prepared.
     """
     with tempfile.TemporaryDirectory() as folder:
         plan = make_plan(gin, overrides, only, root, Store(Path(folder) / "runs"))
@@ -89,7 +89,7 @@ def measure(stage: Stage, root: Path, steps: int, device_name: str, threads: int
 def decode(encoded: Sequence[bytes], size: int) -> Tensor:
     """Decode images to a normalised batch (B, 3, size, size).
 
-    That is what every batch would cost without the array.
+    Without the array of decoded images, every batch would cost this.
     """
     pixels = np.stack([np.asarray(rgb(value).resize((size, size), Image.Resampling.BILINEAR)) for value in encoded])
     return normalised(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).contiguous(), torch.float32)

@@ -11,10 +11,7 @@ from bench.speed.work import COMPILED, OURS
 
 
 class Ratio(NamedTuple):
-    """How many times as fast one loop is as another.
-
-    The ratio of the medians, and the least and the greatest ratio of one round.
-    """
+    """How much faster one loop is: by medians, least and greatest."""
 
     median: float
     least: float
@@ -26,9 +23,9 @@ class Line:
     """What was measured of one kind of stage on one network.
 
     `speeds` are the examples per second of every round, by who trained; `failures` say why somebody has none. `flops`
-    are those of our loop per example, `peaks` the matrix products' operations per second in every round.
-    `others` is the share of the cores that everything else on this computer used in every round, None where that cannot
-    be told. `first_seconds` is what the first steps took, by who trained; there were `first_steps` of them.
+    are those of our loop per example, `peaks` the matrix products' operations per second in every round. `others` is
+    the share of the cores that everything else on this computer used in every round, None where that cannot be told.
+    `first_seconds` is what the first steps took, by who trained; there were `first_steps` of them.
     """
 
     kind: str
@@ -62,17 +59,14 @@ class Line:
 
     @property
     def flops_per_second(self) -> float:
-        """The floating-point operations that our loop executes per second.
-
-        NaN where they were not counted.
-        """
+        """The floating-point operations of our loop per second; NaN if not counted."""
         return math.nan if self.flops is None else self.flops * self.median(self.best)
 
     @property
     def share(self) -> float:
-        """Our loop's share of the matrix products' peak.
+        """Our loop's share of the matrix products' peak in the same run.
 
-        Both are of the same run; NaN where one of them is unknown.
+        It is NaN where one of the two is unknown.
         """
         return self.flops_per_second / max(self.peaks, default=math.nan)
 

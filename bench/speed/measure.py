@@ -83,9 +83,9 @@ def _is_quiet(others: float | None) -> bool:
 
 
 def _asked(running: dict[str, Side], line: Line, ask: Callable[[Side], T]) -> Iterator[tuple[str, T]]:
-    """Ask one side after another; yields their answers.
+    """Ask one side after another and yield the answers.
 
-    Who fails runs no more, and the line says why.
+    A side that fails runs no more, and the line says why.
     """
     for who, process in list(running.items()):
         try:
@@ -99,10 +99,7 @@ def _asked(running: dict[str, Side], line: Line, ask: Callable[[Side], T]) -> It
 
 
 def _steps_of_a_turn(work: Work, running: Mapping[str, Side], seconds: float) -> int:
-    """Choose the steps of a turn, a number of whole units.
-
-    As many as our loop takes in about so many seconds.
-    """
+    """Choose how many whole units fill about so many seconds."""
     for who in (COMPILED, OURS):
         if who in running:
             unit: float = running[who].ask(work.unit).value

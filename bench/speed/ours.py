@@ -28,10 +28,7 @@ MANY = 1_000_000
 
 
 def stage(work: Work, compile: bool = False) -> Stage:
-    """Make the stage as a grid's recipe makes it.
-
-    With the papers' schedule, from random weights.
-    """
+    """Make the stage that a grid's recipe makes, but from random weights."""
     classes = CLASSES if work.labelled else None
     data = Data("synthetic", "train", work.labelled, "0" * 64, work.examples, classes)
     objective: Objective = CrossEntropy() if work.labelled else MaskedAutoEncoding()
@@ -63,7 +60,7 @@ def run(work: Work, pace: Pace, who: str = OURS) -> None:
 def train_by_turns(stage: Stage, batches: Batches, pace: Pace, teacher_set: Examples | None) -> None:
     """Run the training loop on the model of `batches`, by turns.
 
-    A teacher has random weights.
+    The teacher, where the stage has one, gets random weights.
     """
     device, teacher = batches.device, None
     if stage.teacher is not None:
@@ -82,10 +79,7 @@ def train_by_turns(stage: Stage, batches: Batches, pace: Pace, teacher_set: Exam
 
 
 def flops_per_step(work: Work) -> float:
-    """Count the floating-point operations of a step.
-
-    On average over the steps of a unit.
-    """
+    """Count the floating-point operations of a step, on average over a unit."""
     totals: list[int] = []
 
     def next_turn(seconds: float | None) -> int:

@@ -11,16 +11,11 @@ from bench import device as devices
 
 
 class Enough(Exception):
-    """Raised inside a loop that has run as long as it should.
-
-    No checkpoint is written.
-    """
+    """Raised inside a loop that has run long enough; writes no checkpoint."""
 
 
 class Pace:
-    """Called by a loop after each of its steps.
-
-    Waits for the device only where a turn ends.
+    """Called after each step; waits for the device where a turn ends.
 
     `next_turn` is given the seconds of the turn that has ended (None before the first one) and answers with the steps
     of the next one, once it is this loop's turn again; 0 ends the loop.
@@ -31,10 +26,7 @@ class Pace:
         self._left, self._began = 0, 0.0
 
     def begin(self) -> None:
-        """Wait for the first turn.
-
-        Called where everything stands ready for the first step.
-        """
+        """Wait for the first turn, with everything ready for its first step."""
         self._turn(None)
 
     def __call__(self) -> None:

@@ -14,10 +14,7 @@ REPEATS = 3
 
 
 def shapes(work: Work) -> list[tuple[int, int, int]]:
-    """List the products (M, K) x (K, N) that are tried.
-
-    Squares, and one of a transformer's MLP.
-    """
+    """List the products (M, K, N) to try: squares and an MLP's."""
     if work.quick:
         return [(64, 64, 64)]
     sides = (1024, 2048) if work.on_cpu else (4096, 8192, 12288)
@@ -26,10 +23,7 @@ def shapes(work: Work) -> list[tuple[int, int, int]]:
 
 
 def flops_per_second(work: Work) -> float:
-    """Measure the best of several shapes and repeats.
-
-    In the precision of the work.
-    """
+    """Measure the best of several shapes and repeats in the work's precision."""
     device = devices.resolve(work.device)
     dtype = torch.bfloat16 if work.precision == "bfloat16" else torch.float32
     best = 0.0

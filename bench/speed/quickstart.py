@@ -41,10 +41,7 @@ class Waited(NamedTuple):
 
 @dataclass(frozen=True)
 class Timed:
-    """One run of the grid.
-
-    Holds the seconds from the command to its end and to the first step, and the critical path.
-    """
+    """One run: seconds to its end, to its first step, critical path."""
 
     seconds: float
     first_step: float
@@ -52,11 +49,10 @@ class Timed:
 
 
 def compare(against: Path | None, data: Path, device: str, rounds: int, quick: bool) -> dict[str, list[Timed]]:
-    """Run the grid in fresh stores, by turns, on prepared data.
+    """Run the grid in fresh stores, checkouts by turns, on prepared data.
 
-    With this checkout and another one.
-
-    `quick` trains every stage for one step. Returns the runs of "this" and "other".
+    The other checkout is `against`, if there is one; `quick` trains every stage for one step. Returns the runs of
+    "this" and "other".
     """
     checkouts = {"this": Path(bench.__file__).parents[1]}
     if against is not None:
@@ -75,10 +71,7 @@ def compare(against: Path | None, data: Path, device: str, rounds: int, quick: b
 
 
 def figures(runs: Mapping[str, Sequence[Timed]]) -> dict[str, Any]:
-    """Give the medians of this checkout and its last critical path.
-
-    And how the other one compares where it ran.
-    """
+    """Return this checkout's medians and critical path, and the other's ratio."""
     seconds = {name: statistics.median(run.seconds for run in timed) for name, timed in runs.items()}
     first_step = statistics.median(run.first_step for run in runs["this"])
     facts = {"seconds": seconds["this"], "first_step": first_step, "path": runs["this"][-1].path}
@@ -123,11 +116,10 @@ def _has_begun(store: Path) -> bool:
 
 
 def critical_path(store: Path, since: float) -> list[Waited]:
-    """Follow the stages back from the last one.
+    """Follow the stages back, each to what it waited for.
 
-    Each began when its last parent, or a worker, was done.
-
-    Times are in seconds after `since`. An example, with two workers:
+    A stage begins when its last parent, or a worker, is done. Times are in seconds after `since`. An example, with two
+    workers:
 
         worker 1   |--a--|--c--|         d is the last to end; before it began, the last to end was b,
         worker 2   |---b----|----d---|   of which d is a child: d waited for its parent, and b for the command.

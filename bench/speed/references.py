@@ -44,10 +44,7 @@ SIZES |= {"intermediate_size": "mlp_width"}
 
 
 def network(work: Work, attention: Attention) -> Any:
-    """Build transformers' network for a kind of stage.
-
-    From a configuration, with random weights.
-    """
+    """Build transformers' network for a kind of stage, with random weights."""
     backbone, dropout = work.backbone, work.schedule.dropout
     settings: dict[str, Any] = {theirs: getattr(backbone, own) for theirs, own in SIZES.items()}
     settings |= {"layer_norm_eps": backbone.norm_eps, "attn_implementation": attention, "num_labels": CLASSES}
@@ -77,10 +74,7 @@ def _built(encoder: str, labelled: bool, settings: dict[str, Any]) -> Any:
 
 
 def batches(work: Work) -> Iterator[Tensors]:
-    """Give the batches of a plain loop, for ever.
-
-    Examples are shuffled in every epoch.
-    """
+    """Yield a plain loop's batches for ever, shuffled in every epoch."""
     rows, device = synthetic.rows(work), devices.resolve(work.device)
     while True:
         for index in torch.randperm(work.examples).split(work.batch_size):  # type: ignore[no-untyped-call]
@@ -104,7 +98,7 @@ class Reference:
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bfloat16)
 
     def losses(self, batch: Tensors, noise: Tensor | None = None) -> Iterator[Tensor]:
-        """Give one loss after another, each with its own graph.
+        """Yield one loss after another, each with its own graph.
 
         `noise` (B, K) orders the patches of images.
         """
@@ -122,10 +116,7 @@ class Reference:
             yield loss
 
     def features(self, model: Any, batch: Tensors) -> Tensor:
-        """Give the first token of the whole input, as (B, D).
-
-        After the last norm.
-        """
+        """Return the first token (B, D) behind the last norm, nothing masked."""
         if self.work.modality == "text":
             encoder = model.bert if hasattr(model, "bert") else model.roberta
             hidden: Tensor = encoder(**batch).last_hidden_state
@@ -152,9 +143,9 @@ class Reference:
 
 
 def masked_tokens(batch: Tensors, work: Work) -> Tensors:
-    """Select tokens for the masked language model.
+    """Select tokens for the masked language model, as BERT's collators do.
 
-    Of those, 80 % are masked, 10 % replaced, 10 % kept, as BERT's collators do.
+    Of the selected ones, 80 % are masked, 10 % replaced and 10 % kept.
     """
     backbone = work.backbone
     assert isinstance(backbone, MaskedLanguageModel)

@@ -28,7 +28,7 @@ INTRODUCTION = "# Speed\n\n" + (speed.__doc__ or "").partition("\n\n")[2]
 def store(output: Path, new: Facts) -> Facts:
     """Store what was measured, and write the page anew.
 
-    It goes beside what is known of its device. Returns all of that.
+    Returns all that is known of the device, what was measured before included.
     """
     path = output.with_suffix("") / f"{slug(title(new))}.json"
     facts = merged(read_json(path, "Delete it to begin anew.") if path.is_file() else {}, new)
@@ -38,9 +38,9 @@ def store(output: Path, new: Facts) -> Facts:
 
 
 def merged(old: Facts, new: Facts) -> Facts:
-    """Replace what was measured again.
+    """Replace facts, single lines, cells of `inputs` and the quickstart.
 
-    Facts, single lines and cells of `inputs`, the quickstart.
+    Whatever was not measured again stays.
     """
     parts = {part: {**old.get(part, {}), **new.get(part, {})} for part in ("lines", "inputs")}
     return {**old, **new, **parts}
@@ -79,10 +79,7 @@ def section(facts: Facts) -> str:
 
 
 def title(facts: Facts) -> str:
-    """Name a device.
-
-    By a GPU's model, or by a processor with its instruction set and cores.
-    """
+    """Name a GPU by model, a CPU with instruction set and cores."""
     if facts.get("gpu"):
         return str(facts["device"])
     return f"{facts['device']}, {facts['instruction_set']}, {facts['cores']} cores"

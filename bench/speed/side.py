@@ -41,16 +41,13 @@ PATIENCE_SECONDS = 60
 
 
 class Failed(Exception):
-    """A side of a comparison ended with an error.
-
-    Out of memory, for example, or a missing package.
-    """
+    """A side of a comparison failed, for example out of memory."""
 
 
 class Turn(NamedTuple):
     """What a side measured in a turn.
 
-    `others` is the share of the cores that others used meanwhile, None if unknown.
+    `others` is the share of the cores that others used meanwhile, None where it is unknown.
     """
 
     value: Any
@@ -58,10 +55,7 @@ class Turn(NamedTuple):
 
 
 class Side:
-    """A process that does the work of `who`.
-
-    That is a training loop, or one of `FLOPS`, `PEAK` and `FACTS`.
-    """
+    """A process for `who`: a training loop, `FLOPS`, `PEAK` or `FACTS`."""
 
     def __init__(self, who: str, work: Work) -> None:
         # The compiler's cache is its own, too, so that compiling costs what it costs the first time.
@@ -73,10 +67,7 @@ class Side:
         other_end.close()
 
     def close(self) -> None:
-        """End the process.
-
-        One that is lost in its work is killed.
-        """
+        """End the process; kill it where it is lost in its work."""
         self._pipe.close()
         self._process.join(PATIENCE_SECONDS)
         self._process.kill()
@@ -84,11 +75,9 @@ class Side:
         self._folder.cleanup()
 
     def answer(self) -> tuple[Any, float]:
-        """Wait for the next answer.
+        """Wait for the next value and the core seconds behind it.
 
-        That is a value, and the seconds of all its cores that the process computed for.
-
-        Raises `Failed` where the process has none.
+        Raises `Failed` where the process has no answer.
         """
         try:
             answer: tuple[Any, float] | Failed = self._pipe.recv()
@@ -130,7 +119,7 @@ def others_share(busy_before: float | None, own: float, seconds: float) -> float
 def busy_seconds() -> float | None:
     """Read how long this process's cores were busy.
 
-    Or taken away by the machine's owner; None if unknown.
+    What the host took away counts as busy. Returns None where that is unknown.
     """
     try:
         lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()

@@ -19,9 +19,7 @@ Tensors = dict[str, Tensor]
 
 
 def examples(work: Work) -> Examples:
-    """Make the examples of one line.
-
-    The same ones for everyone who is compared.
+    """Make the examples of one line, the same for all compared.
 
     The lengths of texts are skewed as those of classification tasks: log-normal around 40 tokens, from 8 to 256.
     """
@@ -39,9 +37,7 @@ def examples(work: Work) -> Examples:
 
 
 def rows(work: Work) -> list[Tensors]:
-    """Give every example by itself.
-
-    For those who do without the suite's input path.
+    """Return every example by itself, for loops without the suite's input path.
 
     Images are normalised floats `pixel_values` (3, H, W), texts `input_ids` and `attention_mask` (T,), unpadded.
     """
@@ -55,10 +51,7 @@ def rows(work: Work) -> list[Tensors]:
 
 
 def collated(rows: Sequence[Tensors], work: Work) -> Tensors:
-    """Join examples to a batch.
-
-    Texts are padded to the longest one in it.
-    """
+    """Join examples to a batch; texts are padded to the longest one."""
     batch = {name: [row[name] for row in rows] for name in rows[0]}
     padding = {"input_ids": getattr(work.backbone, "pad_id", 0), "attention_mask": 0}
     return {

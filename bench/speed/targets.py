@@ -21,9 +21,7 @@ ALL = tuple(NETWORKS)
 
 @dataclass(frozen=True)
 class Target:
-    """One figure to reach on a kind of device.
-
-    Each of its networks is to reach it.
+    """One figure that each network is to reach on a device kind.
 
     `bound` is required, at most that for what is `SMALL_IS_GOOD`, else at least; `goal` is hoped for. `bfloat16` limits
     it to devices that compute in it.
@@ -85,9 +83,7 @@ class NotMeasured(Exception):
 def verdicts(facts: Mapping[str, Any], lines: Mapping[str, Line]) -> Iterator[dict[str, str]]:
     """Judge every target by what was measured on one device.
 
-    One row for each of its networks.
-
-    `verdict` is met, missed, or why it is neither.
+    Each of a target's networks has a row, whose `verdict` is met, missed, or why it is neither.
     """
     for target in TARGETS:
         for network in target.networks:

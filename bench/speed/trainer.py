@@ -15,9 +15,9 @@ from bench.speed.work import TRAINER, TRAINER_COMPILED, Work
 
 
 def run(work: Work, pace: Pace, who: str = TRAINER) -> None:
-    """Train until `pace` says that it is enough.
+    """Train with fused AdamW until `pace` says that it is enough.
 
-    In bfloat16 where our loop does, with fused AdamW.
+    The precision is that of our loop.
     """
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):

@@ -30,10 +30,7 @@ MINILM |= {"special_ids": (0, 100, 101, 102, 103)}
 
 @dataclass(frozen=True)
 class Network:
-    """A backbone and the most that a CPU is asked for.
-
-    That is the largest batch and the longest epoch, in batches.
-    """
+    """A backbone, and a CPU's largest batch and longest epoch, in batches."""
 
     backbone: MaskedAutoEncoder | MaskedLanguageModel
     cpu_batch: int
@@ -52,9 +49,8 @@ NETWORKS = {
 class Work:
     """One kind of stage on one network and device.
 
-    That is what everyone who is compared trains.
-
-    `quick` shrinks the network and the batch, for smoke runs whose figures mean nothing.
+    Everyone who is compared trains the same. `quick` shrinks the network and the batch, for smoke runs whose figures
+    mean nothing.
     """
 
     kind: Kind
@@ -105,10 +101,7 @@ class Work:
 
     @property
     def batch_size(self) -> int:
-        """Examples of a step.
-
-        The paper's number, or as many as a CPU can be asked for.
-        """
+        """Examples of a step: the paper's number, or less on a CPU."""
         batch = self.schedule.batch_size
         if self.on_cpu:
             batch = min(batch, NETWORKS[self.network].cpu_batch)
@@ -116,10 +109,7 @@ class Work:
 
     @property
     def epoch(self) -> int:
-        """Steps of an epoch, in which every example is seen once.
-
-        All batches are full.
-        """
+        """Steps of an epoch; all examples are seen once, in full batches."""
         return 2 if self.quick else NETWORKS[self.network].cpu_epoch if self.on_cpu else GPU_EPOCH
 
     @property
@@ -129,8 +119,8 @@ class Work:
 
     @property
     def unit(self) -> int:
-        """The steps that are timed at least.
+        """The least number of steps to time.
 
-        Of texts a whole epoch, so that everyone reads the same tokens.
+        For texts that is a whole epoch, so that everyone reads the same tokens.
         """
         return self.epoch if self.modality == "text" else 1

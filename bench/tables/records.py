@@ -156,8 +156,8 @@ def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
 
 
 def _kind(provenance: dict[str, Any]) -> str:
-    """Name the kind of device that a stage ran on.
+    """Name what a stage ran on: any CPU, or a GPU's model.
 
-    It is any CPU, or a model of GPU. Records from before GPUs name no type.
+    Records from before GPUs name no type.
     """
     return "CPU" if provenance.get("device_type", "cpu") == "cpu" else str(provenance["device"])

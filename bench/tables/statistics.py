@@ -9,8 +9,8 @@ from collections.abc import Sequence
 def cell_text(values: Sequence[float], planned: int) -> str:
     """Write a cell's values as `mean ± std (n)`, in percent.
 
-    This is the sample standard deviation (ddof = 1) over seeds. One value has no ±; fewer values than planned read
-    `(2/5)`; none at all `– (0/5)`.
+    The standard deviation is that of a sample (ddof = 1), over seeds. One value has no ±; fewer values than planned
+    read `(2/5)`; none at all `– (0/5)`.
     """
     count = str(planned) if len(values) == planned else f"{len(values)}/{planned}"
     if not values:

@@ -82,8 +82,8 @@ def linear_rate(peak: float, step: int, warmup_steps: int, total_steps: int) -> 
 def parameter_groups(model: Model, stage: Stage, state: State) -> list[ParameterGroup]:
     """Sort the trainable parameters into up to four groups.
 
-    These are body and head, each with and without weight decay, which a parameter's role decides.
-    Parameters of the objective's own module count as head, and decay where they have two dimensions or more.
+    There are body and head, each with and without weight decay, which a parameter's role decides. Parameters of the
+    objective's own module count as head, and decay where they have two dimensions or more.
     """
     decayed = stage.backbone.decayed_roles("labels" in stage.objective.needs)
     decay = float(getattr(stage.optimizer, "weight_decay", 0.0))
@@ -118,10 +118,9 @@ def train(
 ) -> float:
     """Train `model` in place and return the seconds it took.
 
-    They include asking a teacher and the time before interruptions.
-
-    `graphs` allows a GPU to record steps and repeat them, which changes no bit (see `bench.training.graphs`). Raises
-    `Interrupted` after saving a checkpoint when asked to stop, `Diverged` when the loss is not finite.
+    The seconds include asking a teacher and the time before interruptions. `graphs` allows a GPU to record steps and
+    repeat them, which changes no bit (see `bench.training.graphs`). Raises `Interrupted` after saving a checkpoint when
+    asked to stop, `Diverged` when the loss is not finite.
     """
     with side_stream(batches.device), compiled(stage, model):
         return _train(stage, model, teacher, batches, supervision, teacher_set, graphs)
@@ -305,10 +304,10 @@ def late_steps(device: torch.device) -> int:
 
 
 class LossWatch:
-    """The losses of steps, read once the device has them.
+    """The losses of steps, read when there: no step waits for one.
 
-    So no step waits for a loss. `report` is called with each step's losses, in order. A loss that is not finite is
-    noticed at most `late` steps later; training is then refused to go on.
+    `report` is called with each step's losses, in order. A loss that is not finite is noticed at most `late` steps
+    later; training is then refused to go on.
     """
 
     def __init__(self, report: Callable[[int, Mapping[str, float]], None], total_steps: int, late: int) -> None:

@@ -34,10 +34,7 @@ def read(members: Members) -> Content:
 
 
 def _table(members: Members, name: str) -> dict[str, tuple[str, str]]:
-    """Read lines `<id> <value>`.
-
-    Each id leads to where it stands, and its value.
-    """
+    """Read lines `<id> <value>`; map each id to its location and value."""
     table: dict[str, tuple[str, str]] = {}
     for where, line in text_lines(members, name):
         identity, _, value = line.strip().partition(" ")

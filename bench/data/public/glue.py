@@ -15,7 +15,8 @@ HUB = "hub:nyu-mll/glue@bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
 def _source(name: str, train: int, test: int, text: str, pair: str | None = None, classes: int = 2) -> Source:
     """Declare one task of GLUE.
 
-    Given are its numbers of training and validation examples and the columns of its sentences.
+    `train` and `test` are its numbers of training and validation examples, `text` and `pair` the columns of its
+    sentences.
     """
     return Source(
         task=Task(

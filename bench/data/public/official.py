@@ -68,10 +68,7 @@ def differences(name: str, manifest: Manifest) -> list[str]:
 
 
 def refuse_differences(name: str, content: Content) -> None:
-    """Refuse a public task that is not complete.
-
-    Says nothing about other data.
-    """
+    """Refuse an incomplete public task; other data are let through."""
     if texts := _differences(name, content.class_names, _counted(content)):
         raise InputError(
             f"{name} is not what its source promises: {'; '.join(texts)}. "
@@ -80,10 +77,7 @@ def refuse_differences(name: str, content: Content) -> None:
 
 
 def empty_classes(name: str, content: Content) -> dict[str, frozenset[str]]:
-    """Name each split's classes that the source leaves empty, too.
-
-    There are none for other data.
-    """
+    """Name the classes of each split that the source leaves empty."""
     editions = SOURCES[name].counts if name in SOURCES else ()
     return {
         split: frozenset(
@@ -111,10 +105,7 @@ def _counted(content: Content) -> _Counted:
 
 
 def _differences(name: str, class_names: tuple[str, ...] | None, counted: _Counted) -> list[str]:
-    """List the differences to every edition.
-
-    There are none if one edition fits.
-    """
+    """List the differences to every edition; none if one edition fits."""
     editions = _by_edition(SOURCES[name], class_names, counted) if name in SOURCES else {}
     if not all(editions.values()):  # one of them fits
         return []
@@ -126,10 +117,7 @@ def _by_edition(source: Source, class_names: tuple[str, ...] | None, counted: _C
 
 
 def _differing(counts: Counts, names: tuple[str, ...], counted: _Counted) -> Iterator[str]:
-    """Compare with one edition.
-
-    Compared are its classes, its splits, the size of every split, and that of every class in it.
-    """
+    """Compare classes, splits, and sizes of splits and classes with one edition."""
     if len(names) != counts.classes:
         yield f"{len(names)} classes instead of {counts.classes}"
     if counts.class_names is not None:
@@ -199,9 +187,9 @@ def _folders(folder: Path, parts: tuple[str, ...]) -> list[Path]:
 
 
 def _members(remote: Remote, path: Path) -> Members:
-    """Read of a file what the reader of the data set needs.
+    """Read from a file what the reader of the data set needs.
 
-    It is the file itself, or members of an archive, named from its top folder on.
+    An archive gives the members that match, named from its top folder on; any other file gives itself.
     """
     from bench.data.sources.archives import read_members
 

@@ -19,10 +19,7 @@ FIX = "Get the official file again."
 
 
 class Listed(NamedTuple):
-    """One image as a list names it.
-
-    It holds where the image is listed, its member, and its label.
-    """
+    """One image of a list: its location there, member and label."""
 
     where: str
     member: str
@@ -60,9 +57,9 @@ def member_content(members: Members, name: str) -> bytes:
 
 
 def text_lines(members: Members, name: str) -> list[tuple[str, str]]:
-    """Split a file into its lines, each with its location.
+    """Split a file into its lines, each with its location for messages.
 
-    The location is for messages. Only a line feed ends one, since texts hold other separators.
+    Only a line feed ends a line, since texts hold other separators.
     """
     try:
         lines = member_content(members, name).decode().split("\n")

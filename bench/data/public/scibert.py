@@ -47,7 +47,7 @@ def _example(where: str, line: str) -> tuple[bytes, str]:
 def _source(task: Task, folder: str, train: str, dev: str, test: str, table: str) -> Source:
     """Declare one of the three data sets.
 
-    Given are the git hashes of its files and the counts of each class in its splits.
+    `train`, `dev` and `test` are the git hashes of its files; `table` has the counts of each class in its splits.
     """
     files = {"train.txt": train, "dev.txt": dev, "test.txt": test}
     return Source(

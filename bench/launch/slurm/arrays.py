@@ -182,10 +182,7 @@ class _Draft:
         self.packed_before = {queued.element for queued in self.queued.values() if queued.packed}
 
     def add(self, generation: Sequence[_Pending], barrier: bool) -> None:
-        """Add the arrays of a generation.
-
-        Those of a barrier wait for whole arrays.
-        """
+        """Add a generation's arrays; those of a barrier wait for whole arrays."""
         if barrier:
             self._add_waiting_for_arrays(generation)
             return
@@ -274,10 +271,7 @@ class _Draft:
         self.arrays.append(array)
 
     def _awaited(self, key: str) -> Waited:
-        """Return the element that runs a parent.
-
-        That is one of these arrays or an earlier submission's.
-        """
+        """Return the element, new or submitted earlier, that runs a parent."""
         return self.elements[key] if key in self.elements else self.queued[key].element
 
     def _packed(self, waited: Waited) -> bool:

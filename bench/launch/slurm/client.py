@@ -28,9 +28,9 @@ GONE = "GONE"
 
 
 class SlurmError(InputError):
-    """A program of Slurm could not be asked, or refused.
+    """A program of Slurm refused, or could not be asked.
 
-    Holds that program's own words.
+    The message has that program's own words.
     """
 
 
@@ -59,8 +59,8 @@ class JobState:
 def environment() -> dict[str, str]:
     """Return our environment without what would change how Slurm's programs behave.
 
-    That is what a surrounding job or a person's habits (SQUEUE_FORMAT, SBATCH_PARTITION) would slip in. SLURM_CONF
-    stays: without it they would talk to another cluster.
+    A surrounding job or a person's habits would slip such variables in (SQUEUE_FORMAT, SBATCH_PARTITION). SLURM_CONF
+    stays: without it the programs would talk to another cluster.
     """
     prefixes = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_", "PMI")
     kept = {"SLURM_CONF", "SLURM_TIME_FORMAT"}
@@ -190,9 +190,9 @@ def _seconds(text: str) -> float | None:
 
 
 def _noted(name: str) -> float:
-    """Return when the submission of this name was noted.
+    """Return when this name's submission was noted, in seconds since 1970.
 
-    In seconds since 1970, with which its token begins; 0 for a name without a token.
+    Its token begins with that number; a name without a token gives 0.
     """
     try:
         return float(int(name.rpartition("-")[2][:8], 16))

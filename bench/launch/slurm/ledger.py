@@ -72,7 +72,7 @@ class Submission:
     def element(self, index: int) -> str | None:
         """Return the id of an array element as Slurm writes it: '123_4'.
 
-        None while the job's id is unknown.
+        Returns None while the job's id is unknown.
         """
         return None if self.job_id is None else f"{self.job_id}_{index}"
 
@@ -113,9 +113,9 @@ def forget(store_root: Path, submission: Submission) -> None:
 
 
 def submissions(store_root: Path, grid: str | None = None) -> list[Submission]:
-    """Read every submission of a grid to this store, oldest first.
+    """Read every submission of a grid, or of all grids.
 
-    Of all grids, if `grid` is None.
+    The oldest comes first.
     """
     read = []
     for path in (folder(store_root) / "submissions").glob("[0-9a-f]*.json"):

@@ -114,10 +114,10 @@ def _shared(folders: Mapping[str, Path], hosts: set[str]) -> Iterator[str]:
 
 
 def _file_system(folder: Path) -> str:
-    """Return the type of the file system that a folder is on.
+    """Return the type of a folder's present or future file system.
 
-    Or would be on, if it does not exist yet; '' where that cannot be told. Example: with xfs mounted at / and nfs4 at
-    /home, /home/ada/runs is on nfs4, for the longest mount point above it counts.
+    Returns '' where that cannot be told. Example: with xfs mounted at / and nfs4 at /home, /home/ada/runs is on nfs4,
+    for the longest mount point above it counts.
     """
     try:
         lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -135,7 +135,7 @@ def _file_system(folder: Path) -> str:
 def array_size(cluster: Cluster) -> int:
     """Return how many elements an array may have.
 
-    That is MaxArraySize, one more than the highest index, or less where accounting allows less.
+    MaxArraySize, which is one more than the highest index, bounds it, and so may accounting.
     """
     config = client.configuration()
     return max(1, min([int(config.get("MaxArraySize") or 1001), *_submit_limits(cluster, config)]))

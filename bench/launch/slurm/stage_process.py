@@ -39,10 +39,7 @@ def _say(text: str) -> None:
 
 
 class End(NamedTuple):
-    """How a stage ended in this job, and why.
-
-    `state` is done, failed, refused or interrupted.
-    """
+    """How a stage ended: done, failed, refused or interrupted, and why."""
 
     state: StageState
     reason: str = ""
@@ -330,10 +327,7 @@ def no_progress(attempts: Sequence[Attempt], give_up_after: int) -> str | None:
 
 
 def _newest_checkpoint(attempt: Attempt) -> int:
-    """Return the step of the newest checkpoint of an attempt's stage.
-
-    Returns 0 without one.
-    """
+    """Return the newest checkpoint's step of an attempt's stage, or 0."""
     folder = attempt.path.parent.parent / "checkpoints"
     return max((int(path.stem.partition("-")[2]) for path in folder.glob("step-*.json")), default=0)
 

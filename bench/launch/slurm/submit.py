@@ -40,10 +40,7 @@ TABLES_MINUTES = 15
 
 @dataclass
 class Submitted:
-    """What a submission came to.
-
-    Holds its arrays and their ids, and what stood in its way.
-    """
+    """What a submission came to: arrays, ids, and what hindered it."""
 
     arrays: list[Array] = field(default_factory=list)
     job_ids: list[str] = field(default_factory=list)
@@ -65,10 +62,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What the command line names.
-
-    Gin files and `--set` lines, and where results and data are.
-    """
+    """What the command line names: gin files, `--set` lines, and folders."""
 
     gin: Sequence[str]
     set: Sequence[str]
@@ -92,10 +86,10 @@ class CommandLine:
 
 
 def submit(plan: Plan, store: Store, command_line: CommandLine, retry: bool = False) -> Submitted:
-    """Submit what is neither done nor queued.
+    """Submit what is neither done nor queued, then the tables' job.
 
-    At the end comes a job that writes the tables. Raises InputError with sbatch's own words if it refuses the first
-    one; what was submitted before another refusal stays queued, and the same command goes on from there.
+    Raises InputError with sbatch's own words if it refuses the first one; what was submitted before another refusal
+    stays queued, and the same command goes on from there.
     """
     size = array_size(plan.cluster)
     with ledger.submitting(store.root):
@@ -119,9 +113,9 @@ def submit(plan: Plan, store: Store, command_line: CommandLine, retry: bool = Fa
 
 
 def _settled(plan: Plan, store: Store) -> tuple[list[Submission], dict[str, JobState]]:
-    """Ask Slurm, and wait for jobs of this plan just ending.
+    """Ask Slurm, and wait for this plan's jobs that are just ending.
 
-    Whether those are to be requeued is not known yet. After ENDING_SECONDS they are waited for no more.
+    It is not known yet whether those are to be requeued. After ENDING_SECONDS they are waited for no more.
     """
     open_stages = {stage.folder for stage in plan.stages if stage.key not in plan.done}
     end, waiting_is_told = time.monotonic() + ENDING_SECONDS, False
@@ -217,7 +211,7 @@ def _missing(
 def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, data: Path) -> None:
     """Submit one array after another.
 
-    Notes a refusal of a later one, raises that of the first.
+    A refusal of the first is raised, that of a later one noted.
     """
     cluster, grid = plan.cluster, plan.grid
     code = snapshot(store.root).absolute()
@@ -257,9 +251,9 @@ def _submit_tables(
     submissions: Sequence[Submission],
     queued: Mapping[str, JobState],
 ) -> None:
-    """Have the tables written after all jobs of this grid have ended.
+    """Have the tables written once this grid's jobs ended, well or not.
 
-    However they ended. The job replaces an earlier one of the same kind.
+    The job replaces an earlier one of the same kind.
     """
     grid = str(plan.grid.name)
     # `waiting` are the tables' jobs of earlier submissions of this grid, `in_flight` the jobs whose stages are in

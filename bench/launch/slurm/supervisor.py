@@ -42,10 +42,7 @@ REQUEUE_TRIES = 5
 
 
 class ElementFailed(Exception):
-    """A stage of this element failed or was refused.
-
-    So the job must not count as completed.
-    """
+    """A stage failed or was refused, so the job must fail, too."""
 
 
 # --------------------------------------------------------------------------------------------- what Slurm asks for
