@@ -122,7 +122,14 @@ class RecAdam(Optimizer):
 
         t0 = midpoint(total_steps) if self.t0 is None else self.t0
         return AnchoredAdam(
-            groups, reference, self, lambda step: annealing(self.anneal, step, k=self.k, t0=t0, w=self.w)
+            groups,
+            reference,
+            task_weight=lambda step: annealing(self.anneal, step, k=self.k, t0=t0, w=self.w),
+            w=self.w,
+            gamma=self.gamma,
+            betas=self.betas,
+            eps=self.eps,
+            correct_bias=self.correct_bias,
         )
 
     def prepare(self, optimizer: torch.optim.Optimizer, step: int, lr: float) -> None:

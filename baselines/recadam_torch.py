@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.methods import ParameterGroup
-
-if TYPE_CHECKING:
-    from baselines.recadam import RecAdam
 
 NUMBERS = ("step_size", "pull", "kept")
 """Of one update: the rate of Adam's step, the strength of the pull, and the share that weight decay leaves."""
@@ -21,20 +18,26 @@ NUMBERS = ("step_size", "pull", "kept")
 class AnchoredAdam(torch.optim.Optimizer):
     """Adam that pulls every tensor outside the head to `reference`.
 
-    Each is pulled to its own value there. `task_weight` is λ(t) of the t-th update, from 1; all other settings but the
-    decay, which is the groups' own, are those of `spec`. The anchors are no part of the optimiser's state: `reference`
-    holds the stage's first weights after a restart too.
+    Each is pulled to its own value there. `task_weight` is λ(t) of the t-th update, from 1. The decay is the groups'
+    own. The anchors are no part of the optimiser's state: `reference` holds the stage's first weights after a restart
+    too.
     """
 
     def __init__(
         self,
         groups: list[ParameterGroup],
         reference: Mapping[str, Tensor],
-        spec: RecAdam,
+        *,
         task_weight: Callable[[int], float],
+        w: float,
+        gamma: float,
+        betas: tuple[float, float],
+        eps: float,
+        correct_bias: bool,
     ) -> None:
         super().__init__([dict(group) for group in groups], {"lr": 0.0, "weight_decay": 0.0})
-        self.spec, self.task_weight = spec, task_weight
+        self.task_weight, self.w, self.gamma = task_weight, w, gamma
+        self.betas, self.eps, self.correct_bias = betas, eps, correct_bias
         self.anchors: dict[Tensor, Tensor] = {
             parameter: reference[name]
             for group in groups
@@ -52,13 +55,13 @@ class AnchoredAdam(torch.optim.Optimizer):
         `lr` is its learning rate; they are computed in float64.
         """
         update = step + 1
-        (beta1, beta2), rate = self.spec.betas, lr
-        if self.spec.correct_bias:
+        (beta1, beta2), rate = self.betas, lr
+        if self.correct_bias:
             rate *= math.sqrt(1 - beta2**update) / (1 - beta1**update)
         for group in self.param_groups:
             task = 1.0 if group["head"] else self.task_weight(update)
             group["step_size"].fill_(rate * task)
-            group["pull"].fill_(lr * (self.spec.w - task) * self.spec.gamma)
+            group["pull"].fill_(lr * (self.w - task) * self.gamma)
             group["kept"].fill_(1 - lr * group["weight_decay"])
 
     @torch.no_grad()
@@ -88,7 +91,7 @@ class AnchoredAdam(torch.optim.Optimizer):
                 self.state[parameter] = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
         means = [self.state[parameter]["exp_avg"] for parameter in parameters]
         squares = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
-        beta1, beta2 = self.spec.betas
+        beta1, beta2 = self.betas
         torch._foreach_mul_(means, beta1)
         torch._foreach_add_(means, gradients, alpha=1 - beta1)
         torch._foreach_mul_(squares, beta2)
@@ -97,7 +100,7 @@ class AnchoredAdam(torch.optim.Optimizer):
         # Step 1: `changes` is λ u, as `step_size` holds the learning rate, its bias correction and λ.
         # Unlike torch's Adam, eps joins the square root before its bias is corrected.
         denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, self.spec.eps)
+        torch._foreach_add_(denominators, self.eps)
         changes = torch._foreach_div(means, denominators)
         torch._foreach_mul_(changes, group["step_size"])
         torch._foreach_sub_(parameters, changes)

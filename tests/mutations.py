@@ -240,8 +240,8 @@ MUTATIONS = (
     Mutation(
         "Lemma 1 with the exponent on the numerator only",
         "bench/theory.py",
-        "factors: Array = (1 / (1 + examples * ridge / sigma**2)) ** round",
-        "factors: Array = 1**round / (1 + examples * ridge / sigma**2)",
+        "return (1 / (1 + examples * ridge / sigma**2)) ** round",
+        "return 1**round / (1 + examples * ridge / sigma**2)",
         ("tests/test_theory.py::test_every_recorded_number",),
     ),
     # ---------------------------------------------------------------------------------------- the training loop

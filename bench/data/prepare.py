@@ -58,12 +58,12 @@ def prepare_command(*names: str, own: bool = False, root: Path | None = None) ->
 
 
 def prepare_data(
-    name: str, root: Path, task: Task | None = None, given: Path | None = None, again: bool = False
+    name: str, root: Path, task: Task | None = None, location: Path | None = None, again: bool = False
 ) -> Manifest:
     """Build a task or corpus under `root/name` unless it is there.
 
-    `again` builds it anew all the same. `task` describes a user's own data; `given` is a file or folder that stands in
-    for what would be downloaded: the official archives, or parquet or jsonl splits made from them.
+    `again` builds it anew all the same. `task` describes a user's own data; `location` is a file or folder that stands
+    in for what would be downloaded: the official archives, or parquet or jsonl splits made from them.
 
     Nothing is visible before it is complete, and two processes may prepare the same name at once. Refuses unknown
     names, sources that are missing or damaged, data that would spoil training, and counts that are not those the source
@@ -74,8 +74,8 @@ def prepare_data(
         raise InputError(f"there is no task or corpus named {name!r}.{nearest(name, [*TASKS, *CORPORA])}")
     manifest = None if again else read_manifest(name, root)
     if manifest is not None:
-        if given is not None:
-            raise InputError(f"--from {given}: {name} is prepared in {root} already; --again replaces it.")
+        if location is not None:
+            raise InputError(f"--from {location}: {name} is prepared in {root} already; --again replaces it.")
         if task is not None and name not in TASKS:
             check_unchanged(task, manifest)
             manifest = _refreshed(manifest, fingerprint_of(task), root)
@@ -83,4 +83,4 @@ def prepare_data(
     from bench.data import disk
     from bench.data.sources import read
 
-    return disk.publish(name, read.read(name, task, root, given), root, again)
+    return disk.publish(name, read.read(name, task, root, location), root, again)

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+CLASSES = {
+    "bert": "BertForMaskedLM",
+    "roberta": "RobertaForMaskedLM",
+    "xlm-roberta": "XLMRobertaForMaskedLM",
+    "camembert": "CamembertForMaskedLM",
+}
+"""The networks of transformers by the `model_type` of config.json."""
+
+
 HEAD: dict[Network, str] = {"bert": "cls", "roberta": "lm_head"}
 """The module of the masked-language-model head."""
 
@@ -65,13 +74,7 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
             "add_cross_attention": False,
         },
     )
-    classes: dict[str, Any] = {
-        "bert": transformers.BertForMaskedLM,
-        "roberta": transformers.RobertaForMaskedLM,
-        "xlm-roberta": transformers.XLMRobertaForMaskedLM,
-        "camembert": transformers.CamembertForMaskedLM,
-    }
-    kind, network_class = NETWORKS[raw["model_type"]], classes[raw["model_type"]]
+    kind, network_class = NETWORKS[raw["model_type"]], getattr(transformers, CLASSES[raw["model_type"]])
     config = parse_configuration(folder, network_class.config_class, raw)
     config.tie_word_embeddings = True  # what _tied has checked
     try:
@@ -86,16 +89,7 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
             )
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{folder}: the weights are not those that config.json describes: {error}") from error
-    prefix = f"{network.base_model_prefix}."
-    if absent := sorted(name for name in loading["missing_keys"] if name.startswith(prefix)):
-        raise InputError(f"{folder}: the weights lack a part of the encoder: {', '.join(absent)}.")
-    buffers = ("embeddings.position_ids", "embeddings.token_type_ids")
-    # Tensors that no parameter takes, by their name without the prefix: those of another head are ignored, and so is
-    # the pooler, but those of the encoder mean that the configuration describes another network.
-    unused = {name: name.removeprefix(prefix) for name in loading["unexpected_keys"]}
-    unused = {name: bare for name, bare in unused.items() if bare not in buffers and not bare.startswith("pooler.")}
-    if odd := sorted(name for name, bare in unused.items() if bare.startswith(("embeddings.", "encoder."))):
-        raise InputError(f"{folder}: the encoder has tensors that config.json does not tell of: {', '.join(odd)}.")
+    ignored = _ignored(folder, f"{network.base_model_prefix}.", loading)
     tokenizer = _tokenizer(folder, raw["model_type"])
     tensors, fresh = _parts(network, {"encoder": network.base_model_prefix, "decoder": HEAD[kind]}, loading)
     network.eval()
@@ -116,10 +110,27 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
         },
         tensors,
         fresh=fresh,
-        ignored=tuple(sorted(unused)),
+        ignored=ignored,
         tokenizer=tokenizer.to_str(),
         features=lambda inputs: network.base_model(**inputs).last_hidden_state[:, 0],
     )
+
+
+def _ignored(folder: Path, prefix: str, loading: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the tensors that no parameter takes; refuse an encoder that differs.
+
+    `prefix` begins the names of the encoder's tensors.
+    """
+    if absent := sorted(name for name in loading["missing_keys"] if name.startswith(prefix)):
+        raise InputError(f"{folder}: the weights lack a part of the encoder: {', '.join(absent)}.")
+    buffers = ("embeddings.position_ids", "embeddings.token_type_ids")
+    # Tensors that no parameter takes, by their name without the prefix: those of another head are ignored, and so is
+    # the pooler, but those of the encoder mean that the configuration describes another network.
+    unused = {name: name.removeprefix(prefix) for name in loading["unexpected_keys"]}
+    unused = {name: bare for name, bare in unused.items() if bare not in buffers and not bare.startswith("pooler.")}
+    if odd := sorted(name for name, bare in unused.items() if bare.startswith(("embeddings.", "encoder."))):
+        raise InputError(f"{folder}: the encoder has tensors that config.json does not tell of: {', '.join(odd)}.")
+    return tuple(sorted(unused))
 
 
 def _parts(

@@ -147,23 +147,11 @@ def _train(
     reference: dict[str, Tensor] = {}
     if stage.optimizer.NEEDS_REFERENCE or (stage.constraint is not None and stage.constraint.NEEDS_REFERENCE):
         reference = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    seed(stream(stage.seed, stage.name, "begin"), device)
-    model.eval()
-    with autocast(stage, device):
-        state = stage.objective.begin(model, teacher, context)
-    if state.module is not None:
-        state.module.to(device=device, dtype=next(model.parameters()).dtype)
-    model.train()
+    state = _begin(stage, model, teacher, context)
     optimizer = stage.optimizer.build(parameter_groups(model, stage, state), reference, total_steps)
 
     # ---- resume: weights, optimiser, state and step; random streams and data order follow from the step -----------
-    start, earlier_seconds = 0, 0.0
-    saved = supervision.checkpoints.load(device)
-    if saved is not None:
-        start, content = saved
-        _restore(content, model, optimizer, state)
-        earlier_seconds = content["seconds"]
-        del saved, content  # a second copy of the weights
+    start, earlier_seconds = _resume(supervision.checkpoints, device, model, optimizer, state)
     supervision.started(start)
 
     # ---- steps -----------------------------------------------------------------------------------------------------
@@ -196,6 +184,18 @@ def _train(
     if not bool(torch.stack([parameter.isfinite().all() for parameter in work.trained]).all()):
         raise Diverged("weights are no longer finite after the last step; lower the learning rate or clip gradients")
     return round(earlier_seconds + time.perf_counter() - began, 3)
+
+
+def _begin(stage: Stage, model: Model, teacher: Model | None, context: Context) -> State:
+    """Have the objective make its state, in eval mode, with random numbers of its own."""
+    seed(stream(stage.seed, stage.name, "begin"), context.device)
+    model.eval()
+    with autocast(stage, context.device):
+        state = stage.objective.begin(model, teacher, context)
+    if state.module is not None:
+        state.module.to(device=context.device, dtype=next(model.parameters()).dtype)
+    model.train()
+    return state
 
 
 class StepWork:
@@ -379,10 +379,18 @@ def _snapshot(model: Model, optimizer: torch.optim.Optimizer, state: State) -> d
     }
 
 
-def _restore(content: Mapping[str, Any], model: Model, optimizer: torch.optim.Optimizer, state: State) -> None:
+def _resume(
+    checkpoints: Checkpoints, device: torch.device, model: Model, optimizer: torch.optim.Optimizer, state: State
+) -> tuple[int, float]:
+    """Go on from the newest checkpoint, if there is one; return its step and seconds."""
+    saved = checkpoints.load(device)
+    if saved is None:
+        return 0, 0.0
+    start, content = saved
     model.load_state_dict(content["model"])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
     if state.module is not None:
         state.module.load_state_dict(content["state_module"])
     state.tensors = dict(content["state_tensors"])
+    return start, content["seconds"]
