@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from bench.speed import costs
 from bench.speed.line import Line
-from bench.speed.work import NETWORKS, RELEASED, SAME, TRAINER, TRAINER_COMPILED
+from bench.speed.work import KINDS, NETWORKS, RELEASED, SAME, TRAINER, TRAINER_COMPILED
 
 Quantity = Literal["same", "released", "trainer", "share", "step_ms", "hours", "quickstart_ratio", "first_step"]
 
@@ -54,9 +54,7 @@ TARGETS = (
     Target("cpu", "same", 1.15, "further_pretrain", ALL),
     Target("cpu", "same", 1.5, "finetune", TEXTS),
     Target("cpu", "trainer", 1.1, "finetune", ALL),
-    Target("cpu", "share", 0.75, "finetune", (VIT_BASE,)),
-    Target("cpu", "share", 0.75, "further_pretrain", (VIT_BASE,)),
-    Target("cpu", "share", 0.75, "self_distill", (VIT_BASE,)),
+    *(Target("cpu", "share", 0.75, kind, (VIT_BASE,)) for kind in KINDS),
     Target("cpu", "quickstart_ratio", 2.0),
     Target("cpu", "first_step", 6.0),
 )

@@ -187,7 +187,7 @@ def _train(
 
 
 def _begin(stage: Stage, model: Model, teacher: Model | None, context: Context) -> State:
-    """Have the objective make its state, in eval mode, with random numbers of its own."""
+    """Have the objective make its state, from the network in eval mode."""
     seed(stream(stage.seed, stage.name, "begin"), context.device)
     model.eval()
     with autocast(stage, context.device):
@@ -382,7 +382,7 @@ def _snapshot(model: Model, optimizer: torch.optim.Optimizer, state: State) -> d
 def _resume(
     checkpoints: Checkpoints, device: torch.device, model: Model, optimizer: torch.optim.Optimizer, state: State
 ) -> tuple[int, float]:
-    """Go on from the newest checkpoint, if there is one; return its step and seconds."""
+    """Restore the newest checkpoint, if any; return its step and seconds."""
     saved = checkpoints.load(device)
     if saved is None:
         return 0, 0.0

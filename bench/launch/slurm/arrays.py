@@ -21,6 +21,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from bench.specs import Selected, Stage
@@ -175,11 +176,11 @@ class _Draft:
     arrays: list[Array] = field(default_factory=list)
     elements: dict[str, Element] = field(default_factory=dict)
     """Stage key -> the element that runs it."""
-    packed_before: set[str] = field(init=False)
-    """The ids of elements of earlier submissions that run several stages."""
 
-    def __post_init__(self) -> None:
-        self.packed_before = {queued.element for queued in self.queued.values() if queued.packed}
+    @cached_property
+    def packed_before(self) -> set[str]:
+        """The ids of elements of earlier submissions that run several stages."""
+        return {queued.element for queued in self.queued.values() if queued.packed}
 
     def add(self, generation: Sequence[_Pending], barrier: bool) -> None:
         """Add a generation's arrays; those of a barrier wait for whole arrays."""
