@@ -35,6 +35,7 @@ SCHEDULES = {
     ),
     "text": Schedule(epochs=10, batch_size=16, lr=2e-5, warmup_fraction=0.06, clip_norm=1.0, batching="length"),
 }
+OPTIMIZER, OBJECTIVE = AdamW(), CrossEntropy()
 
 
 @recipe(Schedule, AdamW)
@@ -50,9 +51,9 @@ def finetune(
     """Fine-tune on the cell's labelled data; methods pass an objective, optimiser or constraint of their own."""
     return cell.stage(
         "finetune",
-        objective=objective or CrossEntropy(),
+        objective=objective or OBJECTIVE,
         schedule=cell.configure(SCHEDULES[cell.task.modality], "finetune"),
-        optimizer=optimizer or cell.configure(AdamW(), "finetune"),
+        optimizer=optimizer or cell.configure(OPTIMIZER, "finetune"),
         constraint=constraint,
         init=init,
         teacher=teacher,

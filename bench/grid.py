@@ -12,7 +12,6 @@ import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ from bench import cli
 from bench.errors import InputError
 from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, make_plan, source
-from bench.specs import Selected, Stage, walk
+from bench.specs import Selected, Stage
+from bench.store.files import in_threads
 from bench.store.provenance import cores
 from bench.store.store import Store
 from bench.tables.command import write_tables
@@ -100,23 +100,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(describe_plan(plan), flush=True)
     if plan.again:
         _set_aside(plan, options, store, [*earlier.values()])
-    interrupted = False
-    if plan.to_run(options.retry):
-        if options.launcher == "slurm":
-            return _submit(plan, options, store, data)
-        interrupted = _run(plan, options, store, data, devices)
+    if not plan.to_run(options.retry):
+        return write_tables(plan, store, options.results, earlier)
+    del earlier  # others may write the file while this grid runs: it is read again
+    if options.launcher == "slurm":
+        return _submit(plan, options, store, data)
+    interrupted = _run(plan, options, store, data, devices)
+    status = write_tables(plan, store, options.results)
     if interrupted:
-        write_tables(plan, store, options.results)
         same = f"the same command{' without --again' if options.again else ''}"
         print(f"interrupted: checkpoints are written; {same} goes on from them", file=sys.stderr)
         return 130
-    return _finish(plan, options, store)
-
-
-def _finish(plan: Plan, options: argparse.Namespace, store: Store) -> int:
-    """Write the tables; return 0 if all selected cells are done."""
-    status = write_tables(plan, store, options.results)
-    return 0 if all(store.record(cell.stage) is not None for cell in plan.selected) else status
+    return status
 
 
 def _check_arguments(options: argparse.Namespace) -> None:
@@ -209,8 +204,7 @@ def _run(plan: Plan, options: argparse.Namespace, store: Store, data: Path, devi
     stages = plan.to_run(options.retry)
     failed = {} if options.retry else plan.failed
     queue = Queue(stages, plan.done, failed)
-    with ThreadPoolExecutor(16) as pool:  # each waits for the disk
-        list(pool.map(store.add, (stage for stage in plan.stages if not stage.unprepared)))
+    in_threads(store.add, [stage for stage in plan.stages if not stage.unprepared])
     stop = StopFlag()
     workers = _workers(plan, options, data, devices, 1 if options.launcher == "inline" else len(stages))
     with stop.on_signals(), Reporter(len(stages), _rows(plan)) as report:
@@ -278,7 +272,7 @@ def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -
         if cell.stage.key in submitted.blocked:
             print(f"blocked: {cell.name}: {submitted.blocked[cell.stage.key]} (--retry runs it again)")
     if not stages and not submitted.in_flight:
-        return _finish(plan, options, store)
+        return write_tables(plan, store, options.results)
     if submitted.tables_job is not None:
         print(f"the tables are written by job {submitted.tables_job}, when all others have ended")
     repeated = [("--gin", options.gin), ("--set", options.set), ("--store", [options.store])]
@@ -305,7 +299,7 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
         print("detached: the jobs go on; the same command follows them again, --cancel ends them", file=sys.stderr)
         return 130
     _report_failures(plan, store, failed, {**submitted.blocked, **blocked})
-    return _finish(plan, options, store)
+    return write_tables(plan, store, options.results)
 
 
 def _cancel(options: argparse.Namespace) -> int:
@@ -325,10 +319,11 @@ def _cancel(options: argparse.Namespace) -> int:
 
 
 def _rows(plan: Plan) -> dict[str, str]:
-    rows: dict[str, dict[str, None]] = defaultdict(dict)
-    for cell in plan.selected:
-        for stage in walk(cell.stage):
-            rows[stage.key][cell.row] = None
+    """Name the rows that need a stage, by its key."""
+    rows: dict[str, list[str]] = defaultdict(list)
+    for row, stages in plan.stages_by_row().items():
+        for stage in stages:
+            rows[stage.key].append(row)
     return {key: ", ".join(names) for key, names in rows.items()}
 
 

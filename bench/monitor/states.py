@@ -7,7 +7,6 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -108,18 +107,15 @@ def _read(plan: Plan, store: Store, done: set[str], view: Look) -> dict[str, str
     Returns, by stage key, what is damaged.
     """
     damage: dict[str, str] = {}
-    folders = set(os.listdir(store.root)) if store.root.is_dir() else set()
+    records: dict[str, dict[str, Any] | None] = {}
 
     def read(stage: Stage) -> None:
-        view.attempts[stage.key] = []
-        if stage.unprepared or stage.folder not in folders:
-            return
         try:
             record = store.record(stage)
             if record is not None:
                 done.add(stage.key)
                 del view.attempts[stage.key]
-                if reason := why_outdated(record, _records(stage.parents, store)):
+                if reason := why_outdated(record, _there(stage.parents, store, records)):
                     view.outdated[stage.key] = reason
             else:
                 view.attempts[stage.key] = store.attempts(stage)
@@ -129,23 +125,30 @@ def _read(plan: Plan, store: Store, done: set[str], view: Look) -> dict[str, str
     # From the cells' own stages backwards, a generation at a time: what lies behind a finished stage is never read.
     # Example: of A -> B -> C, with a cell of C and B done, C is read, then B, and A never.
     level = {cell.stage.key: cell.stage for cell in plan.selected}
-    with ThreadPoolExecutor(8) as pool:  # network file systems answer late, but several at once
-        while level := {key: stage for key, stage in level.items() if key not in done and key not in view.attempts}:
-            list(pool.map(read, level.values()))
-            unfinished = [stage for stage in level.values() if stage.key not in done]
-            level = {parent.key: parent for stage in unfinished for parent in stage.parents}
+    while level := {key: stage for key, stage in level.items() if key not in done and key not in view.attempts}:
+        view.attempts.update((key, []) for key in level)
+        store.each(read, (stage for stage in level.values() if not stage.unprepared))
+        unfinished = [stage for stage in level.values() if stage.key not in done]
+        level = {parent.key: parent for stage in unfinished for parent in stage.parents}
     return damage
 
 
-def _records(stages: Iterable[Stage], store: Store) -> dict[str, dict[str, Any]]:
-    """Read the records of finished stages, by folder. What is missing or damaged is nobody's concern any more."""
-    records = {}
+def _there(
+    stages: Iterable[Stage], store: Store, records: dict[str, dict[str, Any] | None]
+) -> dict[str, dict[str, Any]]:
+    """Return the records of finished stages, by folder, each read once into `records`.
+
+    What is missing or damaged is nobody's concern any more: it lies behind what is finished.
+    """
+    there = {}
     for stage in stages:
-        with contextlib.suppress(InputError, OSError):
-            record = store.record(stage)
-            if record is not None:
-                records[stage.folder] = record
-    return records
+        if stage.key not in records:
+            records[stage.key] = None
+            with contextlib.suppress(InputError, OSError):
+                records[stage.key] = store.record(stage)
+        if (record := records[stage.key]) is not None:
+            there[stage.folder] = record
+    return there
 
 
 def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look) -> dict[str, JobState]:

@@ -36,10 +36,13 @@ from bench.specs import (
     Selected,
     Spec,
     Stage,
+    part_json,
 )
 
 S = TypeVar("S", bound=Spec)
 T = TypeVar("T")
+
+EXECUTION, SEARCH = Execution(), SearchSettings()
 
 
 @dataclass
@@ -56,11 +59,13 @@ class Expansion:
     """All of the training set, or only the part there to fit, with evaluation on what is held out."""
     check_sources: bool = True
     """Whether what is prepared is held against its source, which may have changed since."""
+    of_others: Expansion | None = None
+    """In a candidate's grid: the one without its bindings, for every row but the one that is searched."""
     rows: dict[str, Row] = field(init=False)
     catalogue: Catalogue = field(init=False)
     """The tasks and backbones there are, the user's own included."""
-    sources: dict[str, frozenset[Binding]] = field(default_factory=dict)
-    """Stage key -> the bindings that supplied its values."""
+    made: dict[str, tuple[Stage, tuple[Binding, ...]]] = field(default_factory=dict)
+    """Stage key -> the stage, and the bindings that supplied its values."""
     _manifests: dict[str, Manifest | None] = field(default_factory=dict)
     _built: dict[tuple[str, str, int], Stage | None] = field(default_factory=dict)
     _shared: dict[tuple[Any, ...], Any] = field(default_factory=dict)
@@ -108,7 +113,7 @@ class Expansion:
         self._built[coordinates] = None  # being built: who asks for it meanwhile waits for itself
         cell = self.cell(row, task, seed)
         try:
-            search = cell.configure(SearchSettings(), "search")
+            search = cell.configure(SEARCH, "search")
             recipe = RECIPES[cell.row_name.recipe]
             stage = self._search(cell, search.candidates) if search.candidates else recipe(cell)
         except SpecError as error:
@@ -117,6 +122,10 @@ class Expansion:
             del self._built[coordinates]
         self._built[coordinates] = stage
         return stage
+
+    def _but(self, **changes: Any) -> Expansion:
+        """Return the same grid with some fields changed, and no stage made yet."""
+        return dataclasses.replace(self, **changes, made={}, _built={}, _shared={})
 
     def _search(self, cell: Cell, candidates: tuple[str, ...]) -> Stage:
         """Build the stage whose settings a row's search chooses.
@@ -150,7 +159,8 @@ class Expansion:
     def _candidate(self, row: str, task: str, text: str, part: Literal["all", "fit"]) -> Expansion:
         """Return the grid with one candidate's bindings for one row.
 
-        Other rows, its teachers among them, are searched as they always are.
+        Other rows, its teachers among them, are searched as they always are: by the grid without these bindings, once
+        for all candidates.
         """
 
         def make() -> Expansion:
@@ -159,8 +169,9 @@ class Expansion:
             no_search = Binding(f"{task}/{row}", "search", "candidates", (), text, override=True)
             bindings = Bindings([*self.bindings.all, *lines, no_search], self.bindings.candidates)
             bindings.used = self.bindings.used  # what only a candidate reads is read
-            return dataclasses.replace(self, bindings=bindings, part=part, sources={}, _built={}, _shared={})
+            return of_others._but(bindings=bindings, of_others=of_others)
 
+        of_others = self if part == self.part else self.shared(("part", part), lambda: self._but(part=part))
         candidate: Expansion = self.shared(("candidate", row, task, text, part), make)
         return candidate
 
@@ -181,7 +192,7 @@ class Cell:
     @cached_property
     def task(self) -> Task:
         """The task with this cell's settings (backbone, metric)."""
-        scopes = self._scopes(with_backbone=False)
+        scopes = self._scopes_on()
         task = self._shared(
             ("task", scopes), lambda: self._overlay(self._expansion.catalogue.tasks[self._task_name], ("task",), scopes)
         )
@@ -208,7 +219,7 @@ class Cell:
 
     def _built_backbone(self) -> Backbone:
         build = backbone_builder(self.task.backbone)
-        return self._shared(("backbone", self._scopes()), lambda: build(self))
+        return self._shared(("backbone", self._scopes), lambda: build(self))
 
     @property
     def pretraining_seed(self) -> int:
@@ -248,13 +259,17 @@ class Cell:
             raise InputError(
                 f"row '{self.row_name.label}' needs a row '{name}': add it to grid.rows, which has {', '.join(rows)}."
             )
-        return self._expansion.stage(name, self._task_name, self.seed)
+        expansion = self._expansion.of_others if name != self.row_name.name else None
+        return (expansion or self._expansion).stage(name, self._task_name, self.seed)
 
     # ---------------------------------------------------------------------------------------- settings
 
-    def _scopes(self, with_backbone: bool = True) -> tuple[str, ...]:
+    @cached_property
+    def _scopes(self) -> tuple[str, ...]:
+        return self._scopes_on(self.task.backbone)
+
+    def _scopes_on(self, *backbone: str) -> tuple[str, ...]:
         task, row = self._task_name, self.row_name.name
-        backbone = (self.task.backbone,) if with_backbone else ()
         # From weak to strong: for everything, the backbone, the task, the row, and the row on this task.
         return ("", *backbone, task, row, f"{task}/{row}")
 
@@ -283,7 +298,7 @@ class Cell:
 
         Refuses a value of the wrong type, naming the line.
         """
-        layers = self._expansion.bindings.layers(self._scopes())
+        layers = self._expansion.bindings.layers(self._scopes)
         if (configurable, setting) not in layers:
             return default
         _, binding = layers[configurable, setting]
@@ -294,7 +309,11 @@ class Cell:
 
         `names` go from strong to weak; without any it is the spec's own name.
         """
-        return self._overlay(default, names or (type(default).__name__,), self._scopes())
+        names, scopes = names or (type(default).__name__,), self._scopes
+        # The seed has no scope, so the cells of a row and task take one spec. Defaults are told apart by their text:
+        # 0.0 and -0.0 are equal, but make two keys.
+        key = ("configure", names, scopes, part_json(default))
+        return self._shared(key, lambda: self._overlay(default, names, scopes))
 
     def _overlay(self, default: S, names: tuple[str, ...], scopes: tuple[str, ...]) -> S:
         """Put the bound settings into a spec.
@@ -357,14 +376,14 @@ class Cell:
 
         These are all of `data.subset`, or in a search only the part there to fit.
         """
-        return self._shared(("data", self._scopes(), labelled), lambda: self._data("train", labelled))
+        return self._shared(("data", self._scopes, labelled), lambda: self._data("train", labelled))
 
     def evaluation_data(self) -> Data:
         """Return the data that this cell's number comes from.
 
         These are the test split, or in a search the validation split or the held-out part.
         """
-        return self._shared(("evaluation", self._scopes()), lambda: self._data("test", True))
+        return self._shared(("evaluation", self._scopes), lambda: self._data("test", True))
 
     def _data(self, split: Literal["train", "test"], labelled: bool) -> Data:
         """Choose a cell's data for training ('train') or evaluation ('test').
@@ -458,7 +477,7 @@ class Cell:
         backbone = backbone or self.backbone
         if seed is None:
             seed = self.seed if labelled else self.pretraining_seed
-        execution = self.configure(Execution(), "execution")
+        execution = self.configure(EXECUTION, "execution")
         try:
             stage = Stage(
                 name=name,
@@ -476,7 +495,8 @@ class Cell:
             )
         except SpecError as error:
             raise self.blame(error.field, str(error)) from error
-        self._expansion.sources.setdefault(stage.key, frozenset(self._used))
+        # Cells that need the same stage get the same object: one of an earlier seed, row or round.
+        stage, _ = self._expansion.made.setdefault(stage.key, (stage, tuple(self._used)))
         return stage
 
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from bench.planning.plan import Plan
-from bench.specs import Stage, walk
+from bench.specs import Stage
 from bench.store.states import StageState
 
 STATES = (StageState.DONE, StageState.TO_RUN, StageState.FAILED, StageState.NOT_PREPARED, StageState.UNNEEDED)
@@ -69,24 +69,18 @@ def _state(plan: Plan, stage: Stage, to_run: set[str]) -> StageState:
 def _sharing(plan: Plan) -> Iterable[str]:
     from tabulate import tabulate
 
-    # `alone` holds the keys of the stages that a row would need if it ran alone. With the rows finetune and tapt:
-    # {"finetune": {finetune}, "tapt": {further_pretrain, another finetune}}, so none of them is shared.
-    alone: dict[str, set[str]] = defaultdict(set)
-    names: dict[str, Counter[str]] = defaultdict(Counter)
-    for cell in plan.selected:
-        for stage in walk(cell.stage):
-            if stage.key not in alone[cell.method]:
-                alone[cell.method].add(stage.key)
-                names[cell.method][stage.name] += 1
-    users = Counter(key for keys in alone.values() for key in keys)
+    # `alone` holds the stages that a row would need if it ran alone. With the rows finetune and tapt:
+    # {"finetune": [finetune], "tapt": [further_pretrain, another finetune]}, so none of them is shared.
+    alone, methods = plan.stages_by_row(), {cell.row: cell.method for cell in plan.selected}
+    users = Counter(stage.key for stages in alone.values() for stage in stages)
     rows = [
         (
-            method,
-            len(keys),
-            sum(users[key] > 1 for key in keys),
-            ", ".join(f"{n} {name}" for name, n in names[method].items()),
+            methods[row],
+            len(stages),
+            sum(users[stage.key] > 1 for stage in stages),
+            ", ".join(f"{n} {name}" for name, n in Counter(stage.name for stage in stages).items()),
         )
-        for method, keys in alone.items()
+        for row, stages in alone.items()
     ]
     yield tabulate(rows, headers=("row", "stages alone", "of them shared", "which"), tablefmt="simple")
     yield f"{sum(map(len, alone.values()))} stages if every row ran alone, {len(plan.stages)} distinct"

@@ -100,6 +100,13 @@ class Plan:
             if stage.key in needed and not stage.unprepared and (retry or stage.key not in self.failed)
         ]
 
+    def stages_by_row(self) -> dict[str, list[Stage]]:
+        """List, by row, the distinct stages that its selected cells need, parents first."""
+        last: dict[str, list[Stage]] = defaultdict(list)
+        for cell in self.selected:
+            last[cell.row].append(cell.stage)
+        return {row: list(walk(*stages)) for row, stages in last.items()}
+
     @property
     def _last(self) -> set[str]:
         return {cell.stage.key for cell in self.selected}
@@ -280,19 +287,19 @@ def look_up(plan: Plan, store: Store) -> None:
     plan.done.clear()
     plan.failed.clear()
     plan.outdated.clear()
-    records: dict[str, dict[str, Any]] = {}
-    for stage in plan.stages:  # parents first
-        if stage.unprepared or not store.folder(stage).is_dir():
-            continue
+
+    def read(stage: Stage) -> dict[str, Any] | None:
         record = store.record(stage)
-        if record is not None:
-            plan.done[stage.key] = float(record["seconds"])
-            records[stage.key] = record
+        if record is None and (failure := store.failure(stage)) is not None:
+            plan.failed[stage.key] = failure
+        return record
+
+    there = store.each(read, (stage for stage in plan.stages if not stage.unprepared))
+    records = {key: record for key, record in there.items() if record is not None}
+    for stage in plan.stages:  # parents first
+        if stage.key in records:
+            plan.done[stage.key] = float(records[stage.key]["seconds"])
             parents = {parent.folder: records[parent.key] for parent in stage.parents if parent.key in records}
             behind = [plan.outdated[parent.key] for parent in stage.parents if parent.key in plan.outdated]
-            if reason := why_outdated(record, parents) or next(iter(behind), ""):
+            if reason := why_outdated(records[stage.key], parents) or next(iter(behind), ""):
                 plan.outdated[stage.key] = reason
-            continue
-        failure = store.failure(stage)
-        if failure is not None:
-            plan.failed[stage.key] = failure

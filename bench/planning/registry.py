@@ -101,12 +101,14 @@ def recipe(*specs: type[Spec]) -> Callable[[Recipe], Recipe]:
         # All but the cell: of `def kd(cell, teacher_backbone: str | None = None)`, gin files may bind
         # kd.teacher_backbone.
         parameters = list(inspect.signature(function).parameters.values())[1:]
+        hints = _hints(function)
+        scalars = [parameter for parameter in parameters if _bindable(hints[parameter.name])]
 
         @functools.wraps(function)
         def build(cell: HasSettings, **explicit: Any) -> Stage:
-            hints, by_recipe = _hints(function), bool(explicit)
-            for parameter in parameters:
-                if parameter.name not in explicit and _bindable(hints[parameter.name]):
+            by_recipe = bool(explicit)
+            for parameter in scalars:
+                if parameter.name not in explicit:
                     explicit[parameter.name] = cell.setting(name, parameter.name, parameter.default)
             try:
                 stage = function(cell, **explicit)
@@ -121,11 +123,7 @@ def recipe(*specs: type[Spec]) -> Callable[[Recipe], Recipe]:
                 raise InputError(f"{_where(function)} returned {type(stage).__name__}, no stage.{LEGAL}")
             return stage
 
-        hints = _hints(function)
-        scalars = {
-            parameter.name: hints[parameter.name] for parameter in parameters if _bindable(hints[parameter.name])
-        }
-        SETTINGS.setdefault(name, {}).update(scalars)
+        SETTINGS.setdefault(name, {}).update({parameter.name: hints[parameter.name] for parameter in scalars})
         declare(name, *specs)
         RECIPES[name] = build
         return build

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,7 +62,7 @@ class Grid(Spec):
         for axis in ("rows", "tasks", "seeds"):
             values = getattr(self, axis)
             self.require(axis, len(values) > 0, "a list with at least one entry: the grid is empty")
-            twice = sorted({str(value) for value in values if values.count(value) > 1})
+            twice = sorted(str(value) for value, count in Counter(values).items() if count > 1)
             self.require(axis, not twice, f"free of duplicates; named twice: {', '.join(twice)}")
         self._check_rows()
         self.require("seeds", all(seed >= 0 for seed in self.seeds), "a list of whole numbers from 0 up")

@@ -11,11 +11,11 @@ from bench.specs.spec import (
     Json,
     Spec,
     added,
-    canonical,
     canonical_json,
     expanded,
     field_types,
     from_canonical,
+    part_json,
 )
 from bench.specs.stage import (
     PRETRAINED,
@@ -52,12 +52,12 @@ __all__ = [
     "Stage",
     "Sum",
     "added",
-    "canonical",
     "canonical_json",
     "coerce",
     "expanded",
     "field_types",
     "from_canonical",
+    "part_json",
     "stream",
     "walk",
 ]

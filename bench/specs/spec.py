@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 from bench.errors import SpecError
@@ -52,30 +52,39 @@ class Spec:
 
     def __post_init__(self) -> None:
         for name, annotation in field_types(type(self)).items():
-            object.__setattr__(self, name, coerce(getattr(self, name), annotation, name))
+            value = getattr(self, name)
+            coerced = coerce(value, annotation, name)
+            if coerced is not value:
+                object.__setattr__(self, name, coerced)
         self.check()
 
     def check(self) -> None:
         """Refuse impossible values with `SpecError`."""
 
-    @cached_property
-    def _canonical(self) -> Json:
-        # {"type": "Execution", "version": 1, "precision": "float32", "deterministic": false}: its field `compile` was
-        # added later and stands there only when it is true.
+    def _canonical(self) -> dict[str, str]:
+        """Return the canonical JSON of every field by its name."""
+        # {"type": '"Execution"', "version": "1", "precision": '"float32"', "deterministic": "false"}: its field
+        # `compile` was added later and stands there only when it is true.
         values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields = {
-            field.name: canonical(value)
+            field.name: part_json(value)
             for field, value in values.items()
             if not (field.metadata.get(ADDED) and value == field.default)
         }
-        return {"type": type(self).__name__, "version": self.VERSION, **fields}
+        return {"type": _quoted(type(self).__name__), "version": part_json(self.VERSION), **fields}
 
-    def _reference(self) -> Json:
-        """Write this spec as part of another one.
+    @functools.cached_property
+    def _reference(self) -> str:
+        """The canonical JSON of this spec as part of another one.
 
         A stage overrides it and gives its key.
         """
-        return self._canonical
+        return canonical_json(self)
+
+    @functools.cached_property
+    def _expanded(self) -> Json:
+        fields = {field.name: expanded(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {"type": type(self).__name__, "version": self.VERSION, **self._identity(), **fields}
 
     def _identity(self) -> Json:
         """Return what records show beside the fields.
@@ -101,43 +110,56 @@ def field_types(cls: type[Spec]) -> dict[str, Any]:
     return _FIELD_TYPES[cls]
 
 
-def canonical(value: Any) -> Any:
-    """Turn a value into JSON data.
-
-    A stage stands as its key, so that the JSON of a deep plan stays small.
-    """
-    if isinstance(value, Spec):
-        return value._reference()
-    if isinstance(value, tuple):
-        return [canonical(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": repr(value)}
-    return value
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+_quoted = functools.cache(_encode)  # of strings alone: 0.0 equals -0.0, and 1 equals True
 
 
 def canonical_json(spec: Spec) -> str:
     """Return the text that is hashed.
 
-    It has sorted keys, no spaces, and the shortest exact floats.
+    It has sorted keys, no spaces, and the shortest exact floats. A stage in it stands as its key, so that the text of a
+    deep plan stays small.
     """
-    return json.dumps(spec._canonical, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    # Put together from the texts of the spec's parts. Each part keeps its own, and thousands of stages share a part.
+    return "{" + ",".join(f"{_quoted(name)}:{text}" for name, text in sorted(spec._canonical().items())) + "}"
+
+
+def part_json(value: Any) -> str:
+    """Return the canonical JSON of a field's value, in which a stage stands as its key."""
+    # The first three kinds are the commonest, and written as the encoder would write them.
+    if type(value) is str:
+        return _quoted(value)
+    if type(value) is int:
+        return repr(value)
+    if value is None:
+        return "null"
+    if isinstance(value, Spec):
+        return value._reference
+    if isinstance(value, tuple):
+        return "[" + ",".join(map(part_json, value)) + "]"
+    return _encode(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON knows it; it has no number for infinity."""
+    return {"float": repr(value)} if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def expanded(value: Any) -> Any:
     """Turn a value into JSON data with every stage written out.
 
-    It is what records show to readers: like `canonical`, but in full, with the key beside the fields.
+    It is what records show to readers: all fields in full, with the key beside them. Nobody may change it: specs that
+    share a part share its data.
     """
     if isinstance(value, Spec):
-        fields = {field.name: expanded(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"type": type(value).__name__, "version": value.VERSION, **value._identity(), **fields}
+        return value._expanded
     if isinstance(value, tuple):
         return [expanded(item) for item in value]
-    return canonical(value)
+    return _plain(value)
 
 
 def from_canonical(data: Any, load_stage: Callable[[str], Spec]) -> Any:
-    """Build the value that `canonical` turned into JSON data.
+    """Build the value that canonical JSON was made of.
 
     `load_stage` finds a stage by its key. Examples:
 

@@ -295,8 +295,9 @@ class Stage(Spec):
         """
         return hashlib.sha256(canonical_json(self).encode()).hexdigest()
 
-    def _reference(self) -> Json:
-        return {"stage": self.key}
+    @property
+    def _reference(self) -> str:  # not kept, as the text of a part is: a grid has many stages
+        return f'{{"stage":"{self.key}"}}'
 
     def _identity(self) -> Json:
         return {"key": self.key}
@@ -357,10 +358,9 @@ class Selected(Stage):
         fields = {field.name: getattr(first, field.name) for field in dataclasses.fields(Stage)}
         return cls(**fields, candidates=candidates, finals=finals, metric=metric)
 
-    @cached_property
-    def _canonical(self) -> Json:
+    def _canonical(self) -> dict[str, str]:
         # The finals have no folder of their own that a key could lead to, so they are written out.
-        return {**super()._canonical, "finals": [final._canonical for final in self.finals]}
+        return {**super()._canonical(), "finals": f"[{','.join(map(canonical_json, self.finals))}]"}
 
     @cached_property
     def parents(self) -> tuple[Stage, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -24,8 +25,11 @@ def coerce(value: Any, annotation: Any, field: str) -> Any:
         None, int | None                None
         True, int                       refused: a truth value is no number here
     """
-    if _matches(value, annotation):
-        converted = _convert(value, annotation)
+    alternatives = _alternatives(annotation)
+    if type(value) in alternatives and type(value) is not float:  # the commonest case: it stays as it is
+        return value
+    if _matches(value, alternatives):
+        converted = _convert(value, alternatives)
         for number in converted if isinstance(converted, tuple) else (converted,):
             if isinstance(number, float) and FLOAT32_MAX < abs(number) < math.inf:
                 raise SpecError(field, f"{field} = {value!r}: must be within ±{FLOAT32_MAX:.6g}, what float32 holds.")
@@ -38,13 +42,14 @@ def coerce(value: Any, annotation: Any, field: str) -> Any:
 # A tuple of fixed length, such as tuple[float, float], names the type of each entry; tuple[int, ...] that of all.
 
 
+@functools.cache
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
-def _matches(value: Any, annotation: Any) -> bool:
-    for alternative in _alternatives(annotation):
+def _matches(value: Any, alternatives: tuple[Any, ...]) -> bool:
+    for alternative in alternatives:
         origin = typing.get_origin(alternative)
         if origin is Literal:
             if any(value == choice and type(value) is type(choice) for choice in typing.get_args(alternative)):
@@ -54,7 +59,7 @@ def _matches(value: Any, annotation: Any) -> bool:
             if isinstance(value, list | tuple):
                 variadic = len(inner) == 2 and inner[1] is Ellipsis
                 expected = [inner[0]] * len(value) if variadic else list(inner)
-                if len(expected) == len(value) and all(map(_matches, value, expected)):
+                if len(expected) == len(value) and all(map(_matches, value, map(_alternatives, expected))):
                     return True
         elif alternative is float:
             if isinstance(value, int | float) and not isinstance(value, bool):
@@ -67,8 +72,7 @@ def _matches(value: Any, annotation: Any) -> bool:
     return False
 
 
-def _convert(value: Any, annotation: Any) -> Any:
-    alternatives = _alternatives(annotation)
+def _convert(value: Any, alternatives: tuple[Any, ...]) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and float in alternatives and int not in alternatives:
         try:
             return float(value)
@@ -76,11 +80,11 @@ def _convert(value: Any, annotation: Any) -> Any:
             return math.inf
     if isinstance(value, list | tuple):
         for alternative in alternatives:
-            if typing.get_origin(alternative) is tuple and _matches(value, alternative):
+            if typing.get_origin(alternative) is tuple and _matches(value, (alternative,)):
                 inner = typing.get_args(alternative)
                 variadic = len(inner) == 2 and inner[1] is Ellipsis
                 expected = [inner[0]] * len(value) if variadic else list(inner)
-                return tuple(map(_convert, value, expected))
+                return tuple(map(_convert, value, map(_alternatives, expected)))
     return value
 
 

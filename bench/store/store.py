@@ -19,18 +19,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.errors import DamagedStore, InputError
 from bench.specs import Selected, Stage, canonical_json, from_canonical
 from bench.store.code import Code, merged_code
-from bench.store.files import create_json, digest, read_json, sha256, sync, write_json, write_text
+from bench.store.files import create_json, digest, in_threads, read_json, sha256, sync, write_json, write_text
 from bench.store.ownership import Attempt, Owner, now, this_process
 from bench.store.states import StageState, diverged
+
+T = TypeVar("T")
 
 
 class Store:
@@ -47,6 +50,15 @@ class Store:
         """Refuse a store that is not there. Nobody means to collate an empty table over a good one."""
         if not self.root.is_dir():
             raise InputError(f"--store {self.root}: no such folder. Name the store that the grid was run in.")
+
+    def each(self, read: Callable[[Stage], T], stages: Iterable[Stage]) -> dict[str, T]:
+        """Apply a function that reads files to every stage with a folder.
+
+        Returned are the results by key. Raises the error of the first stage that has one.
+        """
+        folders = set(os.listdir(self.root)) if self.root.is_dir() else set()
+        present = {stage.key: stage for stage in stages if stage.folder in folders}
+        return dict(zip(present, in_threads(read, list(present.values())), strict=True))
 
     # ------------------------------------------------------------------------------------------------ specs
 

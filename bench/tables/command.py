@@ -9,6 +9,7 @@ import baselines
 from bench import cli
 from bench.planning.plan import Plan, make_plan
 from bench.store.store import Store
+from bench.tables.records import Earlier
 from bench.tables.table import collate
 
 
@@ -26,12 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return write_tables(plan, store, options.results)
 
 
-def write_tables(plan: Plan, store: Store, results: Path) -> int:
-    """Print and write the tables; return the exit status. It is 0 if every cell of the grid has a number, else 1.
+def write_tables(plan: Plan, store: Store, results: Path, earlier: Earlier | None = None) -> int:
+    """Print and write the tables; return the exit status.
 
-    Raises OSError, which names the folder, where they cannot be written; printed they are all the same.
+    It is 0 if every cell of the grid has a number, or the store has those of all selected cells, else 1. `earlier` are
+    the file's records, where they were just read. Raises OSError, which names the folder, where the tables cannot be
+    written; printed they are all the same.
     """
-    tables = collate(plan, store, results)
+    tables = collate(plan, store, results, earlier)
     print(f"\n{tables.markdown}", flush=True)
     try:
         set_aside = tables.write()
@@ -43,7 +46,7 @@ def write_tables(plan: Plan, store: Store, results: Path) -> int:
     print(f"table: {tables.table}\nrecords: {tables.records_file}")
     if set_aside is not None:
         print(f"records that are not of this plan were moved to {set_aside}")
-    return 0 if len(tables.records) == len(plan.cells) else 1
+    return 0 if tables.selected_done or len(tables.records) == len(plan.cells) else 1
 
 
 def run_as_job(*arguments: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from bench.store.files import digest, write_text
 from bench.store.store import Store
 
 Record = dict[str, Any]
+Earlier = dict[tuple[str, str], Record]
+"""What a records file has already, by key and cell."""
 
 
 def records_path(plan: Plan, results: Path) -> Path:
@@ -21,7 +24,7 @@ def records_path(plan: Plan, results: Path) -> Path:
     return results / plan.table_name / "records.jsonl"
 
 
-def earlier_records(plan: Plan, results: Path) -> dict[tuple[str, str], Record]:
+def earlier_records(plan: Plan, results: Path) -> Earlier:
     """Read what a grid's records file has already, by key and cell.
 
     Refuses a file that the plan's numbers could not be merged with; a run asks before it begins.
@@ -32,34 +35,49 @@ def earlier_records(plan: Plan, results: Path) -> dict[tuple[str, str], Record]:
     return earlier
 
 
-def merged_records(plan: Plan, store: Store, results: Path) -> tuple[list[Record], list[Record]]:
+def computed_records(plan: Plan, store: Store) -> dict[str, Record]:
+    """Build the records of the cells that the store holds finished, by the cell's name.
+
+    Each stage's record is read once, however many cells need it.
+    """
+    prepared = [cell for cell in plan.cells if not cell.stage.unprepared]
+    records = store.each(store.record, (cell.stage for cell in prepared))
+    finished = [cell for cell in prepared if records.get(cell.stage.key) is not None]
+    behind = (stage for stage in walk(*(cell.stage for cell in finished)) if stage.key not in records)
+    records |= store.each(store.record, behind)
+    return {cell.name: cell_record(cell, records) for cell in finished}
+
+
+def merged_records(
+    plan: Plan, store: Store, computed: Mapping[str, Record], results: Path, earlier: Earlier | None = None
+) -> tuple[list[Record], list[Record]]:
     """Return the records of the plan's cells, from store and file, and the file's others.
 
-    Refuses a file that disagrees with the store.
+    `computed` are the store's. Refuses a file that disagrees with them, but for what `--again` replaced.
     """
     # Example: the file has 42 cells. `--only` with an empty store runs 6 of them: the file keeps the other 36, by key.
     # With other settings the keys differ: there are 42 new records, and the 42 old ones are others.
-    earlier = earlier_records(plan, results)
+    others = dict(earlier_records(plan, results) if earlier is None else earlier)
     records: list[Record] = []
     for cell in plan.cells:
-        computed, kept = cell_record(cell, store), earlier.pop((cell.stage.key, cell.name), None)
-        if computed is not None and kept is not None and computed["metrics"] != kept["metrics"]:
+        own, kept = computed.get(cell.name), others.pop((cell.stage.key, cell.name), None)
+        if own is not None and kept is not None and own["metrics"] != kept["metrics"]:
             if kept["metrics"] not in store.replaced(cell.stage):
                 raise InputError(
-                    f"{records_path(plan, results)} says {kept['value']} for {cell.name}, the store "
-                    f"{computed['value']}: the same stage has two results, for instance of two kinds of computer. "
-                    "Name another --results, or move the file away."
+                    f"{records_path(plan, results)} says {kept['value']} for {cell.name}, the store {own['value']}: "
+                    "the same stage has two results, for instance of two kinds of computer. Name another --results, or "
+                    "move the file away."
                 )
-            earlier[cell.stage.key, cell.name] = kept  # computed anew since, with --again
-        record = computed or kept
+            others[cell.stage.key, cell.name] = kept  # computed anew since, with --again
+        record = own or kept
         if record is not None:
             records.append({"devices": [_kind(record["provenance"])], **record})  # records from before GPUs name none
-    return records, list(earlier.values())
+    return records, list(others.values())
 
 
-def read_records(path: Path) -> dict[tuple[str, str], Record]:
+def read_records(path: Path) -> Earlier:
     """Read a records file by key and cell; empty where there is none. Refuses a line that is no record."""
-    records: dict[tuple[str, str], Record] = {}
+    records: Earlier = {}
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -81,7 +99,7 @@ def read_records(path: Path) -> dict[tuple[str, str], Record]:
     return records
 
 
-def _refuse_unknown_keys(plan: Plan, earlier: dict[tuple[str, str], Record], path: Path) -> None:
+def _refuse_unknown_keys(plan: Plan, earlier: Earlier, path: Path) -> None:
     """Refuse to replace records of cells whose data are not prepared here: nobody can say whether they are theirs."""
     recorded = {cell for _, cell in earlier}
     unknown = [cell for cell in plan.cells if cell.stage.unprepared and cell.name in recorded]
@@ -109,21 +127,18 @@ def lines_of(records: list[Record]) -> str:
     return "".join(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n" for record in records)
 
 
-def cell_record(cell: PlannedCell, store: Store) -> dict[str, Any] | None:
-    """Build the record of a finished cell, or None.
+def cell_record(cell: PlannedCell, records: Mapping[str, Record | None]) -> Record:
+    """Build the record of a finished cell from those of its stages.
 
     It holds the cell's number, every metric, cost, provenance and the whole spec behind it.
     """
-    if cell.stage.unprepared:
-        return None
-    record = store.record(cell.stage)
-    if record is None:
-        return None
+    record = records[cell.stage.key]
+    assert record is not None, "the cell is finished"
     # The stages behind a number are the cell's own and all those it was trained from. Example: fine-tuning for 10 s
     # after pre-training for 60 s has seconds 10 and seconds_with_parents 70; None where a parent's record was deleted
     # since.
     stages = list(walk(cell.stage))
-    there = {stage.key: found for stage in stages if (found := store.record(stage)) is not None}
+    there = {stage.key: found for stage in stages if (found := records.get(stage.key)) is not None}
     swapped = [
         folder
         for stage in stages

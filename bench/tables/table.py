@@ -15,7 +15,7 @@ from bench.specs import PublicWeights
 from bench.store.code import other_code
 from bench.store.files import write_text
 from bench.store.store import Store
-from bench.tables.records import lines_of, merged_records, records_path, write_aside
+from bench.tables.records import Earlier, computed_records, lines_of, merged_records, records_path, write_aside
 from bench.tables.statistics import cell_text
 
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1"}
@@ -32,6 +32,8 @@ class Results:
     """One for each cell that has a number."""
     others: list[dict[str, Any]]
     """The file's records that are none of this plan's."""
+    selected_done: bool
+    """Whether the store has the number of every selected cell."""
 
     def write(self) -> Path | None:
         """Write both, and the others into a file of their own, whose path is returned."""
@@ -42,15 +44,16 @@ class Results:
         return set_aside
 
 
-def collate(plan: Plan, store: Store, results: Path) -> Results:
+def collate(plan: Plan, store: Store, results: Path, earlier: Earlier | None = None) -> Results:
     """Make the table and the records of a grid. They hold every finished cell, selected or not.
 
     A number that the records file has already is kept, whatever the store holds. Refuses a file that disagrees with the
-    store, and one that cannot be read.
+    store, and one that cannot be read. `earlier` are the file's records, where they were just read.
     """
-    records, others = merged_records(plan, store, results)
-    location = results / f"{plan.table_name}.md"
-    return Results(table(plan, records), location, records_path(plan, results), records, others)
+    computed = computed_records(plan, store)
+    records, others = merged_records(plan, store, computed, results, earlier)
+    location, selected_done = results / f"{plan.table_name}.md", all(cell.name in computed for cell in plan.selected)
+    return Results(table(plan, records), location, records_path(plan, results), records, others, selected_done)
 
 
 def table(plan: Plan, records: list[dict[str, Any]]) -> str:
@@ -72,9 +75,9 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
     # Everything a reader needs to judge the numbers without the code: what was measured, on what, how often, by which
     # code.
     metrics = {cell.task: METRICS[cell.metric] for cell in plan.cells}
-    backbones = {
-        cell.task: sorted({other.backbone for other in plan.cells if other.task == cell.task}) for cell in plan.cells
-    }
+    backbones: dict[str, set[str]] = defaultdict(set)
+    for cell in plan.cells:
+        backbones[cell.task].add(cell.backbone)
     seeds = f"seeds {', '.join(map(str, grid.seeds))}; (k/{n}) means only k of {n} have finished; one seed has no ±"
     lines = [
         f"Metric, in percent: {'; '.join(f'{task}: {metric}' for task, metric in metrics.items())}.",
@@ -83,7 +86,7 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
         "The seed varies head initialisation, data order, dropout and augmentation of labelled stages.",
         *_unlabelled(plan),
         *_search(plan, records),
-        f"Backbones: {'; '.join(f'{task}: {chr(44).join(names)}' for task, names in backbones.items())}.",
+        f"Backbones: {'; '.join(f'{task}: {chr(44).join(sorted(names))}' for task, names in backbones.items())}.",
         *_weights(plan),
         *_overlap(plan),
         f"Grid: {plan.origin}.",

@@ -15,10 +15,10 @@ from bench.specs import (
     Schedule,
     Spec,
     added,
-    canonical,
     canonical_json,
     expanded,
     from_canonical,
+    part_json,
     stream,
     walk,
 )
@@ -92,8 +92,8 @@ def test_a_field_added_later_changes_nothing_until_it_is_set() -> None:
         extra: bool = added(False)
 
     try:
-        assert canonical(Grown()) == {"type": "Grown", "version": 1, "width": 3}
-        assert canonical(Grown(extra=True))["extra"] is True
+        assert canonical_json(Grown()) == '{"type":"Grown","version":1,"width":3}'
+        assert json.loads(canonical_json(Grown(extra=True)))["extra"] is True
         assert expanded(Grown())["extra"] is False  # readers see every field
         for spec in (Grown(), Grown(extra=True)):
             assert from_canonical(json.loads(canonical_json(spec)), lambda key: pretraining()) == spec
@@ -105,8 +105,8 @@ def test_a_field_added_later_changes_nothing_until_it_is_set() -> None:
 
 def test_batching_changes_the_key() -> None:
     lengths = Schedule(steps=10, batching="length")
-    assert canonical(lengths) != canonical(Schedule(steps=10))
-    assert canonical(Schedule(steps=10)) == canonical(Schedule(steps=10, batching="random"))
+    assert canonical_json(lengths) != canonical_json(Schedule(steps=10))
+    assert canonical_json(Schedule(steps=10)) == canonical_json(Schedule(steps=10, batching="random"))
 
 
 def test_parents_change_the_key() -> None:
@@ -135,8 +135,22 @@ def test_canonical_json_round_trip() -> None:
 
 
 def test_infinite_numbers_survive_canonical_json() -> None:
-    text = json.dumps(canonical((1.5, float("inf"))), allow_nan=False)
+    text = part_json((1.5, float("inf")))
+    assert text == '[1.5,{"float":"inf"}]'
     assert from_canonical(json.loads(text), lambda key: pretraining()) == (1.5, float("inf"))
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, 10**30, True, False, None, 0.0, -0.0, 1e-5, 0.1, 1e300, "", 'ä"\\\n', "\u2028"]
+)
+def test_values_stand_in_canonical_json_as_json_writes_them(value: object) -> None:
+    assert part_json(value) == json.dumps(value)
+    assert part_json((value,)) == f"[{json.dumps(value)}]"
+
+
+def test_canonical_json_is_sorted_at_every_depth() -> None:
+    text = canonical_json(finetuning(init=pretraining(seed=4)))
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
 
 
 def test_canonical_json_of_an_older_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
