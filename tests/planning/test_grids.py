@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,7 @@ from bench.planning.describe import describe_plan
 from bench.planning.gin_files import shipped_gin
 from bench.planning.plan import Plan, PlannedCell, make_plan, searched
 from bench.planning.registry import BACKBONES, CHECKPOINTS
-from bench.specs import PublicWeights, Schedule, Selected, Stage, from_canonical, walk
+from bench.specs import PublicWeights, Schedule, Selected, Stage, canonical_json, from_canonical, walk
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 from bench.specs.objectives import AdamW
 from bench.store.files import MANIFEST
@@ -558,7 +559,7 @@ def test_a_corpus_is_missed_where_only_its_vocabulary_is_needed(prepared: Path, 
 
 def test_public_weights_are_part_of_the_key_and_survive_json() -> None:
     stage = cell(plan_of("text"), "finetune", "scierc")
-    again = from_canonical(stage._canonical, lambda key: pytest.fail("it has no parents"))
+    again = from_canonical(json.loads(canonical_json(stage)), lambda key: pytest.fail("it has no parents"))
     assert again == stage
     fetched = dataclasses.replace(stage.backbone, weights=PublicWeights("FacebookAI/roberta-base", "c0ffee", "0" * 64))
     assert dataclasses.replace(stage, backbone=fetched).key != stage.key

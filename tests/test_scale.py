@@ -1,0 +1,102 @@
+"""The cost of a grid grows with its cells and no faster: counted, not timed. `tests/scale.py` measures seconds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import grid
+from bench.planning.cell import Cell, Expansion
+from bench.planning.plan import Plan, make_plan
+from bench.specs import Stage, spec, stage, walk
+from bench.store.store import Store
+from bench.tables import records
+from bench.tables.command import write_tables
+from tests import tiny_grid
+from tests.scale import fill
+
+ROWS = ["finetune", "mars", "self_distillation", "supcon"]
+
+
+def calls(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> list[tuple[Any, ...]]:
+    """The arguments of all calls of a function from now on."""
+    noted: list[tuple[Any, ...]] = []
+    function = getattr(owner, name)
+
+    def noting(*arguments: Any) -> Any:
+        noted.append(arguments)
+        return function(*arguments)
+
+    monkeypatch.setattr(owner, name, noting)
+    return noted
+
+
+def many_seeds(folder: Path, data: Path, seeds: int, store: Store) -> Plan:
+    gin = tiny_grid.write(folder, ROWS, "supcon_pretrain.steps = 4", "further_pretrain.steps = 4")
+    return make_plan([str(gin)], [f"grid.seeds = {list(range(seeds))}"], [], data, store)
+
+
+def test_settings_are_resolved_once_for_all_seeds(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = calls(monkeypatch, Cell, "_overlay")
+    parts, keys = calls(monkeypatch, spec, "canonical_json"), calls(monkeypatch, stage, "canonical_json")
+    counts = []
+    for seeds in (2, 12):
+        for noted in (resolved, parts, keys):
+            noted.clear()
+        plan = many_seeds(tmp_path, prepared, seeds, Store(tmp_path / "none"))
+        assert len({id(each) for (each,) in keys}) == len(keys) >= len(plan.stages)  # no stage's text is made twice
+        counts.append((len(resolved), len(parts)))
+    (few, few_parts), (many, many_parts) = counts
+    assert few == many
+    # Ten seeds more are 80 cells more. Most of their parts are made once; a method may hand each cell one or two new.
+    assert many_parts - few_parts <= 2 * 80
+
+
+def test_every_distinct_stage_is_checked(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = calls(monkeypatch, Stage, "check")
+    plan = many_seeds(tmp_path, prepared, 3, Store(tmp_path / "none"))
+    assert {each.key for each in plan.stages} == {each.key for (each,) in checked}
+
+
+def test_cells_that_need_a_stage_share_it(prepared: Path, tmp_path: Path) -> None:
+    plan = many_seeds(tmp_path, prepared, 3, Store(tmp_path / "none"))
+    needed = [each for cell in plan.cells for each in walk(cell.stage)]
+    assert len({id(each) for each in needed}) == len({each.key for each in needed})
+
+
+def test_a_teachers_row_is_searched_once_for_all_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = calls(monkeypatch, Expansion, "_search")
+    for candidates in (2, 6):
+        searched.clear()
+        lines = [f"finetune.dropout = 0.{number}" for number in range(candidates)]
+        gin = tiny_grid.write(tmp_path, ["finetune", "self_kd"], f"search.candidates = {lines}")
+        make_plan([str(gin)], [], [], tmp_path / "none", Store(tmp_path / "none"))
+        # On each of two tasks: finetune, self_kd, and finetune as the teacher on the part of the data there to fit.
+        assert len(searched) == 6
+
+
+def test_tables_read_each_record_and_the_records_file_once(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "runs")
+    fill(store, many_seeds(tmp_path, prepared, 5, store).stages)
+    plan = many_seeds(tmp_path, prepared, 5, store)
+    read, files = calls(monkeypatch, Store, "record"), calls(monkeypatch, records, "read_records")
+    assert write_tables(plan, store, tmp_path / "results") == 0
+    assert sorted(each.key for _, each in read) == sorted(each.key for each in plan.stages)
+    assert len(files) == 1
+
+
+def test_an_unchanged_run_reads_each_record_for_its_plan_and_for_its_table(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "runs")
+    fill(store, many_seeds(tmp_path, prepared, 5, store).stages)
+    read, files = calls(monkeypatch, Store, "record"), calls(monkeypatch, records, "read_records")
+    places = ["--data", str(prepared), "--store", str(store.root), "--results", str(tmp_path / "results")]
+    arguments = ["--gin", str(tmp_path / "tiny.gin"), "--set", "grid.seeds = [0, 1, 2, 3, 4]", *places]
+    assert grid.main(["--device", "cpu", *arguments]) == 0
+    assert len(read) == 2 * len({each.key for _, each in read})
+    assert len(files) == 1
