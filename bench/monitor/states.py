@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import time
@@ -143,9 +142,10 @@ def _there(
     there = {}
     for stage in stages:
         if stage.key not in records:
-            records[stage.key] = None
-            with contextlib.suppress(InputError, OSError):
+            try:
                 records[stage.key] = store.record(stage)
+            except (InputError, OSError):
+                records[stage.key] = None
         if (record := records[stage.key]) is not None:
             there[stage.folder] = record
     return there
