@@ -14,6 +14,7 @@ import platform
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -134,9 +135,14 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return the bytes of a GPU's memory that no process uses."""
-    _ready(device)
-    return int(torch.cuda.mem_get_info(device)[0])
+    """Return the bytes of memory that no process uses: a GPU's, or this computer's."""
+    if _ready(device):
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # no Linux: all there is
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
 def release_memory(device: torch.device) -> None:

@@ -17,6 +17,11 @@ def _check_sizes(backbone: Backbone, names: tuple[str, ...]) -> None:
         backbone.require(name, size <= LARGEST, f"at most {LARGEST}")
 
 
+def _block_weights(width: int, mlp_width: int) -> int:
+    """Count the weights in the matrices of one block: four of attention, two of the MLP."""
+    return 4 * width**2 + 2 * width * mlp_width
+
+
 SIZES = ("width", "depth", "heads", "mlp_width")
 """The sizes of an encoder; those of a decoder begin with `decoder_`."""
 
@@ -70,6 +75,10 @@ class MaskedAutoEncoder(Backbone):
     @property
     def has_decoder(self) -> bool:
         return self.decoder_depth > 0
+
+    @property
+    def least_parameters(self) -> int:
+        return self.depth * _block_weights(self.width, self.mlp_width)
 
     @property
     def patches(self) -> int:
@@ -156,6 +165,10 @@ class MaskedLanguageModel(Backbone):
         if self.tokenizer_checksum is not None:
             return super().unprepared
         return super().unprepared | {self.tokenizer or self.name}
+
+    @property
+    def least_parameters(self) -> int:
+        return self.vocabulary * self.width + self.depth * _block_weights(self.width, self.mlp_width)
 
     def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
         # Gururangan et al. 2020: everything but biases and layer-norm gains.

@@ -64,6 +64,11 @@ class Backbone(Spec):
         missing = isinstance(self.weights, PublicWeights) and self.weights.checksum is None
         return frozenset({self.name} if missing else ())
 
+    @property
+    def least_parameters(self) -> int:
+        """How many parameters its encoder has at least, as far as that is cheap to tell."""
+        return 0
+
     def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
         """Return the parameter roles under weight decay.
 

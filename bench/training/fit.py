@@ -28,7 +28,7 @@ from bench.training import loop
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
 from bench.training.evaluate import encoder_distance, evaluate
-from bench.training.networks import first_model, initial_model, trained_model, weight_type
+from bench.training.networks import first_model, initial_model, refuse_too_large, trained_model, weight_type
 
 if TYPE_CHECKING:
     from bench.training.protocol import Progress, Settings
@@ -77,6 +77,7 @@ def _trained(
     """Train, measure and evaluate; return what the record says of it. The weights are then in the stage's folder."""
     dtype = weight_type(stage)
     reset_peak_memory(device)  # of this stage, not of those the process ran before
+    refuse_too_large(stage, device)
     model = initial_model(stage, store, settings.data_root).to(device)
     training_set = _open(stage.data, stage, settings)
     teacher, teacher_set = None, None

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bench.device import Arriving, has_graphs, receive, seed, side_stream
 from bench.interfaces.examples import Examples
-from bench.interfaces.hooks import Batch, Clock, Context, ParameterGroup, State
+from bench.interfaces.hooks import Batch, Clock, Context, Loss, ParameterGroup, State
 from bench.interfaces.model import Model
-from bench.specs import Schedule, Stage, stream
+from bench.specs import Objective, Schedule, Stage, stream
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
 from bench.training.graphs import Losses, Recorder
@@ -198,6 +198,19 @@ def _begin(stage: Stage, model: Model, teacher: Model | None, context: Context) 
     return state
 
 
+def _check_loss(objective: Objective, loss: Loss) -> None:
+    """Refuse, with TypeError, what an objective returned and no step can follow from."""
+    name = f"{type(objective).__name__}.loss"
+    if not isinstance(loss, Loss):
+        raise TypeError(f"{name} returned {type(loss).__name__}; it must return Loss(total, parts)")
+    if loss.total.dim() > 0:
+        raise TypeError(
+            f"{name} returned a total of shape {tuple(loss.total.shape)}; it must be one number, as of .mean()"
+        )
+    if not loss.total.requires_grad:
+        raise TypeError(f"{name} returned a total without gradient; it must depend on the model's weights")
+
+
 class StepWork:
     """The work of a step: gradients of each micro-batch, then the update.
 
@@ -267,6 +280,7 @@ class StepWork:
     def _gradients(self, batch: Batch, share: float) -> Losses:
         with autocast(self._stage, self._context.device):
             loss = self._stage.objective.loss(self._model, batch, self._state, self._context)
+        _check_loss(self._stage.objective, loss)
         total = loss.total if share == 1 else loss.total * share
         total.backward()  # type: ignore[no-untyped-call]
         parts = {name: part.detach() if share == 1 else part.detach() * share for name, part in loss.parts.items()}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from bench.device import CPU, seed
+from bench.device import CPU, describe, free_memory, seed
+from bench.errors import InputError
 from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.models.weights import load_weights
@@ -37,6 +38,22 @@ def new_model(stage: Stage, dtype: torch.dtype) -> Model:
         decoder="decoder" in stage.objective.needs,
         dropout=stage.schedule.dropout,
     ).to(dtype)
+
+
+COPIES = 4
+"""What training holds of every weight: itself, its gradient, and two moments of the optimiser."""
+
+
+def refuse_too_large(stage: Stage, device: torch.device) -> None:
+    """Refuse a network whose training alone takes more memory than there is. Activations come on top."""
+    parameters, free = stage.backbone.least_parameters, free_memory(device)
+    needed = COPIES * weight_type(stage).itemsize * parameters
+    if needed > free:
+        raise InputError(
+            f"the backbone {stage.backbone.name} has at least {parameters / 1e6:.0f} million parameters: training "
+            f"takes {needed / 2**30:.1f} GiB without activations, and {free / 2**30:.1f} GiB are free on {describe(device)}. "
+            "Choose a smaller network or a device with more memory."
+        )
 
 
 def initial_model(stage: Stage, store: Store, data_root: Path) -> Model:

@@ -2,17 +2,21 @@
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from bench.interfaces.hooks import Loss
 from bench.specs import Stage
 from bench.store import code
 from bench.store.files import digest, sha256
 from bench.store.states import StageState
 from bench.store.store import Store
+from bench.training.networks import new_model
 from bench.training.protocol import Outcome, Settings
 from bench.training.worker import run
 from tests import tiny_grid
@@ -77,3 +81,40 @@ def test_a_checkpoint_of_other_code_is_gone_on_from_and_the_record_says_so(
     assert record is not None
     assert record["code"]["AdamW"] == ["0" * 16, today("AdamW")]
     assert code.other_code(record["code"]) == ["AdamW"]
+
+
+def test_a_network_that_no_memory_can_hold_is_refused_before_it_is_made(
+    stage: Stage, store: Store, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 4 * 4 * stage.backbone.least_parameters
+    for free, state in ((needed - 1, StageState.REFUSED), (needed, StageState.DONE)):
+        monkeypatch.setattr("bench.training.networks.free_memory", lambda device, free=free: free)
+        outcome = run_stage(store, stage, prepared)
+        assert outcome.state == state
+        assert ("million parameters" in outcome.reason) == (state == StageState.REFUSED)
+    assert store.failure(stage) is None
+
+
+@pytest.mark.parametrize("backbone", ["digits", "pydocs"])
+def test_the_least_number_of_parameters_is_near_the_true_one(backbone: str, prepared: Path, tmp_path: Path) -> None:
+    plan = tiny_grid.plan(tmp_path, prepared, ["finetune"])
+    stage = next(cell.stage for cell in plan.cells if cell.task == backbone)
+    true = sum(weights.numel() for weights in new_model(stage, torch.float32).encoder.parameters())
+    assert 0.8 * true < stage.backbone.least_parameters <= true
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (torch.zeros(()), "returned Tensor"),
+        (Loss(torch.zeros(3, requires_grad=True)), r"shape \(3,\)"),
+        (Loss(torch.zeros(())), "without gradient"),
+    ],
+)
+def test_what_an_objective_returns_wrongly_is_named(
+    returned: object, words: str, stage: Stage, store: Store, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(stage.objective), "loss", lambda *_: returned)
+    outcome = run_stage(store, stage, prepared)
+    assert outcome.state == StageState.FAILED
+    assert re.search(f"CrossEntropy.loss .*{words}", outcome.reason)
