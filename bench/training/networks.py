@@ -51,8 +51,8 @@ def refuse_too_large(stage: Stage, device: torch.device) -> None:
     if needed > free:
         raise InputError(
             f"the backbone {stage.backbone.name} has at least {parameters / 1e6:.0f} million parameters: training "
-            f"takes {needed / 2**30:.1f} GiB without activations, and {free / 2**30:.1f} GiB are free on {describe(device)}. "
-            "Choose a smaller network or a device with more memory."
+            f"takes {needed / 2**30:.1f} GiB without activations, and {free / 2**30:.1f} GiB are free on "
+            f"{describe(device)}. Choose a smaller network or a device with more memory."
         )
 
 

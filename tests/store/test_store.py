@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,8 @@ import pytest
 
 from bench import cli
 from bench.errors import DamagedStore, InputError
-from bench.store import ownership
-from bench.store.files import digest, replacing, sha256
+from bench.store import files, ownership
+from bench.store.files import digest, in_threads, replacing, sha256
 from bench.store.ownership import beating
 from bench.store.states import StageState
 from bench.store.store import Store
@@ -287,3 +288,25 @@ def test_code_of_attempts_is_that_of_the_work_a_result_rests_on(store: Store) ->
     assert store.code(attempts[1]) == {"loop": ["0", "1"]}
     assert store.code(attempts[2]) == {"loop": ["2"]}
     assert store.code(attempts[3]) == {"loop": ["2", "3"]}
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 8, 9, 100])
+def test_many_files_are_read_as_a_loop_would_whether_the_disk_is_slow_or_not(
+    count: int, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PATIENCE_SECONDS", 0.0005 if slow else 60.0)
+    threads = set()
+
+    def read(item: int) -> int:
+        time.sleep(0.002)
+        threads.add(threading.get_ident())
+        if item in (60, 90):
+            raise DamagedStore(f"item {item}")
+        return -item
+
+    assert in_threads(read, range(min(count, 50))) == [-item for item in range(min(count, 50))]
+    assert (len(threads) > 1) is (slow and count > 8)
+    if count == 100:
+        with pytest.raises(DamagedStore, match="item 60"):
+            in_threads(read, range(count))
