@@ -7,6 +7,7 @@ key. All recipes together go through a grid whose processes are killed.
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import os
@@ -284,7 +285,10 @@ class Kit:
             watch = Watch(patch)
             watch.begins(stage, patch)
             for done in range(1, stage.total_steps + 1):
-                outcome = run(folder, self.settings, lambda: True, lambda step, steps, loss: None)
+                asked = itertools.count()  # for the first time before the stage begins, then after every step
+                outcome = run(
+                    folder, self.settings, lambda asked=asked: next(asked) > 0, lambda step, steps, loss: None
+                )
                 if done == stage.total_steps:
                     break
                 assert outcome.state == "interrupted", f"after step {done}: {outcome}"
@@ -334,7 +338,10 @@ class Kit:
 
 def check_round_trip(folder: Path, stage: Stage, step: int, state: State) -> None:
     """The newest checkpoint is of this step and holds all that the objective keeps, as it was."""
-    saved = Checkpoints(folder / "checkpoints", (stage.key, stage.key)).load(torch.device("cpu"))
+    newest = max((folder / "checkpoints").glob("*.pt"))
+    identity = torch.load(newest, weights_only=True)["identity"]
+    assert identity[:2] == [stage.key, stage.key]
+    saved = Checkpoints(newest.parent, tuple(identity)).load(torch.device("cpu"))
     assert saved is not None and saved[0] == step
     kept = {} if state.module is None else state.module.state_dict()
     for part, expected in (("state_module", kept), ("state_tensors", state.tensors)):
