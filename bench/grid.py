@@ -21,6 +21,7 @@ from bench.errors import InputError
 from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, make_plan, source
 from bench.specs import Selected, Stage
+from bench.store.code import keep_todays
 from bench.store.files import in_threads
 from bench.store.provenance import cores
 from bench.store.store import Store
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     baselines.register()
+    keep_todays()
     # The order: whatever can be refused is refused before anything is written. Arguments first, as they need nothing;
     # then the plan; then what is not prepared, the folders and the devices. Data that come with the packages are
     # prepared then, and the plan is made again, because only now their checksums, and so the stages' keys, are known.

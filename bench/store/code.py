@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.specs import SPECS, Spec, Stage
-from bench.store.definitions import digest_of
+from bench.store.definitions import digest_of, keep_sources
 
 LOOP = "loop"
 """What records call the code that trains and evaluates every stage."""
@@ -21,6 +21,14 @@ Code = dict[str, list[str]]
 def code_of(stage: Stage) -> Code:
     """Compute the digests of today's code for a stage, without the stages that it starts from."""
     return {name: [digest] for name in sorted({LOOP, *_classes(stage)}) if (digest := today(name)) is not None}
+
+
+def keep_todays() -> None:
+    """Make today's code that of this moment, at which a process that runs stages has imported its methods.
+
+    Without it a method that is edited while a grid runs would be noted as the code of numbers from before.
+    """
+    keep_sources(kind.__module__ for kind in SPECS.values())
 
 
 def today(name: str) -> str | None:

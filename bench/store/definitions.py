@@ -10,6 +10,10 @@ reformatting or moving code changes no digest, editing it does. Example:
             return _RecAdam(groups, sigmoid(…))     - the class _RecAdam, with whatever that names
                                                     - the function sigmoid, in whatever module it stands
     def other(): …                                  - not this: nothing above names it
+    RecAdam.rate = 2                                - this: what runs at import counts for the names that it touches
+
+Of other packages it covers which name of theirs is used: `from torch.nn.functional import l1_loss as distance` is
+another definition than `mse_loss as distance`.
 
 Nothing is imported to find that out, files are only read.
 """
@@ -34,17 +38,19 @@ WITHOUT_NUMBERS = ("bench.errors", "bench.planning", "bench.specs.spec", "bench.
 """Modules and packages that decide no number: plans, messages, files, and how specs become JSON."""
 
 Location = tuple[str, str]
-"""A module and a name in it. The name is '' for the module itself."""
+"""A module and a name in it. The name is '' for the module itself, and WHOLE for all that it defines."""
+
+WHOLE = "*"
 
 
 @dataclass
 class _Module:
     """What the top level of a module defines and imports."""
 
-    definitions: dict[str, list[ast.stmt]] = field(default_factory=lambda: defaultdict(list))
-    """Name -> the statements that define it; several where branches of an `if` do."""
-    imports: dict[str, Location] = field(default_factory=dict)
-    """Name -> where it was imported from."""
+    definitions: dict[str, list[ast.AST]] = field(default_factory=lambda: defaultdict(list))
+    """Name -> what defines or changes it: statements, and the conditions of each `if` that they stand in."""
+    imports: dict[str, list[Location]] = field(default_factory=lambda: defaultdict(list))
+    """Name -> where it was imported from; several where branches do. Under '*' the modules with all their names."""
 
 
 @functools.cache
@@ -53,36 +59,50 @@ def digest_of(module: str, name: str) -> str | None:
 
     None where its source is not to be had.
     """
-    trees = [[name, *map(_plain, _module(module).definitions[name])] for module, name in reached(module, name)]
+    locations, others = _reached(module, name)
     # In the order of their text: neither the names of modules nor the order of definitions in them count.
-    text = json.dumps(sorted(json.dumps(tree, sort_keys=True) for tree in trees))
-    return hashlib.sha256(text.encode()).hexdigest()[:16] if trees else None
+    text = json.dumps([*sorted(_text(*location) for location in locations), *sorted(others)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if locations else None
+
+
+@functools.cache
+def _text(module: str, name: str) -> str:
+    """Write a definition as text that is the same wherever it stands."""
+    return json.dumps([name, *map(_plain, _module(module).definitions[name])], sort_keys=True)
 
 
 def reached(module: str, name: str) -> set[Location]:
     """Return the locations of a definition and of all that it needs; of nothing where its source is not to be had."""
+    return _reached(module, name)[0]
+
+
+def _reached(module: str, name: str) -> tuple[set[Location], set[str]]:
+    """Return what a definition needs: the locations that are followed, and names of other packages, `math.sqrt`."""
+    # Example: Method names `half`, which its module imports as `renamed` from `names`, which has it from `origin`. On
+    # the way (method, half), (names, renamed) and (origin, half) only the last is a definition. Each place is looked at
+    # once, so modules that import each other are no trouble.
     followed = frozenset((*OWN, module.partition(".")[0]))
-    locations: set[Location] = set()
-    ahead: list[Location] = [(module, name)]
+    locations, others, ahead = set[Location](), set[str](), [(module, name)]
+    looked_at: set[Location] = set()
     while ahead:
-        location = _defined(*ahead.pop(), followed)
-        if location is not None and location not in locations:
-            locations.add(location)
-            for statement in _module(location[0]).definitions[location[1]]:
-                ahead += _needed(statement, location[0])
-    return locations
-
-
-def _defined(module: str, name: str, followed: frozenset[str]) -> Location | None:
-    """Find where a name is defined that a module defines or imports. None for what is not followed."""
-    while module.partition(".")[0] in followed and not _within(module, WITHOUT_NUMBERS):
-        contents = _module(module)
+        module, name = ahead.pop()
+        if (module, name) in looked_at or _within(module, WITHOUT_NUMBERS):
+            continue
+        looked_at.add((module, name))
+        if module.partition(".")[0] not in followed:
+            others.add(f"{module}.{name}".rstrip("."))
+            continue
+        contents, name = _module(module), name.partition(".")[0]
+        if name == WHOLE:
+            ahead += [(module, each) for each in contents.definitions]
+            continue
+        # All names of a package that is not followed stand for any name, so they are none that is used for certain.
+        stars = [star for star, _ in contents.imports.get("*", []) if star.partition(".")[0] in followed]
+        ahead += contents.imports.get(name, []) + [(star, name) for star in stars]
         if name in contents.definitions:
-            return module, name
-        if name not in contents.imports:
-            return None
-        module, name = contents.imports[name]
-    return None
+            locations.add((module, name))
+            ahead += _all_needed(module, name)
+    return locations, others
 
 
 def _within(module: str, packages: Iterable[str]) -> bool:
@@ -98,12 +118,40 @@ def _module(name: str) -> _Module:
     path = _file(name)
     if path is None:
         return contents
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    for statement in _flat(body):
+    body = ast.parse(_source(path)).body  # bytes, as a file may begin with a mark or declare its encoding
+    statements = list(_flat(body))
+    for statement, conditions in statements:
         for defined in _names(statement):
-            contents.definitions[defined].append(statement)
-        contents.imports.update(_imports(statement, _package(name)))
+            contents.definitions[defined] += [statement, *conditions]
+        for imported, sources in _imports(statement, _package(name)).items():
+            contents.imports[imported] += sources
+            if conditions:
+                contents.definitions[imported] += conditions
+    # What else runs at import counts for the module's own names in it: `TABLE["x"] = f`, `register(Method)`, a loop.
+    for statement, conditions in statements:
+        if not isinstance(statement, DEFINING):
+            names = [node for node in ast.walk(statement) if isinstance(node, ast.Name)]
+            stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+            for defined in sorted({node.id for node in names} & (contents.definitions.keys() | stored)):
+                contents.definitions[defined] += [statement, *conditions]
     return contents
+
+
+@functools.cache
+def _source(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def keep_sources(modules: Iterable[str]) -> None:
+    """Read the files of these modules' packages now.
+
+    Digests are then those of the code that this process runs, whoever edits the files while it does.
+    """
+    for top in {module.partition(".")[0] for module in (*OWN, *modules)}:
+        file = _file(top)
+        if file is not None:
+            for path in file.parent.rglob("*.py") if file.name == "__init__.py" else [file]:
+                _source(path)
 
 
 def _package(module: str) -> str:
@@ -112,6 +160,7 @@ def _package(module: str) -> str:
     return module if path is not None and path.name == "__init__.py" else module.rpartition(".")[0]
 
 
+@functools.cache
 def _file(module: str) -> Path | None:
     """Return the source file of a module, imported or not; None without one."""
     top, _, rest = module.partition(".")
@@ -124,58 +173,101 @@ def _file(module: str) -> Path | None:
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
-def _flat(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements of a module, with those in the branches of `if` and `try`."""
+def _flat(body: Iterable[ast.stmt], conditions: tuple[ast.expr, ...] = ()) -> Iterator[tuple[ast.stmt, Any]]:
+    """Yield the statements of a module, with those in the branches of `if` and `try`, and the conditions of each."""
     for statement in body:
-        if isinstance(statement, ast.If | ast.Try):
-            handlers = [each for handler in getattr(statement, "handlers", []) for each in handler.body]
-            yield from _flat([*statement.body, *handlers, *statement.orelse, *getattr(statement, "finalbody", [])])
+        if isinstance(statement, ast.If):
+            # Imports for type checkers are no branch of what runs.
+            tested = () if _dotted(statement.test).endswith("TYPE_CHECKING") else (statement.test,)
+            yield from _flat([*statement.body, *statement.orelse], (*conditions, *tested))
+        elif isinstance(statement, ast.Try | ast.TryStar):
+            handlers = [each for handler in statement.handlers for each in handler.body]
+            yield from _flat([*statement.body, *handlers, *statement.orelse, *statement.finalbody], conditions)
         else:
-            yield statement
+            yield statement, conditions
+
+
+DEFINING = (
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef),
+    *(ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom),
+)
+"""Statements that say themselves which names they define."""
 
 
 def _names(statement: ast.stmt) -> list[str]:
-    """List the names that a statement of the top level defines."""
+    """List the names that a statement of the top level defines, or whose attributes or items it sets."""
     match statement:
-        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            written = [node.names for node in ast.walk(statement) if isinstance(node, ast.Global)]
+            return [statement.name, *(name for names in written for name in names)]
+        case ast.ClassDef():
             return [statement.name]
-        case ast.Assign():
-            return [node.id for target in statement.targets for node in ast.walk(target) if isinstance(node, ast.Name)]
-        case ast.AnnAssign(target=ast.Name(id=name)):
-            return [name]
+        case ast.Assign(targets=targets):
+            return _in(targets)
+        case ast.AnnAssign(target=target):
+            return _in([target])
     return []
 
 
-def _imports(statement: ast.stmt, package: str) -> dict[str, Location]:
+def _in(targets: list[ast.expr]) -> list[str]:
+    return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+
+
+def _imports(statement: ast.AST, package: str) -> dict[str, list[Location]]:
     """Return what an import statement makes known: name -> where it comes from."""
-    if isinstance(statement, ast.Import):
-        return {alias.asname or alias.name: (alias.name, "") for alias in statement.names}
+    if isinstance(statement, ast.Import):  # `import a.b` makes `a` known, `import a.b as c` makes c = a.b known
+        tops = {alias.asname or alias.name.partition(".")[0]: alias for alias in statement.names}
+        return {name: [(alias.name if alias.asname else name, "")] for name, alias in tops.items()}
     if not isinstance(statement, ast.ImportFrom):
         return {}
     module = statement.module or ""
     if statement.level:  # from . import x: one dot is the package itself, each further one its parent
         parts = package.split(".")[: len(package.split(".")) - statement.level + 1]
         module = ".".join([*parts, *filter(None, [module])])
-    imported = {alias.asname or alias.name: (module, alias.name) for alias in statement.names}
-    return {
-        name: (f"{module}.{source}", "") if _file(f"{module}.{source}") is not None else (module, source)
-        for name, (module, source) in imported.items()
-    }
+    imported = {alias.asname or alias.name: alias.name for alias in statement.names}
+    if "*" in imported:
+        return {"*": [(module, "")]}
+    return {name: [_member(module, source)] for name, source in imported.items()}
+
+
+def _member(module: str, name: str) -> Location:
+    """Return the location of a name in a module: a module again, where it is one."""
+    return (f"{module}.{name}", "") if _file(f"{module}.{name}") is not None else (module, name)
 
 
 # ------------------------------------------------------------------------------------------- within definitions
 
 
-def _needed(statement: ast.stmt, module: str) -> Iterator[Location]:
+@functools.cache
+def _all_needed(module: str, name: str) -> frozenset[Location]:
+    return frozenset(location for part in _module(module).definitions[name] for location in _needed(part, module))
+
+
+def _needed(part: ast.AST, module: str) -> Iterator[Location]:
     """Yield every name that a definition uses: of its module, imported, or looked up in an imported module."""
-    imports = _module(module).imports
-    local = [_imports(node, _package(module)) for node in ast.walk(statement) if isinstance(node, ast.stmt)]
-    imports = {name: source for each in (imports, *local) for name, source in each.items()}
-    for node in _nodes(statement):
+    imports = defaultdict(list, {name: list(sources) for name, sources in _module(module).imports.items()})
+    for node in ast.walk(part):
+        for name, sources in _imports(node, _package(module)).items():  # within a function
+            imports[name] += sources
+    nodes = list(_nodes(part))
+    looked_in = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+    for node in nodes:
         if isinstance(node, ast.Name):
-            yield imports.get(node.id, (module, node.id))
-        elif isinstance(node, ast.Attribute) and (owner := imports.get(_dotted(node.value))) is not None:
-            yield owner[0], node.attr  # loop.train
+            yield module, node.id
+            for source, name in imports.get(node.id, []):
+                whole = name == "" and id(node) not in looked_in  # a module as a value: its names are looked up by text
+                yield source, WHOLE if whole else name
+        elif isinstance(node, ast.Attribute):
+            first, *rest = _dotted(node).split(".")
+            for source, name in imports.get(first, []):
+                yield _attribute(source, [*filter(None, [name]), *rest])  # loop.train
+
+
+def _attribute(module: str, names: list[str]) -> Location:
+    """Return the location of `module.a.b`, where `a` may be a module in it: then it is `b` in that one."""
+    while names and _file(f"{module}.{names[0]}") is not None:
+        module, names = f"{module}.{names[0]}", names[1:]
+    return module, ".".join(names)
 
 
 def _dotted(node: ast.expr) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 import baselines
 from bench.errors import InputError
 from bench.specs import Stage
+from bench.store.code import keep_todays
 from bench.store.ownership import JOB_VARIABLE, Attempt, beating
 from bench.store.provenance import cores
 from bench.store.states import StageState
@@ -221,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shared", action="store_true", help="other workers use the device at the same time")
     args = parser.parse_args(arguments)
     baselines.register()  # the spec types that a stage may hold
+    keep_todays()
     settings = Settings(args.data, args.device, args.threads, args.checkpoint_steps, args.graphs, args.shared)
     stop = StopFlag()
     # In a cluster's job both Slurm and the supervisor may ask for the same stop, and the supervisor kills who hangs.

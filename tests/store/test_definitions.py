@@ -17,7 +17,17 @@ from __future__ import annotations
 from mine.base import Base
 from mine import helpers
 from mine.names import renamed as half
+from math import exp as curve
+from . import tables
+from .stars import *
+import mine.package.module
 LIMIT = 3
+if "fast".startswith("f"):
+    from mine.names import renamed as chosen
+else:
+    from mine.slow import chosen
+BOX = {"a": 1}
+BOX |= {"b": 2}
 
 class Method(Base):
     """A docstring."""
@@ -26,7 +36,26 @@ class Method(Base):
 
     def loss(self, value: float) -> float:
         from mine.lazy import late
+        value += sum(each(value) for each in TABLE) + curve(value) + chosen(value) + mine.package.module.deep(value)
+        value += BOX["b"] + sum(getattr(tables, name)(value) for name in ("first",)) + starred(value) + self.scale
         return helpers.double(value) + half(LIMIT) + late(value)  # a comment
+
+Method.scale = 2
+
+@(lambda function: function)
+def entry(value):
+    return value + 5
+
+TABLE = []
+TABLE.append(entry)
+for number in (1, 2):
+    TABLE.append(lambda value: value * 7)
+
+def change():
+    global LIMIT
+    LIMIT = 8
+
+change()
 
 def unrelated():
     return 7
@@ -35,8 +64,21 @@ def unrelated():
     "helpers.py": "def double(value):\n    return inner(value)\ndef inner(value):\n    return 2 * value\nunused = 1\n",
     "names.py": "from mine.origin import half as renamed\n",
     "origin.py": "if True:\n    def half(value):\n        return value / 2\n",
+    "slow.py": "def chosen(value):\n    return value * 9\n",
+    "tables.py": "def first(value):\n    return value + 10\n",
+    "stars.py": "def starred(value):\n    return value + 11\n",
+    "package/__init__.py": "",
+    "package/module.py": "def deep(value):\n    return value + 12\n",
     "lazy.py": "def late(value):\n    return value - 1\n",
 }
+
+
+def forget() -> None:
+    """Have the files read again."""
+    for read in (definitions.digest_of, definitions._text, definitions._all_needed, definitions._module):
+        read.cache_clear()
+    for read in (definitions._file, definitions._source):
+        read.cache_clear()
 
 
 @pytest.fixture
@@ -47,19 +89,18 @@ def digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def compute(file: str = "method.py", old: str = "", new: str = "", module: str = "mine.method") -> str | None:
+        (folder / "package").mkdir(exist_ok=True)
         for name, text in FILES.items():
             (folder / name).write_text(text)
         assert old in (folder / file).read_text()
         (folder / file).write_text((folder / file).read_text().replace(old, new) if old else FILES[file])
-        definitions.digest_of.cache_clear()
-        definitions._module.cache_clear()
+        forget()
         importlib.import_module("mine")
         return definitions.digest_of(module, "Method")
 
     yield compute
     sys.modules.pop("mine", None)
-    definitions.digest_of.cache_clear()
-    definitions._module.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize(
@@ -90,6 +131,19 @@ def test_what_computes_nothing_else_changes_no_digest(digest: Callable[..., str]
         ("helpers.py", "2 * value", "3 * value"),  # by way of an imported module, and one function further
         ("origin.py", "value / 2", "value / 3"),  # imported under another name, defined in a branch
         ("lazy.py", "value - 1", "value - 2"),  # imported within the function
+        ("method.py", "math import exp", "math import sqrt"),  # another function of another package
+        ("method.py", "from math", "from cmath"),
+        ("method.py", '"fast".startswith', '"slow".startswith'),  # what decides between two imports
+        ("slow.py", "value * 9", "value * 8"),  # either of the two
+        ("method.py", '"b": 2', '"b": 3'),  # a table that is added to
+        ("method.py", "scale = 2", "scale = 3"),  # an attribute that is set outside the class
+        ("method.py", "value + 5", "value + 6"),  # by way of a call at import
+        ("method.py", "lambda function: function", "lambda function: abs"),
+        ("method.py", "value * 7", "value * 8"),  # in a loop at import
+        ("method.py", "LIMIT = 8", "LIMIT = 9"),  # a function that changes a name of the module
+        ("tables.py", "value + 10", "value + 20"),  # looked up by text in a module
+        ("stars.py", "value + 11", "value + 21"),
+        ("package/module.py", "value + 12", "value + 22"),  # found through its packages
     ],
 )
 def test_what_computes_something_else_changes_the_digest(digest: Callable[..., str], change: tuple[str, ...]) -> None:
@@ -105,6 +159,24 @@ def test_moving_code_changes_no_digest(digest: Callable[..., str], tmp_path: Pat
     again = FILES["method.py"].replace("from mine.base import Base", FILES["base.py"])
     (tmp_path / "mine" / "elsewhere.py").write_text(again)
     assert definitions.digest_of("mine.elsewhere", "Method") == before
+
+
+def test_code_edited_while_a_process_runs_is_not_taken_for_its_own(digest: Callable[..., str], tmp_path: Path) -> None:
+    before = digest()
+    forget()
+    definitions.keep_sources(["mine.method"])
+    (tmp_path / "mine" / "lazy.py").write_text("def late(value):\n    return value - 2\n")
+    assert definitions.digest_of("mine.method", "Method") == before
+    forget()
+    assert definitions.digest_of("mine.method", "Method") != before
+
+
+def test_a_file_with_a_byte_order_mark_is_read(digest: Callable[..., str], tmp_path: Path) -> None:
+    before = digest()
+    path = tmp_path / "mine" / "lazy.py"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    forget()
+    assert definitions.digest_of("mine.method", "Method") == before
 
 
 def test_without_source_there_is_no_digest() -> None:
