@@ -4,19 +4,58 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.errors import InputError
+from bench.errors import InputError, SpecError
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import expanded, walk
 from bench.store.code import other_weights
 from bench.store.files import digest, write_text
+from bench.store.shape import shaped
 from bench.store.store import Store
 
 Record = dict[str, Any]
 Earlier = dict[tuple[str, str], Record]
 """What a records file has already, by key and cell."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a table says of where a number came from."""
+
+    commit: str | None
+    device: str
+    instruction_set: str
+    threads: int
+    device_type: str = "cpu"
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a table says of a candidate of a search."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class RecordLine:
+    """What tables rely on in a line of a records file; there is more in it."""
+
+    key: str
+    cell: str
+    method: str
+    task: str
+    seed: int
+    value: float
+    metrics: dict[str, float]
+    provenance: Provenance
+    metric: str | None = None
+    search: Any = None
+    devices: tuple[str, ...] = ()
+    code: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def records_path(plan: Plan, results: Path) -> Path:
@@ -69,10 +108,21 @@ def merged_records(
                     "move the file away."
                 )
             others[cell.stage.key, cell.name] = kept  # computed anew since, with --again
-        record = own or kept
+        record = own or (None if kept is None else _of_cell(kept, cell, records_path(plan, results)))
         if record is not None:
             records.append({"devices": [_kind(record["provenance"])], **record})  # records from before GPUs name none
     return records, list(others.values())
+
+
+def _of_cell(kept: Record, cell: PlannedCell, path: Path) -> Record:
+    """Return a record of the file as that of a planned cell, whose number is its metric of today.
+
+    The stage is the same, but which of its metrics a table shows is no part of it, and another one may be asked for.
+    """
+    if cell.metric not in kept["metrics"]:
+        raise InputError(f"{path} has no {cell.metric} of {cell.name}. Move the file away, or name another --results.")
+    facts = {name: getattr(cell, name) for name in ("row", "method", "task", "backbone", "seed", "metric")}
+    return {**kept, **facts, "value": kept["metrics"][cell.metric]}
 
 
 def read_records(path: Path) -> Earlier:
@@ -88,12 +138,18 @@ def read_records(path: Path) -> Earlier:
     for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
         try:
             record = json.loads(line)
-            key, cell = record["key"], record["cell"]
-            if not {"method", "task", "seed", "value", "metrics", "provenance"} <= record.keys():
-                raise KeyError("fields are missing")
+            facts = shaped(record, RecordLine)
+            if facts.search is not None:
+                shaped(facts.search, dict[str, Any], "search")
+                shaped(
+                    {str(n): each for n, each in enumerate(facts.search["candidates"])}, dict[str, Candidate], "search"
+                )
+            key, cell = facts.key, facts.cell
+            if facts.metric is not None and facts.value != facts.metrics.get(facts.metric):
+                raise ValueError(f"its value is {facts.value}, its {facts.metric} {facts.metrics.get(facts.metric)}")
             if records.get((key, cell), record) != record:
                 raise ValueError(f"{cell} stands there before with other values")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError, SpecError) as error:
             raise InputError(f"{path}:{number}: not a record of this suite ({error}). Move the file away.") from error
         records[key, cell] = record
     return records

@@ -53,11 +53,15 @@ def collate(plan: Plan, store: Store, results: Path, earlier: Earlier | None = N
     computed = computed_records(plan, store)
     records, others = merged_records(plan, store, computed, results, earlier)
     location, selected_done = results / f"{plan.table_name}.md", all(cell.name in computed for cell in plan.selected)
-    return Results(table(plan, records), location, records_path(plan, results), records, others, selected_done)
+    # A number that --again set aside stays in the table until there is a new one: nothing is lost, but it is told.
+    stages = {cell.name: cell.stage for cell in plan.cells}
+    only_in_file = [record for record in records if record["cell"] not in computed]
+    awaited = sum(record["metrics"] in store.replaced(stages[record["cell"]]) for record in only_in_file)
+    return Results(table(plan, records, awaited), location, records_path(plan, results), records, others, selected_done)
 
 
-def table(plan: Plan, records: list[dict[str, Any]]) -> str:
-    """Write the Markdown table with its legend."""
+def table(plan: Plan, records: list[dict[str, Any]], awaited: int = 0) -> str:
+    """Write the Markdown table with its legend. `awaited` numbers were set aside and have no successor yet."""
     grid = plan.grid
     # A cell of the table is a method on a task; its values are one for each seed that has finished. Example: accuracies
     # .90 and .92 of three planned seeds read "91.00 ± 1.41 (2/3)".
@@ -66,10 +70,10 @@ def table(plan: Plan, records: list[dict[str, Any]]) -> str:
         values[record["method"], record["task"]].append(record["value"])
     rows = [[row, *(cell_text(values[row, task], len(grid.seeds)) for task in grid.tasks)] for row in grid.rows]
     body = tabulate(rows, headers=["method", *grid.tasks], tablefmt="github", disable_numparse=True)
-    return f"# {plan.table_name}\n\n{body}\n\n{_legend(plan, records)}"
+    return f"# {plan.table_name}\n\n{body}\n\n{_legend(plan, records, awaited)}"
 
 
-def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
+def _legend(plan: Plan, records: list[dict[str, Any]], awaited: int) -> str:
     grid = plan.grid
     n = len(grid.seeds)
     # Everything a reader needs to judge the numbers without the code: what was measured, on what, how often, by which
@@ -79,6 +83,7 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
     for cell in plan.cells:
         backbones[cell.task].add(cell.backbone)
     seeds = f"seeds {', '.join(map(str, grid.seeds))}; (k/{n}) means only k of {n} have finished; one seed has no ±"
+    unfinished = [f"Warning: {awaited} cells show numbers that --again set aside; no new ones are there yet."]
     lines = [
         f"Metric, in percent: {'; '.join(f'{task}: {metric}' for task, metric in metrics.items())}.",
         "Split: one evaluation on the test split after training ended; nothing was selected on it.",
@@ -94,6 +99,7 @@ def _legend(plan: Plan, records: list[dict[str, Any]]) -> str:
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
         *_mixed_devices(records),
         *_outdated(records),
+        *(unfinished if awaited else []),
         f"Records: {plan.table_name}/records.jsonl, a JSON object per finished cell with metrics, cost and whole spec.",
     ]
     return "".join(f"- {line}\n" for line in lines)
@@ -182,7 +188,7 @@ def _search(plan: Plan, records: list[dict[str, Any]]) -> list[str]:
     how = f"each trained once with seed {seed} and judged on held-out or validation data"
     then = "the best was trained on all training data with every seed and tested once"
     # Cells of several seeds share their candidates, so each is counted once, by its key.
-    tried = [candidate for record in records if record["search"] for candidate in record["search"]["candidates"]]
+    tried = [candidate for record in records if record.get("search") for candidate in record["search"]["candidates"]]
     lost = len({candidate["key"] for candidate in tried if "diverged" in candidate})
     of_all = f"{lost} of {len({candidate['key'] for candidate in tried})} candidates diverged and counted as the worst"
     return [f"Search: {count} configurations for every row and task, {how}; {then}{f'; {of_all}' if lost else ''}."]

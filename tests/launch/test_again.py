@@ -141,6 +141,17 @@ def test_a_number_that_only_the_table_holds_is_replaced_too(place: Workplace, tm
     assert place.value("mars") == true
 
 
+def test_a_number_set_aside_is_told_until_there_is_a_new_one(place: Workplace) -> None:
+    true = place.value("mars")
+    place.store.set_aside(place.cell("mars").stage)  # and the run that follows is killed
+    assert command.main(place.arguments()) == 0
+    assert place.value("mars") == true
+    warning = "Warning: 1 cells show numbers that --again set aside"
+    assert warning in (place.results / "tiny.md").read_text()
+    assert place.run() == 0
+    assert warning not in (place.results / "tiny.md").read_text()
+
+
 def test_other_weights_of_a_parent_are_told(place: Workplace) -> None:
     (parent,) = place.cell("mars").stage.parents
     path = place.store.folder(parent) / "record.json"

@@ -136,7 +136,7 @@ def test_a_cell_that_stands_twice_with_other_values_is_refused(place: Place) -> 
     line = path.read_text()
     path.write_text(line + line)
     assert len(read_records(path)) == 1
-    path.write_text(line + line.replace('"value": 0.5', '"value": 0.6'))
+    path.write_text(line + line.replace('"seconds": 1.0', '"seconds": 2.0'))
     with pytest.raises(InputError, match=r"records\.jsonl:2: .*with other values"):
         place.collate(store)
 
@@ -186,6 +186,48 @@ def test_records_are_one_line_each_whatever_they_hold(place: Place) -> None:
     record["row"] = "a\u2028b\x85c"
     path.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
     assert [kept["row"] for kept in read_records(path).values()] == ["a\u2028b\x85c"]
+
+
+@pytest.mark.parametrize(
+    ("field", "damaged"),
+    [
+        *(("value", damaged) for damaged in (None, "0.5", [], True, 5)),
+        *(("metrics", damaged) for damaged in ({}, {"accuracy": 0.6}, {"accuracy": None})),
+        *(("provenance", damaged) for damaged in (None, {}, {**PROVENANCE, "threads": "1"})),
+        *(("code", []), ("code", None), ("devices", 5), ("method", []), ("search", 5), ("search", {})),
+        *(("search", {"candidates": damaged}) for damaged in (5, [5], [{}])),
+    ],
+)
+def test_a_field_of_another_shape_is_refused_by_line(field: str, damaged: Any, place: Place) -> None:
+    place.collate(place.store("one", [0]))
+    path = place.results / "tiny" / "records.jsonl"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: damaged}) + "\n")
+    with pytest.raises(InputError, match=r"records\.jsonl:1: not a record"):
+        place.collate(place.store("empty", []))
+
+
+def test_a_damaged_name_never_counts_for_another_cell(place: Place) -> None:
+    place.collate(place.store("one", [0]))
+    path, table = place.results / "tiny" / "records.jsonl", (place.results / "tiny.md").read_text()
+    before = path.read_text()
+    path.write_text(json.dumps({**json.loads(before), "method": "mars", "task": "pydocs", "seed": 1}) + "\n")
+    place.collate(place.store("empty", []))
+    assert (place.results / "tiny.md").read_text() == table
+    assert path.read_text() == before
+
+
+def test_a_number_of_the_file_is_that_of_the_metric_asked_for(place: Place) -> None:
+    place.collate(place.store("one", [0]))
+    path = place.results / "tiny" / "records.jsonl"
+    record = json.loads(path.read_text())
+    record["metrics"]["macro_f1"] = 0.25
+    path.write_text(json.dumps(record) + "\n")
+    other = ("digits/task.metric = 'macro_f1'", "grid.name = 'tiny'")
+    assert place.collate(place.store("empty", []), *other) == (1, None)
+    assert [(record["metric"], record["value"]) for record in place.written().values()] == [("macro_f1", 0.25)]
+    assert "25.00" in (place.results / "tiny.md").read_text()
+    with pytest.raises(InputError, match=r"has no micro_f1 of finetune/digits"):
+        place.collate(place.store("nothing", []), "digits/task.metric = 'micro_f1'", "grid.name = 'tiny'")
 
 
 def test_a_run_refuses_such_a_file_before_it_begins(place: Place) -> None:
