@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import stat
 import sys
@@ -135,7 +136,8 @@ def reporting_errors(main: Callable[[], int]) -> int:
 def open_standard_streams() -> None:
     """Open what of standard input, output and error was closed, on nothing.
 
-    Else the next files that are opened would get their numbers, and what is printed would go there.
+    Else the next files that are opened would get their numbers, and what is printed would go there. A letter that a
+    stream's encoding lacks, or a path that is no text, is printed as its escape instead of ending the program.
     """
     for descriptor in range(3):
         try:
@@ -144,3 +146,6 @@ def open_standard_streams() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest number that is free: this one
     sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
     sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")

@@ -67,3 +67,12 @@ def test_closed_standard_streams_are_opened_on_nothing(closed: tuple[int, ...]) 
             os.close(descriptor)
 
     assert subprocess.run([sys.executable, "-c", PROGRAM], preexec_fn=close, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "utf-8:strict"])
+def test_what_a_stream_cannot_encode_is_printed_as_an_escape(encoding: str) -> None:
+    code = "import sys\nfrom bench import cli\nsys.exit(cli.reporting_errors(lambda: print('\\xb1\\udcff') or 0))"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"udcff" in done.stdout

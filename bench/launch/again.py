@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.errors import InputError
 from bench.planning.plan import Plan
+from bench.specs import Stage
 from bench.store.states import is_alive
 from bench.store.store import Store
 
@@ -18,13 +19,18 @@ def set_aside(plan: Plan, store: Store, recorded: Sequence[Mapping[str, Any]]) -
     moved, a stage that a live process works on.
     """
     for stage in plan.again:
-        attempts = store.attempts(stage)
-        if attempts and is_alive(attempts[-1]):
-            raise InputError(
-                f"--again: {stage.folder} is running. Wait until it has ended, or end its process, and try again."
-            )
+        _refuse_running(stage, store)
     count = 0
     for stage in plan.again:
+        _refuse_running(stage, store)  # another grid may have begun it since
         numbers = [record["metrics"] for record in recorded if record["key"] == stage.key]
         count += store.set_aside(stage, numbers) is not None
     return count
+
+
+def _refuse_running(stage: Stage, store: Store) -> None:
+    attempts = store.attempts(stage)
+    if attempts and is_alive(attempts[-1]):
+        raise InputError(
+            f"--again: {stage.folder} is running. Wait until it has ended, or end its process, and try again."
+        )

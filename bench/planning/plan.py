@@ -174,7 +174,9 @@ def _stages_again(plan: Plan, cells: list[PlannedCell]) -> list[Stage]:
 
 def _origin(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> str:
     named, changed = _computing(files, overrides, bindings)
-    return ", ".join(Path(name).name for name in named) + "".join(
+    names = ", ".join(Path(name).name for name in named)
+    # A name that is no text, as Unix allows, could be neither printed nor written.
+    return names.encode(errors="backslashreplace").decode() + "".join(
         f", --set {code_span(_published(text))}" for text in changed
     )
 

@@ -115,11 +115,16 @@ class Store:
 
     def started(self, attempt: Attempt, from_step: int, warnings: list[str]) -> None:
         """Note from which step an attempt goes on. `warnings` say which damage it passed over."""
+        self._refuse_removed(attempt)
         attempt.facts.update(from_step=from_step, warnings=[*attempt.facts["warnings"], *warnings])
         write_json(attempt.path, attempt.facts)
 
     def owns(self, attempt: Attempt) -> bool:
-        """Tell whether no later attempt has taken over. One does after a pause longer than the heartbeat allows."""
+        """Tell whether no later attempt has taken over. One does after a pause longer than the heartbeat allows.
+
+        Refuses to go on in a folder that was set aside or deleted meanwhile.
+        """
+        self._refuse_removed(attempt)
         return not attempt.path.with_name(f"{attempt.number + 1:06}.json").exists()
 
     def code(self, attempt: Attempt) -> Code:
@@ -132,6 +137,8 @@ class Store:
 
     def finish(self, attempt: Attempt, state: StageState, reason: str = "", step: int | None = None) -> None:
         """Note how an attempt ended. `state` is done, failed, refused (by damage elsewhere), interrupted or died."""
+        if not attempt.path.exists():  # its folder was removed: a new one may be another attempt's of this number
+            return
         end = {"state": state, "reason": reason, "step": step, "time": now()}
         create_json(attempt.path.with_suffix(".end.json"), end)
 
@@ -230,6 +237,14 @@ class Store:
         fix = "Delete it to have tables compare with those results again."
         return list(read_json(path, fix, ReplacedFile)["metrics"].values())
 
+    def _refuse_removed(self, attempt: Attempt) -> None:
+        # What it computed may be what --again was to replace, and the ledger no longer says by which code.
+        if not attempt.path.exists():
+            folder = attempt.path.parent.parent
+            raise DamagedStore(
+                f"{folder}: set aside or deleted while it was computed. Run the grid again to compute it."
+            )
+
     def _replaced(self, stage: Stage) -> Path:
         return self.root / ".replaced" / f"{stage.folder}.json"
 
@@ -238,6 +253,7 @@ class Store:
 
         The first one wins. A later one that is equal is dropped; one that differs is kept beside it and refused.
         """
+        self._refuse_removed(attempt)
         # Two owners can both get here: one was paused for longer than the heartbeat allows and taken for dead. Both
         # computed the same stage, so their numbers must agree; where they do not, nobody can say which is right.
         folder = self.folder(stage)

@@ -175,6 +175,24 @@ def test_a_stage_that_runs_is_not_set_aside(place: Workplace) -> None:
     assert not list(place.store.root.glob("*.before-*"))
 
 
+def test_a_stage_that_begins_meanwhile_is_not_set_aside(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another grid begins the second stage after all were looked at and the first was set aside."""
+    first, second = place.plan("*").again[:2]
+    set_aside = Store.set_aside
+
+    def then_begin(store: Store, *arguments: Any) -> Path | None:
+        path = set_aside(store, *arguments)
+        (store.folder(second) / "record.json").unlink(missing_ok=True)
+        assert store.claim(second) is not None
+        return path
+
+    monkeypatch.setattr(Store, "set_aside", then_begin)
+    with pytest.raises(InputError, match=f"{second.folder} is running"):
+        place.run("--again", "*")
+    assert not place.store.folder(first).exists()
+    assert place.store.folder(second).exists()
+
+
 @pytest.mark.parametrize("more", [["--only", "mars/*"], ["--cancel"]])
 def test_again_goes_with_neither_only_nor_cancel(more: list[str], prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--again"):

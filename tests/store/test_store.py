@@ -275,6 +275,24 @@ def test_a_stage_set_aside_is_run_again_and_its_numbers_no_longer_count(store: S
     assert store.load(folder) == stage
 
 
+def test_what_was_set_aside_while_it_was_computed_is_never_published(store: Store) -> None:
+    stage = pretraining()
+    attempt = store.claim(stage)
+    assert attempt is not None
+    record = record_of(store.folder(stage), accuracy=0.5)
+    assert store.set_aside(stage) is not None
+    for use in (
+        lambda: store.started(attempt, 0, []),
+        lambda: store.owns(attempt),
+        lambda: store.publish(attempt, stage, record),
+    ):
+        with pytest.raises(DamagedStore, match="set aside or deleted while it was computed"):
+            use()
+    store.finish(attempt, StageState.REFUSED)
+    assert not store.folder(stage).exists()
+    assert store.claim(stage) is not None
+
+
 def test_code_of_attempts_is_that_of_the_work_a_result_rests_on(store: Store) -> None:
     attempts = []
     for number, from_step in enumerate((0, 500, 0, 250, None)):
