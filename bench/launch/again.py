@@ -21,7 +21,8 @@ def set_aside(plan: Plan, store: Store, recorded: Sequence[Mapping[str, Any]]) -
     for stage in plan.again:
         _refuse_running(stage, store)
     count = 0
-    for stage in plan.again:
+    # Children first: wherever a kill comes, no stage is left that counts as done and whose parent is to be run again.
+    for stage in reversed(plan.again):
         _refuse_running(stage, store)  # another grid may have begun it since
         numbers = [record["metrics"] for record in recorded if record["key"] == stage.key]
         count += store.set_aside(stage, numbers) is not None

@@ -10,7 +10,9 @@ import pytest
 
 from bench import grid, status
 from bench.errors import InputError
+from bench.launch.again import set_aside
 from bench.planning.plan import Plan, PlannedCell, make_plan
+from bench.specs import Stage
 from bench.store import code
 from bench.store.files import digest
 from bench.store.store import Store
@@ -197,6 +199,24 @@ def test_a_stage_that_begins_meanwhile_is_not_set_aside(place: Workplace, monkey
 def test_again_goes_with_neither_only_nor_cancel(more: list[str], prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--again"):
         Workplace(tmp_path, prepared).run("--again", "mars/*", *more)
+
+
+def test_a_kill_while_setting_aside_leaves_no_child_of_what_is_gone(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, moved = place.plan("*"), []
+
+    def kill(store: Store, stage: Stage, numbers: object = ()) -> None:
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(stage.key)
+
+    plan.again = plan.stages
+    monkeypatch.setattr(Store, "set_aside", kill)
+    with pytest.raises(KeyboardInterrupt):
+        set_aside(plan, place.store, [])
+    for stage in plan.stages:
+        assert stage.key in moved or not {parent.key for parent in stage.parents} & set(moved)
 
 
 def test_a_glob_that_matches_no_cell_is_refused(prepared: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,9 @@ class Site:
         asked = itertools.count()
         outcome = run(site.store.folder(last), Settings(site.data), lambda: next(asked) >= 2, lambda *_: None)
         assert outcome.state == StageState.INTERRUPTED
+        # Made by a process that is gone: an attempt of this one that lost its end would be waited for, and rightly so.
+        for path in site.store.root.glob("*/attempts/*.json"):
+            path.write_text(re.sub(r'"start": "\d+"', '"start": "0"', path.read_text()))
         return site
 
     def files(self) -> list[str]:
