@@ -102,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(describe_plan(plan), flush=True)
     if plan.again:
         _set_aside(plan, options, store, [*earlier.values()])
-    if not plan.to_run(options.retry):
-        return write_tables(plan, store, options.results, earlier)
     del earlier  # others may write the file while this grid runs: it is read again
+    if not plan.to_run(options.retry):
+        return write_tables(plan, store, options.results)
     if options.launcher == "slurm":
         return _submit(plan, options, store, data)
     interrupted = _run(plan, options, store, data, devices)

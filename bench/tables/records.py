@@ -88,7 +88,7 @@ def computed_records(plan: Plan, store: Store) -> dict[str, Record]:
 
 
 def merged_records(
-    plan: Plan, store: Store, computed: Mapping[str, Record], results: Path, earlier: Earlier | None = None
+    plan: Plan, store: Store, computed: Mapping[str, Record], results: Path
 ) -> tuple[list[Record], list[Record]]:
     """Return the records of the plan's cells, from store and file, and the file's others.
 
@@ -96,7 +96,7 @@ def merged_records(
     """
     # Example: the file has 42 cells. `--only` with an empty store runs 6 of them: the file keeps the other 36, by key.
     # With other settings the keys differ: there are 42 new records, and the 42 old ones are others.
-    others = dict(earlier_records(plan, results) if earlier is None else earlier)
+    others = earlier_records(plan, results)
     records: list[Record] = []
     for cell in plan.cells:
         own, kept = computed.get(cell.name), others.pop((cell.stage.key, cell.name), None)

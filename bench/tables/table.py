@@ -15,7 +15,7 @@ from bench.specs import PublicWeights
 from bench.store.code import other_code
 from bench.store.files import write_text
 from bench.store.store import Store
-from bench.tables.records import Earlier, computed_records, lines_of, merged_records, records_path, write_aside
+from bench.tables.records import computed_records, lines_of, merged_records, records_path, write_aside
 from bench.tables.statistics import cell_text
 
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1"}
@@ -44,14 +44,14 @@ class Results:
         return set_aside
 
 
-def collate(plan: Plan, store: Store, results: Path, earlier: Earlier | None = None) -> Results:
+def collate(plan: Plan, store: Store, results: Path) -> Results:
     """Make the table and the records of a grid. They hold every finished cell, selected or not.
 
     A number that the records file has already is kept, whatever the store holds. Refuses a file that disagrees with the
-    store, and one that cannot be read. `earlier` are the file's records, where they were just read.
+    store, and one that cannot be read.
     """
     computed = computed_records(plan, store)
-    records, others = merged_records(plan, store, computed, results, earlier)
+    records, others = merged_records(plan, store, computed, results)
     location, selected_done = results / f"{plan.table_name}.md", all(cell.name in computed for cell in plan.selected)
     # A number that --again set aside stays in the table until there is a new one: nothing is lost, but it is told.
     stages = {cell.name: cell.stage for cell in plan.cells}

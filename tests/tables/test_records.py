@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from bench.store.files import sha256
 from bench.store.store import Store
 from bench.tables.command import write_tables
 from bench.tables.records import read_records
-from bench.tables.table import collate
+from bench.tables.table import Results, collate
 from tests import tiny_grid
 
 PROVENANCE = {"device": "A processor", "device_type": "cpu", "commit": "c", "instruction_set": "AVX2", "threads": 1}
@@ -263,3 +264,20 @@ def test_what_the_command_line_set_stands_in_the_legend_as_code(text: str) -> No
     assert "\n" not in span
     assert span.endswith(fence)
     assert fence not in span.strip("`").replace(fence + "`", "")
+
+
+def test_two_grids_that_end_at_once_lose_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = place.store("first", [0]), place.store("second", [1])
+    other = threading.Thread(target=write_tables, args=(place.plan(second), second, place.results))
+    write = Results.write
+
+    def write_while_another_ends(results: Results) -> Path | None:
+        if threading.current_thread() is not other:
+            other.start()
+            other.join(0.5)  # it waits for its turn; else it would have written by now, and what follows replace that
+        return write(results)
+
+    monkeypatch.setattr(Results, "write", write_while_another_ends)
+    write_tables(place.plan(first), first, place.results)
+    other.join()
+    assert len(place.written()) == 2
