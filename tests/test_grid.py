@@ -265,7 +265,7 @@ def test_the_legend_tells_what_the_command_line_changed(prepared: Path, tmp_path
     place = Workplace(tmp_path, prepared, SMALL)
     assert place.run("--only", "finetune/digits/*/0", "--set", "finetune.lr = 5e-4") == 0
     (path,) = place.results.glob("small+*.md")  # not over the table of the file alone
-    assert "small.gin, --set 'finetune.lr = 5e-4'" in path.read_text()
+    assert "small.gin, --set `finetune.lr = 5e-4`" in path.read_text()
     assert str(tmp_path) not in path.read_text()
 
 

@@ -38,7 +38,7 @@ from bench.planning.cell import Expansion
 from bench.planning.registry import RECIPES, SETTINGS
 from bench.planning.settings import Grid
 from bench.specs import Objective, Stage, walk
-from bench.store.files import MANIFEST
+from bench.store.manifest import write_manifest
 from bench.store.store import Store
 from bench.training import batches, graphs, loop, networks
 from bench.training.checkpoint import Checkpoints
@@ -445,7 +445,7 @@ def keys(folder: Path) -> dict[str, list[str]]:
             vocabulary=4000 if name == "docstrings" else None,
         )
         (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name / MANIFEST).write_text(manifest.to_json())
+        write_manifest(folder / name, manifest)
     grid, found = expansion(folder, required()), {}
     for recipe in RECIPE_NAMES:
         with contextlib.suppress(InputError):  # one that cannot be planned has no key, and fails a test of its own

@@ -23,7 +23,7 @@ from bench.planning.registry import BACKBONES, CHECKPOINTS
 from bench.specs import PublicWeights, Schedule, Selected, Stage, canonical_json, from_canonical, walk
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 from bench.specs.objectives import AdamW
-from bench.store.files import MANIFEST
+from bench.store.manifest import write_manifest
 from bench.store.store import Store
 
 NOWHERE = Path("nothing-is-prepared-here")
@@ -393,6 +393,11 @@ OFFICIAL = {
 PRINTED = {"aircraft": 6_667, "cub": 5_994, "chest_xray": 5_216, "dtd_75_25": 4_230, "dogs": 12_000, "flower": 2_040}
 
 
+def spread(examples: int, classes: int) -> tuple[int, ...]:
+    """So many examples of each class, as equal as can be."""
+    return tuple(examples // classes + (number < examples % classes) for number in range(classes))
+
+
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root that claims to hold every public task."""
@@ -403,7 +408,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
             modality=TASKS[name].modality,
             class_names=tuple(map(str, range(classes))),
             splits={
-                split: SplitFacts(examples, digit * 64, (examples // classes,) * classes)
+                split: SplitFacts(examples, digit * 64, spread(examples, classes))
                 for split, examples, digit in zip(
                     ("train", "validation", "test"), (train, validation, test), "132", strict=True
                 )
@@ -413,7 +418,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
             sources={},
         )
         (root / name).mkdir()
-        (root / name / MANIFEST).write_text(manifest.to_json())
+        write_manifest(root / name, manifest)
     return root
 
 
