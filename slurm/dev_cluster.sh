@@ -445,13 +445,14 @@ start_mariadbd() {
     become_daemon setsid mariadbd --no-defaults --user="$(id -un)" --datadir="$folder/db" --socket="$run/db.socket" \
         --pid-file="$run/mariadbd.pid" --skip-networking --innodb-buffer-pool-size=64M --innodb-lock-wait-timeout=900 \
         --innodb-flush-log-at-trx-commit=0 --innodb-flush-method=nosync --innodb-doublewrite=0 \
-        --performance-schema=0 --log-error="$log/mariadbd.log" >>"$log/mariadbd.out" 2>&1 &
+        --performance-schema=0 --tmpdir="$run" --log-error="$log/mariadbd.log" >>"$log/mariadbd.out" 2>&1 &
     started mariadbd 30 ask_database 'select 1'
 }
 
 make_database() {
     rm -rf "$folder/db"
-    mariadb-install-db --no-defaults --user="$(id -un)" --datadir="$folder/db" --skip-test-db --skip-name-resolve \
+    # Temporary tables in a folder of its own: servers name them by their process ids, which containers repeat.
+    TMPDIR="$run" mariadb-install-db --no-defaults --user="$(id -un)" --datadir="$folder/db" --skip-test-db --skip-name-resolve \
         --auth-root-authentication-method=socket --auth-root-socket-user="$(id -un)" \
         --innodb-flush-method=nosync --innodb-doublewrite=0 --innodb-log-file-size=8M \
         >"$log/mariadbd.out" 2>&1 </dev/null 9>&- || failed "the database could not be made" "$log/mariadbd.out"
