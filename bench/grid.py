@@ -39,33 +39,7 @@ LONGEST = f"/checkpoints/.step-{0:08}.json.{0:012}"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plan, prepare what is embedded, run, write the tables."""
-    parser = cli.parser("python -m bench.grid", __doc__ or "")
-    parser.add_argument("--plan", action="store_true", help="show what would run, and exit")
-    parser.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="GLOB", help="cells: row/task/backbone/seed"
-    )
-    parser.add_argument("--launcher", choices=("inline", "local", "slurm"), default="local")
-    parser.add_argument(
-        "--device", help="cpu, cuda (every GPU) or cuda:N (default: BENCH_DEVICE, else every GPU, or the CPU)"
-    )
-    parser.add_argument(
-        "--workers", type=int, help="processes of the local launcher (default: one per GPU, or per core)"
-    )
-    parser.add_argument("--workers-per-device", type=int, help="processes of the local launcher on each GPU")
-    parser.add_argument("--retry", action="store_true", help="run stages again whose last attempt failed")
-    parser.add_argument(
-        "--again",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="GLOB",
-        help="cells to compute anew; what the store holds of them, and of all that starts from them, is set aside",
-    )
-    parser.add_argument("--wait", action="store_true", help="slurm: follow the jobs until all have ended")
-    parser.add_argument(
-        "--cancel", action="store_true", help="cancel the jobs that --launcher slurm submitted for this grid"
-    )
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     baselines.register()
     keep_todays()
     # The order: whatever can be refused is refused before anything is written. Arguments first, as they need nothing;
@@ -114,6 +88,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"interrupted: checkpoints are written; {same} goes on from them", file=sys.stderr)
         return 130
     return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.parser("python -m bench.grid", __doc__ or "")
+    parser.add_argument("--plan", action="store_true", help="show what would run, and exit")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", default=[], metavar="GLOB", help="cells: row/task/backbone/seed"
+    )
+    parser.add_argument("--launcher", choices=("inline", "local", "slurm"), default="local")
+    parser.add_argument(
+        "--device", help="cpu, cuda (every GPU) or cuda:N (default: BENCH_DEVICE, else every GPU, or the CPU)"
+    )
+    parser.add_argument(
+        "--workers", type=int, help="processes of the local launcher (default: one per GPU, or per core)"
+    )
+    parser.add_argument("--workers-per-device", type=int, help="processes of the local launcher on each GPU")
+    parser.add_argument("--retry", action="store_true", help="run stages again whose last attempt failed")
+    parser.add_argument(
+        "--again",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="GLOB",
+        help="cells to compute anew; what the store holds of them, and of all that starts from them, is set aside",
+    )
+    parser.add_argument("--wait", action="store_true", help="slurm: follow the jobs until all have ended")
+    parser.add_argument(
+        "--cancel", action="store_true", help="cancel the jobs that --launcher slurm submitted for this grid"
+    )
+    return parser
 
 
 def _check_arguments(options: argparse.Namespace) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import shutil
 import sys
 import time
@@ -86,8 +85,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> Plan:
     # Looked up nowhere: `look` reads each folder itself, and takes damage for a state instead of an error.
-    store = Store(Path(os.devnull))
-    return make_plan(options.gin, options.set, options.only, cli.data_root(options), store, check_sources=False)
+    return make_plan(options.gin, options.set, options.only, cli.data_root(options), None, check_sources=False)
 
 
 def _text(plan: Plan, view: Look, results: Path) -> str:

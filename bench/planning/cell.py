@@ -64,7 +64,7 @@ class Expansion:
     rows: dict[str, Row] = field(init=False)
     catalogue: Catalogue = field(init=False)
     """The tasks and backbones there are, the user's own included."""
-    made: dict[str, tuple[Stage, tuple[Binding, ...]]] = field(default_factory=dict)
+    stages: dict[str, tuple[Stage, tuple[Binding, ...]]] = field(default_factory=dict)
     """Stage key -> the stage, and the bindings that supplied its values."""
     _manifests: dict[str, Manifest | None] = field(default_factory=dict)
     _built: dict[tuple[str, str, int], Stage | None] = field(default_factory=dict)
@@ -125,7 +125,7 @@ class Expansion:
 
     def _but(self, **changes: Any) -> Expansion:
         """Return the same grid with some fields changed, and no stage made yet."""
-        return dataclasses.replace(self, **changes, made={}, _built={}, _shared={})
+        return dataclasses.replace(self, **changes, stages={}, _built={}, _shared={})
 
     def _search(self, cell: Cell, candidates: tuple[str, ...]) -> Stage:
         """Build the stage whose settings a row's search chooses.
@@ -496,7 +496,7 @@ class Cell:
         except SpecError as error:
             raise self.blame(error.field, str(error)) from error
         # Cells that need the same stage get the same object: one of an earlier seed, row or round.
-        stage, _ = self._expansion.made.setdefault(stage.key, (stage, tuple(self._used)))
+        stage, _ = self._expansion.stages.setdefault(stage.key, (stage, tuple(self._used)))
         return stage
 
 

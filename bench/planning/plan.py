@@ -117,15 +117,15 @@ def make_plan(
     overrides: Sequence[str],
     only: Sequence[str],
     data_root: Path,
-    store: Store,
+    store: Store | None,
     again: Sequence[str] = (),
     check_sources: bool = True,
 ) -> Plan:
     """Read a grid, build its stages and look them up.
 
-    Every name, type and binding is checked; looked up is which of the stages the store holds. `only` are globs of the
-    cells to run, `again` of those to run whatever the store holds. Without `check_sources` a source that changed after
-    it was prepared is no matter, as for numbers that there are already.
+    Every name, type and binding is checked; looked up is which of the stages the store holds, unless it is None. `only`
+    are globs of the cells to run, `again` of those to run whatever the store holds. Without `check_sources` a source
+    that changed after it was prepared is no matter, as for numbers that there are already.
 
     Raises InputError for anything wrong in the gin files, for a glob that matches no cell, and for a damaged record.
     """
@@ -149,7 +149,8 @@ def make_plan(
         source=source(files, overrides, bindings),
         suffix=_suffix(bindings),
     )
-    look_up(plan, store)
+    if store is not None:
+        look_up(plan, store)
     plan.again = _stages_again(plan, _select(cells, again, "--again"))
     for stage in plan.again:
         for state in (plan.done, plan.failed, plan.outdated):

@@ -40,7 +40,7 @@ def _splits(expansion: Expansion) -> Iterable[str]:
             for stage, split, sharing in _split_stages(stages[name, task], _stages(plain, name, task, seed), others):
                 lines = {
                     f"{binding}: splits {stage.name}, which {name} would share with {', '.join(sharing)}"
-                    for binding in unsearched.made[split.key][1]
+                    for binding in unsearched.stages[split.key][1]
                     if binding.scope in scopes
                 }
                 yield from sorted(lines - reported)

@@ -18,6 +18,7 @@ an earlier one's file, so two processes that both judge an owner dead cannot bot
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -217,11 +218,9 @@ class Store:
         replaced = [*self.replaced(stage), *numbers, *([record["metrics"]] if record is not None else [])]
         write_json(self._replaced(stage), {"metrics": {digest(metrics): metrics for metrics in replaced}})
         folder = self.folder(stage)
-        aside = folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
-        number = 1
-        while aside.exists():
-            number += 1
-            aside = aside.with_suffix(f".{number}")
+        moment = f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"
+        names = itertools.chain([moment], (f"{moment}.{number}" for number in itertools.count(2)))
+        aside = next(path for path in map(folder.with_name, names) if not path.exists())
         try:
             folder.rename(aside)
         except FileNotFoundError:

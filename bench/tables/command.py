@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,9 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     baselines.register()
     store = Store(options.store)
     store.check_exists()
-    # Looked up nowhere: which stages are done, the table finds out itself.
-    unread = Store(Path(os.devnull))
-    plan = make_plan(options.gin, options.set, (), cli.data_root(options), unread, check_sources=False)
+    plan = make_plan(options.gin, options.set, (), cli.data_root(options), None, check_sources=False)
     cli.check_results(options.results, plan.table_name)
     return write_tables(plan, store, options.results)
 
@@ -58,11 +55,11 @@ def write_tables(plan: Plan, store: Store, results: Path) -> int:
 def _alone(plan: Plan, results: Path) -> Iterator[None]:
     """Be the only one that merges and writes the tables of a grid meanwhile.
 
-    Else two grids that end at once, with different stores, could each write a file without the other's records. Where
-    no lock can be made nothing can be written either, which is told then.
+    Else two grids that end at once, with different stores, could each write a file without the other's records. Goes on
+    without a lock where a file system has none, and where nothing can be written, which is told then.
     """
     lock = FileLock(results / f".{plan.table_name}.lock")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, NotImplementedError):
         results.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     try:

@@ -211,7 +211,7 @@ def cell_record(cell: PlannedCell, records: Mapping[str, Record | None]) -> Reco
     # after pre-training for 60 s has seconds 10 and seconds_with_parents 70; None where a parent's record was deleted
     # since.
     stages = list(walk(cell.stage))
-    there = {stage.key: found for stage in stages if (found := records.get(stage.key)) is not None}
+    there = {stage.key: each for stage in stages if (each := records.get(stage.key)) is not None}
     swapped = [
         folder
         for stage in stages

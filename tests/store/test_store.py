@@ -271,6 +271,7 @@ def test_a_stage_set_aside_is_run_again_and_its_numbers_no_longer_count(store: S
         assert not folder.exists()
         store.add(stage)
     assert [json.loads((aside / "record.json").read_text())["metrics"] for aside in asides if aside] == numbers
+    assert all(aside is not None and aside.name.startswith(f"{folder.name}.before-") for aside in asides)
     assert all(number in store.replaced(stage) for number in (*numbers, {"accuracy": 0.1}))
     assert store.load(folder) == stage
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
 from bench import grid
@@ -281,3 +282,13 @@ def test_two_grids_that_end_at_once_lose_nothing(place: Place, monkeypatch: pyte
     write_tables(place.plan(first), first, place.results)
     other.join()
     assert len(place.written()) == 2
+
+
+def test_tables_are_written_where_the_file_system_has_no_locks(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("this file system has no flock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    store = place.store("one", [0])
+    write_tables(place.plan(store), store, place.results)
+    assert len(place.written()) == 1

@@ -53,7 +53,7 @@ class SubmissionFile:
 
 
 @dataclass(frozen=True)
-class Submission:
+class Submission(SubmissionFile):
     """One sbatch call.
 
     `tasks[i]` are the folder names of the stages of array element i; the tables' job has no tasks. `source` is what of
@@ -62,12 +62,6 @@ class Submission:
     """
 
     token: str
-    grid: str
-    name: str
-    job_id: str | None
-    tasks: tuple[tuple[str, ...], ...]
-    time: float
-    source: str
 
     def element(self, index: int) -> str | None:
         """Return the id of an array element as Slurm writes it: '123_4'.
@@ -95,7 +89,7 @@ def note(store_root: Path, grid: str, source: str, tasks: Sequence[Sequence[str]
     now = time.time()
     token = f"{int(now):08x}{secrets.token_hex(4)}"
     stages = tuple(tuple(task) for task in tasks)
-    submission = Submission(token, grid, f"bench-{grid}-{token}", None, stages, round(now, 3), source)
+    submission = Submission(grid, f"bench-{grid}-{token}", None, stages, round(now, 3), source, token)
     create_json(_path(store_root, token), _facts(submission))
     return submission
 
@@ -128,7 +122,7 @@ def submissions(store_root: Path, grid: str | None = None) -> list[Submission]:
             continue  # forgotten meanwhile
         tasks = tuple(map(tuple, data["tasks"]))
         texts = data["grid"], data["name"], data["job_id"]
-        submission = Submission(path.stem, *texts, tasks, data["time"], data["source"])
+        submission = Submission(*texts, tasks, data["time"], data["source"], path.stem)
         if grid is None or submission.grid == grid:
             read.append(submission)
     return sorted(read, key=lambda submission: submission.time)

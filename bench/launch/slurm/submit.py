@@ -195,8 +195,10 @@ def _missing(
         # A failed parent that does not block is one that a search can do without: nothing is to be waited for.
         reason = why_blocked(stage, failed, submitted.blocked)
         ended = plan.done.keys() | failed.keys() | submitted.blocked.keys()
-        found = reason is None and all(parent.key in ended or parent.key in in_flight for parent in stage.parents)
-        if found and stage.key in in_flight:
+        parents_come = reason is None and all(
+            parent.key in ended or parent.key in in_flight for parent in stage.parents
+        )
+        if parents_come and stage.key in in_flight:
             continue
         in_flight.pop(stage.key, None)  # what is to run it will find a parent missing
         if reason is None:

@@ -108,7 +108,7 @@ def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
 
 
 def test_an_id_that_was_never_noted_is_found_by_name() -> None:
-    lost = Submission("0" * 16, "image", "bench-image-" + "0" * 16, None, (("a",), ("b",)), 0.0, "")
+    lost = Submission("image", "bench-image-" + "0" * 16, None, (("a",), ("b",)), 0.0, "", "0" * 16)
     queued = {"9_0": JobState("RUNNING", name=lost.name), "9_1": JobState("PENDING", name=lost.name)}
     (found,) = ledger.identified([lost], queued)
     assert found.element(1) == "9_1"
