@@ -28,6 +28,10 @@ class Model(nn.Module, ABC):
 
     POSITIONS: ClassVar[tuple[str, ...]]
     TOKENS: ClassVar[tuple[str, ...]]
+    BLOCKS: ClassVar[str]
+    """Where the encoder keeps its transformer blocks: `<BLOCKS>.<number>.…` are the names of their parameters in it."""
+    FINAL: ClassVar[tuple[str, ...]] = ()
+    """How the names begin, within the encoder, of what comes after the blocks: its final norm."""
     COMPILED: ClassVar[tuple[Callable[..., Tensor], ...]]
     """The functions of a transformer block and its tensors that `compile_blocks` compiles."""
 
@@ -89,6 +93,24 @@ class Model(nn.Module, ABC):
     def _run(self, function: Callable[P, Tensor]) -> Callable[P, Tensor]:
         """Return the function, or in training its compiled form."""
         return self._compiled.get(function, function) if self.training else function
+
+    def depths(self) -> dict[str, int]:
+        """Return the depth of every parameter by its name.
+
+        Embeddings have 0, block i has i + 1, and what follows the last block, head and decoder included, one more.
+        """
+        # A network of two blocks: encoder.pos_embed 0, encoder.blocks.0.norm1.weight 1, encoder.blocks.1.norm1.weight
+        # 2, encoder.norm.weight 3, head.weight 3.
+        blocks = f"encoder.{self.BLOCKS}."
+        names = [name for name, _ in self.named_parameters()]
+        depths = {name: int(name[len(blocks) :].split(".")[0]) + 1 for name in names if name.startswith(blocks)}
+        last = max(depths.values(), default=0) + 1
+        final = tuple(f"encoder.{part}" for part in self.FINAL)
+
+        def outside(name: str) -> int:
+            return last if not name.startswith("encoder.") or name.startswith(final) else 0
+
+        return {name: depths.get(name, outside(name)) for name in names}
 
     def roles(self) -> dict[str, Role]:
         """Return the role of every parameter by its name.

@@ -201,6 +201,8 @@ class ImageModel(Model):
 
     POSITIONS = ("pos_embed",)
     TOKENS = ("cls_token", "mask_token")
+    BLOCKS = "blocks"
+    FINAL = ("norm.",)
     COMPILED = (block_of_all, block_of_first)
 
     encoder: VisionTransformer

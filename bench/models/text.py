@@ -154,6 +154,7 @@ class TextModel(Model):
 
     POSITIONS = ("position_embeddings.weight",)
     TOKENS = ("token_type_embeddings.weight",)
+    BLOCKS = "encoder.layer"
     COMPILED = (block_of_all, block_of_first, block_of_selected)
 
     modality = "text"

@@ -263,6 +263,16 @@ def test_roles_cover_every_parameter() -> None:
     assert not any(name.startswith("head") for name in model(decoder=True).roles())
 
 
+def test_depths_count_the_blocks_from_the_input() -> None:
+    built = model(classes=3, decoder=True)
+    depths = built.depths()
+    assert depths.keys() == dict(built.named_parameters()).keys()
+    assert depths["encoder.pos_embed"] == depths["encoder.patch_embed.proj.weight"] == 0
+    last = BACKBONE.depth
+    assert (depths["encoder.blocks.0.norm1.weight"], depths[f"encoder.blocks.{last - 1}.norm1.weight"]) == (1, last)
+    assert depths["encoder.norm.weight"] == depths["head.weight"] == depths["decoder.mask_token"] == last + 1
+
+
 def test_positions_are_frozen_without_a_head_and_everything_else_gets_a_gradient() -> None:
     pretraining = model(decoder=True)
     backward(pretraining.masked_loss(images(), pretraining.draw_mask(images(), generator(0))))
