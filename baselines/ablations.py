@@ -140,7 +140,7 @@ class PredictionMatching(Matching):
             distance = prediction_distance(predictions, target, batch.mask.removed)
         else:
             distance = prediction_divergence(predictions, target, batch.mask.valid)
-        return Loss(self.weight * distance, {"predictions": distance})
+        return Loss(self.weight * distance, {"predictions": distance}, batch.mask_share)
 
 
 class WeightMatching(Matching):

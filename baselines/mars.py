@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
-from bench.methods import Cell, Constraint, Stage, State, recipe
+from bench.methods import Activity, Cell, Constraint, Context, Stage, State, recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,7 +59,7 @@ def mars_projection(weight: Tensor, centre: Tensor | None, radius: float) -> Ten
     unit: `weight[j]`, of a matrix (out, in) or a convolution (out, in, height, width). Without a centre the ball is
     around the origin.
     """
-    return _projected([weight], [centre], radius, "mars")[0]
+    return _projected([weight], [centre], radius, "mars")[0][0]
 
 
 def frobenius_projection(weight: Tensor, centre: Tensor | None, radius: float) -> Tensor:
@@ -67,15 +67,15 @@ def frobenius_projection(weight: Tensor, centre: Tensor | None, radius: float) -
 
     It is pulled back where its Euclidean distance from `centre` is more than `radius`.
     """
-    return _projected([weight], [centre], radius, "frobenius")[0]
+    return _projected([weight], [centre], radius, "frobenius")[0][0]
 
 
 def _projected(
     weights: list[Tensor], centres: list[Tensor | None], radius: float, norm: Literal["mars", "frobenius"]
-) -> list[Tensor]:
-    """Project all these weights at once.
+) -> tuple[list[Tensor], Tensor]:
+    """Project all these weights at once, and count the rows that moved.
 
-    Each foreach operation is applied to the whole list.
+    Each foreach operation is applied to the whole list. A tensor bounded as a whole counts as one row.
     """
     import torch
 
@@ -95,10 +95,9 @@ def _projected(
     torch._foreach_clamp_min_(shrink, 1)
     pulled = torch._foreach_add(origins, torch._foreach_div(moved, shrink))
     # U + (W − U) is not W: what is inside keeps its bits.
-    return [
-        torch.where(distance > radius, new, weight)
-        for distance, new, weight in zip(distances, pulled, weights, strict=True)
-    ]
+    outside = [distance > radius for distance in distances]
+    projected = [torch.where(far, new, old) for far, new, old in zip(outside, pulled, weights, strict=True)]
+    return projected, torch.stack([far.sum() for far in outside]).sum()
 
 
 def gain_projection(
@@ -170,7 +169,18 @@ class MarsProjection(Constraint):
             "head_radius", self.head_radius is None or self.head_radius > 0, "above 0, or None for a free head"
         )
 
-    def apply(self, model: Model, reference: Mapping[str, Tensor], state: State) -> None:
+    def begin(self, model: Model, reference: Mapping[str, Tensor], context: Context) -> State:
+        import torch
+
+        return State(tensors={"projected": torch.zeros((), dtype=torch.int64, device=context.device)})
+
+    def activity(
+        self, model: Model, reference: Mapping[str, Tensor], state: State, context: Context
+    ) -> dict[str, Activity]:
+        projected = float(state.tensors["projected"])
+        return {"MarsProjection": Activity(projected, "rows pulled back, over all steps", projected == 0)}
+
+    def apply(self, model: Model, reference: Mapping[str, Tensor], state: State, context: Context) -> None:
         # Encoder kernels and the layers of the head; an embedding table is (..., D) -> (rows, D).
         bounded: dict[str, tuple[Tensor, Tensor | None]] = {
             name: (weight, reference[name]) for name, weight in kernels(model).items()
@@ -182,14 +192,15 @@ class MarsProjection(Constraint):
             }
         if self.norm_gains:
             bounded |= {name: (gain, reference[name]) for name, gain in _encoder_tensors(model, "gain")}
-        self._bound([*bounded.values()], self.radius)
+        balls = [([*bounded.values()], self.radius)]
         if self.head_radius is not None and model.head is not None:
-            self._bound([(weight, None) for weight in model.head.parameters() if weight.ndim > 1], self.head_radius)
-
-    def _bound(self, pairs: list[tuple[Tensor, Tensor | None]], radius: float) -> None:
-        weights, centres = [weight for weight, _ in pairs], [centre for _, centre in pairs]
-        for weight, projected in zip(weights, _projected(weights, centres, radius, self.norm), strict=True):
-            weight.copy_(projected)
+            balls.append(([(weight, None) for weight in model.head.parameters() if weight.ndim > 1], self.head_radius))
+        for pairs, radius in balls:
+            weights, centres = [weight for weight, _ in pairs], [centre for _, centre in pairs]
+            projected, rows = _projected(weights, centres, radius, self.norm)
+            for weight, new in zip(weights, projected, strict=True):
+                weight.copy_(new)
+            state.tensors["projected"] += rows
 
 
 @recipe()

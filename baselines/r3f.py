@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from baselines.finetune import finetune
-from bench.methods import Batch, Cell, Context, Loss, Objective, Stage, State, recipe
+from bench.methods import NEGLIGIBLE, Activity, Batch, Cell, Context, Loss, Objective, Stage, State, recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +77,10 @@ class R3F(Objective):
         self.require("strength", math.isfinite(self.strength) and self.strength >= 0, "0 or more, and finite")
         self.require("eps", math.isfinite(self.eps) and self.eps >= 0, "0 or more, and finite")
 
+    @property
+    def whole_batch(self) -> bool:
+        return self.noise != "none"  # noise is drawn for the batch
+
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         from torch.nn.functional import cross_entropy
 
@@ -84,15 +88,31 @@ class R3F(Objective):
         clean_logits = model.logits(batch.inputs)
         supervised = cross_entropy(clean_logits, batch.labels)
         # Only now may random numbers be drawn: the clean pass has the dropout of plain fine-tuning.
-        if self.noise == "none":
-            noised_logits = model.logits(batch.inputs)
-        else:
-            embeddings = model.embed(batch.inputs).detach()
-            noised = embeddings + draw_noise(embeddings, self.noise, self.eps)
-            noised_logits = model.logits(batch.inputs, noised)
-        divergence = symmetric_kl(clean_logits, noised_logits)
+        divergence = symmetric_kl(clean_logits, self._noised_logits(model, batch))
         parts = {"cross_entropy": supervised, "symmetric_kl": divergence}
         return Loss(supervised + self.strength * divergence, parts)
+
+    def _noised_logits(self, model: Model, batch: Batch) -> Tensor:
+        if self.noise == "none":
+            return model.logits(batch.inputs)
+        embeddings = model.embed(batch.inputs).detach()
+        return model.logits(batch.inputs, embeddings + draw_noise(embeddings, self.noise, self.eps))
+
+    def activity(self, model: Model, batch: Batch, state: State, context: Context) -> dict[str, Activity]:
+        """Measure what the noise does by itself: in eval mode, where no dropout hides it."""
+        from torch.nn.functional import cross_entropy
+
+        assert batch.labels is not None
+        if self.noise == "none":
+            model.train()  # two passes differ in dropout alone
+        logits = model.logits(batch.inputs)
+        supervised = float(cross_entropy(logits.double(), batch.labels))
+        divergence = self.strength * float(symmetric_kl(logits, self._noised_logits(model, batch)))
+        model.eval()
+        share = divergence / max(supervised, NEGLIGIBLE)
+        source = "the noise alone" if self.noise != "none" else "dropout"
+        meaning = f"symmetric KL of {source}, relative to the cross-entropy"
+        return {"R3F": Activity(share, meaning, share < NEGLIGIBLE)}
 
 
 @recipe()

@@ -14,7 +14,8 @@ With u the Adam update of the task's gradient (eps is added to the uncorrected �
     1. θ ← θ − λ(t) u            2. θ ← θ − lr (w − λ(t)) γ (θ − θ*)            3. θ ← θ − lr wd θ
 
 in this order, each seeing what the one before left. λ scales the update, so Adam cannot cancel it; the pull bypasses
-the moments and clipping. The head takes θ ← θ − u, then its decay. Without the bias correction of the moments
+the moments and clipping. The head takes θ ← θ − u, then its decay; so does everything where w <= 0, which the released
+code takes for plain Adam. Without the bias correction of the moments
 (`correct_bias`, an option of the released code) u is lr m / (√v + eps).
 
 Step 2 shrinks θ − θ* by the factor 1 − lr γ (w − λ): it diverges from lr γ w = 2 on, which the plan refuses. The anneal
@@ -34,7 +35,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
-from bench.methods import Cell, Optimizer, ParameterGroup, SpecError, Stage, recipe
+from bench.methods import Activity, Cell, Optimizer, ParameterGroup, Schedule, SpecError, Stage, recipe
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +70,7 @@ class RecAdam(Optimizer):
     """Adam with recall: the backbone is pulled to its start.
 
     `gamma` is the strength of the pull, which fades as `anneal` lets the task in. `t0` None is a quarter of the stage's
-    steps, at most 250.
+    steps, at most 250. `w` of 0 or less is plain Adam without a pull.
     """
 
     VERSION: ClassVar[int] = 2
@@ -90,14 +91,14 @@ class RecAdam(Optimizer):
         first = 1 if self.anneal == "linear" else 0
         self.require("t0", self.t0 is None or self.t0 >= first, f"at least {first}, or None for a share of the steps")
         self.require("gamma", math.isfinite(self.gamma) and self.gamma >= 0, "0 or more, and finite")
-        self.require("w", math.isfinite(self.w) and self.w > 0, "above 0 and finite")
+        self.require("w", math.isfinite(self.w), "finite")
         self.require("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
         self.require("eps", math.isfinite(self.eps) and self.eps > 0, "above 0 and finite")
         legal = math.isfinite(self.weight_decay) and self.weight_decay >= 0
         self.require("weight_decay", legal, "0 or more, and finite")
 
     def check_stage(self, stage: Stage) -> None:
-        if self.anneal == "constant":  # no pull that could diverge, and no t0
+        if not self._pulls:  # nothing that could diverge, and no t0
             return
         lr = stage.schedule.lr
         product = lr * self.gamma * self.w
@@ -115,6 +116,20 @@ class RecAdam(Optimizer):
         if self.t0 is not None and steps is not None:
             self.require("t0", self.t0 <= steps, f"at most the {steps} steps of stage {stage.name}")
 
+    @property
+    def _pulls(self) -> bool:
+        return self.anneal != "constant" and self.w > 0
+
+    def activity(self, schedule: Schedule, total_steps: int) -> dict[str, Activity]:
+        if not self._pulls:
+            return {"RecAdam": Activity(0.0, "no pull: w <= 0, or the annealing is constant", nil=True)}
+        t0 = midpoint(total_steps) if self.t0 is None else self.t0
+        first, last = (annealing(self.anneal, t, k=self.k, t0=t0, w=self.w) for t in (1, total_steps))
+        # The strongest pull of all steps: how much of the way to θ* an update takes back at the peak rate.
+        pull = schedule.lr * (self.w - first) * self.gamma
+        meaning = f"share of θ − θ* that an update takes back at first; λ goes from {first:.3g} to {last:.3g}"
+        return {"RecAdam": Activity(pull, meaning, pull < 1e-6)}
+
     def build(
         self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor], total_steps: int
     ) -> torch.optim.Optimizer:
@@ -126,7 +141,7 @@ class RecAdam(Optimizer):
             reference,
             task_weight=lambda step: annealing(self.anneal, step, k=self.k, t0=t0, w=self.w),
             w=self.w,
-            gamma=self.gamma,
+            gamma=self.gamma if self._pulls else 0.0,
             betas=self.betas,
             eps=self.eps,
             correct_bias=self.correct_bias,

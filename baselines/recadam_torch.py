@@ -59,10 +59,11 @@ class AnchoredAdam(torch.optim.Optimizer):
         if self.correct_bias:
             rate *= math.sqrt(1 - beta2**update) / (1 - beta1**update)
         for group in self.param_groups:
-            task = 1.0 if group["head"] else self.task_weight(update)
-            group["step_size"].fill_(rate * task)
-            group["pull"].fill_(lr * (self.w - task) * self.gamma)
-            group["kept"].fill_(1 - lr * group["weight_decay"])
+            task = 1.0 if group["head"] or self.w <= 0 else self.task_weight(update)
+            scale = group.get("rate_scale", 1.0)
+            group["step_size"].fill_(scale * rate * task)
+            group["pull"].fill_(scale * lr * (self.w - task) * self.gamma)
+            group["kept"].fill_(1 - scale * lr * group["weight_decay"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

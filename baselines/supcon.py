@@ -26,6 +26,7 @@ initialized linear classifier with cross-entropy". Unstated there and chosen her
 - The contrastive stage trains like further pre-training (images: 20,000 steps, batch 64) unless `supcon_pretrain.…`
   says otherwise.
 - A text has no augmentation: its two views are the same tokens, told apart by dropout (as SimCSE does; our choice).
+- Position embeddings of images are trained in all three modes, as wherever labels are read.
 - A view of an image is mirrored with probability 1/2; `supcon_pretrain.augmentation = 'none'` leaves only that out.
 """
 
@@ -33,7 +34,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
 from baselines.tapt import OPTIMIZERS, SCHEDULES
@@ -98,8 +99,10 @@ class SupervisedContrastive(Objective):
     The features are compared behind a projection that is dropped later.
     """
 
+    VERSION: ClassVar[int] = 2
     NEEDS = frozenset({"labels", "views"})
     CAPTURABLE = True
+    WHOLE_BATCH = True  # examples are contrasted with each other
 
     temperature: float = 0.07
     base_temperature: float = 0.07
@@ -115,12 +118,6 @@ class SupervisedContrastive(Objective):
         schedule = stage.schedule
         if schedule.batch_size < 2:
             raise SpecError("batch_size", f"stage {stage.name}: contrasts need a batch of at least 2 examples.")
-        if schedule.micro_batches > 1:
-            raise SpecError(
-                "micro_batches",
-                f"stage {stage.name}: examples are contrasted within a micro-batch, so accumulation would change the "
-                "loss; leave micro_batches at 1.",
-            )
         own = getattr(stage.backbone, "dropout", 0.0)
         dropout = own if schedule.dropout is None else schedule.dropout
         if stage.backbone.MODALITY == "text" and dropout == 0:

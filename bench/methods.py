@@ -7,10 +7,11 @@ this module imports no torch; `Model` and `Examples`, which need it, are in `ben
 """
 
 from bench.errors import InputError, SpecError, nearest
-from bench.interfaces.hooks import Batch, Context, Loss, ParameterGroup, State, TeacherOutput
+from bench.interfaces.hooks import Activity, Batch, Context, Loss, ParameterGroup, State, TeacherOutput
 from bench.planning.cell import Cell
 from bench.planning.registry import declare, recipe, register_backbone
 from bench.specs import (
+    NEGLIGIBLE,
     PRETRAINED,
     RANDOM,
     Backbone,
@@ -26,8 +27,10 @@ from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 
 __all__ = [
+    "NEGLIGIBLE",
     "PRETRAINED",
     "RANDOM",
+    "Activity",
     "AdamW",
     "Backbone",
     "Batch",

@@ -23,7 +23,8 @@ class Batch:
 
     `index` (B,) are positions in the training set; `labels` (B,) or None; `mask` is what the model's `draw_mask`
     returned, or None where the objective needs none; `views` are two augmentations of images, or twice the inputs of
-    text, where the objective needs views.
+    text, where the objective needs views. `share` is the share of the step's examples that are in this micro-batch,
+    `mask_share` that of all the step's values that are to be predicted behind a mask.
     """
 
     inputs: Inputs
@@ -31,14 +32,43 @@ class Batch:
     labels: Tensor | None = None
     mask: Any = None
     views: tuple[Inputs, Inputs] | None = None
+    share: Tensor | float = 1.0
+    mask_share: Tensor | float = 1.0
 
 
 @dataclass(frozen=True)
 class Loss:
-    """The scalar to minimise and its named parts for the log."""
+    """The scalar to minimise and its named parts for the log.
+
+    They are means over the micro-batch. The loss of a step is the sum of its micro-batches' losses, each times its
+    `share`: None stands for `Batch.share`, which is right for a mean over examples; a mean over what a mask hides has
+    `Batch.mask_share`.
+    """
 
     total: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    share: Tensor | float | None = None
+
+    def of_step(self, batch: Batch) -> Loss:
+        """Return what this micro-batch adds to the step's loss."""
+        # Of 10 examples in micro-batches of 4, 3 and 3 the shares are 0.4, 0.3 and 0.3, and the sum of shares times
+        # means is the mean over the 10.
+        share = batch.share if self.share is None else self.share
+        if isinstance(share, float) and share == 1:  # of a batch that is not split
+            return self
+        return Loss(self.total * share, {name: part.detach() * share for name, part in self.parts.items()}, 1.0)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """How much a part of a method did in a stage.
+
+    `value` is a number that `meaning` explains; `nil` says that the part changed nothing that counts.
+    """
+
+    value: float
+    meaning: str
+    nil: bool = False
 
 
 @dataclass
@@ -134,10 +164,11 @@ class TeacherOutput:
 class ParameterGroup(TypedDict):
     """A torch parameter group with what methods need to know.
 
-    This is the parameters' names, and whether they belong to the head.
+    This is the parameters' names, whether they belong to the head, and by what the schedule's rate is multiplied.
     """
 
     params: list[nn.Parameter]
     names: list[str]
     weight_decay: float
     head: bool
+    rate_scale: float

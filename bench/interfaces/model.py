@@ -61,6 +61,7 @@ class Model(nn.Module, ABC):
     def draw_mask(self, inputs: Inputs, generator: torch.Generator) -> Any:
         """Draw a mask for this batch, as a tuple of tensors.
 
+        Its property `targets` counts the values that are to be predicted, over which `masked_loss` is a mean.
         It lies on the host, where `generator` lives too. The draws are made in the order of the examples and depend
         neither on padding nor on how a batch is split among calls with one generator. Text must lie on the host; of
         images only the number is read.

@@ -8,19 +8,26 @@ from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 
 
 def build(
-    backbone: Backbone, *, classes: int | None = None, decoder: bool = False, dropout: float | None = None
+    backbone: Backbone,
+    *,
+    classes: int | None = None,
+    decoder: bool = False,
+    dropout: float | None = None,
+    labelled: bool | None = None,
 ) -> Model:
     """Build a randomly initialised model in training mode.
 
     Every draw is from torch's default generator, which callers seed.
 
     `classes` adds a classifier head, `decoder` the decoder; the encoder's weights do not depend on either. `dropout`
-    None keeps the backbone's own rate (images: 0).
+    None keeps the backbone's own rate (images: 0). Positions of images are trained where a stage is `labelled`; None
+    says that it is if there are classes.
     """
+    labelled = classes is not None if labelled is None else labelled
     if isinstance(backbone, MaskedAutoEncoder):
         from bench.models.image import ImageModel
 
-        return ImageModel(backbone, classes=classes, decoder=decoder, dropout=dropout)
+        return ImageModel(backbone, classes=classes, decoder=decoder, dropout=dropout, labelled=labelled)
     if isinstance(backbone, MaskedLanguageModel):
         from bench.models.text import TextModel
 

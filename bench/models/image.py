@@ -34,6 +34,11 @@ class PatchMask(NamedTuple):
     kept: Tensor
     removed: Tensor
 
+    @property
+    def targets(self) -> Tensor:
+        """How many patches are to be predicted."""
+        return self.removed.sum()
+
 
 # ------------------------------------------------------------------------------------------------ plain functions
 
@@ -196,7 +201,8 @@ class ImageModel(Model):
     The decoder is that of a masked auto-encoder, the classifier a linear one on the CLS token.
 
     `dropout` is that of the released fine-tuning code: after the positions, after the attention's output projection and
-    after the MLP, never inside the MLP. Encoder positions are trained only together with a head, the decoder's never.
+    after the MLP, never inside the MLP. Encoder positions are trained only where a stage has labels, as in the released
+    fine-tuning code; the decoder's never.
     """
 
     POSITIONS = ("pos_embed",)
@@ -211,7 +217,13 @@ class ImageModel(Model):
     modality = "image"
 
     def __init__(
-        self, backbone: MaskedAutoEncoder, *, classes: int | None, decoder: bool, dropout: float | None
+        self,
+        backbone: MaskedAutoEncoder,
+        *,
+        classes: int | None,
+        decoder: bool,
+        dropout: float | None,
+        labelled: bool,
     ) -> None:
         super().__init__()
         self.backbone, self.width = backbone, backbone.width
@@ -232,7 +244,7 @@ class ImageModel(Model):
         )
         _initialise(self.encoder, backbone)
         assert self.encoder.pos_embed is not None
-        self.encoder.pos_embed.requires_grad_(classes is not None)
+        self.encoder.pos_embed.requires_grad_(labelled)
         self.head = None if classes is None else nn.Linear(backbone.width, classes)
         if self.head is not None:
             nn.init.trunc_normal_(self.head.weight, std=0.02)

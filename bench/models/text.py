@@ -39,6 +39,11 @@ class TokenMask(NamedTuple):
         """Which rows (n,) are selected tokens."""
         return self.labels != NOT_SELECTED
 
+    @property
+    def targets(self) -> Tensor:
+        """How many tokens are to be predicted."""
+        return self.valid.sum()
+
 
 def rounded_size(selected: int) -> int:
     """Round a number of tokens up to one of few sizes.

@@ -18,6 +18,7 @@ from bench.specs.spec import (
     part_json,
 )
 from bench.specs.stage import (
+    NEGLIGIBLE,
     PRETRAINED,
     RANDOM,
     Backbone,
@@ -34,6 +35,7 @@ from bench.specs.streams import stream
 from bench.specs.values import coerce
 
 __all__ = [
+    "NEGLIGIBLE",
     "PRETRAINED",
     "RANDOM",
     "SPECS",

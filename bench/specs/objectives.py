@@ -50,7 +50,7 @@ class MaskedAutoEncoding(Objective):
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         masked = model.masked_loss(batch.inputs, batch.mask)
-        return Loss(self.weight * masked, {"masked": masked})
+        return Loss(self.weight * masked, {"masked": masked}, batch.mask_share)
 
 
 @dataclass(frozen=True)

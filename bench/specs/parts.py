@@ -74,9 +74,9 @@ class Schedule(Spec):
     It sets optimiser steps or epochs, batch, learning rate, clipping and dropout. `lr` is the peak; it rises linearly
     over the warm-up (`warmup_steps`, or `warmup_fraction` of all steps), then falls linearly to 0 or stays. `clip_norm`
     is the global gradient norm, None for no clipping. `dropout` None keeps the backbone's own rate. `micro_batches`
-    splits a batch for gradient accumulation: the loss is the micro-batches' mean, weighted by their examples (so a mean
-    over masked tokens becomes a mean of means). `batching` 'random' draws every batch from all examples; 'length' makes
-    batches of texts of similar lengths, which needs less padding.
+    splits a batch for gradient accumulation, which changes nothing but rounding and which values dropout hits.
+    `batching` 'random' draws every batch from all examples; 'length' makes batches of texts of similar lengths, which
+    needs less padding.
     """
 
     EXCLUSIVE: ClassVar[tuple[tuple[str, ...], ...]] = (("steps", "epochs"), ("warmup_steps", "warmup_fraction"))

@@ -10,9 +10,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from bench.errors import SpecError
-from bench.interfaces.hooks import Batch, Context, Loss, ParameterGroup, State
+from bench.interfaces.hooks import Activity, Batch, Context, Loss, ParameterGroup, State
 from bench.specs.parts import MOST_STEPS, Data, Execution, PublicWeights, Schedule
-from bench.specs.spec import Json, Spec, canonical_json
+from bench.specs.spec import Json, Spec, added, canonical_json
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +90,13 @@ class Objective(Spec):
     NEEDS: ClassVar[frozenset[Need]] = frozenset()
     CAPTURABLE: ClassVar[bool] = False
     """Whether a GPU may record `loss` once and repeat it: see `bench.training.graphs`."""
+    WHOLE_BATCH: ClassVar[bool] = False
+    """Whether examples of a batch depend on each other, or on numbers that `loss` draws: it cannot then be split."""
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether the loss of a batch is no mean of the losses of its micro-batches."""
+        return self.WHOLE_BATCH
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -112,11 +119,18 @@ class Objective(Spec):
         return State()
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        """Return the loss of one micro-batch.
+        """Return the loss of one micro-batch, the mean over its examples.
 
-        Never calls backward, never seeds a generator.
+        A mean over something else says so (`Loss.share`). Never calls backward, never seeds a generator.
         """
         raise TypeError(f"{type(self).__name__} defines no loss")
+
+    def activity(self, model: Model, batch: Batch, state: State, context: Context) -> dict[str, Activity]:
+        """Measure what the objective does beside its primary loss.
+
+        Called once after the last step, in eval mode and without gradients, with a batch of that step.
+        """
+        return {}
 
     def __add__(self, other: Objective) -> Objective:
         return Sum(terms=(self, other))
@@ -138,6 +152,10 @@ class Sum(Objective):
     @property
     def capturable(self) -> bool:
         return all(term.capturable for term in self.terms)
+
+    @property
+    def whole_batch(self) -> bool:
+        return any(term.whole_batch for term in self.terms)
 
     def check_stage(self, stage: Stage) -> None:
         for term in self.terms:
@@ -162,12 +180,29 @@ class Sum(Objective):
         losses = []
         for i, (term, own) in enumerate(zip(self.terms, state.constants["states"], strict=True)):
             own.tensors = {name: state.tensors[f"{i}.{name}"] for name in own.tensors}
-            losses.append(term.loss(model, batch, own, context))
+            losses.append(term.loss(model, batch, own, context).of_step(batch))
             state.tensors.update({f"{i}.{name}": value for name, value in own.tensors.items()})
         total = losses[0].total
         for loss in losses[1:]:
             total = total + loss.total
-        return Loss(total, {name: part for loss in losses for name, part in loss.parts.items()})
+        return Loss(total, {name: part for loss in losses for name, part in loss.parts.items()}, 1.0)
+
+    def activity(self, model: Model, batch: Batch, state: State, context: Context) -> dict[str, Activity]:
+        """Measure every term against the first, the primary loss."""
+        activities: dict[str, Activity] = {}
+        losses: list[float] = []
+        for term, own in zip(self.terms, state.constants["states"], strict=True):
+            losses.append(abs(float(term.loss(model, batch, own, context).total)))
+            activities |= term.activity(model, batch, own, context)
+        for term, loss in zip(self.terms[1:], losses[1:], strict=True):
+            share = loss / max(losses[0], NEGLIGIBLE)
+            meaning = f"its loss, relative to {type(self.terms[0]).__name__}"
+            activities[type(term).__name__] = Activity(share, meaning, share < NEGLIGIBLE)
+        return activities
+
+
+NEGLIGIBLE = 1e-6
+"""What a part of a loss must reach, relative to the primary loss, to count as active."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +216,8 @@ class Optimizer(Spec):
     """Whether a GPU may record the update once and repeat it; step-dependent numbers then come from `prepare`."""
     NEEDS_REFERENCE: ClassVar[bool] = True
     """Whether `build` reads the stage's first weights; else it is handed none, and none are kept."""
+    SECOND_PASS: ClassVar[bool] = False
+    """Whether a step computes its gradient a second time, between `perturb` and `restore`."""
 
     def check_stage(self, stage: Stage) -> None:
         """Refuse, with `SpecError`, what cannot work in this stage."""
@@ -197,53 +234,94 @@ class Optimizer(Spec):
     def prepare(self, optimizer: torch.optim.Optimizer, step: int, lr: float) -> None:
         """Set the numbers of the update of `step` (from 0).
 
-        Called before each update; here it sets the learning rate of every group. Numbers are computed in float64 and
-        written into tensors on the device, which a recorded update reads.
+        Called before each update; here it sets the learning rate of every group, which is `lr` times the group's
+        `rate_scale`. Numbers are computed in float64 and written into tensors on the device, which a recorded update
+        reads.
         """
         import torch
 
         for group in optimizer.param_groups:
+            rate = lr * group.get("rate_scale", 1.0)
             if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(lr)
+                group["lr"].fill_(rate)
             else:
-                group["lr"] = lr
+                group["lr"] = rate
+
+    def rate_scales(self, model: Model) -> Mapping[str, float]:
+        """Return by what the schedule's rate is multiplied, by parameter name; 1 for names that are left out."""
+        return {}
+
+    def perturb(self, optimizer: torch.optim.Optimizer) -> None:
+        """Move the weights to where the second gradient of a step is computed.
+
+        The parameters hold the first one, of the whole step. Called under no_grad, as `restore` is.
+        """
+
+    def restore(self, optimizer: torch.optim.Optimizer) -> None:
+        """Move the weights back, bit for bit, to where they were before `perturb`."""
+
+    def activity(self, schedule: Schedule, total_steps: int) -> dict[str, Activity]:
+        """Say what the optimiser did beside following the gradient."""
+        return {}
 
 
 @dataclass(frozen=True)
 class Constraint(Spec):
-    """Where weights may go.
+    """What is done to the weights beside the optimiser's steps.
 
-    Applied after every optimiser step that was taken, under no_grad.
+    They are kept in a region, averaged, interpolated, or adapted through few others. It works with every objective. The
+    hooks are called in this order; all but `inject` under no_grad.
+
+        inject      before anything else: adds adapters, or noise on weights
+        begin       at the first step, and again on resuming, before the saved state is put back
+        apply       after every optimiser step
+        finish      once, after the last step; weights have their plain names again after it
+
+    Nothing is checkpointed after `finish`: what it leaves is what is measured, evaluated, saved, and taught from.
+    `reference` holds the weights after `inject`, by parameter name; `state` is the constraint's own.
     """
 
     CAPTURABLE: ClassVar[bool] = False
-    """Whether a GPU may record `apply` once and repeat it."""
+    """Whether a GPU may record a step with what `inject` added and `apply` once and repeat it."""
     NEEDS_REFERENCE: ClassVar[bool] = True
-    """Whether `apply` reads the stage's first weights; else it is handed none, and none are kept."""
+    """Whether the stage's first weights are read; else `reference` is empty, and none are kept."""
 
     def check_stage(self, stage: Stage) -> None:
         """Refuse, with `SpecError`, what cannot work in this stage."""
 
-    def apply(self, model: Model, reference: Mapping[str, torch.Tensor], state: State) -> None:
-        """Move the weights back to where they may be.
+    def inject(self, model: Model) -> None:
+        """Change the network before it is trained."""
 
-        `reference` holds the weights at the stage's start, by parameter name.
-        """
-        raise TypeError(f"{type(self).__name__} applies nothing")
+    def begin(self, model: Model, reference: Mapping[str, torch.Tensor], context: Context) -> State:
+        """Return the state that training starts with. Its `module` is not trained."""
+        return State()
+
+    def apply(self, model: Model, reference: Mapping[str, torch.Tensor], state: State, context: Context) -> None:
+        """Change the weights after an optimiser step."""
+
+    def finish(self, model: Model, reference: Mapping[str, torch.Tensor], state: State, context: Context) -> None:
+        """Leave the network as it is to be kept."""
+
+    def activity(
+        self, model: Model, reference: Mapping[str, torch.Tensor], state: State, context: Context
+    ) -> dict[str, Activity]:
+        """Measure what was done. Called after the last step, before `finish`."""
+        return {}
 
 
 PRETRAINED: Literal["pretrained"] = "pretrained"
 RANDOM: Literal["random"] = "random"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage(Spec):
     """One training job.
 
     `name` is its part in the method (`finetune`, `further_pretrain`) and names its random streams, so that two methods'
     stages of one name and seed see the same batches and dropout. `init` says whose weights it starts from: the
     backbone's, random ones, or another stage's. `teacher` is frozen and handed to the objective. A stage that
-    trains a classifier is evaluated once, after training, on `evaluation`.
+    trains a classifier is evaluated once, after training, on `evaluation`. Where both it and the stage that it starts
+    from train a classifier, `head` says whether that one is carried on or a fresh one is made.
     """
 
     name: str
@@ -258,6 +336,7 @@ class Stage(Spec):
     teacher: Stage | None
     execution: Execution
     seed: int
+    head: Literal["carried", "fresh"] | None = added(None)
 
     def check(self) -> None:
         self.require("seed", self.seed >= 0, "0 or more")
@@ -274,6 +353,13 @@ class Stage(Spec):
             raise SpecError("decoder_depth", f"stage {self.name}: the backbone {self.backbone.name} has no decoder.")
         if isinstance(self.init, Stage) and "decoder" in self.objective.needs - self.init.objective.needs:
             raise SpecError("init", f"stage {self.name} needs a decoder, and stage {self.init.name} trained none.")
+        self._check_head()
+        if self.schedule.micro_batches > 1 and self.objective.whole_batch:
+            raise SpecError(
+                "micro_batches",
+                f"stage {self.name}: its objective needs the batch as a whole, so micro-batches would change the loss; "
+                "leave micro_batches at 1.",
+            )
         if self.schedule.augmentation == "flip" and self.backbone.MODALITY != "image":
             raise SpecError("augmentation", f"stage {self.name}: only images can be flipped, {self.data.task} is text.")
         if self.schedule.batching == "length" and self.backbone.MODALITY != "text":
@@ -291,6 +377,22 @@ class Stage(Spec):
         for part in (self.objective, self.optimizer, self.constraint):
             if part is not None:
                 part.check_stage(self)
+
+    def _check_head(self) -> None:
+        """Refuse a start whose classifier would be dropped, or carried where it does not fit, without a word."""
+        start = self.init if isinstance(self.init, Stage) and "head" in self.init.objective.needs else None
+        if start is None or "head" not in self.objective.needs:
+            self.require("head", self.head is None, "None: no classifier is there to be carried, or none is trained")
+            return
+        if self.head is None:
+            raise SpecError(
+                "head",
+                f"stage {self.name} starts from stage {start.name}, which trained a classifier, and trains one, too: "
+                "say head = 'carried' to go on with that one, or 'fresh' for a new one.",
+            )
+        theirs, own = (start.data.task, start.data.classes), (self.data.task, self.data.classes)
+        if self.head == "carried" and theirs != own:
+            raise SpecError("head", f"stage {self.name}: the classifier of {start.data.task} cannot be carried here.")
 
     @cached_property
     def key(self) -> str:
@@ -337,7 +439,7 @@ class Stage(Spec):
         return self.schedule.total_steps(self.data.size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Selected(Stage):
     """A stage whose settings a search chooses.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -82,13 +83,27 @@ class Batches:
         # One stream for each purpose, which the micro-batches go on drawing from: their number changes no draw.
         draws = {name: torch.Generator().manual_seed(self._seed(name, step)) for name in drawn if drawn[name]}
         parts = index.tensor_split(min(self.stage.schedule.micro_batches, len(index)))
-        return [self._batch(part, draws) for part in parts]
+        batches, targets = zip(*(self._batch(part, draws) for part in parts), strict=True)
+        return list(batches) if len(batches) == 1 else self._with_shares(batches, targets)
 
-    def _batch(self, index: Tensor, draws: dict[str, torch.Generator]) -> Batch:
+    def _with_shares(self, batches: tuple[Batch, ...], targets: tuple[int, ...]) -> list[Batch]:
+        """Say what share of the step each micro-batch has: of its examples, and of what its masks hide."""
+        # Tensors, not numbers: a recorded step reads them anew each time.
+        sizes = torch.tensor([len(batch.index) for batch in batches], dtype=self.examples.dtype)
+        hidden = torch.tensor(targets, dtype=self.examples.dtype)
+        shares = send(sizes / sizes.sum(), self.device), send(hidden / hidden.sum().clamp(min=1), self.device)
+        return [
+            dataclasses.replace(batch, share=share, mask_share=mask_share)
+            for batch, share, mask_share in zip(batches, *shares, strict=True)
+        ]
+
+    def _batch(self, index: Tensor, draws: dict[str, torch.Generator]) -> tuple[Batch, int]:
+        """Return a micro-batch, and how many values its mask hides."""
         flip = torch.rand(len(index), generator=draws["flip"]) < 0.5 if "flip" in draws else None
-        inputs, mask = self._inputs(index, flip), None
+        inputs, mask, targets = self._inputs(index, flip), None, 0
         if "mask" in draws:
             mask = self.model.draw_mask(inputs, draws["mask"])
+            targets = int(mask.targets)
             mask = mask._make(send(part, self.device) for part in mask)
         if isinstance(inputs, dict):  # until now on the host, where a mask is drawn
             inputs = {name: part if name == "parts" else send(part, self.device) for name, part in inputs.items()}
@@ -97,7 +112,7 @@ class Batches:
             assert self.examples.labels is not None  # a labelled stage reads labels
             labels = send(self.examples.labels[index], self.device)
         views = (self._view(inputs, draws["view"]), self._view(inputs, draws["view"])) if "view" in draws else None
-        return Batch(inputs, send(index, self.device), labels, mask, views)
+        return Batch(inputs, send(index, self.device), labels, mask, views), targets
 
     def _inputs(self, index: Tensor, flip: Tensor | None) -> Inputs:
         """Read images onto the device, or texts onto the host.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import resource
@@ -16,6 +17,7 @@ import torch
 from bench.data.examples import open_split
 from bench.device import numerics, peak_memory, release_memory, reset_peak_memory, resolve, using
 from bench.interfaces.examples import Examples
+from bench.interfaces.hooks import Activity
 from bench.interfaces.model import Model
 from bench.models.weights import save_weights
 from bench.specs import Data, Selected, Stage
@@ -87,12 +89,12 @@ def _trained(
         teacher_set.dtype = dtype
     supervision = _supervision(stage, store, attempt, settings, saved, stop, progress)
     batches = Batches(stage, training_set, model, device)
-    seconds = loop.train(stage, model, teacher, batches, supervision, teacher_set, settings.graphs)
+    trained = loop.train(stage, model, teacher, batches, supervision, teacher_set, settings.graphs)
     release_memory(device)  # of recorded steps, which evaluation cannot use
 
     # Only now what is measured: the distance loads a second network, which must not count as memory of training, so the
     # peak is read first.
-    measured = _cost(stage, batches, seconds, device)
+    measured = _cost(stage, batches, trained.seconds, device)
     measured |= encoder_distance(model, first_model(stage, store, settings.data_root))
     metrics: dict[str, float] = {}
     if stage.evaluation is not None:
@@ -104,8 +106,9 @@ def _trained(
     return {
         "metrics": metrics,
         "measured": measured,
+        "activity": {name: _jsonable(part) for name, part in trained.activity.items()},
         "steps": stage.total_steps,
-        "seconds": seconds,
+        "seconds": trained.seconds,
         "weights": _save_weights(model, saved.folder.parent),
         "provenance": {
             **provenance(settings.device, settings.threads),
@@ -207,6 +210,12 @@ def _cost(stage: Stage, batches: Batches, seconds: float, device: torch.device) 
         # Kilobytes on Linux, bytes on macOS; the peak of the process, so of every stage it ran before as well.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"examples_per_second": round(examples / max(seconds, 1e-9), 3), "peak_memory_bytes": peak}
+
+
+def _jsonable(activity: Activity) -> dict[str, Any]:
+    """Return the entry of a record. JSON has no number that is not finite, so such a value becomes None."""
+    fields = dataclasses.asdict(activity)
+    return fields if math.isfinite(activity.value) else {**fields, "value": None}
 
 
 def _save_weights(model: Model, folder: Path) -> dict[str, Any]:

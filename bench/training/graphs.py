@@ -59,25 +59,25 @@ class Recording:
 class Recorder:
     """The work of a stage's steps, recorded where shapes repeat.
 
-    A shape that comes up often is recorded and then repeated. `clock` and `state` are those of the stage's objective.
-    `log` is called once, with the reason, when nothing is recorded any more.
+    A shape that comes up often is recorded and then repeated. `states` are those of the stage's objective and
+    constraint. `log` is called once, with the reason, when nothing is recorded any more.
     """
 
-    def __init__(self, device: torch.device, clock: Clock, state: State, log: Callable[[str], None]) -> None:
-        self._clock, self._state, self._log = clock, state, log
+    def __init__(self, device: torch.device, clock: Clock, states: list[State], log: Callable[[str], None]) -> None:
+        self._clock, self._states, self._log = clock, states, log
         self._pool = graph_pool(device)
         self._uses: Counter[Any] = Counter()
         self._recordings: dict[Any, Recording] = {}
         self._dropped = False
 
-    def run(self, work: Callable[[Any], Losses], inputs: Any, name: str, share: float) -> Losses:
+    def run(self, work: Callable[[Any], Losses], inputs: Any, name: str) -> Losses:
         """Return the losses of `work(inputs)`.
 
-        A recording is identified by the work's `name`, the shapes of its inputs and their share of the step.
+        A recording is identified by the work's `name` and the shapes of its inputs.
         """
         # The shape is the key: a graph repeats with tensors of the very sizes that it was recorded with. An epoch of
         # images has two of them, its whole batches and the smaller last one.
-        shape = (name, share, *((tuple(tensor.shape), tensor.dtype) for tensor in _tensors(inputs)))
+        shape = (name, *((tuple(tensor.shape), tensor.dtype) for tensor in _tensors(inputs)))
         recording = self._recordings.get(shape)
         if recording is None:
             self._uses[shape] += 1
@@ -103,7 +103,7 @@ class Recorder:
         # 1. Note what a recording must leave as it is. 2. Record, from copies of the inputs, which stay its own.
         # 3. Compare: whatever Python changed meanwhile would not be changed by a repetition. 4. On a difference, or an
         # error, put back what was noted: the caller then computes this step as if nothing had been tried.
-        tensors, draws, reads = dict(self._state.tensors), _host_draws(), self._clock.reads
+        tensors, draws, reads = [dict(state.tensors) for state in self._states], _host_draws(), self._clock.reads
         inputs = pytree.tree_map_only(Tensor, torch.clone, inputs)
         graph = Graph(self._pool)
         try:
@@ -118,21 +118,23 @@ class Recorder:
         if reason is None:
             return Recording(graph, inputs, losses)
         self._log(f"steps are not recorded: {reason}")
-        self._state.tensors = tensors
+        for state, noted in zip(self._states, tensors, strict=True):
+            state.tensors = noted
         _restore_host_draws(draws)
         return None
 
-    def _broken(self, tensors: dict[str, Tensor], draws: Any, reads: int) -> str | None:
+    def _broken(self, tensors: list[dict[str, Tensor]], draws: Any, reads: int) -> str | None:
         """Say why repeating the recording just made would go wrong.
 
         Only what can be seen is looked at; None where nothing is.
         """
         if self._clock.reads != reads:
             return "the loss reads context.step, which would stay what it was"
-        replaced = [name for name, tensor in self._state.tensors.items() if tensors.get(name) is not tensor]
-        if replaced or tensors.keys() != self._state.tensors.keys():
-            names = ", ".join(sorted({*replaced, *(tensors.keys() ^ self._state.tensors.keys())}))
-            return f"the loss puts other tensors into its state ({names}) instead of changing those there in place"
+        for state, noted in zip(self._states, tensors, strict=True):
+            replaced = [name for name, tensor in state.tensors.items() if noted.get(name) is not tensor]
+            if replaced or noted.keys() != state.tensors.keys():
+                names = ", ".join(sorted({*replaced, *(noted.keys() ^ state.tensors.keys())}))
+                return f"other tensors are put into the state ({names}) instead of changing those there in place"
         if not _same_draws(draws, _host_draws()):
             return "the loss draws random numbers on the host, which would stay what they were"
         return None

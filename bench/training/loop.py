@@ -1,4 +1,4 @@
-"""The one training loop. Methods plug in at four points: begin, loss, the optimiser, the constraint."""
+"""The one training loop. Methods plug in through the hooks of their objective, optimiser and constraint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from bench.device import Arriving, has_graphs, receive, seed, side_stream
 from bench.interfaces.examples import Examples
-from bench.interfaces.hooks import Batch, Clock, Context, Loss, ParameterGroup, State
+from bench.interfaces.hooks import Activity, Batch, Clock, Context, Loss, ParameterGroup, State
 from bench.interfaces.model import Model
-from bench.specs import Objective, Schedule, Stage, stream
+from bench.specs import Constraint, Objective, Schedule, Stage, stream
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
 from bench.training.graphs import Losses, Recorder
@@ -39,6 +38,14 @@ class Interrupted(Exception):
 
 class Diverged(Exception):
     """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training took, in seconds, and what each part of the method did in it."""
+
+    seconds: float
+    activity: dict[str, Activity]
 
 
 @dataclass(frozen=True)
@@ -80,20 +87,31 @@ def linear_rate(peak: float, step: int, warmup_steps: int, total_steps: int) -> 
 
 
 def parameter_groups(model: Model, stage: Stage, state: State) -> list[ParameterGroup]:
-    """Sort the trainable parameters into up to four groups.
+    """Sort the trainable parameters into groups: up to four for each rate.
 
-    There are body and head, each with and without weight decay, which a parameter's role decides. Parameters of the
-    objective's own module count as head, and decay where they have two dimensions or more.
+    There are body and head, each with and without weight decay, which a parameter's role decides; the optimiser may
+    scale the rate of each parameter. Parameters of the objective's own module count as head, and decay where they have
+    two dimensions or more.
     """
     decayed = stage.backbone.decayed_roles("labels" in stage.objective.needs)
     decay = float(getattr(stage.optimizer, "weight_decay", 0.0))
     # Example: fine-tuning a RoBERTa gives body and head, each with decay (matrices, embeddings) and without (biases,
     # norms): four groups. A group is made when its first parameter comes, so their order follows from the network.
-    groups: dict[tuple[bool, bool], ParameterGroup] = {}
+    groups: dict[tuple[bool, bool, float], ParameterGroup] = {}
+    scales = stage.optimizer.rate_scales(model)
 
     def add(name: str, parameter: torch.nn.Parameter, head: bool, decays: bool) -> None:
-        empty: ParameterGroup = {"params": [], "names": [], "weight_decay": decay if decays else 0.0, "head": head}
-        group = groups.setdefault((head, decays), empty)
+        scale = scales.get(name, 1.0)
+        group = groups.setdefault(
+            (head, decays, scale),
+            {
+                "params": [],
+                "names": [],
+                "weight_decay": decay if decays else 0.0,
+                "head": head,
+                "rate_scale": scale,
+            },
+        )
         group["params"].append(parameter)
         group["names"].append(name)
 
@@ -115,8 +133,8 @@ def train(
     supervision: Supervision,
     teacher_set: Examples | None = None,
     graphs: bool = True,
-) -> float:
-    """Train `model` in place and return the seconds it took.
+) -> Trained:
+    """Train `model` in place and return what it took and did.
 
     The seconds include asking a teacher and the time before interruptions. `graphs` allows a GPU to record steps and
     repeat them, which changes no bit (see `bench.training.graphs`). Raises `Interrupted` after saving a checkpoint when
@@ -134,24 +152,30 @@ def _train(
     supervision: Supervision,
     teacher_set: Examples | None,
     graphs: bool,
-) -> float:
+) -> Trained:
     schedule, device, total_steps = stage.schedule, batches.device, stage.total_steps
-    # The order is fixed by what needs what: `begin` sees the network at the stage's start and in eval mode, so that
-    # cached teacher outputs are free of dropout; the optimiser needs the state's parameters; and the weights of a
-    # checkpoint, which are those of a later step, must come after both.
+    # The order is fixed by what needs what: adapters come first, as they add parameters; `begin` sees the network at
+    # the stage's start and in eval mode, so that cached teacher outputs are free of dropout; the optimiser needs the
+    # state's parameters; and the weights of a checkpoint, which are those of a later step, must come after all.
     clock = Clock()
     context = Context(clock, total_steps, schedule.augmentation != "none", device, batches.examples, teacher_set)
 
     # ---- the objective's state, then the optimiser over model and state ------------------------------------------
     began = time.perf_counter()
+    constraint = Constraint() if stage.constraint is None else stage.constraint
+    seed(stream(stage.seed, stage.name, "inject"), device)
+    constraint.inject(model)
     reference: dict[str, Tensor] = {}
-    if stage.optimizer.NEEDS_REFERENCE or (stage.constraint is not None and stage.constraint.NEEDS_REFERENCE):
+    if stage.optimizer.NEEDS_REFERENCE or (stage.constraint is not None and constraint.NEEDS_REFERENCE):
         reference = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     state = _begin(stage, model, teacher, context)
+    with torch.no_grad():
+        kept = constraint.begin(model, reference, context)
     optimizer = stage.optimizer.build(parameter_groups(model, stage, state), reference, total_steps)
 
     # ---- resume: weights, optimiser, state and step; random streams and data order follow from the step -----------
-    start, earlier_seconds = _resume(supervision.checkpoints, device, model, optimizer, state)
+    states = {"state": state, "constraint": kept}
+    start, earlier_seconds = _resume(supervision.checkpoints, device, model, optimizer, states)
     supervision.started(start)
 
     # ---- steps -----------------------------------------------------------------------------------------------------
@@ -159,10 +183,10 @@ def _train(
         # First every loss up to this step: no checkpoint may hold a state that already diverged.
         watch.settle()
         seconds = earlier_seconds + time.perf_counter() - began
-        supervision.checkpoints.save(done, {"seconds": seconds, **_snapshot(model, optimizer, state)})
+        supervision.checkpoints.save(done, {"seconds": seconds, **_snapshot(model, optimizer, states)})
 
     watch = LossWatch(supervision.progress, total_steps, late_steps(device))
-    work = StepWork(stage, model, optimizer, reference, state, context, graphs)
+    work = StepWork(stage, model, optimizer, reference, states, context, graphs)
     try:
         for step in range(start, total_steps):
             # Before the step: its number and rate. The step itself. Then what can end it: a loss that is not finite, a
@@ -181,9 +205,35 @@ def _train(
         watch.settle()
     finally:
         work.close()
-    if not bool(torch.stack([parameter.isfinite().all() for parameter in work.trained]).all()):
+
+    # ---- the end: what each part did, then the weights that are kept -------------------------------------------------
+    activity = _activity(stage, model, reference, states, context, batches.at(total_steps - 1)[0])
+    with torch.no_grad():
+        constraint.finish(model, reference, kept, context)
+    if not bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all()):
         raise Diverged("weights are no longer finite after the last step; lower the learning rate or clip gradients")
-    return round(earlier_seconds + time.perf_counter() - began, 3)
+    return Trained(round(earlier_seconds + time.perf_counter() - began, 3), activity)
+
+
+def _activity(
+    stage: Stage,
+    model: Model,
+    reference: Mapping[str, Tensor],
+    states: Mapping[str, State],
+    context: Context,
+    batch: Batch,
+) -> dict[str, Activity]:
+    """Measure what every part of the method did, by its name."""
+    seed(stream(stage.seed, stage.name, "activity"), context.device)
+    model.eval()
+    with torch.no_grad(), autocast(stage, context.device):
+        activity = stage.objective.activity(model, batch, states["state"], context)
+        if stage.constraint is not None:
+            activity |= stage.constraint.activity(model, reference, states["constraint"], context)
+    activity |= stage.optimizer.activity(stage.schedule, context.total_steps)
+    for name, part in activity.items():
+        print(f"{'nothing came of' if part.nil else 'activity of'} {name}: {part.value:.3g}, {part.meaning}")
+    return activity
 
 
 def _begin(stage: Stage, model: Model, teacher: Model | None, context: Context) -> State:
@@ -225,41 +275,52 @@ class StepWork:
         model: Model,
         optimizer: torch.optim.Optimizer,
         reference: Mapping[str, Tensor],
-        state: State,
+        states: Mapping[str, State],
         context: Context,
         graphs: bool,
     ) -> None:
         self._stage, self._model, self._optimizer, self._reference = stage, model, optimizer, reference
-        self._state, self._context = state, context
-        self.trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._states, self._context = states, context
+        self._trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         device = context.device
         recordable = graphs and _recordable(stage, device)
-        self._recorder = Recorder(device, context.clock, state, print) if recordable else None
+        self._recorder = Recorder(device, context.clock, list(states.values()), print) if recordable else None
 
     def take(self, step: int, micro_batches: list[Batch]) -> Losses:
         """Take step `step` (from 0) and return its losses.
 
         The optimiser must have been prepared for it; the losses lie on the device.
         """
-        stage = self._stage
-        one_pass = stage.schedule.micro_batches == 1
-        # Losses are means over a micro-batch, so each counts by its share. Example: 10 examples in micro-batches of 4,
-        # 3 and 3 have the shares 0.4, 0.3 and 0.3, and the sum of the shares times the means is the mean over the 10.
-        examples = sum(len(batch.index) for batch in micro_batches)
-        losses: Losses = {}
-        # A recording adds to the gradient tensors that it was made with: they are set to zero, not dropped.
-        if not one_pass:
-            self._optimizer.zero_grad(set_to_none=self._recorder is None)
-        for number, batch in enumerate(micro_batches):
-            # One stream per micro-batch: dropout is the same whatever else a method computes, and after a restart.
-            seed(stream(stage.seed, stage.name, "step", step, number), self._context.device)
-            if one_pass:
-                return self._run(self._whole_step, batch, "step")
-            share = len(batch.index) / examples
-            parts = self._run(partial(self._gradients, share=share), batch, "gradients", share)
-            losses = {name: losses[name] + part if name in losses else part for name, part in parts.items()}
+        optimizer = self._stage.optimizer
+        if self._stage.schedule.micro_batches == 1 and not optimizer.SECOND_PASS:
+            self._seed(step, 0)
+            return self._run(self._whole_step, micro_batches[0], "step")
+        losses = self._add_up(step, micro_batches)
+        if optimizer.SECOND_PASS:
+            # The same micro-batches under the same seeds, so the same dropout, at other weights. Each micro-batch has
+            # an autocast context of its own: none sees a weight as it was rounded before.
+            with torch.no_grad():
+                optimizer.perturb(self._optimizer)
+            self._add_up(step, micro_batches)
+            with torch.no_grad():
+                optimizer.restore(self._optimizer)
         self._run(self._update, None, "update")
         return losses
+
+    def _add_up(self, step: int, micro_batches: list[Batch]) -> Losses:
+        """Compute the gradient of a step, micro-batch by micro-batch. Returns the losses, added up likewise."""
+        # A recording adds to the gradient tensors that it was made with: they are set to zero, not dropped.
+        self._optimizer.zero_grad(set_to_none=self._recorder is None)
+        losses: Losses = {}
+        for number, batch in enumerate(micro_batches):
+            self._seed(step, number)
+            parts = self._run(self._gradients, batch, "gradients")
+            losses = {name: losses[name] + part if name in losses else part for name, part in parts.items()}
+        return losses
+
+    def _seed(self, step: int, number: int) -> None:
+        # One stream per micro-batch: dropout is the same whatever else a method computes, and after a restart.
+        seed(stream(self._stage.seed, self._stage.name, "step", step, number), self._context.device)
 
     def close(self) -> None:
         """Free gradients and recordings."""
@@ -267,33 +328,33 @@ class StepWork:
             self._recorder.drop()
         self._optimizer.zero_grad(set_to_none=True)
 
-    def _run(self, work: Callable[[Any], Losses], inputs: Any, name: str, share: float = 1.0) -> Losses:
-        return work(inputs) if self._recorder is None else self._recorder.run(work, inputs, name, share)
+    def _run(self, work: Callable[[Any], Losses], inputs: Any, name: str) -> Losses:
+        return work(inputs) if self._recorder is None else self._recorder.run(work, inputs, name)
 
     def _whole_step(self, batch: Batch) -> Losses:
         self._optimizer.zero_grad(set_to_none=True)
-        losses = self._gradients(batch, 1.0)
+        losses = self._gradients(batch)
         self._update(None)
         self._optimizer.zero_grad(set_to_none=True)  # other recordings may use their memory
         return losses
 
-    def _gradients(self, batch: Batch, share: float) -> Losses:
+    def _gradients(self, batch: Batch) -> Losses:
         with autocast(self._stage, self._context.device):
-            loss = self._stage.objective.loss(self._model, batch, self._state, self._context)
+            loss = self._stage.objective.loss(self._model, batch, self._states["state"], self._context)
         _check_loss(self._stage.objective, loss)
-        total = loss.total if share == 1 else loss.total * share
-        total.backward()  # type: ignore[no-untyped-call]
-        parts = {name: part.detach() if share == 1 else part.detach() * share for name, part in loss.parts.items()}
-        return {**parts, "loss": total.detach()}  # last: a method may give one of its parts that name
+        loss = loss.of_step(batch)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        parts = {name: part.detach() for name, part in loss.parts.items()}
+        return {**parts, "loss": loss.total.detach()}  # last: a method may give one of its parts that name
 
     def _update(self, _: object) -> Losses:
         stage = self._stage
         if stage.schedule.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.trained, stage.schedule.clip_norm, foreach=True)
+            torch.nn.utils.clip_grad_norm_(self._trained, stage.schedule.clip_norm, foreach=True)
         self._optimizer.step()
         if stage.constraint is not None:
             with torch.no_grad():
-                stage.constraint.apply(self._model, self._reference, self._state)
+                stage.constraint.apply(self._model, self._reference, self._states["constraint"], self._context)
         return {}
 
 
@@ -303,7 +364,7 @@ def _recordable(stage: Stage, device: torch.device) -> bool:
         return False
     parts = {
         type(stage.objective).__name__: stage.objective.capturable,
-        type(stage.optimizer).__name__: stage.optimizer.CAPTURABLE,
+        type(stage.optimizer).__name__: stage.optimizer.CAPTURABLE and not stage.optimizer.SECOND_PASS,
         type(stage.constraint).__name__: stage.constraint is None or stage.constraint.CAPTURABLE,
     }
     undeclared = [name for name, capturable in parts.items() if not capturable]
@@ -384,17 +445,23 @@ def autocast(stage: Stage, device: torch.device) -> contextlib.AbstractContextMa
     return contextlib.nullcontext()
 
 
-def _snapshot(model: Model, optimizer: torch.optim.Optimizer, state: State) -> dict[str, Any]:
-    return {
+def _snapshot(model: Model, optimizer: torch.optim.Optimizer, states: Mapping[str, State]) -> dict[str, Any]:
+    content = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict()["state"],  # moments and counts; rates and switches follow from the stage
-        "state_module": state.module.state_dict() if state.module is not None else {},
-        "state_tensors": state.tensors,
     }
+    for name, state in states.items():
+        content[f"{name}_module"] = state.module.state_dict() if state.module is not None else {}
+        content[f"{name}_tensors"] = state.tensors
+    return content
 
 
 def _resume(
-    checkpoints: Checkpoints, device: torch.device, model: Model, optimizer: torch.optim.Optimizer, state: State
+    checkpoints: Checkpoints,
+    device: torch.device,
+    model: Model,
+    optimizer: torch.optim.Optimizer,
+    states: Mapping[str, State],
 ) -> tuple[int, float]:
     """Restore the newest checkpoint, if any; return its step and seconds."""
     saved = checkpoints.load(device)
@@ -404,7 +471,9 @@ def _resume(
     model.load_state_dict(content["model"])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": content["optimizer"], "param_groups": groups})
-    if state.module is not None:
-        state.module.load_state_dict(content["state_module"])
-    state.tensors = dict(content["state_tensors"])
+    for name, state in states.items():
+        if state.module is not None:
+            state.module.load_state_dict(content[f"{name}_module"])
+        # A checkpoint of an earlier version holds nothing of a constraint.
+        state.tensors = {**state.tensors, **content.get(f"{name}_tensors", {})}
     return start, content["seconds"]

@@ -37,6 +37,7 @@ def new_model(stage: Stage, dtype: torch.dtype) -> Model:
         classes=stage.data.classes if "head" in stage.objective.needs else None,
         decoder="decoder" in stage.objective.needs,
         dropout=stage.schedule.dropout,
+        labelled="labels" in stage.objective.needs,
     ).to(dtype)
 
 
@@ -59,12 +60,11 @@ def refuse_too_large(stage: Stage, device: torch.device) -> None:
 def initial_model(stage: Stage, store: Store, data_root: Path) -> Model:
     """Build the network that the stage starts from.
 
-    It is random, or has the backbone's weights or another stage's encoder (and decoder).
+    It is random, or has the backbone's weights or another stage's encoder, decoder and, where it is carried, head.
     """
     model = new_model(stage, weight_type(stage))
     source = stage.backbone.weights if stage.init == PRETRAINED else stage.init
-    # A head is never taken over: its classes are those of a task, and each stage with labels trains its own.
-    loaded_parts = [part for part in parts(stage.objective) if part != "head"]
+    loaded_parts = [part for part in parts(stage.objective) if part != "head" or stage.head == "carried"]
     if isinstance(source, Stage):
         load_weights(model, store.weights(source), loaded_parts)
     elif isinstance(source, PublicWeights):

@@ -70,7 +70,7 @@ KEYS: dict[str, list[str]] = {
     "self_distillation_without_distill": ["8d7146334b61aa78f4295690fbf60bfa", "00d44ffc988d0048e883a11f49faf7c1"],
     "self_distillation_without_mae": ["c5ed51308b298242d67ae3149ba3f2f4", "63e40459120a7981a424f391a0464053"],
     "self_kd": ["38394318e1a0fecde1596ea886a29b5f", "c829f423de1085f43d429ac23c187c8b"],
-    "supcon": ["e93131d759ce1f7d3bfdf5ccee765c68", "4ed15a1365a7d18bc4c0d37020f9afc6"],
+    "supcon": ["e8f271fb0e1c6ebb0f4d6a707cb889de", "b82f11d7d6c73cc554ec619f7b77a67a"],
     "tapt": ["8d7146334b61aa78f4295690fbf60bfa", "00d44ffc988d0048e883a11f49faf7c1"],
     "tapt_x2": ["03b5cb63dc9e0e389aefc3d8d4a6d0a2", "38979c0cd830536a72883c45f8f766d7"],
     "tf_kd_reg": ["5332373f0851a6c52aa9750bf386b80b", "ed920f8d51b32d13b196106e29235f66"],

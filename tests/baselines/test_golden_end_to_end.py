@@ -178,13 +178,15 @@ class Watch:
 
         def watched_loss(*arguments: Any) -> Any:
             loss = masked_loss(*arguments)
-            self.masked.append(loss.parts["masked"].item())
+            if torch.is_grad_enabled():  # a step, not the look at its activity afterwards
+                self.masked.append(loss.parts["masked"].item())
             return loss
 
         def watched_distance(student: Tensor, teacher: Tensor) -> Tensor:
             found = distance(student, teacher)
-            self.features.append((student.detach(), teacher.detach()))
-            self.distances.append(found.item())
+            if torch.is_grad_enabled():
+                self.features.append((student.detach(), teacher.detach()))
+                self.distances.append(found.item())
             return found
 
         def watched_clip(*arguments: Any, **options: Any) -> Tensor:

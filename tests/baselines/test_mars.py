@@ -18,7 +18,7 @@ from baselines.mars import (
     mars_projection,
 )
 from bench.errors import InputError, SpecError
-from bench.interfaces.hooks import State
+from bench.interfaces.hooks import Clock, Context
 from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.specs.architectures import MaskedLanguageModel
@@ -128,7 +128,8 @@ def held(constraint: MarsProjection, backbone: Any) -> dict[str, tuple[Tensor, T
         for parameter in model.parameters():
             parameter.add_(1.0)
         far = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-        constraint.apply(model, reference, State())
+        context = Context(Clock(), 1, False, torch.device("cpu"), training_set=None)  # type: ignore[arg-type]
+        constraint.apply(model, reference, constraint.begin(model, reference, context), context)
     return {
         name: (reference[name], parameter.detach())
         for name, parameter in model.named_parameters()

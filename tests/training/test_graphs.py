@@ -62,8 +62,8 @@ def test_recorded_steps_give_the_same_bits(name: str, recording: type[HostGraph]
     whole = plain(stage, tmp_path / "plain")
     assert recording.made == 0
     assert equal(run(stage, tmp_path / "recorded"), whole)
-    # Whole and smaller batches; with three micro-batches their parts (3 and 2 of 8, 2 of 6) and the update.
-    assert recording.made == (4 if name == "micro_batches" else 2)
+    # Whole and smaller batches; with three micro-batches parts of 3 and 2 (of 8 and 6 alike) and the update.
+    assert recording.made == (3 if name == "micro_batches" else 2)
 
 
 @pytest.mark.parametrize("name", ["finetune", "recadam", "micro_batches"])
@@ -174,7 +174,7 @@ class AsksTheDevice(CrossEntropy):
 class UndeclaredShrink(Constraint):
     """A constraint that says nothing of recording."""
 
-    def apply(self, model: Model, reference: Mapping[str, Tensor], state: State) -> None:
+    def apply(self, model: Model, reference: Mapping[str, Tensor], state: State, context: Context) -> None:
         for name, parameter in model.named_parameters():
             parameter.copy_((parameter + reference[name]) / 2)
 
@@ -186,8 +186,8 @@ class UndeclaredShrink(Constraint):
         ({"constraint": UndeclaredShrink()}, False, "UndeclaredShrink is not declared CAPTURABLE"),
         ({"objective": CrossEntropy() + Undeclared()}, False, "Sum is not declared CAPTURABLE"),
         ({"objective": ReadsStep()}, True, "reads context.step"),
-        ({"objective": ReplacesState()}, True, "other tensors into its state (average)"),
-        ({"objective": CrossEntropy() + ReplacesState()}, True, "other tensors into its state (1.average)"),
+        ({"objective": ReplacesState()}, True, "other tensors are put into the state (average)"),
+        ({"objective": CrossEntropy() + ReplacesState()}, True, "other tensors are put into the state (1.average)"),
         ({"objective": DrawsOnTheHost()}, True, "random numbers on the host"),
         ({"objective": DrawsOnTheHost(kind="numpy")}, True, "random numbers on the host"),
         ({"objective": AsksTheDevice()}, True, "asks the device for a value"),
@@ -210,11 +210,11 @@ def test_what_cannot_be_recorded_is_computed_as_written(
         return run(stage, folder, graphs=with_graphs)
 
     whole = seeded(tmp_path / "plain", with_graphs=False)
-    assert capsys.readouterr().out == ""
+    assert "not recorded" not in capsys.readouterr().out
     assert equal(seeded(tmp_path / "recorded", with_graphs=True), whole)
     assert recording.made == int(recorded)  # one try, then no more
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("steps are not recorded: ") and reason in lines[0]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("steps are not recorded: ")]
+    assert len(lines) == 1 and reason in lines[0]
 
 
 @pytest.mark.parametrize("objective", [ChangesState(), CrossEntropy() + ChangesState()])

@@ -77,7 +77,7 @@ class Dice(CrossEntropy):
 class Shrink(Constraint):
     """Halves the way that every weight has gone."""
 
-    def apply(self, model: Model, reference: Mapping[str, Tensor], state: State) -> None:
+    def apply(self, model: Model, reference: Mapping[str, Tensor], state: State, context: Context) -> None:
         for name, parameter in model.named_parameters():
             parameter.copy_((parameter + reference[name]) / 2)
 
@@ -231,10 +231,10 @@ def test_gradients_are_clipped_by_their_global_norm(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_no_numbers_are_never_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(model: Model, reference: Mapping[str, Tensor], state: State) -> None:
+    def spoil(self: Shrink, model: Model, *rest: object) -> None:
         next(iter(model.parameters())).data[...] = float("nan")
 
-    monkeypatch.setattr(Shrink, "apply", lambda self, *rest: spoil(*rest))
+    monkeypatch.setattr(Shrink, "apply", spoil)
     stage = dataclasses.replace(FINETUNE, constraint=Shrink(), schedule=Schedule(steps=1, batch_size=8))
     with pytest.raises(Diverged, match="weights"):
         run(stage, tmp_path)
