@@ -47,8 +47,12 @@ def finetune(
     optimizer: Optimizer | None = None,
     constraint: Constraint | None = None,
     teacher: Stage | None = None,
+    head: Literal["carried", "fresh"] | None = None,
 ) -> Stage:
-    """Fine-tune on the cell's labelled data; methods pass an objective, optimiser or constraint of their own."""
+    """Fine-tune on the cell's labelled data; methods pass an objective, optimiser or constraint of their own.
+
+    Where the stage `init` trained a classifier, `head` says whether it goes on with that one.
+    """
     return cell.stage(
         "finetune",
         objective=objective or OBJECTIVE,
@@ -57,4 +61,5 @@ def finetune(
         constraint=constraint,
         init=init,
         teacher=teacher,
+        head=head,
     )

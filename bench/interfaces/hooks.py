@@ -99,7 +99,8 @@ class Context:
     This is the step, the step count and the training examples.
 
     `augmented` says whether the loop changes the inputs at each step (then nothing may be cached per example).
-    `teacher_set` is the training set as the teacher's backbone reads it (its own tokens or image size).
+    `teacher_set` is the training set as the teacher's backbone reads it (its own tokens or image size). `head_carried`
+    says that training goes on with the classifier of the stage that it starts from.
     """
 
     clock: Clock
@@ -108,6 +109,7 @@ class Context:
     device: torch.device
     training_set: Examples
     teacher_set: Examples | None = None
+    head_carried: bool = False
 
     @property
     def step(self) -> int:

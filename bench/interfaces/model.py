@@ -30,6 +30,9 @@ class Model(nn.Module, ABC):
     TOKENS: ClassVar[tuple[str, ...]]
     BLOCKS: ClassVar[str]
     """Where the encoder keeps its transformer blocks: `<BLOCKS>.<number>.…` are the names of their parameters in it."""
+    ATTENTION: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()
+    """How the names of attention's input matrices end, and which projections their rows hold, in this order: a matrix
+    (3·D, D) of ("query", "key", "value") has D rows for each."""
     FINAL: ClassVar[tuple[str, ...]] = ()
     """How the names begin, within the encoder, of what comes after the blocks: its final norm."""
     COMPILED: ClassVar[tuple[Callable[..., Tensor], ...]]
@@ -112,6 +115,11 @@ class Model(nn.Module, ABC):
             return last if not name.startswith("encoder.") or name.startswith(final) else 0
 
         return {name: depths.get(name, outside(name)) for name in names}
+
+    def attention(self) -> dict[str, tuple[str, ...]]:
+        """Return the matrices that make queries, keys and values, and which of them their rows hold."""
+        names = [name for name, _ in self.named_parameters() if name.startswith("encoder.")]
+        return {name: parts for name in names for end, parts in self.ATTENTION if name.endswith(f".{end}")}
 
     def roles(self) -> dict[str, Role]:
         """Return the role of every parameter by its name.

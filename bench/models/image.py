@@ -208,6 +208,7 @@ class ImageModel(Model):
     POSITIONS = ("pos_embed",)
     TOKENS = ("cls_token", "mask_token")
     BLOCKS = "blocks"
+    ATTENTION = (("attn.qkv.weight", ("query", "key", "value")),)
     FINAL = ("norm.",)
     COMPILED = (block_of_all, block_of_first)
 

@@ -160,6 +160,7 @@ class TextModel(Model):
     POSITIONS = ("position_embeddings.weight",)
     TOKENS = ("token_type_embeddings.weight",)
     BLOCKS = "encoder.layer"
+    ATTENTION = tuple((f"attention.self.{part}.weight", (part,)) for part in ("query", "key", "value"))
     COMPILED = (block_of_all, block_of_first, block_of_selected)
 
     modality = "text"

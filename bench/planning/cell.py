@@ -464,6 +464,7 @@ class Cell:
         backbone: Backbone | None = None,
         data: Data | None = None,
         seed: int | None = None,
+        head: Literal["carried", "fresh"] | None = None,
     ) -> Stage:
         """Build a stage on this cell's task and backbone.
 
@@ -492,6 +493,7 @@ class Cell:
                 teacher=teacher,
                 execution=execution,
                 seed=seed,
+                head=head,
             )
         except SpecError as error:
             raise self.blame(error.field, str(error)) from error

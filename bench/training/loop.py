@@ -158,7 +158,8 @@ def _train(
     # the stage's start and in eval mode, so that cached teacher outputs are free of dropout; the optimiser needs the
     # state's parameters; and the weights of a checkpoint, which are those of a later step, must come after all.
     clock = Clock()
-    context = Context(clock, total_steps, schedule.augmentation != "none", device, batches.examples, teacher_set)
+    augmented, carried = schedule.augmentation != "none", stage.head == "carried"
+    context = Context(clock, total_steps, augmented, device, batches.examples, teacher_set, carried)
 
     # ---- the objective's state, then the optimiser over model and state ------------------------------------------
     began = time.perf_counter()
@@ -364,7 +365,7 @@ def _recordable(stage: Stage, device: torch.device) -> bool:
         return False
     parts = {
         type(stage.objective).__name__: stage.objective.capturable,
-        type(stage.optimizer).__name__: stage.optimizer.CAPTURABLE and not stage.optimizer.SECOND_PASS,
+        type(stage.optimizer).__name__: stage.optimizer.CAPTURABLE,
         type(stage.constraint).__name__: stage.constraint is None or stage.constraint.CAPTURABLE,
     }
     undeclared = [name for name, capturable in parts.items() if not capturable]
