@@ -116,6 +116,15 @@ class RecAdam(Optimizer):
         if self.t0 is not None and steps is not None:
             self.require("t0", self.t0 <= steps, f"at most the {steps} steps of stage {stage.name}")
 
+    def warnings(self, stage: Stage) -> list[str]:
+        steps = stage.schedule.steps if stage.data.size is None else stage.total_steps
+        if steps is None or not self._pulls:
+            return []
+        t0, warmup = midpoint(steps) if self.t0 is None else self.t0, stage.schedule.warmup(steps)
+        if t0 > warmup:
+            return []
+        return [f"RecAdam.t0 = {t0} lies within the {warmup} steps of warm-up: the pull fades while the rate is low"]
+
     @property
     def _pulls(self) -> bool:
         return self.anneal != "constant" and self.w > 0

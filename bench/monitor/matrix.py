@@ -10,6 +10,7 @@ from tabulate import tabulate
 from bench.monitor.states import STATES, Look, Seen
 from bench.planning.describe import outdated
 from bench.planning.plan import Plan, PlannedCell
+from bench.store.activity import describe_inactive
 from bench.store.states import StageState
 
 GLYPHS = dict(zip(STATES, "✓▸↻!?◦·✗⊘", strict=True))
@@ -41,6 +42,7 @@ def describe_states(plan: Plan, view: Look, encoding: str = "utf-8", width: int 
     lines.append("cells: " + ", ".join(f"{totals[state]} {state}" for state in occurring))
     lines += _details(cells, view)
     lines += outdated(view.outdated.values())
+    lines += describe_inactive(view.inactive)
     if view.tables:
         lines.append(f"the job that writes the tables came to nothing: {view.tables}")
     return "\n".join([*lines, f"warning: {view.warning}"] if view.warning else lines)

@@ -16,6 +16,7 @@ from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.ledger import Submission
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Stage
+from bench.store.activity import inactive
 from bench.store.code import why_outdated
 from bench.store.ownership import Attempt
 from bench.store.states import UNSUCCESSFUL, StageState, is_alive, state_in_store, why_blocked
@@ -62,6 +63,8 @@ class Look:
     """Folder of an unfinished stage -> its last submission, and the index of its element there."""
     outdated: dict[str, str] = field(default_factory=dict)
     """Key of a finished stage -> why it would not come out the same today."""
+    inactive: list[tuple[str, str, str]] = field(default_factory=list)
+    """Parts of methods that did nothing in a finished stage: name, what was measured, stage and task."""
     warning: str = ""
     tables: str = ""
     """What became of the job that writes the tables, if it failed."""
@@ -116,6 +119,8 @@ def _read(plan: Plan, store: Store, done: set[str], view: Look) -> dict[str, str
                 del view.attempts[stage.key]
                 if reason := why_outdated(record, _there(stage.parents, store, records)):
                     view.outdated[stage.key] = reason
+                for name, meaning in inactive(record.get("activity", {})).items():
+                    view.inactive.append((name, meaning, f"{stage.name} on {stage.data.task}"))
             else:
                 view.attempts[stage.key] = store.attempts(stage)
         except (InputError, OSError) as error:

@@ -48,9 +48,14 @@ class Bindings:
     """
 
     def __init__(
-        self, bindings: Iterable[Binding], candidates: Mapping[str, tuple[Binding, ...]] | None = None
+        self,
+        bindings: Iterable[Binding],
+        candidates: Mapping[str, tuple[Binding, ...]] | None = None,
+        replaced: Iterable[Binding] = (),
     ) -> None:
         self.all = tuple(bindings)
+        self.replaced = tuple(replaced)
+        """The bindings of included files in whose place the including one has its own."""
         self.candidates = dict(candidates or {})
         """The bindings that each line of a search stands for."""
         self.used: set[Binding] = set()

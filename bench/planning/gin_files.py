@@ -112,8 +112,9 @@ def read_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
     )
     stronger = [dataclasses.replace(binding, override=True) for binding in command_line.bindings.values()]
     macros = _joined_macros(macros, command_line.macros)
-    resolved = list(_resolve_macros([*bindings.values(), *stronger], macros, overridden))
-    return Bindings(resolved, dict(_candidates(resolved)))
+    count = len(bindings) + len(stronger)
+    resolved = list(_resolve_macros([*bindings.values(), *stronger, *overridden], macros))
+    return Bindings(resolved[:count], dict(_candidates(resolved[:count])), resolved[count:])
 
 
 def _candidates(bindings: list[Binding]) -> Iterator[tuple[str, tuple[Binding, ...]]]:
@@ -320,10 +321,11 @@ def _frozen(value: Any) -> Any:
     return value
 
 
-def _resolve_macros(bindings: list[Binding], macros: Macros, overridden: list[Binding]) -> Iterator[Binding]:
+def _resolve_macros(bindings: list[Binding], macros: Macros) -> Iterator[Binding]:
     """Put values in the place of `%NAME`.
 
-    Refuses macros that are undefined, that refer to themselves or that are unused.
+    Those of included files that are overridden come along: that does not make their macros a mistake. Refuses macros
+    that are undefined, that refer to themselves or that are unused.
     """
     used: set[str] = set()
     entries = 0  # of the value that is being resolved
@@ -355,9 +357,6 @@ def _resolve_macros(bindings: list[Binding], macros: Macros, overridden: list[Bi
         entries = 0
         value = resolve(binding.value, binding.location)
         yield dataclasses.replace(binding, value=value)
-    for binding in overridden:  # overriding a binding does not make its macro a mistake
-        entries = 0
-        resolve(binding.value, binding.location)
     for name in sorted(macros.keys() - used):
         raise InputError(
             f"{macros[name][1]}: the macro {name} is used nowhere. Remove it, or write %{name} where it was meant."

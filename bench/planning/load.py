@@ -12,6 +12,7 @@ from bench.planning.bindings import Binding, Bindings, checked
 from bench.planning.catalogue import OF_CHECKPOINTS, OF_OWN_TASKS, Catalogue
 from bench.planning.cell import Expansion
 from bench.planning.gin_files import read_bindings
+from bench.planning.left_out import included_grid, left_out, may_be_left_out
 from bench.planning.registry import configurable_names, settings_of
 from bench.planning.settings import Grid, Row
 from bench.specs.cluster import Cluster
@@ -109,7 +110,12 @@ def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
     rows = [label.split("/")[0] for label in grid.rows]
     columns = {*catalogue.tasks, *catalogue.backbones}
     legal = {"", *rows, *columns, *(f"{task}/{row}" for task in grid.tasks for row in rows)}
+    wider = included_grid(grid, bindings) or grid
+    wider_rows = [label.split("/")[0] for label in wider.rows]
+    tolerated = {*wider_rows, *(f"{task}/{row}" for task in wider.tasks for row in wider_rows)} - legal
     for binding in bindings.all:
+        if binding.scope in tolerated and may_be_left_out(binding, bindings):
+            continue
         if binding.configurable in ("grid", "slurm") and binding.scope:
             raise InputError(f"{binding.location}: {binding.target} takes no scope: it describes the whole grid.")
         of_task = binding.configurable == "task" and binding.setting != "backbone"
@@ -128,15 +134,20 @@ def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
             )
 
 
-def refuse_unused(expansion: Expansion) -> None:
+def refuse_unused(expansion: Expansion) -> set[Binding]:
     """Refuse every binding that supplied no value to any cell.
 
-    The message says what hides each of them.
+    The message says what hides each of them. Returns the lines of included files that only rows or tasks would read
+    which this grid leaves out.
     """
     effective = expansion.bindings.used | expansion.bindings.overridden
     unused = [binding for binding in expansion.bindings.all if binding not in effective and not _declares(binding)]
+    wider = included_grid(expansion.grid, expansion.bindings) if unused else None
+    not_here = left_out(expansion, unused, wider) if wider is not None else set()
+    unused = [binding for binding in unused if binding not in not_here]
     if unused:
         raise InputError("\n".join(_why_unused(binding, expansion) for binding in unused))
+    return not_here
 
 
 def _declares(binding: Binding) -> bool:

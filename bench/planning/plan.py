@@ -16,6 +16,7 @@ from bench.planning.bindings import Bindings
 from bench.planning.catalogue import Catalogue
 from bench.planning.cell import Expansion
 from bench.planning.gin_files import find_gin
+from bench.planning.left_out import describe_left_out
 from bench.planning.load import load_cluster, load_grid, refuse_unused
 from bench.planning.settings import Grid
 from bench.planning.sharing import _splits
@@ -55,8 +56,9 @@ class Plan:
     stages: list[Stage]
     catalogue: Catalogue
     data_root: Path
-    splits: list[str]
-    """Lines about bindings that split a stage which two rows would have shared."""
+    notes: list[str]
+    """What a person should look at: lines that are not for this grid, that split a stage which two rows would have
+    shared, or that keep a method from doing much."""
     done: dict[str, float] = field(default_factory=dict)
     """Key of a finished stage -> the seconds it took."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -133,7 +135,7 @@ def make_plan(
     cluster = load_cluster(bindings)
     expansion = Expansion(grid, bindings, data_root, check_sources=check_sources)
     cells = [_cell(expansion, row, task, seed) for row in expansion.rows for task in grid.tasks for seed in grid.seeds]
-    refuse_unused(expansion)
+    not_here = refuse_unused(expansion)
     _refuse_unequal_search(cells)
     selected = _select(cells, only, "--only") if only else cells
     plan = Plan(
@@ -144,7 +146,7 @@ def make_plan(
         list(walk(*(cell.stage for cell in selected))),
         expansion.catalogue,
         data_root,
-        list(_splits(expansion)),
+        [*describe_left_out(not_here), *_splits(expansion), *_warnings(cells)],
         cluster=cluster,
         source=source(files, overrides, bindings),
         suffix=_suffix(bindings),
@@ -272,6 +274,17 @@ def _refuse_unequal_search(cells: list[PlannedCell]) -> None:
         raise InputError(
             f"search.candidates: every row must try equally many configurations on every task, or none; here {shown}."
         )
+
+
+def _warnings(cells: list[PlannedCell]) -> list[str]:
+    """Collect what the parts of stages have to say against their settings, each sentence once."""
+    lines: dict[str, list[str]] = defaultdict(list)
+    for cell in cells:
+        if cell.seed == cells[0].seed:  # no seed changes what they say
+            for stage in walk(cell.stage):
+                for warning in (warning for part in stage.method_parts for warning in part.warnings(stage)):
+                    lines[warning].append(cell.row)
+    return [f"warning: {', '.join(dict.fromkeys(rows))}: {warning}" for warning, rows in lines.items()]
 
 
 def _select(cells: list[PlannedCell], globs: Sequence[str], option: str) -> list[PlannedCell]:

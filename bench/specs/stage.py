@@ -111,6 +111,10 @@ class Objective(Spec):
     def check_stage(self, stage: Stage) -> None:
         """Refuse, with `SpecError`, what cannot work in this stage."""
 
+    def warnings(self, stage: Stage) -> list[str]:
+        """Say what can work in this stage but hardly does what it is there for; the plan shows it."""
+        return []
+
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
         """Return the state that training starts with.
 
@@ -160,6 +164,9 @@ class Sum(Objective):
     def check_stage(self, stage: Stage) -> None:
         for term in self.terms:
             term.check_stage(stage)
+
+    def warnings(self, stage: Stage) -> list[str]:
+        return [warning for term in self.terms for warning in term.warnings(stage)]
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
         import torch
@@ -221,6 +228,10 @@ class Optimizer(Spec):
 
     def check_stage(self, stage: Stage) -> None:
         """Refuse, with `SpecError`, what cannot work in this stage."""
+
+    def warnings(self, stage: Stage) -> list[str]:
+        """Say what can work in this stage but hardly does what it is there for; the plan shows it."""
+        return []
 
     def build(
         self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor], total_steps: int
@@ -288,6 +299,10 @@ class Constraint(Spec):
 
     def check_stage(self, stage: Stage) -> None:
         """Refuse, with `SpecError`, what cannot work in this stage."""
+
+    def warnings(self, stage: Stage) -> list[str]:
+        """Say what can work in this stage but hardly does what it is there for; the plan shows it."""
+        return []
 
     def inject(self, model: Model) -> None:
         """Change the network before it is trained."""
@@ -374,9 +389,8 @@ class Stage(Spec):
             )
         if steps is not None and self.schedule.warmup(steps) >= steps:
             raise SpecError("warmup_steps", f"stage {self.name}: the warm-up takes all {steps} steps.")
-        for part in (self.objective, self.optimizer, self.constraint):
-            if part is not None:
-                part.check_stage(self)
+        for part in self.method_parts:
+            part.check_stage(self)
 
     def _check_head(self) -> None:
         """Refuse a start whose classifier would be dropped, or carried where it does not fit, without a word."""
@@ -393,6 +407,11 @@ class Stage(Spec):
         theirs, own = (start.data.task, start.data.classes), (self.data.task, self.data.classes)
         if self.head == "carried" and theirs != own:
             raise SpecError("head", f"stage {self.name}: the classifier of {start.data.task} cannot be carried here.")
+
+    @property
+    def method_parts(self) -> list[Objective | Optimizer | Constraint]:
+        """The objective, the optimiser and, if there is one, the constraint."""
+        return [self.objective, self.optimizer, *([] if self.constraint is None else [self.constraint])]
 
     @cached_property
     def key(self) -> str:

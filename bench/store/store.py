@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 from bench.errors import DamagedStore, InputError
 from bench.specs import Selected, Stage, canonical_json, from_canonical
+from bench.store.activity import ActivityFacts
 from bench.store.code import Code, merged_code
 from bench.store.files import create_json, digest, in_threads, read_json, sha256, sync, write_json, write_text
 from bench.store.ownership import Attempt, Owner, now, this_process
@@ -311,6 +312,7 @@ class RecordFile:
     weights: WeightsFacts
     parents: dict[str, str] = field(default_factory=dict)
     code: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    activity: dict[str, ActivityFacts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError, SpecError
 from bench.planning.plan import Plan, PlannedCell
-from bench.specs import expanded, walk
+from bench.specs import Stage, expanded, walk
+from bench.store.activity import ActivityFacts
 from bench.store.code import other_weights
 from bench.store.files import digest, write_text
 from bench.store.shape import shaped
@@ -56,6 +57,7 @@ class RecordLine:
     search: Any = None
     devices: tuple[str, ...] = ()
     code: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    activity: dict[str, ActivityFacts] = field(default_factory=dict)
 
 
 def records_path(plan: Plan, results: Path) -> Path:
@@ -169,7 +171,7 @@ def _signature(record: Any) -> str:
     if not isinstance(record, dict) or not isinstance(record.get("metrics"), dict):
         return ""
     kinds = [[(name, type(value)) for name, value in part.items()] for part in (record, record["metrics"])]
-    return repr((kinds, record.get("provenance"), record.get("code"), record.get("devices")))
+    return repr((kinds, *(record.get(name) for name in ("provenance", "code", "devices", "activity"))))
 
 
 def _refuse_unknown_keys(plan: Plan, earlier: Earlier, path: Path) -> None:
@@ -237,10 +239,21 @@ def cell_record(cell: PlannedCell, records: Mapping[str, Record | None]) -> Reco
         "spec": expanded(cell.stage),
         "search": record.get("search"),
         "code": record.get("code", {}),
+        "activity": _activity(stages, there),
         "other_weights": sorted(set(swapped)),
         "devices": sorted({_kind(stage["provenance"]) for stage in there.values()}),
         "provenance": record["provenance"],
     }
+
+
+def _activity(stages: Sequence[Stage], records: Mapping[str, Record]) -> dict[str, Any]:
+    """Return what the parts of a cell's method did; those of stages before its own under `stage.part`."""
+    activity: dict[str, Any] = {}
+    for stage in stages:
+        prefix = "" if stage is stages[-1] else f"{stage.name}."
+        parts = records.get(stage.key, {}).get("activity", {})
+        activity |= {f"{prefix}{name}": part for name, part in parts.items()}
+    return activity
 
 
 def _kind(provenance: dict[str, Any]) -> str:

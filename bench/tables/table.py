@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tabulate import tabulate
 from bench.data.manifest import describe_overlap, read_manifest
 from bench.planning.plan import Plan, searched
 from bench.specs import PublicWeights
+from bench.store.activity import describe_inactive, inactive
 from bench.store.code import other_code
 from bench.store.files import write_text
 from bench.store.store import Store
@@ -98,6 +100,7 @@ def _legend(plan: Plan, records: list[dict[str, Any]], awaited: int) -> str:
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
         *_mixed_devices(records),
+        *(f"Warning: {line}." for line in _inactive(records)),
         *_outdated(records),
         *(unfinished if awaited else []),
         f"Records: {plan.table_name}/records.jsonl, a JSON object per finished cell with metrics, cost and whole spec.",
@@ -129,6 +132,15 @@ def _mixed_devices(records: list[dict[str, Any]]) -> list[str]:
         return []
     warning = f"Warning: stages behind these numbers ran on different kinds of device ({'; '.join(kinds)}), which round"
     return [f"{warning} differently: `devices` in the records says which. Compare rows only where they agree."]
+
+
+def _inactive(records: list[dict[str, Any]]) -> Iterator[str]:
+    """Say which parts of methods did nothing, and in which rows and on which tasks."""
+    return describe_inactive(
+        (name, meaning, f"{record['method']} on {record['task']}")
+        for record in records
+        for name, meaning in inactive(record.get("activity", {})).items()
+    )
 
 
 def _outdated(records: list[dict[str, Any]]) -> list[str]:

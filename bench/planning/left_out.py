@@ -1,0 +1,80 @@
+"""Lines of an included file that are for rows or tasks which the including grid leaves out.
+
+    image.gin    grid.rows = ['finetune', 'mars']           mine.gin    include 'image.gin'
+                 MarsProjection.radius = 2.0                            grid.rows = ['finetune']
+                 mars/finetune.lr = 1e-4
+
+Nothing of mine.gin reads the last two lines of image.gin, and that is no mistake. They are noted, not refused; a line
+that the included grid would not read either stays an error, and so does one in the file that leaves the row out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from bench.errors import InputError, SpecError
+from bench.planning.bindings import Binding, Bindings
+from bench.planning.cell import Expansion
+from bench.planning.settings import Grid, Row
+
+AXES = ("rows", "tasks")
+
+
+def included_grid(grid: Grid, bindings: Bindings) -> Grid | None:
+    """Return the grid with the rows and tasks that it leaves out of those it includes; None if it leaves out none."""
+    axes: dict[str, list[str]] = {axis: list(getattr(grid, axis)) for axis in AXES}
+    rows = {Row.parse(label).name for label in grid.rows}
+    for axis, binding in _axes(bindings, in_effect=False):
+        for label in binding.value if isinstance(binding.value, tuple) else ():
+            with contextlib.suppress(SpecError):  # a row that does not exist, in a line that is not in effect
+                name = Row.parse(label).name if axis == "rows" else label
+                if label not in axes[axis] and (axis == "tasks" or name not in rows):
+                    axes[axis].append(label)
+                    rows.add(name)
+    wider = dataclasses.replace(grid, rows=tuple(axes["rows"]), tasks=tuple(axes["tasks"]))
+    return wider if (wider.rows, wider.tasks) != (grid.rows, grid.tasks) else None
+
+
+def may_be_left_out(binding: Binding, bindings: Bindings) -> bool:
+    """Tell whether a line stands elsewhere than those which replace rows or tasks, and not on the command line."""
+    replaced = {axis for axis, _ in _axes(bindings, in_effect=False)}
+    lines = {_file(bound) for axis, bound in _axes(bindings) if axis in replaced}
+    return not binding.override and _file(binding) not in lines
+
+
+def left_out(expansion: Expansion, unused: Iterable[Binding], wider: Grid) -> set[Binding]:
+    """Return those of the unused lines that rows or tasks left out would read."""
+    bindings = Bindings(expansion.bindings.all, expansion.bindings.candidates)
+    whole = Expansion(wider, bindings, expansion.data_root, check_sources=False)
+    for row in whole.rows:
+        for task in wider.tasks:
+            if row not in expansion.rows or task not in expansion.grid.tasks:
+                with contextlib.suppress(InputError):  # it is not run, so what is wrong with it is no matter
+                    whole.stage(row, task, wider.base_seed)
+    candidates = (binding for binding in unused if may_be_left_out(binding, expansion.bindings))
+    return {binding for binding in candidates if binding in bindings.used}
+
+
+def describe_left_out(lines: Iterable[Binding]) -> Iterator[str]:
+    """Say how many lines of each file are not for this grid."""
+    for file, count in sorted(Counter(map(_file, lines)).items()):
+        yield f"left out: rows or tasks that this grid does not have; {file} has {count} settings for them"
+
+
+def _axes(bindings: Bindings, in_effect: bool = True) -> Iterator[tuple[str, Binding]]:
+    """Yield the lines that say what rows and tasks there are: those in effect, or those that they replace."""
+    strongest = {axis: bound for axis in AXES if (bound := bindings.layers(("",)).get(("grid", axis))) is not None}
+    if in_effect:
+        yield from ((axis, binding) for axis, (_, binding) in strongest.items())
+        return
+    for binding in (*bindings.replaced, *bindings.all):
+        axis = binding.setting
+        if binding.configurable == "grid" and axis in strongest and not binding.scope and binding != strongest[axis][1]:
+            yield axis, binding
+
+
+def _file(binding: Binding) -> str:
+    return binding.location.rpartition(":")[0]
