@@ -1,4 +1,4 @@
-"""What records say of the parts of a method: a value that `meaning` explains, and whether it did nothing that counts."""
+"""What records say of the parts of a method: a value, what it means, and whether it did nothing that counts."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def describe_inactive(parts: Iterable[tuple[str, str, str]]) -> Iterator[str]:
     locations: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
     for name, meaning, where in parts:
         locations[name, meaning][where] = None
-    for (name, meaning), where in sorted(locations.items()):
-        yield f"nothing came of {name} in {', '.join(where)} ({meaning}: none)"
+    for (name, meaning), everywhere in sorted(locations.items()):
+        yield f"{name} did nothing in {', '.join(everywhere)}: 0 or nearly 0 was its {meaning}"

@@ -233,7 +233,7 @@ def _activity(
             activity |= stage.constraint.activity(model, reference, states["constraint"], context)
     activity |= stage.optimizer.activity(stage.schedule, context.total_steps)
     for name, part in activity.items():
-        print(f"{'nothing came of' if part.nil else 'activity of'} {name}: {part.value:.3g}, {part.meaning}")
+        print(f"activity of {name}: {part.value:.3g}, {part.meaning}{' (it did nothing)' if part.nil else ''}")
     return activity
 
 
