@@ -488,8 +488,8 @@ MUTATIONS = (
     Mutation(
         "evaluation on the training split",
         "bench/training/fit.py",
-        "_open(stage.evaluation, stage, settings)",
-        "_open(stage.data, stage, settings)",
+        "examples = _open(data, stage, settings)",
+        "examples = _open(stage.data, stage, settings)",
         ("tests/training/test_evaluate.py::test_a_cells_number_is_that_of_its_weights_on_the_test_split",),
     ),
     Mutation(

@@ -10,7 +10,8 @@ from bench.data.task_spec import Modality
 from bench.store.files import digest
 from bench.store.manifest import load_manifest
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "mismatched")
+"""The splits there can be; `mismatched` is mnli's second test split."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bench.data.public import SOURCES
 from bench.data.task_spec import Modality, Task
 
-__all__ = ["CORPORA", "EMBEDDED", "TASKS", "Modality", "Task"]
+__all__ = ["CORPORA", "EMBEDDED", "FURTHER_EVALUATIONS", "REFUSED", "TASKS", "Modality", "Task", "trained_task"]
 
 DIGITS = Task(name="digits", modality="image", backbone="photos_mae", metric="accuracy")
 PYDOCS = Task(name="pydocs", modality="text", backbone="docs_mlm", metric="accuracy")
@@ -20,3 +20,16 @@ CORPORA: dict[str, Modality] = {"photographs": "image", "docstrings": "text"}
 
 EMBEDDED = ("digits", "pydocs", *CORPORA)
 """What can be built from the packages at hand, without a download."""
+
+FURTHER_EVALUATIONS = {"mnli_mismatched": ("mnli", "mismatched")}
+"""Columns that show a task's stages on another split than `test`: the task they are trained on, and that split."""
+
+_REGRESSION = "its labels are real numbers (regression), and every task here is a classification"
+REFUSED = {"stsb": _REGRESSION, "sts_b": _REGRESSION}
+"""Names that somebody may look for, and why there is no such task."""
+
+
+def trained_task(column: str) -> str:
+    """Return the task on which the stages of a table's column are trained."""
+    task, _ = FURTHER_EVALUATIONS.get(column, (column, None))
+    return task

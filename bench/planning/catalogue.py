@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.data.manifest import describe_classes, describe_manifest, describe_overlap
 from bench.data.prepare import prepare_command, prepare_data
 from bench.data.sources import own
-from bench.data.tasks import CORPORA, TASKS, Task
+from bench.data.tasks import CORPORA, FURTHER_EVALUATIONS, REFUSED, TASKS, Task, trained_task
 from bench.errors import InputError, SpecError, nearest
 from bench.planning.bindings import LEGAL_NAME, Binding, checked
 from bench.planning.registry import BACKBONES, CHECKPOINTS
@@ -102,7 +102,12 @@ class Catalogue:
         """
         if name in BACKBONES and name not in self.checkpoints:
             raise InputError(f"{name} is pre-trained by the suite: the first grid that needs it does so.")
+        if name in FURTHER_EVALUATIONS:
+            task = trained_task(name)
+            raise InputError(f"{name} is a split of {task}, and prepared with it: name {task} instead.")
         legal = [*self.tasks, *CORPORA, *self.checkpoints]
+        if name in REFUSED and name not in legal:
+            raise InputError(f"{name} cannot be prepared: {REFUSED[name]}.")
         if name not in legal:
             raise InputError(f"there is no task, corpus or backbone named '{name}' to prepare.{nearest(name, legal)}")
 
@@ -161,7 +166,7 @@ class Catalogue:
         """
         if not name.isidentifier():
             raise InputError(f"{line.location}: '{name}' is no name: {LEGAL_NAME}.")
-        if name in taken or name in CORPORA or name in RESERVED:
+        if name in taken or name in CORPORA or name in RESERVED or name in FURTHER_EVALUATIONS:
             raise InputError(f"{line.location}: the name {name} is taken already. Declare yours under another.")
 
     def _bound(self, configurable: str, settings: Iterable[str]) -> dict[str, dict[str, Binding]]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bench.data.manifest import Manifest, read_manifest
+from bench.data.metrics import METRICS, entry_name
 from bench.data.prepare import check_unchanged
-from bench.data.tasks import Task
+from bench.data.tasks import FURTHER_EVALUATIONS, Task, trained_task
 from bench.errors import InputError, SpecError, nearest
 from bench.planning.bindings import Binding, Bindings, checked
 from bench.planning.catalogue import OF_CHECKPOINTS, Catalogue
@@ -86,6 +87,11 @@ class Expansion:
             self._manifests[task] = manifest
         return self._manifests[task]
 
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks that the grid's columns are trained on, each once."""
+        return [*dict.fromkeys(map(trained_task, self.grid.tasks))]
+
     def shared(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """Return a value that many cells have in common, made once.
 
@@ -153,7 +159,7 @@ class Expansion:
         return Selected.among(
             candidates=tuple(expansion.stage(row, task, self.grid.base_seed) for expansion in fitted),
             finals=tuple(expansion.stage(row, task, cell.seed) for expansion in finals),
-            metric=cell.task.metric,
+            metric=cell.metric,
         )
 
     def _candidate(self, row: str, task: str, text: str, part: Literal["all", "fit"]) -> Expansion:
@@ -202,6 +208,33 @@ class Cell:
             legal = nearest(task.backbone, self._expansion.catalogue.backbones)
             raise self.blame("backbone", f"task {task.name}: there is no backbone '{task.backbone}'.{legal}")
         return task
+
+    @property
+    def metric(self) -> str:
+        """The entry of a record that is this cell's number.
+
+        Refuses a positive class that the task has not, as far as the task is prepared, and one that is missing.
+        """
+        task, manifest = self.task, self._expansion.manifest(self._task_name)
+        classes = None if manifest is None else manifest.class_names
+        positive_class = task.positive_class
+        if positive_class is not None and classes is not None:
+            wrong = f"task.positive_class = {positive_class!r}: {task.name} has"
+            if len(classes) != 2:
+                reason = f"{len(classes)} classes, and only one of two can be the positive one. Remove the line."
+                raise self.blame("positive_class", f"{wrong} {reason}")
+            if positive_class not in classes:
+                legal = nearest(positive_class, classes)
+                raise self.blame("positive_class", f"{wrong} no such class.{legal}")
+        if not METRICS[task.metric].needs_positive_class:
+            return task.metric
+        if positive_class is None:
+            legal = " or ".join(map(repr, classes or ("the name of a class",)))
+            message = (
+                f"task.metric = {task.metric!r}: which class counts? Bind {task.name}/task.positive_class = {legal}."
+            )
+            raise self.blame("metric", message)
+        return entry_name(task.metric, positive_class)
 
     @property
     def name(self) -> str:
@@ -385,6 +418,18 @@ class Cell:
         """
         return self._shared(("evaluation", self._scopes), lambda: self._data("test", True))
 
+    def further_evaluations(self) -> tuple[Data, ...]:
+        """Return the further splits that this cell's stages are measured on.
+
+        There are none in a search, and none that the prepared data lack: those of mnli may be from before it had two.
+        """
+        if self._expansion.part == "fit":
+            return ()
+        manifest = self._expansion.manifest(self._task_name)
+        splits = [split for task, split in FURTHER_EVALUATIONS.values() if task == self._task_name]
+        there = [split for split in splits if manifest is None or split in manifest.splits]
+        return tuple(data_of(manifest, self._task_name, split, True) for split in there)
+
     def _data(self, split: Literal["train", "test"], labelled: bool) -> Data:
         """Choose a cell's data for training ('train') or evaluation ('test').
 
@@ -494,6 +539,7 @@ class Cell:
                 execution=execution,
                 seed=seed,
                 head=head,
+                further_evaluations=self.further_evaluations() if "head" in objective.needs else (),
             )
         except SpecError as error:
             raise self.blame(error.field, str(error)) from error

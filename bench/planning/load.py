@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.data.tasks import CORPORA
+from bench.data.tasks import CORPORA, FURTHER_EVALUATIONS, REFUSED, trained_task
 from bench.errors import InputError, SpecError, nearest
 from bench.planning.bindings import Binding, Bindings, checked
 from bench.planning.catalogue import OF_CHECKPOINTS, OF_OWN_TASKS, Catalogue
@@ -94,11 +94,13 @@ def _unknown_names(binding: Binding) -> Iterator[str]:
 
 def _check_names(grid: Grid, catalogue: Catalogue) -> None:
     for task in grid.tasks:
-        if task not in catalogue.tasks:
+        if task in REFUSED:
+            raise SpecError("tasks", f"grid.tasks: there is no task '{task}': {REFUSED[task]}. Take it out.")
+        if trained_task(task) not in catalogue.tasks:
             legal = nearest(task, catalogue.tasks)
             raise SpecError("tasks", f"grid.tasks: there is no task '{task}', nor is {task}/task.source bound.{legal}")
     for row in map(Row.parse, grid.rows):
-        if row.name in catalogue.tasks or row.name in CORPORA or row.name in catalogue.backbones:
+        if row.name in {*catalogue.tasks, *FURTHER_EVALUATIONS, *CORPORA, *catalogue.backbones}:
             raise SpecError(
                 "rows", f"grid.rows: '{row.name}' is also a task or backbone; its scope would be ambiguous."
             )
@@ -109,10 +111,10 @@ def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
     # digits/tapt and digits/big.
     rows = [label.split("/")[0] for label in grid.rows]
     columns = {*catalogue.tasks, *catalogue.backbones}
-    legal = {"", *rows, *columns, *(f"{task}/{row}" for task in grid.tasks for row in rows)}
+    legal = {"", *rows, *columns, *(f"{trained_task(task)}/{row}" for task in grid.tasks for row in rows)}
     wider = included_grid(grid, bindings) or grid
     wider_rows = [label.split("/")[0] for label in wider.rows]
-    tolerated = {*wider_rows, *(f"{task}/{row}" for task in wider.tasks for row in wider_rows)} - legal
+    tolerated = {*wider_rows, *(f"{trained_task(task)}/{row}" for task in wider.tasks for row in wider_rows)} - legal
     for binding in bindings.all:
         if binding.scope in tolerated and may_be_left_out(binding, bindings):
             continue
@@ -122,6 +124,11 @@ def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
         if of_task and binding.scope.split("/")[-1] in rows:
             raise InputError(
                 f"{binding.location}: task.{binding.setting} takes no row: all rows of a column share its task."
+            )
+        if (column := binding.scope.split("/")[0]) in FURTHER_EVALUATIONS:
+            raise InputError(
+                f"{binding.location}: {column} shows the stages of {trained_task(column)} on another split and has no "
+                f"settings of its own: write {trained_task(column)}/… instead."
             )
         if binding.scope not in legal:
             names = legal - {""} if "/" in binding.scope else {*rows, *columns}
@@ -162,13 +169,11 @@ def _declares(binding: Binding) -> bool:
 
 def _why_unused(binding: Binding, expansion: Expansion) -> str:
     task = binding.scope.split("/")[0]
-    if task in expansion.catalogue.tasks and task not in expansion.grid.tasks:
+    if task in expansion.catalogue.tasks and task not in expansion.tasks:
         return (
             f"{binding.location}: {binding.target} changes nothing: this grid does not run the task {task}. Remove it."
         )
-    cells = (
-        expansion.cell(row, task, expansion.grid.base_seed) for row in expansion.rows for task in expansion.grid.tasks
-    )
+    cells = (expansion.cell(row, task, expansion.grid.base_seed) for row in expansion.rows for task in expansion.tasks)
     backbones = {cell.task.backbone for cell in cells}
     if binding.scope in expansion.catalogue.backbones - backbones:
         return (

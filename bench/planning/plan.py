@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.data.metrics import in_split
+from bench.data.tasks import FURTHER_EVALUATIONS
 from bench.errors import InputError, nearest
 from bench.planning.bindings import Bindings
 from bench.planning.catalogue import Catalogue
@@ -36,6 +38,7 @@ class PlannedCell:
     method: str
     task: str
     metric: str
+    """The entry of the record that is shown."""
     backbone: str
     seed: int
     stage: Stage
@@ -244,15 +247,23 @@ def _published(override: str) -> str:
     return f"{target.rstrip()} = …" if target.rstrip().endswith((".source", ".weights")) else override
 
 
-def _cell(expansion: Expansion, row: str, task: str, seed: int) -> PlannedCell:
+def _cell(expansion: Expansion, row: str, column: str, seed: int) -> PlannedCell:
+    # A column is a task, or its stages on a further split. Example: mnli and mnli_mismatched are two cells of one
+    # stage, whose numbers are the entries "accuracy" and "mismatched/accuracy" of its record.
+    task, split = FURTHER_EVALUATIONS.get(column, (column, None))
     stage = expansion.stage(row, task, seed)
     cell = expansion.cell(row, task, seed)
+    if split not in (None, *(data.split for data in stage.further_evaluations)):
+        again = expansion.catalogue.command([task], expansion.data_root)
+        raise InputError(
+            f"{column}: what is prepared of {task} has no split '{split}'. Prepare it anew: {again} --again"
+        )
     return PlannedCell(
-        name=cell.name,
+        name=f"{row}/{column}/{cell.task.backbone}/{seed}",
         row=row,
         method=cell.row_name.label,
-        task=task,
-        metric=cell.task.metric,
+        task=column,
+        metric=in_split(cell.metric, split),
         backbone=cell.task.backbone,
         seed=seed,
         stage=stage,

@@ -26,14 +26,14 @@ def _splits(expansion: Expansion) -> Iterable[str]:
     grid, seed, root = expansion.grid, expansion.grid.seeds[0], expansion.data_root
     bindings = Bindings(binding for binding in expansion.bindings.all if binding.configurable != "search")
     unsearched = Expansion(grid, bindings, root, check_sources=False)
-    stages = {(row, task): _stages(unsearched, row, task, seed) for row in expansion.rows for task in grid.tasks}
+    stages = {(row, task): _stages(unsearched, row, task, seed) for row in expansion.rows for task in expansion.tasks}
     reported: set[str] = set()
     for name, row in expansion.rows.items():
-        scopes = {name, *(f"{task}/{name}" for task in grid.tasks)}
+        scopes = {name, *(f"{task}/{name}" for task in expansion.tasks)}
         if not any(binding.scope in scopes for binding in bindings.all):
             continue  # nothing of its own can split a stage
         plain = Expansion(grid, bindings.without_scopes(scopes), root, check_sources=False)
-        for task in grid.tasks:
+        for task in expansion.tasks:
             others = {
                 other: stages[other, task] for other in expansion.rows if expansion.rows[other].recipe != row.recipe
             }

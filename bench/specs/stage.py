@@ -136,6 +136,13 @@ class Objective(Spec):
         """
         return {}
 
+    def remark(self, stage: Stage) -> str | None:
+        """Return what a reader of a table must know of this stage, such as that it is another method under a name.
+
+        It completes the sentence "The row NAME is …".
+        """
+        return None
+
     def __add__(self, other: Objective) -> Objective:
         return Sum(terms=(self, other))
 
@@ -167,6 +174,9 @@ class Sum(Objective):
 
     def warnings(self, stage: Stage) -> list[str]:
         return [warning for term in self.terms for warning in term.warnings(stage)]
+
+    def remark(self, stage: Stage) -> str | None:
+        return " plus ".join(remark for term in self.terms if (remark := term.remark(stage)) is not None) or None
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
         import torch
@@ -335,8 +345,9 @@ class Stage(Spec):
     `name` is its part in the method (`finetune`, `further_pretrain`) and names its random streams, so that two methods'
     stages of one name and seed see the same batches and dropout. `init` says whose weights it starts from: the
     backbone's, random ones, or another stage's. `teacher` is frozen and handed to the objective. A stage that
-    trains a classifier is evaluated once, after training, on `evaluation`. Where both it and the stage that it starts
-    from train a classifier, `head` says whether that one is carried on or a fresh one is made.
+    trains a classifier is evaluated once, after training, on `evaluation`, and on each of `further_evaluations`. Where
+    both it and the stage that it starts from train a classifier, `head` says whether that one is carried on or a fresh
+    one is made.
     """
 
     name: str
@@ -352,6 +363,7 @@ class Stage(Spec):
     execution: Execution
     seed: int
     head: Literal["carried", "fresh"] | None = added(None)
+    further_evaluations: tuple[Data, ...] = added(())
 
     def check(self) -> None:
         self.require("seed", self.seed >= 0, "0 or more")
@@ -364,6 +376,10 @@ class Stage(Spec):
             raise SpecError("data", f"stage {self.name}: objective and data disagree on whether labels are used.")
         if ("head" in self.objective.needs) != (self.evaluation is not None):
             raise SpecError("evaluation", f"stage {self.name}: a classifier, and nothing else, is evaluated.")
+        splits = {data.split for data in self.evaluations}
+        if self.further_evaluations and (self.evaluation is None or len(splits) < len(self.evaluations)):
+            wrong = f"stage {self.name}: each of its splits is evaluated once, and none without a classifier."
+            raise SpecError("further_evaluations", wrong)
         if "decoder" in self.objective.needs and not self.backbone.has_decoder:
             raise SpecError("decoder_depth", f"stage {self.name}: the backbone {self.backbone.name} has no decoder.")
         if isinstance(self.init, Stage) and "decoder" in self.objective.needs - self.init.objective.needs:
@@ -428,6 +444,11 @@ class Stage(Spec):
     def _identity(self) -> Json:
         return {"key": self.key}
 
+    @property
+    def evaluations(self) -> tuple[Data, ...]:
+        """The splits that it is measured on, the one for its own number first."""
+        return (*(() if self.evaluation is None else (self.evaluation,)), *self.further_evaluations)
+
     @cached_property
     def parents(self) -> tuple[Stage, ...]:
         """The stages whose weights this one reads, each once."""
@@ -440,7 +461,7 @@ class Stage(Spec):
 
         It names tasks, corpora and public backbones.
         """
-        own = {data.task for data in (self.data, self.evaluation) if data is not None and data.checksum is None}
+        own = {data.task for data in (self.data, *self.evaluations) if data.checksum is None}
         return self.backbone.unprepared.union(own, *(parent.unprepared for parent in self.parents))
 
     @property

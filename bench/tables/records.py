@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.data.metrics import NO_ENTRY
 from bench.errors import InputError, SpecError
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Stage, expanded, walk
@@ -102,7 +103,7 @@ def merged_records(
     records: list[Record] = []
     for cell in plan.cells:
         own, kept = computed.get(cell.name), others.pop((cell.stage.key, cell.name), None)
-        if own is not None and kept is not None and own["metrics"] != kept["metrics"]:
+        if own is not None and kept is not None and _disagree(own["metrics"], kept["metrics"]):
             if kept["metrics"] not in store.replaced(cell.stage):
                 raise InputError(
                     f"{records_path(plan, results)} says {kept['value']} for {cell.name}, the store {own['value']}: "
@@ -122,9 +123,16 @@ def _of_cell(kept: Record, cell: PlannedCell, path: Path) -> Record:
     The stage is the same, but which of its metrics a table shows is no part of it, and another one may be asked for.
     """
     if cell.metric not in kept["metrics"]:
-        raise InputError(f"{path} has no {cell.metric} of {cell.name}. Move the file away, or name another --results.")
+        raise InputError(
+            f"{path} has no {cell.metric} of {cell.name}: {NO_ENTRY}. Or move the file away, or name another --results."
+        )
     facts = {name: getattr(cell, name) for name in ("row", "method", "task", "backbone", "seed", "metric")}
     return {**kept, **facts, "value": kept["metrics"][cell.metric]}
+
+
+def _disagree(own: Mapping[str, float], kept: Mapping[str, float]) -> bool:
+    """Tell whether two results of a stage differ. Older versions measured less; that is no difference."""
+    return any(own[name] != kept[name] for name in own.keys() & kept.keys())
 
 
 def read_records(path: Path) -> Earlier:
@@ -209,6 +217,8 @@ def cell_record(cell: PlannedCell, records: Mapping[str, Record | None]) -> Reco
     """
     record = records[cell.stage.key]
     assert record is not None, "the cell is finished"
+    if cell.metric not in record["metrics"]:
+        raise InputError(f"{cell.stage.folder} has no {cell.metric}, which {cell.name} should show: {NO_ENTRY}.")
     # The stages behind a number are the cell's own and all those it was trained from. Example: fine-tuning for 10 s
     # after pre-training for 60 s has seconds 10 and seconds_with_parents 70; None where a parent's record was deleted
     # since.

@@ -11,16 +11,16 @@ from typing import Any
 from tabulate import tabulate
 
 from bench.data.manifest import describe_overlap, read_manifest
+from bench.data.metrics import describe, metric_of
+from bench.data.tasks import FURTHER_EVALUATIONS
 from bench.planning.plan import Plan, searched
-from bench.specs import PublicWeights
+from bench.specs import PublicWeights, Selected
 from bench.store.activity import describe_inactive, inactive
 from bench.store.code import other_code
 from bench.store.files import write_text
 from bench.store.store import Store
 from bench.tables.records import computed_records, lines_of, merged_records, records_path, write_aside
 from bench.tables.statistics import cell_text
-
-METRICS = {"accuracy": "accuracy", "macro_f1": "macro F1", "micro_f1": "micro F1"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ def table(plan: Plan, records: list[dict[str, Any]], awaited: int = 0) -> str:
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for record in records:
         values[record["method"], record["task"]].append(record["value"])
-    rows = [[row, *(cell_text(values[row, task], len(grid.seeds)) for task in grid.tasks)] for row in grid.rows]
+    scales = {cell.task: metric_of(cell.metric).scale for cell in plan.cells}
+    rows = [
+        [row, *(cell_text(values[row, task], len(grid.seeds), scales[task]) for task in grid.tasks)]
+        for row in grid.rows
+    ]
     body = tabulate(rows, headers=["method", *grid.tasks], tablefmt="github", disable_numparse=True)
     return f"# {plan.table_name}\n\n{body}\n\n{_legend(plan, records, awaited)}"
 
@@ -80,19 +84,20 @@ def _legend(plan: Plan, records: list[dict[str, Any]], awaited: int) -> str:
     n = len(grid.seeds)
     # Everything a reader needs to judge the numbers without the code: what was measured, on what, how often, by which
     # code.
-    metrics = {cell.task: METRICS[cell.metric] for cell in plan.cells}
     backbones: dict[str, set[str]] = defaultdict(set)
     for cell in plan.cells:
         backbones[cell.task].add(cell.backbone)
     seeds = f"seeds {', '.join(map(str, grid.seeds))}; (k/{n}) means only k of {n} have finished; one seed has no ±"
     unfinished = [f"Warning: {awaited} cells show numbers that --again set aside; no new ones are there yet."]
     lines = [
-        f"Metric, in percent: {'; '.join(f'{task}: {metric}' for task, metric in metrics.items())}.",
+        *_metrics(plan),
         "Split: one evaluation on the test split after training ended; nothing was selected on it.",
+        *_further_splits(plan),
         f"A cell reads mean ± sample standard deviation (ddof = 1) over seeds, then (n); {seeds}.",
         "The seed varies head initialisation, data order, dropout and augmentation of labelled stages.",
         *_unlabelled(plan),
         *_search(plan, records),
+        *_remarks(plan),
         f"Backbones: {'; '.join(f'{task}: {chr(44).join(sorted(names))}' for task, names in backbones.items())}.",
         *_weights(plan),
         *_overlap(plan),
@@ -106,6 +111,37 @@ def _legend(plan: Plan, records: list[dict[str, Any]], awaited: int) -> str:
         f"Records: {plan.table_name}/records.jsonl, a JSON object per finished cell with metrics, cost and whole spec.",
     ]
     return "".join(f"- {line}\n" for line in lines)
+
+
+def _metrics(plan: Plan) -> list[str]:
+    """Name the metric of each column, those in percent first, and say where less is better."""
+    titles: dict[str, dict[str, str]] = {"%": {}, "": {}}
+    for cell in plan.cells:
+        metric = metric_of(cell.metric)
+        lower = " (lower is better)" if metric.better == "lower" else ""
+        titles[metric.unit][cell.task] = f"{cell.task}: {describe(cell.metric)}{lower}"
+    headings = {"%": "Metric, in percent", "": "Metric, not in percent"}
+    return [f"{headings[unit]}: {'; '.join(columns.values())}." for unit, columns in titles.items() if columns]
+
+
+def _further_splits(plan: Plan) -> list[str]:
+    """Say which columns show stages of another column, or of a task, on a further split."""
+    splits = {column: FURTHER_EVALUATIONS[column] for column in plan.grid.tasks if column in FURTHER_EVALUATIONS}
+    return [
+        f"Column {column}: the stages trained on {task}, on its split {split}."
+        for column, (task, split) in splits.items()
+    ]
+
+
+def _remarks(plan: Plan) -> list[str]:
+    """Pass on what the objectives of a row say of themselves, each remark once."""
+    # The row's own stages only, not those behind them; of a search each that can be chosen.
+    remarks: dict[str, dict[str, None]] = defaultdict(dict)
+    for cell in plan.cells:
+        for stage in cell.stage.finals if isinstance(cell.stage, Selected) else (cell.stage,):
+            if (remark := stage.objective.remark(stage)) is not None:
+                remarks[cell.row][remark] = None
+    return [f"The row {row} is {', or '.join(sorted(texts))}." for row, texts in remarks.items()]
 
 
 def _distinct(records: list[dict[str, Any]], *names: str) -> str:
@@ -168,12 +204,13 @@ def _weights(plan: Plan) -> list[str]:
 
 def _overlap(plan: Plan) -> list[str]:
     """Say of which tasks test examples also occur in another split. The count is the manifest's."""
-    manifests = {task: read_manifest(task, plan.data_root) for task in plan.grid.tasks}
+    columns = {column: FURTHER_EVALUATIONS.get(column, (column, "test")) for column in plan.grid.tasks}
+    manifests = {column: read_manifest(task, plan.data_root) for column, (task, _) in columns.items()}
     shared = [
-        f"{task}: {line}"
-        for task, manifest in manifests.items()
+        f"{column}: {line}"
+        for column, manifest in manifests.items()
         for line in (describe_overlap(manifest) if manifest is not None else [])
-        if "of test" in line
+        if f"of {columns[column][1]} " in line
     ]
     compared = "texts compared without case and white space, images byte for byte"
     return [f"Overlap: {'; '.join(shared)} ({compared})."] if shared else []
@@ -182,7 +219,7 @@ def _overlap(plan: Plan) -> list[str]:
 def _unlabelled(plan: Plan) -> list[str]:
     """Say how unlabelled stages relate to seeds. Returns nothing where the grid has none but the backbones' own."""
     grid = plan.grid
-    tasks = {cell.task for cell in plan.cells}
+    tasks = {cell.stage.data.task for cell in plan.cells}
     if not any(not stage.data.labelled and stage.data.task in tasks for stage in plan.stages):
         return []
     if grid.pretraining_seeds == "per_seed":

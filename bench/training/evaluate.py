@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from bench.data.metrics import entry_name
 from bench.device import synchronize
 from bench.interfaces.examples import Examples
 from bench.interfaces.model import Model
@@ -17,11 +20,10 @@ MOST_AHEAD = 32
 
 
 @torch.no_grad()
-def evaluate(stage: Stage, model: Model, examples: Examples, device: torch.device) -> dict[str, float]:
-    """Measure the metrics of a split in eval mode.
+def predict(stage: Stage, model: Model, examples: Examples, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the logits (N, C) of a split in eval mode, with its labels (N,).
 
-    They are accuracy, macro and micro F1 (fractions) and the per-example mean cross-entropy. Waits for a GPU every
-    `MOST_AHEAD` batches, not for every batch.
+    Both are in one order of their own. Waits for a GPU every `MOST_AHEAD` batches, not for every batch.
     """
     assert examples.labels is not None  # an evaluation split is labelled
     model.eval()
@@ -38,24 +40,62 @@ def evaluate(stage: Stage, model: Model, examples: Examples, device: torch.devic
             synchronize(device)
         with autocast(stage, device):
             logits.append(model.logits(examples.inputs(index, device)))
-    return metrics(torch.cat(logits).double().cpu(), examples.labels[order])
+    return torch.cat(logits).double().cpu(), examples.labels[order]
 
 
-def metrics(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Compute the metrics of logits (N, C) and labels (N,).
+def evaluate(
+    stage: Stage, model: Model, examples: Examples, device: torch.device, class_names: Sequence[str] = ()
+) -> dict[str, float]:
+    """Measure the metrics of a split in eval mode, as `metrics` says."""
+    return metrics(*predict(stage, model, examples, device), class_names)
 
-    A class that is neither a label nor predicted is left out of macro F1.
+
+def metrics(logits: torch.Tensor, labels: torch.Tensor, class_names: Sequence[str] = ()) -> dict[str, float]:
+    """Compute the metrics of logits (N, C) and labels (N,) by their entries in a record.
+
+    They are fractions, but for the mean cross-entropy. What is not defined is left out: AUROC where only one class
+    occurs or a logit is not finite, and the F1 of one class where there are not two classes with names.
     """
-    from sklearn.metrics import f1_score
+    from sklearn.metrics import f1_score, matthews_corrcoef, recall_score
 
-    predicted = logits.argmax(dim=1)
-    truth, guess = labels.numpy(), predicted.numpy()
-    return {
+    truth, guess = labels.numpy(), logits.argmax(dim=1).numpy()
+    occurring = np.unique(truth)
+    # A class that is neither a label nor predicted is left out of macro F1, one that is no label out of the mean of the
+    # recalls. Matthews' correlation is 0, by convention, where only one class is predicted.
+    values = {
         "accuracy": float((truth == guess).mean()),
+        "balanced_accuracy": float(recall_score(truth, guess, labels=occurring, average="macro", zero_division=0.0)),
         "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0.0)),
         "micro_f1": float(f1_score(truth, guess, average="micro", zero_division=0.0)),
+        "mcc": float(matthews_corrcoef(truth, guess)),
         "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
     }
+    if len(class_names) == 2:
+        # Of both classes, so that which one is the positive one can be said, or corrected, when there are records.
+        for number, name in enumerate(class_names):
+            f1 = f1_score(truth == number, guess == number, zero_division=0.0)
+            values[entry_name("binary_f1", name)] = float(f1)
+    if len(occurring) > 1 and bool(logits.isfinite().all()):
+        values["auroc"] = area_under_curve(logits, labels)
+    return values
+
+
+def area_under_curve(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the mean over the classes that occur of their AUROC against all others.
+
+    Of two classes it is the usual one. At least two must occur.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    # A class is ranked by the log-odds of its probability, log p − log(1 − p). They rank as p does, but do not round to
+    # ties where p is all but 1. Example: the logits (40, 0) and (50, 0) both have p = 1.0 in float64, and the log-odds
+    # 40 and 50.
+    areas = []
+    for number in np.unique(labels.numpy()):
+        others = torch.cat([logits[:, :number], logits[:, number + 1 :]], dim=1)
+        odds = logits[:, number] - others.logsumexp(dim=1)
+        areas.append(roc_auc_score((labels == number).numpy(), odds.numpy()))
+    return float(np.mean(areas))
 
 
 def encoder_distance(model: Model, start: Model) -> dict[str, float]:

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.data.examples import open_split
+from bench.data.manifest import read_manifest
+from bench.data.metrics import NO_ENTRY, in_split, metric_of
 from bench.device import numerics, peak_memory, release_memory, reset_peak_memory, resolve, using
+from bench.errors import InputError
 from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Activity
 from bench.interfaces.model import Model
@@ -29,7 +32,7 @@ from bench.store.store import Store
 from bench.training import loop
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
-from bench.training.evaluate import encoder_distance, evaluate
+from bench.training.evaluate import encoder_distance, evaluate, predict
 from bench.training.networks import first_model, initial_model, refuse_too_large, trained_model, weight_type
 
 if TYPE_CHECKING:
@@ -96,15 +99,19 @@ def _trained(
     # peak is read first.
     measured = _cost(stage, batches, trained.seconds, device)
     measured |= encoder_distance(model, first_model(stage, store, settings.data_root))
-    metrics: dict[str, float] = {}
+    values: dict[str, float] = {}
+    # Splits to be evaluated are opened only now: nothing above could have seen them.
+    for data in stage.evaluations:
+        examples = _open(data, stage, settings)
+        of_split = evaluate(stage, model, examples, device, _class_names(data, settings))
+        further = None if data is stage.evaluation else data.split
+        values |= {in_split(name, further): value for name, value in of_split.items()}
     if stage.evaluation is not None:
-        # The evaluation split is opened only now: nothing above could have seen it.
-        metrics = evaluate(stage, model, _open(stage.evaluation, stage, settings), device)
-        measured["train_loss"] = evaluate(stage, model, training_set, device)["loss"]
-        measured["generalisation_gap"] = metrics["loss"] - measured["train_loss"]
-    read = [data for data in (stage.data, stage.evaluation) if data is not None]
+        logits, labels = predict(stage, model, training_set, device)
+        measured["train_loss"] = float(torch.nn.functional.cross_entropy(logits, labels))
+        measured["generalisation_gap"] = values["loss"] - measured["train_loss"]
     return {
-        "metrics": metrics,
+        "metrics": values,
         "measured": measured,
         "activity": {name: _jsonable(part) for name, part in trained.activity.items()},
         "steps": stage.total_steps,
@@ -112,7 +119,7 @@ def _trained(
         "weights": _save_weights(model, saved.folder.parent),
         "provenance": {
             **provenance(settings.device, settings.threads),
-            "data": {f"{data.task}/{data.split}": data.checksum for data in read},
+            "data": {f"{data.task}/{data.split}": data.checksum for data in (stage.data, *stage.evaluations)},
         },
     }
 
@@ -131,6 +138,11 @@ def _open(data: Data, stage: Stage, settings: Settings) -> Examples:
     examples = open_split(data, stage.backbone, settings.data_root)
     examples.dtype = weight_type(stage)
     return examples
+
+
+def _class_names(data: Data, settings: Settings) -> tuple[str, ...]:
+    manifest = read_manifest(data.task, settings.data_root)
+    return (manifest.class_names or ()) if manifest is not None else ()
 
 
 def _supervision(
@@ -183,15 +195,23 @@ def choose(stage: Selected, store: Store) -> tuple[Stage, dict[str, Any]]:
     what became of every candidate. Raises `Diverged` where what the chosen final starts from diverged.
     """
     # Of the scores [0.7, 0.9, 0.9] number 1 is chosen, of [None, 0.0] too: no other candidate can lose against one that
-    # diverged.
+    # diverged. Of the losses [0.7, 0.9, 0.9], where lower is better, it is number 0.
     assert not store.missing_parents(stage), "the launcher runs parents first, and no search that diverged as a whole"
+    metric = metric_of(stage.metric)
     tried: list[dict[str, Any]] = []
+    ranks: list[tuple[bool, float]] = []
     for candidate in stage.candidates:
         record = store.record(candidate)
-        score = None if record is None else record["metrics"][stage.metric]
-        reason = {} if record is not None else {"diverged": store.divergence(candidate)}
-        tried.append({"key": candidate.key, stage.metric: score, **reason})
-    best = max(range(len(tried)), key=lambda i: (tried[i][stage.metric] is not None, tried[i][stage.metric], -i))
+        if record is None:
+            tried.append({"key": candidate.key, stage.metric: None, "diverged": store.divergence(candidate)})
+            ranks.append((False, 0.0))
+            continue
+        if stage.metric not in record["metrics"]:
+            raise InputError(f"{candidate.folder}, a candidate of a search, has no {metric.title}: {NO_ENTRY}.")
+        score = record["metrics"][stage.metric]
+        tried.append({"key": candidate.key, stage.metric: score})
+        ranks.append((math.isfinite(score), metric.merit(score)))
+    best = ranks.index(max(ranks))
     final = stage.finals[best]
     for parent in store.missing_parents(final):
         raise loop.Diverged(f"{parent.folder}, which the chosen settings start from: {store.divergence(parent)}")

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.errors import InputError
 from bench.planning.plan import Plan, make_plan
-from bench.specs import Selected, canonical_json, from_canonical, walk
+from bench.specs import Selected, Stage, canonical_json, from_canonical, walk
 from bench.store.store import Store
+from bench.training.fit import choose
 from tests.test_grid import Workplace
 
 SEARCH = """
@@ -125,6 +127,60 @@ def test_a_searched_rows_teacher_is_the_searched_row_and_never_sees_what_is_held
                 assert isinstance(candidate.teacher, Selected)
                 behind = (*candidate.teacher.finals, *candidate.teacher.candidates)
                 assert {stage.data.part for stage in behind} == {"fit"}
+
+
+class Scores:
+    """A store whose candidates have these values of one metric; None is one that diverged."""
+
+    def __init__(self, metric: str, values: list[float | None], stage: Selected) -> None:
+        keys = [candidate.key for candidate in stage.candidates]
+        self._records = {k: v if v is None else {"metrics": {metric: v}} for k, v in zip(keys, values, strict=True)}
+
+    def record(self, stage: Stage) -> dict[str, Any] | None:
+        return self._records[stage.key]
+
+    def missing_parents(self, stage: Stage) -> list[Stage]:
+        return []
+
+    def divergence(self, stage: Stage) -> str:
+        return "it diverged"
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("accuracy", [0.7, 0.9, 0.9], 1),
+        ("mcc", [-0.2, -0.1, -0.3], 1),
+        ("loss", [0.7, 0.9, 0.6], 2),
+        ("loss", [None, 0.9, 0.9], 1),
+        ("loss", [float("nan"), 0.9, 0.8], 2),
+        ("accuracy", [None, None, 0.0], 2),
+    ],
+)
+def test_the_declared_direction_says_which_candidate_is_best(
+    metric: str, values: list[float | None], best: int, prepared: Path, tmp_path: Path
+) -> None:
+    stage = plan_of(tmp_path, prepared, f"{SEARCH}digits/task.metric = '{metric}'\n").cells[0].stage
+    assert isinstance(stage, Selected)
+    final, search = choose(stage, Scores(metric, values, stage))  # type: ignore[arg-type]
+    assert (final, search["chosen"], search["metric"]) == (stage.finals[best], best, metric)
+
+
+def test_a_candidate_without_the_metric_is_named(prepared: Path, tmp_path: Path) -> None:
+    stage = plan_of(tmp_path, prepared, SEARCH + "digits/task.metric = 'auroc'\n").cells[0].stage
+    assert isinstance(stage, Selected)
+    with pytest.raises(InputError, match="AUROC"):
+        choose(stage, Scores("accuracy", [0.5, 0.6, 0.7], stage))  # type: ignore[arg-type]
+
+
+def test_the_metric_changes_the_key_of_a_search_and_of_nothing_behind_it(prepared: Path, tmp_path: Path) -> None:
+    stages = [
+        plan_of(tmp_path, prepared, f"{SEARCH}digits/task.metric = '{name}'\n").cells[0].stage
+        for name in ("accuracy", "mcc")
+    ]
+    first, second = (stage for stage in stages if isinstance(stage, Selected))
+    assert first.key != second.key
+    assert (first.candidates, first.finals) == (second.candidates, second.finals)
 
 
 # ------------------------------------------------------------------------------------------------ what diverges

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.data.examples import open_split
+from bench.data.metrics import METRICS
 from bench.interfaces.examples import Examples
 from bench.models.build import build
 from bench.planning.plan import make_plan
@@ -54,6 +55,46 @@ def test_metrics_of_a_hand_made_case() -> None:
     assert found["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
     right, wrong = -np.log(np.e**2 / (np.e**2 + 2)), -np.log(1 / (np.e**2 + 2))
     assert found["loss"] == pytest.approx((3 * right + wrong) / 4)
+
+
+def test_metrics_of_two_classes_and_of_each_of_them() -> None:
+    # Of 3 positive and 5 negative examples, 2 and 4 are predicted right: tp 2, fn 1, fp 1, tn 4.
+    truth = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0])
+    logits = torch.tensor([0.9, 0.8, -0.5, 0.7, -0.1, -0.2, -0.3, -0.4]).double()
+    found = metrics(torch.stack([torch.zeros(8).double(), logits], dim=1), truth, ("no", "a/b [yes]"))
+    assert found["binary_f1[a/b [yes]]"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert found["binary_f1[no]"] == pytest.approx(2 * 4 / (2 * 4 + 1 + 1))
+    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert found["mcc"] == pytest.approx((2 * 4 - 1 * 1) / np.sqrt(3 * 3 * 5 * 5))
+    # Of the 15 pairs, the 0.9 and 0.8 beat all five negatives, the -0.5 none.
+    assert found["auroc"] == pytest.approx(10 / 15)
+
+
+def test_several_classes_are_averaged_over_those_that_occur() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, truth = torch.randn(40, 4, generator=generator).double(), torch.arange(40) % 3  # class 3 never occurs
+    found = metrics(logits, truth, ("a", "b", "c", "d"))
+    areas, recalls = [], []
+    for label in range(3):
+        positive, score = truth == label, logits.softmax(dim=1)[:, label]
+        wins = (score[positive][:, None] > score[~positive][None]).double().mean()
+        areas.append(float(wins))
+        recalls.append(float((logits.argmax(1) == label)[positive].double().mean()))
+    assert found["auroc"] == pytest.approx(np.mean(areas))
+    assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert not any(name.startswith("binary_f1") for name in found)
+
+
+def test_certain_predictions_are_ranked_and_not_tied() -> None:
+    logits = torch.tensor([[0.0, 50.0], [0.0, 40.0], [0.0, 60.0]]).double()  # each has the probability 1.0
+    assert metrics(logits, torch.tensor([1, 0, 1]))["auroc"] == 1.0
+
+
+def test_what_is_not_defined_is_left_out() -> None:
+    logits = torch.tensor([[0.0, 1.0], [2.0, 1.0]]).double()
+    assert METRICS.keys() - metrics(logits, torch.tensor([1, 1])).keys() == {"auroc", "binary_f1"}
+    assert metrics(logits, torch.tensor([1, 1]))["mcc"] == 0.0
+    assert "auroc" not in metrics(logits * float("nan"), torch.tensor([0, 1]))
 
 
 def test_a_cells_number_is_that_of_its_weights_on_the_test_split(prepared: Path, tmp_path: Path) -> None:

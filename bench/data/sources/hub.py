@@ -14,6 +14,8 @@ from bench.data.sources.rows import Table, Tables, check_columns, columns_of
 from bench.data.tasks import Task
 from bench.errors import InputError
 
+MNLI_SPLITS = {"validation_matched": "validation", "test_matched": "test", "validation_mismatched": "mismatched"}
+
 
 def read_hub(task: Task, location: str, local_copy: Path | None, account: Account) -> tuple[Tables, dict[str, str]]:
     """Read a pinned data set of the hub, or a local copy of it."""
@@ -33,13 +35,13 @@ def read_hub(task: Task, location: str, local_copy: Path | None, account: Accoun
     # A cache of our own: the common one offers other revisions without a network, and old content for a changed folder.
     with tempfile.TemporaryDirectory(prefix="bench-hub-", ignore_cleanup_errors=True) as cache:
         loaded = _load(task, repository, revision, local_copy, cache)
-        # Of mnli, the one task with two validation and two test splits, the matched ones are used.
-        renamed = {"validation_matched": "validation", "test_matched": "test"} if task.configuration == "mnli" else {}
+        names = {split: split for split in SPLITS if split != "mismatched"}
+        if task.configuration == "mnli":  # the one task with two validation and two (hidden) test splits
+            names |= MNLI_SPLITS
         splits: Tables = {}
         for split in sorted(loaded):
-            name = renamed.get(split, split)
-            if name in SPLITS:
-                splits[name] = [_read_loaded(task, f"{repository}, {split}", loaded[split])]
+            if split in names:
+                splits[names[split]] = [_read_loaded(task, f"{repository}, {split}", loaded[split])]
             else:
                 account.skip("rows of other splits", split, loaded[split].num_rows)
         if "train" not in splits:

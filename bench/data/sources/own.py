@@ -164,7 +164,8 @@ def _settle(task: Task, kind: str, splits: Tables) -> tuple[Tables, str]:
     | train, validation, no or a hidden test | train     | validation                  |
     | train, no or a hidden test             | drawn later from train by `_draw`       |
 
-    Files of the user's with a validation split and without any test split are refused: which is meant?
+    The further test split of mnli stays beside these. Files of the user's with a validation split and without any test
+    split are refused: which is meant?
     """
     labels = [row.label for table in splits.get("test", ()) for row in table.rows]
     hidden = "test" in splits and all(label is None or label == -1 for label in labels)
@@ -179,7 +180,8 @@ def _settle(task: Task, kind: str, splits: Tables) -> tuple[Tables, str]:
             "split is not needed: a search holds out a part of the training split)."
         )
     reason = HIDDEN if hidden else "there is no test split"
-    return train | {"test": splits["validation"]}, f"{PUBLIC_VALIDATION}{reason}"
+    further = {split: tables for split, tables in splits.items() if split not in ("train", "validation", "test")}
+    return train | {"test": splits["validation"]} | further, f"{PUBLIC_VALIDATION}{reason}"
 
 
 def _numbered(tables: list[Table], names: tuple[str, ...]) -> list[Row]:

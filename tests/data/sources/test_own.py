@@ -634,16 +634,26 @@ def test_with_a_hidden_test_split_the_validation_split_becomes_it(tmp_path: Path
     assert content.sources["splits"] == "test is the public validation set; the hidden test set has no labels"
 
 
-def test_of_mnli_the_matched_validation_set_is_the_test_split(tmp_path: Path) -> None:
+def test_of_mnli_the_matched_validation_set_is_the_test_split_and_the_mismatched_one_a_further_split(
+    tmp_path: Path,
+) -> None:
     splits = {"train": {"text": ["a", "b", "c"], "label": [1, 0, 2]}}
     for part, labels in (("validation", [2]), ("test", [-1])):
         splits |= {
             f"{part}_{kind}": {"text": [f"{part} {kind}"], "label": labels} for kind in ("matched", "mismatched")
         }
     content = read(repository(tmp_path, "mnli", splits, ["entailment", "neutral", "contradiction"]), tmp_path)
-    assert sizes(content) == {"train": 3, "test": 1}
+    assert sizes(content) == {"train": 3, "test": 1, "mismatched": 1}
     assert content.splits["test"].values == [b"validation matched"]
+    assert content.splits["mismatched"].values == [b"validation mismatched"]
     assert content.sources["splits"] == "test is the public validation set; the hidden test set has no labels"
+
+
+def test_a_split_named_mismatched_means_nothing_in_other_data_sets(tmp_path: Path) -> None:
+    splits = {part: {"text": ["a", "b"], "label": [0, 1]} for part in ("train", "test", "mismatched")}
+    content = read(repository(tmp_path, "main", splits, ["yes", "no"]), tmp_path)
+    assert sizes(content) == {"train": 2, "test": 2}
+    assert any("mismatched" in note for note in content.notes)
 
 
 def test_a_hub_data_set_without_a_test_split(tmp_path: Path) -> None:
