@@ -21,6 +21,7 @@ from bench.specs import (
     Optimizer,
     Schedule,
     Stage,
+    added,
     stream,
 )
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
@@ -52,6 +53,7 @@ __all__ = [
     "Stage",
     "State",
     "TeacherOutput",
+    "added",
     "declare",
     "nearest",
     "recipe",

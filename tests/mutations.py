@@ -211,8 +211,8 @@ MUTATIONS = (
     Mutation(
         "KD without the temperature squared",
         "baselines/label_regularization.py",
-        "distance = temperature**2 * divergence(",
-        "distance = divergence(",
+        "scale = temperature**2 if scale_by_temperature else 1.0",
+        "scale = 1.0",
         (f"{LABELS}::test_the_defaults_are_the_textbooks",),
     ),
     Mutation(

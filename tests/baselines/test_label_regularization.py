@@ -16,6 +16,8 @@ from baselines.label_regularization import (
     LabelSmoothing,
     VirtualTeacher,
     distillation_loss,
+    equal_smoothing,
+    hard_virtual_teacher_loss,
     smoothed_cross_entropy,
     virtual_teacher,
     virtual_teacher_loss,
@@ -26,7 +28,7 @@ from bench.interfaces.examples import Examples
 from bench.models.build import build
 from bench.planning.plan import Plan, make_plan
 from bench.planning.registry import BACKBONES
-from bench.specs import Data, Objective, Schedule, Stage
+from bench.specs import Data, Objective, Schedule, Selected, Stage
 from bench.specs.objectives import CrossEntropy
 from bench.store.store import Store
 from bench.training.batches import Batches
@@ -97,6 +99,120 @@ def test_the_defaults_are_the_textbooks() -> None:
     assert LabelSmoothing().spread == "all"
 
 
+# ------------------------------------------------------------------------------------------------ one method, two names
+
+CLASSES = [2, 3, 5, 13, 100]
+
+
+def with_gradient(loss: Callable[[Tensor], Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = logits.clone().requires_grad_()
+    value = loss(leaf)
+    return value.detach(), torch.autograd.grad(value, leaf)[0]
+
+
+def random_logits(classes: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(classes)
+    logits = 3 * torch.randn(16, classes, generator=generator, dtype=torch.float64)
+    return logits, torch.randint(classes, (16,), generator=generator)
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize(("alpha", "correct"), [(0.1, 0.99), (0.5, 0.9), (1.0, 0.9), (0.0, 0.95)])
+def test_the_hard_virtual_teacher_is_label_smoothing(classes: int, alpha: float, correct: float) -> None:
+    logits, labels = random_logits(classes)
+    epsilon = alpha * (1 - correct) * classes / (classes - 1)
+    assert equal_smoothing(alpha, correct, classes) == pytest.approx(epsilon, rel=1e-15)
+    hard = with_gradient(lambda x: hard_virtual_teacher_loss(x, labels, alpha, correct), logits)
+    # The published target, written out, and torch's label smoothing.
+    q = torch.nn.functional.one_hot(labels, classes).double()
+    target = (1 - alpha) * q + alpha * virtual_teacher(labels, classes, correct, torch.float64)
+    for other in (
+        with_gradient(lambda x: torch.nn.functional.cross_entropy(x, target), logits),
+        with_gradient(lambda x: smoothed_cross_entropy(x, labels, epsilon), logits),
+    ):
+        torch.testing.assert_close(hard, other, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_the_strength_of_the_hard_form_can_be_set_as_epsilon(classes: int) -> None:
+    by_epsilon = VirtualTeacher(alpha=None, epsilon=0.1, correct_probability=0.9, form="hard")
+    alpha = by_epsilon.mixing(classes)
+    assert equal_smoothing(alpha, 0.9, classes) == pytest.approx(0.1, rel=1e-14)
+    assert 0 < alpha <= 1
+    assert VirtualTeacher(alpha=None, epsilon=0.0, correct_probability=1.0, form="hard").mixing(classes) == 0.0
+
+
+def test_the_softened_virtual_teacher_is_nearly_the_uniform_one() -> None:
+    """The target at the default α and a differs by less than 0.4 % of its length from that of ε = α."""
+    furthest = {}
+    for classes in range(2, 201):
+        for temperature in (10.0, 15.0, 20.0):
+            teacher = torch.softmax(virtual_teacher(torch.tensor([0]), classes, 0.99, torch.float64) / temperature, 1)
+            q = torch.nn.functional.one_hot(torch.tensor([0]), classes).double()
+            target, smoothed = 0.9 * q + 0.1 * teacher, 0.9 * q + 0.1 / classes
+            furthest[classes, temperature] = float((target - smoothed).norm() / smoothed.norm())
+    assert max(furthest, key=lambda key: furthest[key]) == (2, 10.0)
+    assert 0.0035 < furthest[2, 10.0] < 0.004
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("temperature", [1.0, 10.0, 20.0])
+def test_the_softened_one_is_label_smoothing_too_at_the_epsilon_that_legends_name(
+    classes: int, temperature: float
+) -> None:
+    logits, labels = random_logits(classes)
+    stage = stage_of(CrossEntropy(), data=dataclasses.replace(TEACHER.data, classes=classes))
+    remark = VirtualTeacher(alpha=0.3, temperature=temperature).remark(stage)
+    assert remark is not None
+    epsilon = float(remark.split()[-4])
+    softened = with_gradient(lambda x: virtual_teacher_loss(x, labels, 0.3, temperature), logits)
+    smoothed = with_gradient(lambda x: smoothed_cross_entropy(x, labels, epsilon), logits)
+    # The values differ by the teacher's entropy. A legend names four digits of ε.
+    torch.testing.assert_close(softened[1], smoothed[1], rtol=0, atol=1e-5)
+
+
+def test_what_is_no_label_smoothing_says_nothing() -> None:
+    stage = stage_of(CrossEntropy())
+    for other in (VirtualTeacher(temper_student=True), VirtualTeacher(multiplier=2.0), Distillation(), CrossEntropy()):
+        assert other.remark(stage) is None
+    hard = VirtualTeacher(alpha=None, epsilon=0.05, correct_probability=0.9, form="hard")
+    assert hard.remark(stage) == (CrossEntropy() + hard).remark(stage) == "label smoothing with epsilon 0.05"
+    unprepared = stage_of(CrossEntropy(), data=dataclasses.replace(TEACHER.data, classes=None))
+    assert VirtualTeacher().remark(unprepared) == "label smoothing under another name"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"epsilon": 0.1}, "epsilon"),
+        ({"epsilon": 0.1, "form": "hard"}, "epsilon"),
+        ({"alpha": None}, "epsilon"),
+        ({"alpha": None, "epsilon": 1.0, "form": "hard"}, "epsilon"),
+        ({"form": "hard", "temperature": 2.0}, "temperature"),
+        ({"form": "hard", "temper_student": True}, "temper_student"),
+        ({"form": "hard", "multiplier": 2.0}, "multiplier"),
+        ({"form": "hard", "kl_reduction": "mean"}, "kl_reduction"),
+    ],
+)
+def test_settings_of_the_other_form_are_refused(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        VirtualTeacher(**fields)
+    assert caught.value.field == field
+
+
+def test_distillation_without_the_square_of_the_temperature() -> None:
+    logits, labels = random_logits(5)
+    teacher = logits.flip(0)
+    plain, scaled, unscaled = (
+        distillation_loss(logits, teacher, labels, alpha, 4.0, scale_by_temperature=scale)
+        for alpha, scale in ((0.0, True), (1.0, True), (1.0, False))
+    )
+    student, target = torch.log_softmax(logits / 4, 1), torch.softmax(teacher / 4, 1)
+    torch.testing.assert_close(unscaled, (target * (target.log() - student)).sum(1).mean())
+    torch.testing.assert_close(scaled, 16 * unscaled)
+    assert distillation_loss(logits, teacher, labels, 0.0, 4.0, scale_by_temperature=False) == plain
+
+
 def test_no_gradient_reaches_the_teacher() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(4, 3, generator=generator, requires_grad=True) for _ in range(2))
@@ -155,6 +271,7 @@ INERT = {
     "smoothing others": (LabelSmoothing(epsilon=0.0, spread="others"), LabelSmoothing(spread="others")),
     "distillation": (Distillation(alpha=0.0), Distillation()),
     "virtual": (VirtualTeacher(alpha=0.0), VirtualTeacher()),
+    "virtual, hard": (VirtualTeacher(alpha=0.0, form="hard"), VirtualTeacher(form="hard")),
 }
 
 
@@ -176,6 +293,7 @@ OPTIONS = [
     Distillation(temperature=4.0),
     Distillation(kl_reduction="mean"),
     Distillation(multiplier=2.0),
+    Distillation(scale_by_temperature=False),
     VirtualTeacher(),
     VirtualTeacher(alpha=0.2),
     VirtualTeacher(temperature=1.0),
@@ -183,6 +301,9 @@ OPTIONS = [
     VirtualTeacher(kl_reduction="mean"),
     VirtualTeacher(multiplier=2.0),
     VirtualTeacher(temper_student=True),
+    VirtualTeacher(form="hard"),
+    VirtualTeacher(form="hard", alpha=0.2),
+    VirtualTeacher(form="hard", alpha=None, epsilon=0.05, correct_probability=0.9),
 ]
 
 
@@ -307,6 +428,38 @@ def test_the_teachers_are_who_they_should_be(task: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("wide_backbones")
+def test_a_searched_row_on_another_backbone_teaches(tmp_path: Path) -> None:
+    text = """grid.rows = ['finetune', 'big_finetune/finetune', 'kd', 'scratch_kd/kd']
+grid.tasks = ['digits', 'pydocs']
+grid.seeds = [0, 1]
+kd.teacher_row = 'big_finetune'
+digits/big_finetune/task.backbone = 'wide_mae'
+pydocs/big_finetune/task.backbone = 'wide_mlm'
+scratch_kd/finetune.init = 'random'
+digits/finetune.augmentation = 'none'
+search.candidates = ['finetune.lr = 1e-4', 'finetune.lr = 1e-3']
+"""
+    plan = plan_of(tmp_path, text)
+    for task, (small, wide) in TASKS.items():
+        cells = {(c.row, c.seed): c for c in plan.cells if c.task == task}
+        for seed in (0, 1):
+            teacher = cells["big_finetune", seed].stage
+            assert (teacher.backbone.name, cells["big_finetune", seed].backbone) == (wide, wide)
+            for row in ("kd", "scratch_kd"):
+                student = cells[row, seed].stage
+                assert isinstance(student, Selected)
+                # What teaches the finals is the searched row itself, whatever the candidate's own settings are.
+                assert {final.teacher for final in student.finals} == {teacher}
+                assert {final.backbone.name for final in student.finals} == {small}
+                assert {final.init for final in student.finals} == {"random" if row == "scratch_kd" else "pretrained"}
+                for candidate in student.candidates:
+                    assert isinstance(candidate.teacher, Selected)
+                    assert candidate.teacher.backbone.name == wide
+                    assert candidate.teacher.candidates == teacher.candidates  # type: ignore[attr-defined]
+        assert cells["kd", 0].backbone == small
+
+
+@pytest.mark.usefixtures("wide_backbones")
 def test_students_from_random_weights(tmp_path: Path) -> None:
     """The teacher of `kd` stays pre-trained; a self-taught student can learn from its own kind."""
     rows = "'s1/kd', 's2/label_smoothing', 's3/tf_kd_reg', 's4/self_kd', 's5/tf_kd_self'"
@@ -346,6 +499,9 @@ def test_students_from_random_weights(tmp_path: Path) -> None:
         ("VirtualTeacher.correct_probability = 1.01", "1]"),
         ("VirtualTeacher.correct_probability = 0", "1]"),
         ("digits/VirtualTeacher.correct_probability = 0.1", "(1/10, 1]"),
+        ("VirtualTeacher.epsilon = 0.1", "in the softened form"),
+        ("VirtualTeacher.form = 'soft'", "'softened', 'hard'"),
+        ("digits/kd.teacher_row = 'scratch'", "not both"),
         ("LabelSmoothing.epsilon = 1", "in [0, 1)"),
         ("LabelSmoothing.epsilon = -0.1", "in [0, 1)"),
         ("digits/finetune.augmentation = 'flip'", "another size"),
@@ -370,10 +526,12 @@ def test_impossible_settings_are_refused_with_their_line(
     [
         (
             GRID.replace("pydocs/kd.teacher_backbone = 'wide_mlm'", ""),
-            "set kd.teacher_backbone. Legal: docs_mlm, roberta_base, roberta_large, wide_mlm",
+            "or kd.teacher_backbone. Legal: docs_mlm, roberta_base, roberta_large, wide_mlm",
         ),
         (GRID.replace("'finetune', 'scratch", "'scratch"), "needs a row 'finetune': add it to grid.rows"),
         (GRID + "self_kd.teacher_row = 'self_kd'", "depends on itself"),
+        (GRID + "VirtualTeacher.form = 'hard'\nVirtualTeacher.epsilon = 0.5", "epsilon = 0.5: must be at most 0.01111"),
+        (GRID + "VirtualTeacher.form = 'hard'\nVirtualTeacher.temperature = 5.0", "left alone"),
         (GRID + "Distillation.multiplier = 2", "multiplier"),
         (GRID + "LabelSmoothing.spread = 'others'\nLabelSmoothing.epsilon = 0.95", "epsilon = 0.95"),
     ],
@@ -390,6 +548,8 @@ def test_all_methods_train_on_images_and_text(prepared: Path, tmp_path: Path) ->
     (tmp_path / "g.gin").write_text(GRID + SMALL)
     places = ["--store", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--data", str(prepared)]
     assert grid.main(["--gin", str(tmp_path / "g.gin"), "--launcher", "inline", *places]) == 0
+    legend = (tmp_path / "results" / "g.md").read_text()
+    assert "- The row tf_kd_reg is label smoothing with epsilon 0.0" in legend
     lines = (tmp_path / "results" / "g" / "records.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert len({record["cell"] for record in records}) == 14
