@@ -24,12 +24,12 @@ C is the number of classes. What differs between Yuan et al.'s code and the text
 - Label smoothing: ε/C on all classes (Kobyzev et al. and torch, the default), or ε/(C − 1) on all but the label (Yuan
   et al., `LabelSmoothing.spread = 'others'`).
 
-A virtual teacher is label smoothing under another name. The hard form *is* label smoothing with
-ε = α·(1 − a)·C/(C − 1): its target has 1 − α·(1 − a) on the label and α·(1 − a)/(C − 1) elsewhere, which is ε/C. Its strength can therefore
-be set as `VirtualTeacher.epsilon`. So is the softened form, up to a constant, with the a of softmax(p^d/τ) in its place.
-At τ 10 to 20 that teacher is nearly uniform and its ε nearly α: with α 0.1 and a 0.99, the targets of it and of ε = α
-differ by less than 0.4 % of their length (0.36 % for two classes and τ 10, less for all others; the gradients at a
-uniform prediction then differ by 0.54 %). A table's legend names the ε.
+A virtual teacher is label smoothing under another name. The hard form *is* label smoothing with ε = α·(1 − a)·C/(C −
+1): its target has 1 − α·(1 − a) on the label and α·(1 − a)/(C − 1) elsewhere, which is ε/C. Its strength can therefore
+be set as `VirtualTeacher.epsilon`. So is the softened form, up to a constant, with the a of softmax(p^d/τ) in its
+place. At τ 10 to 20 that teacher is nearly uniform and its ε nearly α: with α 0.1 and a 0.99, the targets of it and of
+ε = α differ by less than 0.4 % of their length (0.36 % for two classes and τ 10, less for all others; the gradients at
+a uniform prediction then differ by 0.54 %). A table's legend names the ε.
 
 Defaults: ε 0.1. KD: α 0.5, τ 2, ours, as neither is known for Kobyzev et al. Virtual teacher: α 0.1, τ 20, a 0.99,
 which Yuan et al. use for ResNet-18 on 100 classes, where their multiplier 100 and their division by C cancel.

@@ -7,13 +7,16 @@ import functools
 import json
 import shutil
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from bench import cli, grid
-from bench.data.manifest import Manifest, SplitFacts
+from bench.data.manifest import SPLITS, Manifest, SplitFacts, read_manifest
+from bench.data.public.glue import GLUE
+from bench.data.public.official import differences
 from bench.data.tasks import EMBEDDED, TASKS
 from bench.errors import InputError
 from bench.planning.describe import describe_plan
@@ -25,6 +28,7 @@ from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 from bench.specs.objectives import AdamW
 from bench.store.manifest import write_manifest
 from bench.store.store import Store
+from bench.tables.table import table
 
 NOWHERE = Path("nothing-is-prepared-here")
 TABLE_ROWS = ("finetune", "recadam", "mars", "r3f", "tapt", "self_distillation")
@@ -56,6 +60,11 @@ class Size(NamedTuple):
     supcon_pretrain: int = 0
 
 
+# Per task: 11 rows x (8 candidates + 5 seeds). The teachers of self_kd and kd are other rows' own stages, but for those
+# of their candidates: the best candidate of each such row (finetune, scratch_finetune, teacher), trained once more on the
+# part there to fit.
+LABEL_REGULARIZATION = 11 * (8 + 5) + 3
+
 SIZES = {
     # One pre-training and one student per task; 6 fine-tunings x 5 seeds.
     "image": Size(6, 6, 5, 6, 6, 6 * 6 * 5),
@@ -73,10 +82,10 @@ SIZES = {
     # As without a search, and again on the part there to fit; six candidates for every row and task.
     "search_image": Size(6, 6, 5, 2 * 6, 2 * 6, 6 * 6 * (6 + 5)),
     "search_text": Size(6, 4, 5, 2 * 4, 2 * 4, 6 * 4 * (6 + 5)),
-    # Per task: 10 rows x (8 candidates + 5 seeds). self_kd's teachers are the finetune rows' own stages, but for its
-    # candidates': pre-trained and random, the best of finetune's candidates on the part there to fit. kd's teachers,
-    # common to both starts: two learning rates, on the part to fit and on everything with five seeds.
-    "label_regularization": Size(10, 8, 5, 0, 0, 8 * (10 * (8 + 5) + 2 * 1 + 2 * (1 + 5))),
+    **{
+        f"label_regularization{family}": Size(11, tasks, 5, 0, 0, tasks * LABEL_REGULARIZATION)
+        for family, tasks in (("", 8), ("_bert", 4), ("_roberta", 4), ("_gpt", 4), ("_image", 3))
+    },
 }
 
 
@@ -210,7 +219,7 @@ def test_public_backbones_are_the_papers() -> None:
     assert (image.width, image.depth, image.heads, image.mlp_width) == (768, 12, 12, 3072)
     assert (image.decoder_width, image.decoder_depth, image.decoder_heads) == (512, 8, 16)
     assert (image.decoder_mlp_width, image.mask_ratio, image.norm_pix_loss) == (2048, 0.75, True)
-    distilled = cell(plan_of("label_regularization"), "kd", "rte").finals[0]
+    distilled = finals(next(c for c in plan_of("label_regularization").cells if c.row == "kd"))[0]
     for stage, name, sizes in (
         (distilled, "roberta_base", (768, 12, 12, 3072)),
         (distilled.teacher, "roberta_large", (1024, 24, 16, 4096)),
@@ -324,7 +333,12 @@ def test_a_stage_split_by_accident_is_named_even_in_a_search_or_a_series(
 # ------------------------------------------------------------------------------------------------ searches
 
 
-@pytest.mark.parametrize(("name", "count"), [("search_image", 6), ("search_text", 6), ("label_regularization", 8)])
+FAMILIES = [name for name in SIZES if name.startswith("label_regularization")]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("search_image", 6), ("search_text", 6), *((family, 8) for family in FAMILIES)]
+)
 def test_every_row_tries_equally_many_configurations(name: str, count: int) -> None:
     plan = plan_of(name)
     assert {searched(planned) for planned in plan.cells} == {count}
@@ -334,37 +348,73 @@ def test_every_row_tries_equally_many_configurations(name: str, count: int) -> N
 
 
 def test_a_search_leaves_everything_else_of_its_table_as_it_is() -> None:
-    for name, table in (("search_image", "image"), ("search_text", "text")):
+    for name, unsearched in (("search_image", "image"), ("search_text", "text")):
         for planned in plan_of(name).cells:
             assert isinstance(planned.stage, Selected)
-            plain = cell(plan_of(table), planned.row, planned.task, planned.seed)
+            plain = cell(plan_of(unsearched), planned.row, planned.task, planned.seed)
             same = planned.stage.finals.count(plain)
             # RecAdam's own t0 is left to the stage's steps in the table, so no candidate can equal it.
             assert same == (0 if planned.row == "recadam" else 1), planned.name
 
 
-def test_label_regularization_crosses_two_starts_with_five_methods() -> None:
-    plan = plan_of("label_regularization")
+STUDENTS = {
+    "label_regularization": ("roberta_base", "roberta_large"),
+    "label_regularization_bert": ("distilbert_base", "bert_base"),
+    "label_regularization_roberta": ("distilroberta_base", "roberta_base"),
+    "label_regularization_gpt": ("distilgpt2", "gpt2"),
+    "label_regularization_image": ("deit_small", "vit_base"),
+}
+
+
+def finals(planned: PlannedCell) -> tuple[Stage, ...]:
+    assert isinstance(planned.stage, Selected)
+    return planned.stage.finals
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_label_regularization_crosses_two_starts_with_five_methods(name: str) -> None:
+    plan, (student, teacher) = plan_of(name), STUDENTS[name]
     methods = ("finetune", "label_smoothing", "tf_kd_reg", "self_kd", "kd")
-    assert [c.row for c in plan.cells[:: 5 * 8]] == [*methods, *(f"scratch_{method}" for method in methods)]
-
-    def finals(planned: PlannedCell) -> tuple[Stage, ...]:
-        assert isinstance(planned.stage, Selected)
-        return planned.stage.finals
-
+    rows = [c.row for c in plan.cells[:: 5 * len(plan.grid.tasks)]]
+    assert rows == ["teacher", *methods, *(f"scratch_{method}" for method in methods)]
+    teachers = {(c.task, c.seed): c.stage for c in plan.cells if c.row == "teacher"}
     for planned in plan.cells:
-        scratch = planned.row.startswith("scratch_")
+        assert planned.backbone == (teacher if planned.row == "teacher" else student)
         for final in finals(planned):
-            assert final.init == ("random" if scratch else "pretrained")
-            assert (final.init == "random") is scratch
-            assert (final.schedule.epochs, final.schedule.batch_size) == (10, 16)
+            assert final.init == ("random" if planned.row.startswith("scratch_") else "pretrained")
+            if name != "label_regularization_image":
+                assert (final.schedule.epochs, final.schedule.batch_size) == (10, 16)
             if planned.row.endswith("self_kd"):
                 assert final.teacher is not None
                 assert (final.teacher.init, final.teacher.seed) == (final.init, planned.seed)
                 assert final.teacher in plan.stages  # the searched row itself, trained once for both
             elif planned.row.endswith("_kd") or planned.row == "kd":
-                assert final.teacher is not None
-                assert (final.teacher.init, final.teacher.backbone.name) == ("pretrained", "roberta_large")
+                assert final.teacher == teachers[planned.task, planned.seed]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_of_one_start_try_the_same_learning_rates_and_two_of_them_the_same_epsilon(name: str) -> None:
+    rates: dict[bool, set[tuple[float, ...]]] = {True: set(), False: set()}
+    epsilons: dict[str, list[tuple[float, float]]] = {}
+    for planned in plan_of(name).cells:
+        tried = finals(planned)
+        rates[planned.row.startswith("scratch_")].add(tuple(sorted(final.schedule.lr for final in tried)))
+        if planned.row.endswith(("label_smoothing", "tf_kd_reg")):
+            epsilons[planned.row] = [(final.schedule.lr, final.objective.epsilon) for final in tried]  # type: ignore[attr-defined]
+            assert planned.row.endswith("smoothing") or all(final.objective.form == "hard" for final in tried)  # type: ignore[attr-defined]
+    (pretrained,), (scratch,) = rates[False], rates[True]
+    assert len(set(pretrained)) == len(set(scratch)) == 4
+    assert max(scratch) == 1e-3 > max(pretrained)
+    assert epsilons["label_smoothing"] == epsilons["tf_kd_reg"]
+    assert epsilons["scratch_label_smoothing"] == epsilons["scratch_tf_kd_reg"]
+
+
+def test_the_legend_says_which_label_smoothing_a_row_is() -> None:
+    legend = table(plan_of("label_regularization_roberta"), [])
+    for row in ("tf_kd_reg", "scratch_tf_kd_reg"):
+        says = "label smoothing with epsilon 0.05, or label smoothing with epsilon 0.1"
+        assert f"- The row {row} is {says}.\n" in legend
+    assert legend.count("- The row ") == 2
 
 
 # ------------------------------------------------------------------------------------------------ with the real sizes
@@ -393,6 +443,9 @@ OFFICIAL = {
     "qqp": (363_846, 0, 40_430, 2),
     "mnli": (392_702, 0, 9_815, 3),
 }
+MISMATCHED = {"mnli": 9_832}
+NAMES = {"mrpc": ("not_equivalent", "equivalent"), "qqp": ("not_duplicate", "duplicate")}
+"""The classes of tasks that name one of them."""
 
 # Table 7 of Lee et al.; their 5,594 of CUB is a misprint of 5,994, their 4,230 of DTD another split than the official.
 PRINTED = {"aircraft": 6_667, "cub": 5_994, "chest_xray": 5_216, "dtd_75_25": 4_230, "dogs": 12_000, "flower": 2_040}
@@ -411,11 +464,11 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
         manifest = Manifest(
             name=name,
             modality=TASKS[name].modality,
-            class_names=tuple(map(str, range(classes))),
+            class_names=NAMES.get(name, tuple(map(str, range(classes)))),
             splits={
                 split: SplitFacts(examples, digit * 64, spread(examples, classes))
                 for split, examples, digit in zip(
-                    ("train", "validation", "test"), (train, validation, test), "132", strict=True
+                    SPLITS, (train, validation, test, MISMATCHED.get(name, 0)), "1324", strict=True
                 )
                 if examples
             },
@@ -427,8 +480,12 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_every_public_task_has_official_sizes() -> None:
+def test_every_public_task_has_official_sizes(official: Path) -> None:
     assert OFFICIAL.keys() == TASKS.keys() - set(EMBEDDED)
+    for name in OFFICIAL.keys() & {source.task.name for source in GLUE}:
+        manifest = read_manifest(name, official)
+        assert manifest is not None
+        assert differences(name, manifest) == []
 
 
 def test_training_sets_have_the_papers_sizes(official: Path) -> None:
@@ -479,7 +536,7 @@ def test_grids_plan_on_tasks_of_the_official_sizes(name: str, official: Path) ->
     shared = 4 + 4 if name == "search_text" else 0
     assert len(plan.stages) == sum(SIZES[name][3:]) - shared
     assert not plan.splits
-    assert plan.unprepared <= {"vit_mae_base", "roberta_base", "roberta_large"}
+    assert plan.unprepared <= {"vit_mae_base", *chain(*STUDENTS.values())}
     assert all(stage.unprepared for stage in plan.stages)  # for want of weights or, from random ones, of a vocabulary
     assert f"python -m bench.data prepare {min(plan.unprepared)}" in describe_plan(plan)
     assert not plan.to_run(retry=True)
