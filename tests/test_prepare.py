@@ -45,6 +45,14 @@ def test_everything_is_listed_with_what_is_prepared(data: Path, capsys: pytest.C
     assert " no " in lines["cub"]
 
 
+@pytest.mark.parametrize(("name", "says"), [("mnli_mismatched", "name mnli instead"), ("stsb", "regression")])
+def test_what_is_no_data_set_of_its_own_says_why(
+    name: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("prepare", name, "--data", str(tmp_path)) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_what_is_prepared_passes_its_check(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("check", "--data", str(data)) == 0
     shown = capsys.readouterr().out

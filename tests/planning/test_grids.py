@@ -61,8 +61,8 @@ class Size(NamedTuple):
 
 
 # Per task: 11 rows x (8 candidates + 5 seeds). The teachers of self_kd and kd are other rows' own stages, but for those
-# of their candidates: the best candidate of each such row (finetune, scratch_finetune, teacher), trained once more on the
-# part there to fit.
+# of their candidates: the best candidate of each such row (finetune, scratch_finetune, teacher), trained once more on
+# the part there to fit.
 LABEL_REGULARIZATION = 11 * (8 + 5) + 3
 
 SIZES = {

@@ -37,7 +37,14 @@ class Place:
     def plan(self, store: Store, *overrides: str) -> Plan:
         return make_plan([str(self.gin)], overrides, [], self.data, store)
 
-    def store(self, name: str, cells: Sequence[int], accuracy: float = 0.5, overrides: Sequence[str] = ()) -> Store:
+    def store(
+        self,
+        name: str,
+        cells: Sequence[int],
+        accuracy: float = 0.5,
+        overrides: Sequence[str] = (),
+        **metrics: float,
+    ) -> Store:
         """A store that holds the cells at these positions of the plan."""
         store = Store(self.folder / name)
         store.root.mkdir()
@@ -51,7 +58,8 @@ class Place:
             path = store.folder(stage) / "weights.safetensors"
             path.write_bytes(b"weights")
             weights = {"file": path.name, "sha256": sha256(path), "bytes": 7}
-            facts = {"metrics": {"accuracy": accuracy}, "measured": {}, "seconds": 1.0, "provenance": PROVENANCE}
+            facts = {"metrics": {"accuracy": accuracy, **metrics}, "measured": {}, "seconds": 1.0}
+            facts["provenance"] = PROVENANCE
             store.publish(attempt, stage, {"key": stage.key, "weights": weights, **facts})
         return store
 
@@ -230,6 +238,32 @@ def test_a_number_of_the_file_is_that_of_the_metric_asked_for(place: Place) -> N
     assert "25.00" in (place.results / "tiny.md").read_text()
     with pytest.raises(InputError, match=r"has no micro_f1 of finetune/digits"):
         place.collate(place.store("nothing", []), "digits/task.metric = 'micro_f1'", "grid.name = 'tiny'")
+
+
+def test_a_result_of_before_that_measured_less_is_the_same_result(place: Place) -> None:
+    place.collate(place.store("one", [0]))
+    path = place.results / "tiny" / "records.jsonl"
+    record = json.loads(path.read_text())
+    # What the file has and the store lacks, or the other way round, is no disagreement; the store's record counts.
+    for metrics in ({"accuracy": 0.5, "older": 0.1}, {"accuracy": 0.5}):
+        path.write_text(json.dumps({**record, "metrics": metrics}) + "\n")
+        assert place.collate(place.store(f"again, {len(metrics)}", [0])) == (1, None)
+        assert [each["metrics"] for each in place.written().values()] == [{"accuracy": 0.5}]
+    with pytest.raises(InputError, match="two results"):
+        place.collate(place.store("other", [0], accuracy=0.6))
+
+
+def test_a_record_of_before_without_the_metric_says_what_computes_it(place: Place) -> None:
+    with pytest.raises(InputError, match=r"finetune-digits-\w+ has no mcc.*--again"):
+        place.collate(place.store("one", [0]), "digits/task.metric = 'mcc'")
+
+
+def test_a_loss_is_shown_as_it_is_and_its_direction_told(place: Place) -> None:
+    place.collate(place.store("one", [0, 1], loss=1.25), "digits/task.metric = 'loss'", "grid.name = 'tiny'")
+    text = (place.results / "tiny.md").read_text()
+    assert "1.25 ± 0.00 (2)" in text
+    assert "- Metric, in percent: pydocs: accuracy.\n" in text
+    assert "- Metric, not in percent: digits: cross-entropy (lower is better).\n" in text
 
 
 def test_a_run_refuses_such_a_file_before_it_begins(place: Place) -> None:

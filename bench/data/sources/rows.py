@@ -88,7 +88,8 @@ def _text(value: Any) -> bytes:
 
 def _label(value: Any) -> str | int | None:
     if isinstance(value, bool) or not (value is None or isinstance(value, str | int)):
-        raise ValueError(f"the label {shown(value)} is neither a string nor a whole number; write it as a string")
+        real = "; a regression on real numbers is not supported" if isinstance(value, float) else ""
+        raise ValueError(f"the label {shown(value)} is neither a string nor a whole number; write it as a string{real}")
     if isinstance(value, str):
         value.encode()
         if not visible(value):

@@ -649,6 +649,12 @@ def test_of_mnli_the_matched_validation_set_is_the_test_split_and_the_mismatched
     assert content.sources["splits"] == "test is the public validation set; the hidden test set has no labels"
 
 
+def test_labels_that_are_real_numbers_are_a_regression(tmp_path: Path) -> None:
+    put_jsonl(tmp_path / "train.jsonl", *((f"text {i}", i / 3) for i in range(6)))
+    with pytest.raises(InputError, match="regression"):
+        read(task("jsonl", tmp_path))
+
+
 def test_a_split_named_mismatched_means_nothing_in_other_data_sets(tmp_path: Path) -> None:
     splits = {part: {"text": ["a", "b"], "label": [0, 1]} for part in ("train", "test", "mismatched")}
     content = read(repository(tmp_path, "main", splits, ["yes", "no"]), tmp_path)
