@@ -37,7 +37,7 @@ def describe_plan(plan: Plan) -> str:
         lines.append(f"  again: {len(plan.again)} stages are run anew, and what the store holds of them is set aside:")
         lines += [f"    {stage.folder}" for stage in plan.again]
     lines += [f"  {line}" for line in outdated(plan.outdated.values())]
-    lines += [f"  {line}" for line in plan.notes]
+    lines += [f"  {line}" for line in (*plan.splits, *plan.notes)]
     lines.append(_cost(plan))
     return "\n".join(lines)
 

@@ -59,9 +59,11 @@ class Plan:
     stages: list[Stage]
     catalogue: Catalogue
     data_root: Path
+    splits: list[str]
+    """Lines about bindings that split a stage which two rows would have shared."""
     notes: list[str]
-    """What a person should look at: lines that are not for this grid, that split a stage which two rows would have
-    shared, or that keep a method from doing much."""
+    """What else a person should look at: lines that are not for this grid, settings that keep a method from doing
+    much."""
     done: dict[str, float] = field(default_factory=dict)
     """Key of a finished stage -> the seconds it took."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -149,7 +151,8 @@ def make_plan(
         list(walk(*(cell.stage for cell in selected))),
         expansion.catalogue,
         data_root,
-        [*describe_left_out(not_here), *_splits(expansion), *_warnings(cells)],
+        list(_splits(expansion)),
+        [*describe_left_out(not_here), *_warnings(cells)],
         cluster=cluster,
         source=source(files, overrides, bindings),
         suffix=_suffix(bindings),

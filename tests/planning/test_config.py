@@ -257,29 +257,29 @@ GIN = Path(__file__).parents[2] / "gin"
 def test_shipped_grids_plan_cleanly(path: Path, tmp_path: Path) -> None:
     plan = make_plan([str(path)], (), (), tmp_path, Store(tmp_path / "runs"))
     assert plan.cells
-    assert not plan.notes
+    assert not plan.splits
 
 
 @pytest.mark.parametrize("grid", ["quickstart.gin", "image.gin", "text.gin"])
 def test_a_grid_is_made_fast_by_naming_one_more_file(grid: str, tmp_path: Path) -> None:
     plan = make_plan([grid, "fast.gin"], (), (), tmp_path, Store(tmp_path / "runs"))
     assert {stage.execution for stage in plan.stages} == {Execution("bfloat16", compile=True)}
-    assert not plan.notes
+    assert not plan.splits
 
 
 @pytest.mark.parametrize("path", sorted(GIN.glob("backbones/*.gin")), ids=lambda path: path.name)
 def test_shipped_backbones_can_be_named_beside_a_grid(path: Path, tmp_path: Path) -> None:
     plan = make_plan(["image.gin", str(path)], (), (), tmp_path, Store(tmp_path / "runs"))
     assert {cell.backbone for cell in plan.cells} == {path.stem}
-    assert not plan.notes
+    assert not plan.splits
 
 
 def test_a_rows_own_binding_that_splits_a_shared_stage_is_named(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, GRID + "self_distillation/further_pretrain.lr = 3e-3\ntapt/finetune.lr = 1.0\n")
-    assert len(plan.notes) == 1
-    assert "g.gin:4" in plan.notes[0]
-    assert "further_pretrain" in plan.notes[0]
-    assert "tapt" in plan.notes[0]
+    assert len(plan.splits) == 1
+    assert "g.gin:4" in plan.splits[0]
+    assert "further_pretrain" in plan.splits[0]
+    assert "tapt" in plan.splits[0]
     digits = [stage for stage in plan.stages if (stage.name, stage.data.task) == ("further_pretrain", "digits")]
     assert sorted(stage.schedule.lr for stage in digits) == [1.5e-4, 3e-3]
 
@@ -353,7 +353,7 @@ def test_values_that_overflow_are_refused(value: str, tmp_path: Path) -> None:
 def test_rows_that_only_make_sense_with_their_bindings_plan_without_false_alarms(tmp_path: Path) -> None:
     text = GRID.replace("'tapt', 'self_distillation'", "'big/kd', 'slow/tf_kd_self'").replace(", 'pydocs'", "")
     plan = plan_of(tmp_path, text + "big/kd.teacher_backbone = 'photos_mae'\nslow/Distillation.alpha = 0.3\n")
-    assert not plan.notes
+    assert not plan.splits
 
 
 def test_rows_with_pretraining_stages_can_start_from_random_weights_too(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from bench.errors import InputError
 from bench.planning.describe import describe_plan
 from bench.planning.gin_files import shipped_gin
 from bench.planning.plan import Plan, PlannedCell, make_plan, searched
-from bench.planning.registry import BACKBONES, CHECKPOINTS
+from bench.planning.registry import BACKBONES, CHECKPOINTS, RECIPES
 from bench.specs import PublicWeights, Schedule, Selected, Stage, canonical_json, from_canonical, walk
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 from bench.specs.objectives import AdamW
@@ -89,8 +89,13 @@ SIZES = {
 }
 
 
-SMALL = {"quickstart": 7 * 2 * 3, "small_image": 3 * 2 * 3, "small_text": 7 * 2 * 3}
+SMALL = {"quickstart": 7 * 2 * 3, "methods": 30 * 2 * 3, "small_image": 3 * 2 * 3, "small_text": 7 * 2 * 3}
 """Grids of our own on small backbones, and how many cells they have."""
+
+
+def test_the_grid_of_all_methods_has_a_row_for_every_recipe() -> None:
+    own = {name for name, recipe in RECIPES.items() if recipe.__module__.startswith("baselines.")}
+    assert set(plan_of("methods").grid.rows) == own
 
 
 def test_every_shipped_grid_is_counted_here() -> None:
