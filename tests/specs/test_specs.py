@@ -49,7 +49,9 @@ def changed(spec: Any, path: tuple[str, ...]) -> Any:
     if rest:
         return dataclasses.replace(spec, **{name: changed(value, tuple(rest))})
     other: Any
-    if isinstance(value, bool):
+    if name == "further_evaluations":
+        other = (Data("digits", "mismatched", True, "3" * 64, 5, 10),)
+    elif isinstance(value, bool):
         other = not value
     elif isinstance(value, int):
         other = value * 2 or 2
@@ -81,6 +83,16 @@ SKIPPED |= {("schedule", "batching"), ("head",)}  # images have but one batching
 )
 def test_every_field_changes_the_key(path: tuple[str, ...]) -> None:
     assert changed(finetuning(), path).key != finetuning().key
+
+
+def test_each_split_is_evaluated_once_and_only_of_a_classifier() -> None:
+    split = finetuning().evaluation
+    for stage, splits in ((finetuning(), (split,)), (pretraining(), (split,))):
+        with pytest.raises(SpecError) as caught:
+            dataclasses.replace(stage, further_evaluations=splits)
+        assert caught.value.field == "further_evaluations"
+    assert finetuning().evaluations == (split,)
+    assert pretraining().evaluations == ()
 
 
 def test_a_field_added_later_changes_nothing_until_it_is_set() -> None:
