@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from bench.interfaces.model import Model
 
 
+KINDS = {"matrix": "kernel", "norm": "gain", **dict.fromkeys(("embedding", "token", "position"), "embedding")}
+"""What a role is to MARS; biases are left free."""
+
+
 def _row_distances(moved: Tensor) -> Tensor:
     """Return Σ_i |W_ji − U_ji| for every output unit j.
 
@@ -131,18 +135,9 @@ def kernels(model: Model) -> dict[str, nn.Parameter]:
 
 
 def _encoder_tensors(model: Model, kind: Literal["kernel", "embedding", "gain"]) -> Iterator[tuple[str, nn.Parameter]]:
-    from torch import nn
-
-    # A role tells biases, norms, tokens and positions; word embeddings have the role of a matrix and are told by their
-    # module.
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     roles = model.roles()
     for name, parameter in model.named_parameters():
-        role = roles[name]
-        if role == "bias" or not name.startswith("encoder."):
-            continue
-        embedding = id(parameter) in tables or role in ("token", "position")
-        if kind == ("gain" if role == "norm" else "embedding" if embedding else "kernel"):
+        if name.startswith("encoder.") and KINDS.get(roles[name]) == kind:
             yield name, parameter
 
 

@@ -14,7 +14,9 @@ Inputs = Any
 """What a `Model` reads: a float tensor (B, 3, H, W) of images, a dict of (B, T) tensors for text."""
 
 P = ParamSpec("P")
-Role = Literal["matrix", "bias", "norm", "token", "position"]
+Role = Literal["matrix", "embedding", "bias", "norm", "token", "position"]
+"""What a parameter is: a weight matrix or convolution, whose dimension 0 is the output unit; a table of word embeddings;
+a bias; the gain of a norm, or any other vector that scales; a token's own vector or the table of token types; positions."""
 
 
 class Model(nn.Module, ABC):
@@ -126,9 +128,11 @@ class Model(nn.Module, ABC):
 
         Frozen ones are included; weight decay is decided by the role.
         """
-        # Gains of norms are recognised by their module, all else by name. The order matters: a norm's bias is a bias,
-        # and the table of token types ends in ".weight" as a matrix does, so tables are looked for before matrices.
+        # Gains of norms and embedding tables are recognised by their module, all else by name. The order matters: a
+        # norm's bias is a bias, and tables of token types and positions are embeddings with a role of their own. What
+        # is left is a matrix, unless it has fewer than two dimensions.
         gains = {id(module.weight) for module in self.modules() if isinstance(module, nn.LayerNorm)}
+        tables = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
 
         def role(name: str, parameter: nn.Parameter) -> Role:
             if id(parameter) in gains:
@@ -137,6 +141,10 @@ class Model(nn.Module, ABC):
                 return "bias"
             if name.endswith(self.TOKENS):
                 return "token"
-            return "position" if name.endswith(self.POSITIONS) else "matrix"
+            if name.endswith(self.POSITIONS):
+                return "position"
+            if id(parameter) in tables:
+                return "embedding"
+            return "matrix" if parameter.ndim > 1 else "norm"
 
         return {name: role(name, parameter) for name, parameter in self.named_parameters()}

@@ -172,4 +172,4 @@ class MaskedLanguageModel(Backbone):
 
     def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
         # Gururangan et al. 2020: everything but biases and layer-norm gains.
-        return ("matrix", "token", "position")
+        return ("matrix", "embedding", "token", "position")

@@ -251,7 +251,9 @@ def test_roles_cover_every_parameter() -> None:
     assert by_role["token"] == {"encoder.embeddings.token_type_embeddings.weight"}
     assert by_role["norm"] == {name for name in roles if name.endswith("LayerNorm.weight")}
     assert by_role["bias"] == {name for name in roles if name.endswith("bias")}
-    assert {TIED, "head.1.weight", "head.4.weight", "decoder.predictions.transform.dense.weight"} < by_role["matrix"]
+    assert by_role["embedding"] == {TIED}
+    assert {"head.1.weight", "head.4.weight", "decoder.predictions.transform.dense.weight"} < by_role["matrix"]
+    assert all(built.get_parameter(name).ndim > 1 for name in by_role["matrix"])
     assert not any(name.startswith("head") for name in model(decoder=True).roles())
 
 
