@@ -19,7 +19,7 @@ from bench.data.manifest import Manifest
 from bench.errors import InputError, NotPrepared
 from bench.pretrained import checkpoints
 from bench.specs import Data
-from bench.specs.architectures import MaskedLanguageModel
+from bench.specs.architectures import LanguageModel
 from bench.store.files import replacing, sha256, write_text
 from bench.store.manifest import prepare_again
 
@@ -60,7 +60,7 @@ class _Split:
     def pixels(self, size: int) -> Array:
         return _cached(self._cache(f"{size}px"), lambda new: _decode(self._rows().values, size, self._folder.name, new))
 
-    def tokens(self, backbone: MaskedLanguageModel, root: Path) -> tuple[Array, Array, Array | None]:
+    def tokens(self, backbone: LanguageModel, root: Path) -> tuple[Array, Array, Array | None]:
         """Read the tokens of all examples as one flat array.
 
         Also returns where each example begins (N + 1,), and where in each the second text does.
@@ -111,13 +111,13 @@ class _Split:
         return rows
 
 
-def tokenizer_file(backbone: MaskedLanguageModel, root: Path) -> Path:
+def tokenizer_file(backbone: LanguageModel, root: Path) -> Path:
     """Return the path of a backbone's vocabulary. It lies in a corpus, or with the weights that were made elsewhere."""
     folder = checkpoints.folder(backbone.name, root) if backbone.tokenizer is None else root / backbone.tokenizer
     return folder / TOKENIZER
 
 
-def _tokenizer(path: Path, backbone: MaskedLanguageModel) -> Tokenizer:
+def _tokenizer(path: Path, backbone: LanguageModel) -> Tokenizer:
     """Read the tokenizer that a backbone was planned with."""
     from tokenizers import Tokenizer
 
@@ -133,7 +133,7 @@ def _tokenizer(path: Path, backbone: MaskedLanguageModel) -> Tokenizer:
     return encoder
 
 
-def _encode(name: str, rows: Rows, encoder: Tokenizer, backbone: MaskedLanguageModel) -> list[tuple[Array, int]]:
+def _encode(name: str, rows: Rows, encoder: Tokenizer, backbone: LanguageModel) -> list[tuple[Array, int]]:
     """Tokenise the examples.
 
     Returns of each its tokens, and at which of them the second text begins (behind the last, without one). Refuses

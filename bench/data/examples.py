@@ -18,7 +18,7 @@ from bench.device import free_memory, send
 from bench.errors import InputError, NotPrepared
 from bench.interfaces.examples import Examples
 from bench.specs import Backbone, Data
-from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.architectures import LanguageModel, MaskedAutoEncoder
 from bench.store.manifest import prepare_again
 
 # The statistics of ImageNet, which the released masked auto-encoders were trained with.
@@ -192,7 +192,7 @@ def open_split(data: Data, backbone: Backbone, root: Path) -> Examples:
         pixels = split.pixels(backbone.image_size)
         _refuse_other_count(data, root, len(labels), len(pixels))
         return ImageExamples(rows, seen, pixels)
-    if isinstance(backbone, MaskedLanguageModel):
+    if isinstance(backbone, LanguageModel):
         tokens, offsets, seconds = split.tokens(backbone, root)
         _refuse_other_count(data, root, len(labels), len(offsets) - 1)
         return TextExamples(rows, seen, tokens, offsets, seconds, backbone.pad_id)

@@ -15,8 +15,11 @@ Inputs = Any
 
 P = ParamSpec("P")
 Role = Literal["matrix", "embedding", "bias", "norm", "token", "position"]
-"""What a parameter is: a weight matrix or convolution, whose dimension 0 is the output unit; a table of word embeddings;
-a bias; the gain of a norm, or any other vector that scales; a token's own vector or the table of token types; positions."""
+"""What a parameter is.
+
+Dimension 0 of a `matrix`, which may be a convolution's, is the output unit. `embedding` is the table of words, `norm`
+the gain of a norm or another vector that scales, `token` a token's own vector or the table of token types.
+"""
 
 
 class Model(nn.Module, ABC):
@@ -28,14 +31,15 @@ class Model(nn.Module, ABC):
     `bench.data.examples.by_length`: it is then computed part by part, which changes nothing but rounding and dropout.
     """
 
-    POSITIONS: ClassVar[tuple[str, ...]]
-    TOKENS: ClassVar[tuple[str, ...]]
-    BLOCKS: ClassVar[str]
+    # The next five are those of a class, or of an object whose class computes several kinds of network.
+    POSITIONS: tuple[str, ...]
+    TOKENS: tuple[str, ...]
+    BLOCKS: str
     """Where the encoder keeps its transformer blocks: `<BLOCKS>.<number>.…` are the names of their parameters in it."""
-    ATTENTION: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()
+    ATTENTION: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """How the names of attention's input matrices end, and which projections their rows hold, in this order: a matrix
     (3·D, D) of ("query", "key", "value") has D rows for each."""
-    FINAL: ClassVar[tuple[str, ...]] = ()
+    FINAL: tuple[str, ...] = ()
     """How the names begin, within the encoder, of what comes after the blocks: its final norm."""
     COMPILED: ClassVar[tuple[Callable[..., Tensor], ...]]
     """The functions of a transformer block and its tensors that `compile_blocks` compiles."""
@@ -54,7 +58,8 @@ class Model(nn.Module, ABC):
     def features(self, inputs: Inputs, embeddings: Tensor | None = None) -> Tensor:
         """Compute the features of the unmasked input: (B, D).
 
-        They are the first token after the final norm. `embeddings`, in the form `embed` returns, stand in for the
+        They are the first token after the final norm, or the last one that is no padding where tokens see only those
+        before them. `embeddings`, in the form `embed` returns, stand in for the
         input's own.
         """
 
@@ -76,7 +81,8 @@ class Model(nn.Module, ABC):
     def masked_predictions(self, inputs: Inputs, mask: Any) -> Tensor:
         """Predict the masked input with the decoder.
 
-        Images: all patches (B, K, patch·patch·3). Text: logits (n, vocabulary) at the n positions of the mask.
+        Images: all patches (B, K, patch·patch·3). Text: logits (n, vocabulary) at the n positions of the mask. A
+        decoder-only network masks nothing, and predicts the token behind each position.
         """
 
     @abstractmethod

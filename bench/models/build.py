@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.interfaces.model import Model
 from bench.specs import Backbone
-from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel, TransformersEncoder
 
 
 def build(
@@ -32,4 +32,8 @@ def build(
         from bench.models.text import TextModel
 
         return TextModel(backbone, classes=classes, decoder=decoder, dropout=dropout)
+    if isinstance(backbone, TransformersEncoder):
+        from bench.models.transformers_text import TransformersText
+
+        return TransformersText(backbone, classes=classes, decoder=decoder, dropout=dropout)
     raise TypeError(f"no network for the backbone type {type(backbone).__name__}")

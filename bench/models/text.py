@@ -16,7 +16,7 @@ from transformers.models.roberta.modeling_roberta import RobertaLayer
 
 from bench.interfaces.model import Model
 from bench.models.layers import attend, use_dropout
-from bench.specs.architectures import MaskedLanguageModel
+from bench.specs.architectures import LanguageModel, MaskedLanguageModel
 
 NOT_SELECTED = -100
 INIT_STD = 0.02
@@ -55,6 +55,13 @@ def rounded_size(selected: int) -> int:
     # sizes.
     unit = 1 << max(0, selected.bit_length() - 4)
     return max(8, -(-selected // unit) * unit)
+
+
+def in_few_sizes(input_ids: Tensor, positions: Tensor, labels: Tensor) -> TokenMask:
+    """Put a mask together, with rows added up to one of few sizes."""
+    # Example: 17 selected tokens are padded with one row of label -100 to 18, a size that comes up again.
+    missing = rounded_size(len(positions)) - len(positions)
+    return TokenMask(input_ids, pad(positions, (0, missing)), pad(labels, (0, missing), value=NOT_SELECTED))
 
 
 def masked_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -147,7 +154,43 @@ def _rest(block: TextBlock, attended: Tensor, residual: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------ the network
 
 
-class TextModel(Model):
+class LanguageNetwork(Model):
+    """What text networks have in common, whatever computes their encoder."""
+
+    modality = "text"
+
+    def __init__(self, backbone: LanguageModel) -> None:
+        super().__init__()
+        self.backbone, self.width = backbone, backbone.width
+        # On the host, where masks are drawn.
+        self._is_ordinary = torch.ones(backbone.vocabulary, dtype=torch.bool)
+        self._is_ordinary[list(backbone.special_ids)] = False
+
+    def draw_mask(self, inputs: dict[str, Tensor], generator: torch.Generator) -> TokenMask:
+        """Select ordinary tokens at random, independently, and mask them.
+
+        Of the selected ones 80 % become the mask token, 10 % any id of the vocabulary, 10 % stay. Source: Devlin et al.
+        2019; special and pad tokens are never selected.
+        """
+        # Three numbers are drawn for every token that is no padding, in the order of the examples, whatever becomes of
+        # them: so a token's draws depend neither on padding, nor on micro-batches, nor on which others are selected.
+        input_ids, mask_id = inputs["input_ids"], self.backbone.mask_id
+        assert mask_id is not None  # the spec's own check
+        present = inputs["attention_mask"].flatten().nonzero()[:, 0]  # example by example
+        ids = input_ids.flatten()[present]
+        selection, fate, choice = torch.rand(len(ids), 3, generator=generator, dtype=torch.float32).unbind(1)
+        chosen = (self._is_ordinary[ids] & (selection < self.backbone.mask_ratio)).nonzero()[:, 0]
+        selected, true_ids, fate = present[chosen], ids[chosen], fate[chosen]
+        random_ids = (choice[chosen].double() * self.backbone.vocabulary).long()
+        shown = torch.where(fate < 0.9, true_ids.masked_fill(fate < 0.8, mask_id), random_ids)
+        masked = input_ids.flatten().index_copy(0, selected, shown).view_as(input_ids)
+        return in_few_sizes(masked, selected, true_ids)
+
+    def masked_loss(self, inputs: dict[str, Tensor], mask: TokenMask) -> Tensor:
+        return masked_token_loss(self.masked_predictions(inputs, mask), mask.labels)
+
+
+class TextModel(LanguageNetwork):
     """A BERT or RoBERTa encoder with a decoder, a classifier, or neither.
 
     The decoder is the masked-language-model head, whose output projection is tied to the word embeddings; the
@@ -163,24 +206,20 @@ class TextModel(Model):
     ATTENTION = tuple((f"attention.self.{part}.weight", (part,)) for part in ("query", "key", "value"))
     COMPILED = (block_of_all, block_of_first, block_of_selected)
 
-    modality = "text"
     encoder: BertModel | RobertaModel
+    backbone: MaskedLanguageModel
 
     def __init__(
         self, backbone: MaskedLanguageModel, *, classes: int | None, decoder: bool, dropout: float | None
     ) -> None:
-        super().__init__()
-        self.backbone, self.width = backbone, backbone.width
+        super().__init__(backbone)
         rate = backbone.dropout if dropout is None else dropout
         # Built whole even where the decoder is dropped, so that the encoder's random weights are the same either way.
         encoder, masked_head = _network(backbone, rate)
         self.encoder = encoder
-        self.head = None if classes is None else _classifier(backbone.width, classes, rate)
+        self.head = None if classes is None else classifier(backbone.width, classes, rate)
         self.decoder = masked_head if decoder else None
         use_dropout(self)
-        # On the host, where masks are drawn.
-        self._is_ordinary = torch.ones(backbone.vocabulary, dtype=torch.bool)
-        self._is_ordinary[list(backbone.special_ids)] = False
 
     def features(self, inputs: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
         layout = _Layout.of(inputs)
@@ -191,27 +230,6 @@ class TextModel(Model):
         words: Tensor = self.encoder.embeddings.word_embeddings(inputs["input_ids"])
         return words
 
-    def draw_mask(self, inputs: dict[str, Tensor], generator: torch.Generator) -> TokenMask:
-        """Select ordinary tokens at random, independently, and mask them.
-
-        Of the selected ones 80 % become the mask token, 10 % any id of the vocabulary, 10 % stay. Source: Devlin et al.
-        2019; special and pad tokens are never selected.
-        """
-        # Three numbers are drawn for every token that is no padding, in the order of the examples, whatever becomes of
-        # them: so a token's draws depend neither on padding, nor on micro-batches, nor on which others are selected.
-        input_ids = inputs["input_ids"]
-        present = inputs["attention_mask"].flatten().nonzero()[:, 0]  # example by example
-        ids = input_ids.flatten()[present]
-        selection, fate, choice = torch.rand(len(ids), 3, generator=generator, dtype=torch.float32).unbind(1)
-        chosen = (self._is_ordinary[ids] & (selection < self.backbone.mask_ratio)).nonzero()[:, 0]
-        selected, true_ids, fate = present[chosen], ids[chosen], fate[chosen]
-        random_ids = (choice[chosen].double() * self.backbone.vocabulary).long()
-        shown = torch.where(fate < 0.9, true_ids.masked_fill(fate < 0.8, self.backbone.mask_id), random_ids)
-        masked = input_ids.flatten().index_copy(0, selected, shown).view_as(input_ids)
-        # Example: 17 selected tokens are padded with one row of label -100 to 18, a size that comes up again.
-        missing = rounded_size(len(selected)) - len(selected)
-        return TokenMask(masked, pad(selected, (0, missing)), pad(true_ids, (0, missing), value=NOT_SELECTED))
-
     def masked_predictions(self, inputs: dict[str, Any], mask: TokenMask) -> Tensor:
         assert self.decoder is not None, "this model was built without a decoder"
         layout = _Layout.of(inputs)
@@ -220,9 +238,6 @@ class TextModel(Model):
         selected = self._run(block_of_selected)(*before_last, layout.located(mask.positions))
         logits: Tensor = self.decoder(selected)
         return logits
-
-    def masked_loss(self, inputs: dict[str, Tensor], mask: TokenMask) -> Tensor:
-        return masked_token_loss(self.masked_predictions(inputs, mask), mask.labels)
 
     def _words(self, input_ids: Tensor, layout: _Layout) -> Tensor:
         words: Tensor = self.encoder.embeddings.word_embeddings(layout.taken(input_ids))
@@ -328,7 +343,8 @@ def _network(backbone: MaskedLanguageModel, dropout: float) -> tuple[BertModel |
     return bert.bert, bert.cls
 
 
-def _classifier(width: int, classes: int, dropout: float) -> nn.Sequential:
+def classifier(width: int, classes: int, dropout: float) -> nn.Sequential:
+    """Build the classifier of texts: dropout, linear, tanh, dropout, linear."""
     layers = nn.Linear(width, width), nn.Linear(width, classes)
     for layer in layers:
         nn.init.normal_(layer.weight, std=INIT_STD)

@@ -44,7 +44,7 @@ def load_weights(model: Model, path: Path, parts: Sequence[str], absent: Collect
     prefixes = tuple(f"{part}." for part in parts)
     parameters = {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
     for part in parts:
-        if not any(name.startswith(f"{part}.") for name in parameters):
+        if getattr(model, part) is None:
             raise InputError(f"{path}: the model was built without a {part}, so the file's cannot be loaded.")
     try:
         with safe_open(path, framework="pt") as file:

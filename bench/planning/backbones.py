@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import InputError
 from bench.planning.registry import CHECKPOINTS, add_backbone, declare, register_own_backbones
+from bench.pretrained.checkpoints import architecture_of
 from bench.pretrained.origin import Checkpoint
 from bench.specs import RANDOM, Backbone, PublicWeights, Schedule
-from bench.specs.architectures import SIZES, MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.architectures import (
+    SIZES,
+    LanguageModel,
+    MaskedAutoEncoder,
+    MaskedLanguageModel,
+    TransformersEncoder,
+)
 from bench.specs.objectives import AdamW, MaskedAutoEncoding
 
 if TYPE_CHECKING:
@@ -66,6 +73,36 @@ def _roberta(name: str, width: int, depth: int, heads: int) -> MaskedLanguageMod
         special_ids=(0, 1, 2, 3, 50_264),
         norm_eps=1e-5,
     )
+
+
+def _encoder(family: str, name: str, **fields: Any) -> TransformersEncoder:
+    # What its `config` and special ids are, the prepared checkpoint tells.
+    lengths = {"max_length": 512, "positions": 512}
+    return TransformersEncoder(name, NOT_FETCHED, None, None, family=family, **{**lengths, **fields})
+
+
+def _gpt2(name: str, depth: int) -> Backbone:
+    return _encoder(
+        "gpt2",
+        name,
+        **_sizes(768, depth, 12, 3072),
+        vocabulary=50_257,
+        positions=1024,
+        segments=1,
+        pad_id=50_256,
+        mask_id=None,
+        special_ids=(50_256,),
+        norm_eps=1e-5,
+    )
+
+
+def _deberta(name: str, depth: int) -> Backbone:
+    tokens: dict[str, Any] = {"segments": 1, "mask_id": 128_000, "special_ids": (0, 1, 2, 3, 128_000)}
+    return _encoder("deberta-v2", name, **_sizes(768, depth, 12, 3072), vocabulary=128_100, norm_eps=1e-7, **tokens)
+
+
+UNCASED: dict[str, Any] = {"vocabulary": 30_522, "pad_id": 0, "mask_id": 103, "special_ids": (0, 100, 101, 102, 103)}
+"""The fields that BERT's English vocabulary decides, which BERT's relatives have taken over."""
 
 
 ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
@@ -127,6 +164,67 @@ ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
         _roberta("roberta_large", width=1024, depth=24, heads=16),
         Checkpoint("FacebookAI/roberta-large@722cf37b1afa9454edce342e7895e588b6ff1d59"),
     ),
+    # DistilRoBERTa and DistilBERT (Sanh et al. 2019), and the BERT (Devlin et al. 2019) that the latter was taught by.
+    (
+        _roberta("distilroberta_base", width=768, depth=6, heads=12),
+        Checkpoint("distilbert/distilroberta-base@fb53ab8802853c8e4fbdbcd0529f21fc6f459b2b"),
+    ),
+    (
+        _encoder("distilbert", "distilbert_base", **_sizes(768, 6, 12, 3072), segments=1, **UNCASED),
+        Checkpoint("distilbert/distilbert-base-uncased@12040accade4e8a0f71eabdb258fecc2e7e948be"),
+    ),
+    (
+        MaskedLanguageModel(
+            "bert_base",
+            weights=NOT_FETCHED,
+            tokenizer=None,
+            tokenizer_checksum=None,
+            **_sizes(768, 12, 12, 3072),
+            max_length=512,
+            positions=512,
+            **UNCASED,
+        ),
+        Checkpoint("google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"),
+    ),
+    # GPT-2 (Radford et al. 2019), which predicts the next token, and its distilled form.
+    (_gpt2("gpt2", depth=12), Checkpoint("openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e")),
+    (_gpt2("distilgpt2", depth=6), Checkpoint("distilbert/distilgpt2@2290a62682d06624634c1f46a6ad5be0f47f38aa")),
+    # ELECTRA's discriminators (Clark et al. 2020) and DeBERTa-v3 (He et al. 2021), which was pre-trained like them:
+    # neither has a masked-language-model head. Their repositories hold pickles, whose checksum has to be pinned, and
+    # DeBERTa's tokenizer needs the package sentencepiece.
+    (
+        _encoder("electra", "electra_small", **_sizes(256, 12, 4, 1024), config='{"embedding_size":128}', **UNCASED),
+        Checkpoint("google/electra-small-discriminator"),
+    ),
+    (
+        _encoder("electra", "electra_base", **_sizes(768, 12, 12, 3072), config='{"embedding_size":768}', **UNCASED),
+        Checkpoint("google/electra-base-discriminator"),
+    ),
+    (
+        _deberta("deberta_v3_small", depth=6),
+        Checkpoint("microsoft/deberta-v3-small@a36c739020e01763fe789b4b85e2df55d6180012"),
+    ),
+    (
+        _deberta("deberta_v3_base", depth=12),
+        Checkpoint("microsoft/deberta-v3-base@8ccc9b6f36199bec6961081d44eb72fb3f7353f3"),
+    ),
+    # ModernBERT (Warner et al. 2024); it reads up to 8192 tokens.
+    (
+        _encoder(
+            "modernbert",
+            "modernbert_base",
+            **_sizes(768, 22, 12, 1152),
+            vocabulary=50_368,
+            positions=8192,
+            segments=1,
+            pad_id=50_283,
+            mask_id=50_284,
+            special_ids=(50_280, 50_281, 50_282, 50_283, 50_284),
+            norm_eps=1e-5,
+            dropout=0.0,
+        ),
+        Checkpoint("answerdotai/ModernBERT-base@8949b909ec900327062f0ebf497f51aef5e6f0c8"),
+    ),
 )
 
 
@@ -162,7 +260,7 @@ def _from_checkpoint(cell: Cell, default: Backbone) -> Backbone:
         _refuse_another_network(default, prepared)
     # What the checkpoint's files say of the fields that weights decide replaces the default; then come the gin files.
     decided = {field: value for field, value in prepared.architecture.items() if field in default.FIXED}
-    if isinstance(default, MaskedLanguageModel):
+    if isinstance(default, LanguageModel):
         decided["tokenizer_checksum"] = prepared.tokenizer_checksum
     weights = PublicWeights(prepared.repository, prepared.revision, prepared.checksum, prepared.fresh)
     default = dataclasses.replace(default, weights=weights, **decided)
@@ -179,7 +277,10 @@ def _refuse_another_network(official: Backbone, prepared: Prepared) -> None:
 
     It may come from a local copy that was given for the download.
     """
-    fields = {field: prepared.architecture.get(field) for field in official.FIXED}
+    # Of an encoder that transformers computes, only its files tell every setting; its sizes tell it from others.
+    sizes = ("family", "vocabulary", *SIZES, "positions")
+    names = sizes if isinstance(official, TransformersEncoder) else official.FIXED
+    fields = {field: prepared.architecture.get(field) for field in names}
     # JSON has no tuples, and the specs have no lists.
     fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
     differences = {field: value for field, value in fields.items() if value != getattr(official, field)}
@@ -199,9 +300,8 @@ def _own_backbone(cell: Cell) -> Backbone:
     """
     name, prepared = cell.task.backbone, cell.checkpoint()
     modality, fields = (cell.task.modality, {}) if prepared is None else (prepared.modality, prepared.architecture)
-    if modality == "image":
-        return _from_checkpoint(cell, MaskedAutoEncoder(name, NOT_FETCHED, **fields))
-    return _from_checkpoint(cell, MaskedLanguageModel(name, NOT_FETCHED, None, None, **fields))
+    network = architecture_of(name, modality, fields)
+    return _from_checkpoint(cell, dataclasses.replace(network, weights=NOT_FETCHED))
 
 
 declare("source_pretrain", Schedule, AdamW)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from bench.planning.plan import Plan
-from bench.specs import Stage
+from bench.specs import PRETRAINED, PublicWeights, Stage
 from bench.store.states import StageState
 
 STATES = (StageState.DONE, StageState.TO_RUN, StageState.FAILED, StageState.NOT_PREPARED, StageState.UNNEEDED)
@@ -38,6 +38,7 @@ def describe_plan(plan: Plan) -> str:
         lines += [f"    {stage.folder}" for stage in plan.again]
     lines += [f"  {line}" for line in outdated(plan.outdated.values())]
     lines += [f"  {line}" for line in (*plan.splits, *plan.notes)]
+    lines += [f"  fresh decoder: {line}" for line in fresh_decoders(plan.stages)]
     lines.append(_cost(plan))
     return "\n".join(lines)
 
@@ -46,6 +47,23 @@ def outdated(reasons: Iterable[str]) -> Iterator[str]:
     """Say how many finished stages would not come out the same today, and why. `reasons` has the reason of each."""
     for reason, count in sorted(Counter(reasons).items()):
         yield (f"outdated: {count} finished stages rest on {reason} than today's; --again GLOB computes cells anew")
+
+
+def fresh_decoders(stages: Iterable[Stage]) -> Iterator[str]:
+    """Say whose decoder is trained from random values, the weight file having none.
+
+    It may also have a part of it. Stages that train no decoder, or start from another stage, do not count.
+    """
+    absent = {
+        stage.backbone.name: stage.backbone.weights.fresh
+        for stage in stages
+        if stage.init == PRETRAINED
+        and "decoder" in stage.objective.needs
+        and isinstance(stage.backbone.weights, PublicWeights)
+    }
+    for name, fresh in sorted(absent.items()):
+        if fresh:
+            yield f"the weights of {name} lack {len(fresh)} tensors of it, such as {fresh[0]}, which start at random"
 
 
 def _not_prepared(plan: Plan) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,12 +46,18 @@ PROJECTION: dict[Network, tuple[str, str]] = {
 }
 """The output projection of a head, and the other name of its bias."""
 
+WORDS = "embeddings.word_embeddings"
+
 
 SPECIAL: dict[Network, dict[str, str]] = {
     "bert": {"pad_token": "[PAD]", "mask_token": "[MASK]"},
     "roberta": {"pad_token": "<pad>", "mask_token": "<mask>"},
 }
 """The special tokens of a tokenizer whose configuration names none."""
+
+
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids", "attn.masked_bias")
+"""How the names of tensors end that older versions of transformers saved and that are no parameters."""
 
 
 LONGEST = 512
@@ -76,23 +83,14 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
     )
     kind, network_class = NETWORKS[raw["model_type"]], getattr(transformers, CLASSES[raw["model_type"]])
     config = parse_configuration(folder, network_class.config_class, raw)
-    config.tie_word_embeddings = True  # what _tied has checked
-    try:
-        with quiet_transformers():
-            network, loading = network_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=_tied(folder, kind, state),
-                output_loading_info=True,
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-            )
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{folder}: the weights are not those that config.json describes: {error}") from error
-    ignored = _ignored(folder, f"{network.base_model_prefix}.", loading)
-    tokenizer = _tokenizer(folder, raw["model_type"])
-    tensors, fresh = _parts(network, {"encoder": network.base_model_prefix, "decoder": HEAD[kind]}, loading)
-    network.eval()
+    network, loading = load_network(folder, network_class, config, tied(folder, *PROJECTION[kind], WORDS, state))
+    ignored = ignored_tensors(folder, network, loading)
+    tokenizer = read_tokenizer(folder, raw["model_type"])
+    tensors, fresh = loaded_parts(network, {"encoder": network.base_model_prefix, "decoder": HEAD[kind]}, loading)
+    # RoBERTa counts positions from behind the padding index: of 514 positions and padding 1, 512 are for tokens.
+    tokens = token_fields(folder, config, tokenizer, SPECIAL[kind])
+    first = tokens["pad_id"] + 1 if kind == "roberta" else 0
+    tokens["max_length"] = min(tokens["max_length"], config.max_position_embeddings - first)
     return CheckpointContents(
         "text",
         {
@@ -106,7 +104,7 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
             "segments": config.type_vocab_size,
             "norm_eps": config.layer_norm_eps,
             "dropout": float(config.hidden_dropout_prob),
-            **_token_fields(folder, kind, config, tokenizer),
+            **tokens,
         },
         tensors,
         fresh=fresh,
@@ -116,24 +114,47 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
     )
 
 
-def _ignored(folder: Path, prefix: str, loading: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the tensors that no parameter takes; refuse an encoder that differs.
+def load_network(
+    folder: Path, network_class: Any, config: Any, state: dict[str, Tensor], attention: str = "sdpa"
+) -> tuple[Any, Mapping[str, Any]]:
+    """Build transformers' network, in eval mode, and load the tensors.
 
-    `prefix` begins the names of the encoder's tensors.
+    Returns what the library says of the loading, too.
     """
+    config.tie_word_embeddings = True  # what `tied` has checked
+    try:
+        with quiet_transformers():
+            network, loading = network_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                output_loading_info=True,
+                dtype=torch.float32,
+                attn_implementation=attention,
+            )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{folder}: the weights are not those that config.json describes: {error}") from error
+    return network.eval(), loading
+
+
+def ignored_tensors(folder: Path, network: Any, loading: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the tensors that no parameter takes; refuse an encoder that differs."""
+    prefix = f"{network.base_model_prefix}."
     if absent := sorted(name for name in loading["missing_keys"] if name.startswith(prefix)):
         raise InputError(f"{folder}: the weights lack a part of the encoder: {', '.join(absent)}.")
-    buffers = ("embeddings.position_ids", "embeddings.token_type_ids")
     # Tensors that no parameter takes, by their name without the prefix: those of another head are ignored, and so is
     # the pooler, but those of the encoder mean that the configuration describes another network.
     unused = {name: name.removeprefix(prefix) for name in loading["unexpected_keys"]}
-    unused = {name: bare for name, bare in unused.items() if bare not in buffers and not bare.startswith("pooler.")}
-    if odd := sorted(name for name, bare in unused.items() if bare.startswith(("embeddings.", "encoder."))):
+    unused = {
+        name: bare for name, bare in unused.items() if not bare.endswith(BUFFERS) and not bare.startswith("pooler.")
+    }
+    modules = tuple(f"{name}." for name, _ in network.base_model.named_children())
+    if odd := sorted(name for name, bare in unused.items() if bare.startswith(modules)):
         raise InputError(f"{folder}: the encoder has tensors that config.json does not tell of: {', '.join(odd)}.")
     return tuple(sorted(unused))
 
 
-def _parts(
+def loaded_parts(
     network: Any, modules: Mapping[str, str], loading: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the loaded parameters of `modules`, and the names of missing ones.
@@ -159,33 +180,32 @@ def _parts(
     return tensors, tuple(sorted(fresh))
 
 
-def _tied(folder: Path, kind: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def tied(folder: Path, projection: str, bias: str | None, words: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Leave out the output projection, which must be the word embeddings.
 
-    Its bias, which has two names, stays under one of them. Refuses a projection that is not tied.
+    Where its bias has two names (`bias` is the other one), it stays under one of them. Refuses a projection that is not
+    tied.
     """
-    tied = dict(state)
-    projection, bias = PROJECTION[kind]
+    kept = dict(state)
     # A checkpoint may hold the projection beside what it is tied to: each name with the other names of its tensor.
-    twins = {
-        f"{projection}.weight": [name for name in state if name.endswith("embeddings.word_embeddings.weight")],
-        f"{projection}.bias": [bias] if bias in state else [],
-    }
+    twins = {f"{projection}.weight": [name for name in state if name.endswith(f"{words}.weight")]}
+    if bias is not None:
+        twins[f"{projection}.bias"] = [bias] if bias in state else []
     for name, others in twins.items():
-        tensor = tied.pop(name, None)
+        tensor = kept.pop(name, None)
         if tensor is None:
             continue
-        if not others and name.endswith("bias"):
-            tied[bias] = tensor
+        if not others and bias is not None and name.endswith("bias"):
+            kept[bias] = tensor
         elif not all(torch.equal(tensor, state[other]) for other in others):
             raise InputError(
-                f"{folder}: {name} differs from {others[0]}. Here the output projection of a masked language model is "
+                f"{folder}: {name} differs from {others[0]}. Here the output projection of a language model is "
                 "tied to its word embeddings, so this head cannot be used."
             )
-    return tied
+    return kept
 
 
-def _tokenizer(folder: Path, model_type: str) -> Tokenizer:
+def read_tokenizer(folder: Path, model_type: str) -> Tokenizer:
     """Return the folder's fast tokenizer, without padding and truncation.
 
     Where there is none, transformers makes one of the vocabulary.
@@ -210,6 +230,13 @@ def _slow_tokenizer(folder: Path, model_type: str) -> Tokenizer:
 
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{folder} holds no tokenizer: neither {TOKENIZER} nor {', '.join(VOCABULARIES)}.")
+    pieces = [name for name in VOCABULARIES if name.endswith(".model") and (folder / name).is_file()]
+    if pieces and importlib.util.find_spec("sentencepiece") is None:
+        raise InputError(
+            f"{folder}: {pieces[0]} is read by the package sentencepiece, which is not installed. Install it, or add "
+            f"the {TOKENIZER} that transformers' AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes "
+            "where it is."
+        )
     try:
         with quiet_transformers():
             loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
@@ -222,24 +249,43 @@ def _slow_tokenizer(folder: Path, model_type: str) -> Tokenizer:
     return tokenizer
 
 
-def _token_fields(folder: Path, kind: Network, config: Any, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return the backbone's fields that the tokenizer decides.
+def special_tokens(folder: Path, default: Mapping[str, str]) -> dict[str, str]:
+    """Return the special tokens by their role, such as `pad_token`.
 
-    Refuses a tokenizer that does not belong to the network.
+    Those that the folder does not name are the `default` ones; without any for padding, the end-of-text token is it.
     """
+    tokens = dict(default)
+    for role, value in _description(folder).items():
+        # {"pad_token": "[PAD]"} or {"pad_token": {"content": "[PAD]", …}}; null says nothing.
+        token = value.get("content") if isinstance(value, dict) else value
+        if role.endswith("_token") and isinstance(token, str):
+            tokens[role] = token
+    if "pad_token" not in tokens:
+        tokens["pad_token"] = tokens["eos_token"]
+    return tokens
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """Read what a folder says of its tokenizer beside the vocabulary."""
     described: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             described |= _read_json(folder / name)
-    tokens = {
-        role: value["content"] if isinstance(value, dict) else value
-        for role, value in {**SPECIAL[kind], **described}.items()
-        if role.endswith("_token") and (isinstance(value, str) or (isinstance(value, dict) and "content" in value))
-    }
+    return described
+
+
+def token_fields(folder: Path, config: Any, tokenizer: Tokenizer, default: Mapping[str, str]) -> dict[str, Any]:
+    """Return the backbone's fields that the tokenizer decides.
+
+    `default` holds the special tokens of a tokenizer whose configuration names none. Where no mask is among them, the
+    network masks nothing and needs no special token first. Refuses a tokenizer that does not belong to the network.
+    """
+    tokens, masks = special_tokens(folder, default), "mask_token" in default
     ids = {role: tokenizer.token_to_id(token) for role, token in tokens.items()}
-    pad, mask = ids["pad_token"], ids["mask_token"]
-    if pad is None or mask is None:
-        raise InputError(f"{folder}: of {tokens['pad_token']!r} and {tokens['mask_token']!r} the tokenizer lacks one.")
+    pad, mask = ids["pad_token"], ids["mask_token"] if masks else None
+    if pad is None or (masks and mask is None):
+        lacking = [repr(tokens[role]) for role in ("pad_token", "mask_token")[: 1 + masks] if ids[role] is None]
+        raise InputError(f"{folder}: the tokenizer lacks the special token {' and '.join(lacking)}.")
     if config.pad_token_id not in (None, pad):
         raise InputError(f"{folder}: padding is {config.pad_token_id} in config.json and {pad} in the tokenizer.")
     added = tokenizer.get_added_tokens_decoder()
@@ -249,14 +295,12 @@ def _token_fields(folder: Path, kind: Network, config: Any, tokenizer: Tokenizer
         raise InputError(
             f"{folder}: the tokenizer's ids go up to {largest}, but there are only {config.vocab_size} word embeddings."
         )
-    if tokenizer.encode("a").ids[0] not in special:
+    if masks and tokenizer.encode("a").ids[0] not in special:
         raise InputError(f"{folder}: the tokenizer puts no special token first, from which features could be read.")
-    # RoBERTa counts positions from behind the padding index: of 514 positions and padding 1, 512 are for tokens.
-    first = pad + 1 if kind == "roberta" else 0
-    longest = described.get("model_max_length")
+    longest = _description(folder).get("model_max_length")
     stated_length = [int(longest)] if isinstance(longest, int | float) and longest >= 1 else []
     return {
-        "max_length": min(LONGEST, config.max_position_embeddings - first, *stated_length),
+        "max_length": min(LONGEST, config.max_position_embeddings, *stated_length),
         "pad_id": pad,
         "mask_id": mask,
         "special_ids": sorted(special),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.errors import InputError
-from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.architectures import LanguageModel, MaskedAutoEncoder, MaskedLanguageModel, TransformersEncoder
 from bench.store.files import sha256
 from bench.store.manifest import load_manifest, prepare_again
 
@@ -27,9 +27,9 @@ class Prepared:
 
     `source` is what was asked for; `repository` and `revision` (a commit) of the hub are None for a folder. `checksum`
     is the sha256 of the official weight file (of shards: of their names and sha256), `weights_checksum` that of the
-    converted one. `architecture` holds fields of `MaskedAutoEncoder` or `MaskedLanguageModel`, as configuration and
-    shapes tell them. `fresh` names this suite's parameters that the file lacks, `ignored` the file's tensors that no
-    parameter here takes. `fingerprint` and `content` tell whether a local source is still as it was then.
+    converted one. `architecture` holds fields of the network's spec, as configuration and shapes tell them. `fresh`
+    names this suite's parameters that the file lacks, `ignored` the file's tensors that no parameter here takes.
+    `fingerprint` and `content` tell whether a local source is still as it was then.
     """
 
     name: str
@@ -47,11 +47,12 @@ class Prepared:
     content: str | None = None
 
 
-def architecture_of(name: str, modality: str, fields: dict[str, Any]) -> MaskedAutoEncoder | MaskedLanguageModel:
+def architecture_of(name: str, modality: str, fields: dict[str, Any]) -> MaskedAutoEncoder | LanguageModel:
     """Build the spec of a checkpoint's network, without its weights."""
     if modality == "image":
         return MaskedAutoEncoder(name=name, weights=None, **fields)
-    return MaskedLanguageModel(name=name, weights=None, tokenizer=None, tokenizer_checksum=None, **fields)
+    encoder = TransformersEncoder if "family" in fields else MaskedLanguageModel
+    return encoder(name=name, weights=None, tokenizer=None, tokenizer_checksum=None, **fields)
 
 
 def folder(name: str, root: Path) -> Path:

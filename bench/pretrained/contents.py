@@ -11,12 +11,13 @@ from torch import Tensor
 
 from bench.errors import InputError
 from bench.interfaces.model import Inputs
+from bench.specs.families import FAMILIES
 
 NETWORKS: dict[str, Network] = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
 """`model_type` of a text checkpoint -> the network that it is here."""
 
 
-LEGAL = f"vit_mae, {', '.join(NETWORKS)} of transformers; vit_* of timm"
+LEGAL = f"vit_mae, {', '.join([*NETWORKS, *FAMILIES])} of transformers; vit_* of timm"
 
 
 class CheckpointContents(NamedTuple):

@@ -1,4 +1,4 @@
-"""Checkpoints of transformers and timm by this suite's names: masked auto-encoders, BERT- and RoBERTa-like models.
+"""Checkpoints of transformers and timm by this suite's names: masked auto-encoders and text encoders.
 
 Only tensors and plain configuration are read, never code. What the networks here would compute differently is refused.
 """
@@ -21,8 +21,10 @@ from bench.pretrained.bert import _masked_language_model
 from bench.pretrained.checkpoints import TOKENIZER, WEIGHTS, architecture_of
 from bench.pretrained.contents import LEGAL, NETWORKS, CheckpointContents
 from bench.pretrained.files import _read_json, read_weights
+from bench.pretrained.transformers_text import transformers_encoder
 from bench.pretrained.vit import _masked_auto_encoder, _timm_encoder
-from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.architectures import LanguageModel, MaskedAutoEncoder
+from bench.specs.families import FAMILIES
 
 
 def convert(name: str, folder: Path, target: Path, weights_checksum: str | None) -> tuple[CheckpointContents, str]:
@@ -67,6 +69,8 @@ def _reader(
         return _masked_auto_encoder
     if kind in NETWORKS:
         return _masked_language_model
+    if kind in FAMILIES:
+        return transformers_encoder
     if kind is None and str(config.get("architecture", "")).startswith("vit_"):
         return _timm_encoder
     name = kind or config.get("architecture")
@@ -76,7 +80,7 @@ def _reader(
 # ------------------------------------------------------------------------------------------------ fitting
 
 
-def _backbone(name: str, folder: Path, contents: CheckpointContents) -> MaskedAutoEncoder | MaskedLanguageModel:
+def _backbone(name: str, folder: Path, contents: CheckpointContents) -> MaskedAutoEncoder | LanguageModel:
     try:
         return architecture_of(name, contents.modality, contents.architecture)
     except InputError as error:  # without the field, which no gin file has set
@@ -98,9 +102,7 @@ def _check_fit(folder: Path, model: Model, contents: CheckpointContents) -> None
         raise InputError(f"{folder}: the weights are not those of the network that config.json describes: {shown}.")
 
 
-def _try(
-    folder: Path, backbone: MaskedAutoEncoder | MaskedLanguageModel, model: Model, contents: CheckpointContents
-) -> None:
+def _try(folder: Path, backbone: MaskedAutoEncoder | LanguageModel, model: Model, contents: CheckpointContents) -> None:
     """Run the network once and refuse what it computes wrongly.
 
     Values must be finite, and features must be those of the checkpoint's own library. The network runs in float32, in
@@ -123,7 +125,7 @@ def _try(
         )
 
 
-def _example(backbone: MaskedAutoEncoder | MaskedLanguageModel) -> Inputs:
+def _example(backbone: MaskedAutoEncoder | LanguageModel) -> Inputs:
     if isinstance(backbone, MaskedAutoEncoder):
         shape = (2, 3, backbone.image_size, backbone.image_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))

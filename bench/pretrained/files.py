@@ -17,7 +17,7 @@ from bench.pretrained.origin import PICKLE
 from bench.store.files import digest, sha256
 from bench.store.filetypes import recognised_file
 
-OUTERMOST = frozenset({"bert", "roberta", "vit"})
+OUTERMOST = frozenset({"bert", "roberta", "vit", "distilbert", "electra", "deberta", "transformer"})
 """Modules of transformers' networks that may hold all tensors of one."""
 
 

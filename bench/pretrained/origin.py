@@ -18,7 +18,7 @@ SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*.saf
 PICKLE = "pytorch_model.bin"
 
 
-VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
+VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spm.model")
 
 
 DESCRIPTIONS = (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from bench.specs import Backbone
+from bench.specs.families import FAMILIES
 
 LARGEST = 1_000_000
 """No size of a network may be greater: nothing could compute it, and its memory could not even be asked for."""
@@ -91,8 +93,8 @@ class MaskedAutoEncoder(Backbone):
 
 
 @dataclass(frozen=True)
-class MaskedLanguageModel(Backbone):
-    """A BERT- or RoBERTa-like encoder with a masked-language-model head.
+class LanguageModel(Backbone):
+    """What text encoders have in common, whatever computes them.
 
     `tokenizer` names the prepared corpus that holds the vocabulary, None for a checkpoint that brings its own;
     `tokenizer_checksum` is the sha256 of that file, None until it is prepared. `max_length` counts tokens, special ones
@@ -101,23 +103,19 @@ class MaskedLanguageModel(Backbone):
     repeat often, which a GPU's recorded steps need; 1 pads to the longest text.
     """
 
-    VERSION: ClassVar[int] = 2
     MODALITY: ClassVar[Literal["image", "text"]] = "text"
     OF_VOCABULARY: ClassVar[tuple[str, ...]] = ("vocabulary", "pad_id", "mask_id", "special_ids")
     UNBOUND: ClassVar[tuple[str, ...]] = (
         *Backbone.UNBOUND,
-        "network",
         "tokenizer",
         "tokenizer_checksum",
         *OF_VOCABULARY,
         "positions",
         "segments",
     )
-    FIXED: ClassVar[tuple[str, ...]] = ("network", *OF_VOCABULARY, *SIZES, "positions", "segments")
 
     tokenizer: str | None
     tokenizer_checksum: str | None
-    network: Literal["bert", "roberta"] = "bert"
     vocabulary: int = 30522
     width: int = 768
     depth: int = 12
@@ -128,7 +126,7 @@ class MaskedLanguageModel(Backbone):
     positions: int | None = None
     segments: int = 2
     pad_id: int = 0
-    mask_id: int = 4
+    mask_id: int | None = 4
     special_ids: tuple[int, ...] = (0, 1, 2, 3, 4)
     norm_eps: float = 1e-12
     dropout: float = 0.1
@@ -151,14 +149,20 @@ class MaskedLanguageModel(Backbone):
         inside = all(0 <= token < self.vocabulary for token in self.special_ids)
         self.require("special_ids", inside, f"in the vocabulary, which has {self.vocabulary} entries")
         for name in ("pad_id", "mask_id"):
-            self.require(name, getattr(self, name) in self.special_ids, f"one of special_ids {self.special_ids}")
+            legal = getattr(self, name) in self.special_ids or (name == "mask_id" and not self.masks)
+            self.require(name, legal, f"one of special_ids {self.special_ids}")
         self.require("mask_ratio", 0 < self.mask_ratio < 1, "in (0, 1)")
         self.require("dropout", 0 <= self.dropout < 1, "in [0, 1)")
 
     @property
+    def masks(self) -> bool:
+        """Whether further pre-training masks tokens; otherwise every token predicts the next one."""
+        return True
+
+    @property
     def first_position(self) -> int:
-        """The first token's position: RoBERTa counts from behind the padding index."""
-        return self.pad_id + 1 if self.network == "roberta" else 0
+        """The first token's position."""
+        return 0
 
     @property
     def unprepared(self) -> frozenset[str]:
@@ -173,3 +177,69 @@ class MaskedLanguageModel(Backbone):
     def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
         # Gururangan et al. 2020: everything but biases and layer-norm gains.
         return ("matrix", "embedding", "token", "position")
+
+
+@dataclass(frozen=True)
+class MaskedLanguageModel(LanguageModel):
+    """A BERT- or RoBERTa-like encoder with a masked-language-model head."""
+
+    VERSION: ClassVar[int] = 2
+    UNBOUND: ClassVar[tuple[str, ...]] = (*LanguageModel.UNBOUND, "network")
+    FIXED: ClassVar[tuple[str, ...]] = ("network", *LanguageModel.OF_VOCABULARY, *SIZES, "positions", "segments")
+
+    network: Literal["bert", "roberta"] = "bert"
+
+    @property
+    def first_position(self) -> int:
+        """The first token's position: RoBERTa counts from behind the padding index."""
+        return self.pad_id + 1 if self.network == "roberta" else 0
+
+
+@dataclass(frozen=True)
+class TransformersEncoder(LanguageModel):
+    """A text encoder of one of the `FAMILIES`, computed by transformers.
+
+    `config` holds, as canonical JSON, the settings of its configuration there that have no field here. `dropout` is the
+    rate of hidden states and of attention weights. A causal family masks nothing, so it has no `mask_id`, and its
+    `mask_ratio` may only be the default.
+    """
+
+    UNBOUND: ClassVar[tuple[str, ...]] = (*LanguageModel.UNBOUND, "family", "config")
+    FIXED: ClassVar[tuple[str, ...]] = (
+        "family",
+        "config",
+        *LanguageModel.OF_VOCABULARY,
+        *SIZES,
+        "positions",
+        "segments",
+    )
+
+    CAPTURABLE: ClassVar[bool] = False  # some of transformers' networks ask the device, or copy to it, in every step
+
+    family: str = "distilbert"
+    config: str = "{}"
+
+    def check(self) -> None:
+        self.require("family", self.family in FAMILIES, f"one of {', '.join(FAMILIES)}")
+        try:
+            settings = json.loads(self.config)
+        except ValueError:
+            settings = None
+        legal = isinstance(settings, dict) and settings.keys() <= set(FAMILIES[self.family].settings)
+        self.require("config", legal, f"a JSON object of settings among {', '.join(FAMILIES[self.family].settings)}")
+        super().check()
+        # What would change nothing is refused.
+        default = type(self)
+        legal = self.masks or self.mask_ratio == default.mask_ratio
+        self.require("mask_ratio", legal, f"{default.mask_ratio}: {self.family} masks nothing")
+        legal = "norm_eps" in FAMILIES[self.family].fields or self.norm_eps == default.norm_eps
+        self.require("norm_eps", legal, f"{default.norm_eps}, which is fixed in {self.family}")
+
+    @property
+    def masks(self) -> bool:
+        return not FAMILIES[self.family].causal
+
+    @property
+    def least_parameters(self) -> int:
+        embedded = json.loads(self.config).get("embedding_size", self.width)
+        return self.vocabulary * int(embedded) + self.depth * _block_weights(self.width, self.mlp_width)

@@ -34,6 +34,8 @@ class Backbone(Spec):
     UNBOUND: ClassVar[tuple[str, ...]] = ("name", "weights")
     FIXED: ClassVar[tuple[str, ...]] = ()
     """The fields that pre-trained weights decide."""
+    CAPTURABLE: ClassVar[bool] = True
+    """Whether a GPU may record steps of its network once and repeat them: see `bench.training.graphs`."""
 
     name: str
     weights: Stage | PublicWeights | None

@@ -148,7 +148,7 @@ def masked_tokens(batch: Tensors, work: Work) -> Tensors:
     Of the selected ones, 80 % are masked, 10 % replaced and 10 % kept.
     """
     backbone = work.backbone
-    assert isinstance(backbone, MaskedLanguageModel)
+    assert isinstance(backbone, MaskedLanguageModel) and backbone.mask_id is not None
     tokens = batch["input_ids"]
     special = torch.isin(tokens, torch.tensor(backbone.special_ids, device=tokens.device))
     selected = torch.rand(tokens.shape, device=tokens.device).lt(backbone.mask_ratio) & ~special

@@ -13,6 +13,7 @@ from tabulate import tabulate
 from bench.data.manifest import describe_overlap, read_manifest
 from bench.data.metrics import describe, metric_of
 from bench.data.tasks import FURTHER_EVALUATIONS
+from bench.planning.describe import fresh_decoders
 from bench.planning.plan import Plan, searched
 from bench.specs import PublicWeights, Selected
 from bench.store.activity import describe_inactive, inactive
@@ -100,6 +101,7 @@ def _legend(plan: Plan, records: list[dict[str, Any]], awaited: int) -> str:
         *_remarks(plan),
         f"Backbones: {'; '.join(f'{task}: {chr(44).join(sorted(names))}' for task, names in backbones.items())}.",
         *_weights(plan),
+        *(f"Fresh decoder: {line}." for line in fresh_decoders(plan.stages)),
         *_overlap(plan),
         f"Grid: {plan.origin}.",
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",

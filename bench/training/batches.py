@@ -16,7 +16,7 @@ from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Batch
 from bench.interfaces.model import Inputs, Model
 from bench.specs import Stage, stream
-from bench.specs.architectures import MaskedLanguageModel
+from bench.specs.architectures import LanguageModel
 
 LENGTH_POOL = 50
 """Texts of similar lengths are looked for within so many batches at a time."""
@@ -122,7 +122,7 @@ class Batches:
         # A CPU computes texts in parts of similar lengths, which need little padding. Recorded or compiled steps want
         # few different shapes instead: with pad_to_multiple_of 8, texts of up to 21 tokens become (B, 24).
         backbone = self.stage.backbone
-        if not isinstance(backbone, MaskedLanguageModel):
+        if not isinstance(backbone, LanguageModel):
             return self.examples.inputs(index, self.device, flip)
         inputs = self.examples.inputs(index, CPU, flip)
         shapes_have_to_repeat = has_graphs(self.device) or self.stage.execution.compile

@@ -364,6 +364,7 @@ def _recordable(stage: Stage, device: torch.device) -> bool:
     if not has_graphs(device):
         return False
     parts = {
+        type(stage.backbone).__name__: stage.backbone.CAPTURABLE,
         type(stage.objective).__name__: stage.objective.capturable,
         type(stage.optimizer).__name__: stage.optimizer.CAPTURABLE,
         type(stage.constraint).__name__: stage.constraint is None or stage.constraint.CAPTURABLE,

@@ -523,7 +523,7 @@ def test_an_output_projection_of_its_own_is_refused(bert_folder: Path, tmp_path:
         ({"hidden_act": "gelu_new"}, "hidden_act"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"is_decoder": True}, "is_decoder"),
-        ({"model_type": "electra"}, "'electra'.*camembert"),
+        ({"model_type": "xlnet"}, "'xlnet'.*camembert.*gpt2"),
         ({"num_hidden_layers": 1}, r"bert\.encoder\.layer\.1"),
         ({"num_hidden_layers": 3}, r"lack a part.*bert\.encoder\.layer\.2"),
         ({"vocab_size": 30}, "config.json describes"),
