@@ -131,6 +131,8 @@ def _network(backbone: TransformersEncoder, dropout: float) -> PreTrainedModel:
     family = FAMILIES[backbone.family]
     settings: dict[str, Any] = {theirs: getattr(backbone, field) for field, theirs in family.fields.items()}
     settings |= json.loads(backbone.config) | dict.fromkeys(family.dropouts, dropout)
+    # Defaults that a small vocabulary may not have; nothing here reads them.
+    settings |= dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
     settings |= {
         family.fields["positions"]: backbone.positions or backbone.max_length,
         "pad_token_id": backbone.pad_id,
