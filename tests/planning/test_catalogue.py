@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
-from transformers import BertConfig, BertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from bench import cli, collate, grid, status
 from bench.data.manifest import read_manifest
@@ -22,7 +31,7 @@ from bench.errors import InputError
 from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, make_plan
 from bench.specs import PublicWeights
-from bench.specs.architectures import MaskedLanguageModel
+from bench.specs.architectures import MaskedLanguageModel, TransformersEncoder
 from bench.speed import __main__ as speed
 from bench.store.store import Store
 
@@ -335,6 +344,65 @@ def test_an_own_backbone_is_prepared_and_its_checksum_recorded(
     assert str(backbone.weights.checksum)[:16] in (path.parent / "results" / "own.md").read_text()
 
 
+def distilbert(folder: Path, tokenizer: Path, vocabulary: int) -> None:
+    """A tiny one with its decoder."""
+    sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 40}
+    DistilBertForMaskedLM(DistilBertConfig(vocab_size=vocabulary, **sizes)).save_pretrained(folder)
+    shutil.copy(tokenizer, folder / "tokenizer.json")
+
+
+def gpt2(folder: Path, tokenizer: Path, vocabulary: int) -> None:
+    """A tiny one whose tokenizer knows the same words, one that ends a text, and nothing else."""
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}
+    GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary + 1, **sizes)).save_pretrained(folder)
+    words = json.loads(tokenizer.read_text())
+    end = {**words["added_tokens"][0], "id": vocabulary, "content": "<|endoftext|>"}
+    words["model"]["vocab"]["<|endoftext|>"] = vocabulary
+    text = json.dumps({**words, "added_tokens": [end], "post_processor": None})
+    (folder / "tokenizer.json").write_text(text)
+
+
+@pytest.mark.parametrize("save", [distilbert, gpt2])
+def test_methods_run_on_encoders_that_transformers_computes(
+    save: Callable[[Path, Path, int], None], data: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest("docstrings", data)
+    assert manifest is not None and manifest.vocabulary is not None
+    folder = tmp_path / "encoder"
+    torch.manual_seed(0)
+    save(folder, data / "docstrings" / "tokenizer.json", manifest.vocabulary)
+    text = OWN_BACKBONE.replace("['finetune', 'tapt']", "['finetune', 'tapt', 'self_distillation', 'mars', 'r3f']")
+    path = write(folder, "self_distill.steps = 2", "MarsProjection.radius = 1e-5", text=text)
+    assert run(path, data) == 0
+    plan = plan_of(path, data)
+    assert not plan.to_run(retry=False)
+    backbone = plan.cells[0].stage.backbone
+    assert isinstance(backbone, TransformersEncoder)
+    assert (backbone.family, backbone.width, backbone.positions) == (save.__name__, 16, 40)
+    records = [json.loads(line) for line in records_path(path).read_text().splitlines()]
+    assert len(records) == 5 and all(math.isfinite(record["metrics"]["loss"]) for record in records)
+    assert len({record["metrics"]["loss"] for record in records}) == 5
+    assert all(record["measured"]["encoder_distance"] > 0 for record in records)
+    assert "fresh decoder" not in describe_plan(plan)
+
+
+def test_a_fresh_decoder_is_told_in_plan_record_and_legend(bert: Path, data: Path) -> None:
+    path = write(bert, text=OWN_BACKBONE)
+    assert run(path, data) == 0
+    line = "the weights of mine lack 5 tensors of it, such as decoder.predictions.bias, which start at random"
+    assert f"fresh decoder: {line}" in describe_plan(plan_of(path, data))
+    assert f"Fresh decoder: {line}." in (path.parent / "results" / "own.md").read_text()
+    assert '"decoder.predictions.bias"' in records_path(path).read_text()
+    # Where nothing is pre-trained further, no decoder is needed.
+    path = write(bert, text=OWN_BACKBONE.replace(", 'tapt'", ""))
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if "further" not in line))
+    assert "fresh decoder" not in describe_plan(plan_of(path, data))
+
+
+def records_path(path: Path) -> Path:
+    return path.parent / "results" / "own" / "records.jsonl"
+
+
 def test_another_network_does_not_pass_for_a_public_one(bert: Path, data: Path) -> None:
     from bench.prepare import main
 
@@ -344,6 +412,9 @@ def test_another_network_does_not_pass_for_a_public_one(bert: Path, data: Path) 
     assert main(["prepare", "roberta_large", "--from", str(bert), "--data", str(data)]) == 0  # no checksum is pinned
     with pytest.raises(InputError, match="roberta_large is another network"):
         plan_of(write(bert, text=OWN_BACKBONE.replace("'mine'", "'roberta_large'").replace("mine/", "other/")), data)
+    assert main(["prepare", "gpt2", "--from", str(bert), "--data", str(data)]) == 0
+    with pytest.raises(InputError, match="gpt2 is another network"):
+        plan_of(write(bert, text=OWN_BACKBONE.replace("'mine'", "'gpt2'").replace("mine/", "other/")), data)
 
 
 def test_weights_that_changed_in_their_folder_are_noticed(bert: Path, data: Path) -> None:

@@ -236,7 +236,7 @@ def test_public_backbones_are_the_papers() -> None:
         assert (text.vocabulary, text.max_length, text.dropout, text.mask_ratio) == (50_265, 512, 0.1, 0.15)
         assert isinstance(text.weights, PublicWeights)
         assert (text.network, text.positions, text.first_position, text.segments) == ("roberta", 514, 2, 1)
-    assert CHECKPOINTS.keys() == {"vit_mae_base", "vit_mae_large", "roberta_base", "roberta_large"}
+    assert {"vit_mae_base", "vit_mae_large", "roberta_base", "roberta_large"} < CHECKPOINTS.keys()
     assert CHECKPOINTS.keys() <= BACKBONES.keys()
 
 

@@ -249,7 +249,7 @@ def test_features_and_losses_are_the_librarys(family: str, ours: TransformersTex
         torch.testing.assert_close(parameter.grad, gradient.T if turned else gradient, **EXACT)
 
 
-def test_dropout_has_the_librarys_rate_and_places(family: str, prepared: Prepared, theirs: Any, tmp_path: Path) -> None:
+def test_dropout_has_the_librarys_rate_and_places(family: str, prepared: Prepared, tmp_path: Path) -> None:
     ours = model_of(prepared, tmp_path).train()
     inputs, causal = texts(ours), FAMILIES[family].causal
     theirs = network_of(family, attn_implementation=FAMILIES[family].attention).double().train()
