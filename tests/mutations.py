@@ -117,6 +117,34 @@ MUTATIONS = (
         "return total / labels.numel()",
         ("tests/baselines/test_golden_losses.py::test_masked_language_modelling",),
     ),
+    Mutation(
+        "a padding token is predicted from the last one",
+        "bench/models/transformers_text.py",
+        "    followed = present & pad(present[:, 1:], (0, 1), value=False)",
+        "    followed = present & pad(torch.ones_like(present[:, 1:]), (0, 1), value=False)",
+        ("tests/pretrained/test_transformers_text.py::test_next_tokens_are_selected_wherever_there_is_one",),
+    ),
+    Mutation(
+        "GPT-2 is read at the last place of the batch",
+        "bench/models/transformers_text.py",
+        "attention_mask.sum(1) - 1]",
+        "-1]",
+        ("tests/pretrained/test_transformers_text.py::test_features_and_losses_are_the_librarys[gpt2]",),
+    ),
+    Mutation(
+        "GPT-2's matrices stay (in, out)",
+        "bench/pretrained/transformers_text.py",
+        "tensor.T if name in turned else tensor",
+        "tensor",
+        ("tests/pretrained/test_transformers_text.py::test_mars_bounds_the_output_units_of_gpt2",),
+    ),
+    Mutation(
+        "word embeddings pass for a matrix",
+        "bench/interfaces/model.py",
+        '                return "embedding"',
+        '                return "matrix"',
+        ("tests/pretrained/test_transformers_text.py::test_roles_and_depths[gpt2]",),
+    ),
     # ---------------------------------------------------------------------------------------- RecAdam
     Mutation(
         "RecAdam pulls before the Adam update",

@@ -18,6 +18,8 @@ from bench.data.examples import padded
 from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.models.layers import Dropout, attend, use_dropout
+from bench.specs.architectures import TransformersEncoder
+from bench.specs.families import FAMILIES
 from tests.examples import tiny_backbone
 from tests.host_graph import HostGraph
 from tests.models.test_text_model import BACKBONE, text
@@ -173,6 +175,38 @@ def test_blocks_are_traced_whole_and_alike(make: Any, compiling: Counter[str], m
     built.eval()
     built.logits(inputs)  # as it is written
     assert compiling["unique_graphs"] == (4 if make is image_model else 3)
+    dropping, inputs = make(0.5)
+    dropping.compile_blocks()
+    drops_anew(dropping, inputs)
+
+
+@COMPILERS_OWN
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_that_transformers_computes_are_traced_whole(
+    family: str, compiling: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", compiler)
+    sizes: dict[str, Any] = {"vocabulary": 40, "width": 16, "depth": 6, "heads": 2, "mlp_width": 20, "max_length": 12}
+    mask_id = None if FAMILIES[family].causal else 4
+    backbone = TransformersEncoder("tiny", None, None, None, family=family, **sizes, segments=1, mask_id=mask_id)
+
+    def make(dropout: float) -> tuple[Model, Any]:
+        torch.manual_seed(0)
+        return build(backbone, classes=3, decoder=True, dropout=dropout), padded(text(), 12, 0)
+
+    built, inputs = make(0.0)
+    names, expected = list(built.state_dict()), outputs(built, inputs)
+    built.compile_blocks()
+    assert list(built.state_dict()) == names
+    for ours, theirs in zip(outputs(built, inputs), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    # The first block of ModernBERT has one norm less; all other blocks share their code.
+    kinds = 2 if family == "modernbert" else 1
+    assert compiling["unique_graphs"] == kinds
+    built.eval()
+    built.logits(inputs)  # as it is written
+    assert compiling["unique_graphs"] == kinds
     dropping, inputs = make(0.5)
     dropping.compile_blocks()
     drops_anew(dropping, inputs)

@@ -14,9 +14,11 @@ from torch import Tensor
 from baselines.mars import MarsProjection
 from baselines.r3f import R3F
 from baselines.recadam import RecAdam
+from bench.device import CPU
 from bench.interfaces.hooks import Batch, Context, Loss, State
 from bench.interfaces.model import Model
 from bench.specs import Constraint, Schedule, Stage
+from bench.specs.architectures import TransformersEncoder
 from bench.specs.objectives import AdamW, CrossEntropy
 from bench.training import graphs, loop
 from bench.training.loop import Interrupted
@@ -177,6 +179,16 @@ class UndeclaredShrink(Constraint):
     def apply(self, model: Model, reference: Mapping[str, Tensor], state: State, context: Context) -> None:
         for name, parameter in model.named_parameters():
             parameter.copy_((parameter + reference[name]) / 2)
+
+
+def test_steps_of_networks_that_transformers_computes_are_not_recorded(
+    recording: type[HostGraph], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = dataclasses.replace(RECORDED["finetune"], schedule=Schedule(steps=4))
+    assert loop._recordable(stage, CPU)
+    encoder = TransformersEncoder("tiny", stage.backbone.weights, None, None)
+    assert not loop._recordable(dataclasses.replace(stage, backbone=encoder), CPU)
+    assert "TransformersEncoder is not declared CAPTURABLE" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
