@@ -213,27 +213,25 @@ class Cell:
     def metric(self) -> str:
         """The entry of a record that is this cell's number.
 
-        Refuses a positive class that the task has not, as far as the task is prepared, and one that is missing.
+        Refuses, as far as the task is prepared, a positive class that it lacks, and one of more than two classes.
         """
         task, manifest = self.task, self._expansion.manifest(self._task_name)
+        needed, positive_class = METRICS[task.metric].needs_positive_class, task.positive_class
         classes = None if manifest is None else manifest.class_names
-        positive_class = task.positive_class
-        if positive_class is not None and classes is not None:
-            wrong = f"task.positive_class = {positive_class!r}: {task.name} has"
-            if len(classes) != 2:
-                reason = f"{len(classes)} classes, and only one of two can be the positive one. Remove the line."
-                raise self.blame("positive_class", f"{wrong} {reason}")
-            if positive_class not in classes:
-                legal = nearest(positive_class, classes)
-                raise self.blame("positive_class", f"{wrong} no such class.{legal}")
-        if not METRICS[task.metric].needs_positive_class:
+        if classes is not None and len(classes) != 2 and (needed or positive_class is not None):
+            setting = "metric" if needed else "positive_class"
+            wrong = f"task.{setting} = {getattr(task, setting)!r}: {task.name} has {len(classes)} classes"
+            reason = "only one of two can be the positive one. Remove the line; macro_f1 is for any number"
+            raise self.blame(setting, f"{wrong}, and {reason}.")
+        if classes is not None and positive_class is not None and positive_class not in classes:
+            wrong = f"task.positive_class = {positive_class!r}: {task.name} has no such class."
+            raise self.blame("positive_class", f"{wrong}{nearest(positive_class, classes)}")
+        if not needed:
             return task.metric
         if positive_class is None:
             legal = " or ".join(map(repr, classes or ("the name of a class",)))
-            message = (
-                f"task.metric = {task.metric!r}: which class counts? Bind {task.name}/task.positive_class = {legal}."
-            )
-            raise self.blame("metric", message)
+            cure = f"Bind {task.name}/task.positive_class = {legal}."
+            raise self.blame("metric", f"task.metric = {task.metric!r}: which class counts? {cure}")
         return entry_name(task.metric, positive_class)
 
     @property

@@ -94,11 +94,12 @@ def _unknown_names(binding: Binding) -> Iterator[str]:
 
 def _check_names(grid: Grid, catalogue: Catalogue) -> None:
     for task in grid.tasks:
+        if trained_task(task) in catalogue.tasks:
+            continue
         if task in REFUSED:
             raise SpecError("tasks", f"grid.tasks: there is no task '{task}': {REFUSED[task]}. Take it out.")
-        if trained_task(task) not in catalogue.tasks:
-            legal = nearest(task, catalogue.tasks)
-            raise SpecError("tasks", f"grid.tasks: there is no task '{task}', nor is {task}/task.source bound.{legal}")
+        legal = nearest(task, [*catalogue.tasks, *FURTHER_EVALUATIONS])
+        raise SpecError("tasks", f"grid.tasks: there is no task '{task}', nor is {task}/task.source bound.{legal}")
     for row in map(Row.parse, grid.rows):
         if row.name in {*catalogue.tasks, *FURTHER_EVALUATIONS, *CORPORA, *catalogue.backbones}:
             raise SpecError(

@@ -177,9 +177,6 @@ class Sum(Objective):
     def warnings(self, stage: Stage) -> list[str]:
         return [warning for term in self.terms for warning in term.warnings(stage)]
 
-    def remark(self, stage: Stage) -> str | None:
-        return " plus ".join(remark for term in self.terms if (remark := term.remark(stage)) is not None) or None
-
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
         import torch
 

@@ -143,7 +143,8 @@ def test_glue_names_its_positive_classes(tmp_path: Path) -> None:
         ("rte", "rte/task.metric = 'binary_f1'", "g.gin:4: .*Bind rte/task.positive_class = 'no' or 'yes'"),
         ("rte", "rte/task.positive_class = 'yess'", "g.gin:4: .*no such class. Did you mean 'yes'"),
         ("mnli", "mnli/task.positive_class = 'a'", "g.gin:4: .*3 classes"),
-        ("mnli", "mnli/task.metric = 'binary_f1'\nmnli/task.positive_class = 'a'", "g.gin:5: .*3 classes"),
+        ("mnli", "mnli/task.metric = 'binary_f1'", "g.gin:4: .*3 classes"),
+        ("mnli", "mnli/task.positive_class = 'a'\nmnli/task.metric = 'binary_f1'", "g.gin:5: .*3 classes"),
         ("rte", "rte/finetune/task.positive_class = 'yes'", "takes no row"),
         ("rte", "rte/task.metric = 'f1'", "'binary_f1'"),
     ],
@@ -159,6 +160,11 @@ def test_the_positive_class_of_own_data_is_a_setting(tmp_path: Path) -> None:
     lines = ["source = 'csv:x.csv'", "backbone = 'docs_mlm'", "metric = 'binary_f1'", "positive_class = 'spam'"]
     text = ONE.format("mails") + "".join(f"mails/task.{line}\n" for line in lines)
     assert plan_of(tmp_path, text).cells[0].metric == "binary_f1[spam]"
+
+
+def test_own_data_may_have_the_name_of_a_regression(tmp_path: Path) -> None:
+    text = ONE.format("stsb") + "stsb/task.source = 'csv:x.csv'\nstsb/task.backbone = 'docs_mlm'\n"
+    assert plan_of(tmp_path, text).cells[0].metric == "accuracy"
 
 
 @pytest.mark.parametrize("name", ["stsb", "sts_b"])

@@ -61,28 +61,28 @@ def test_metrics_of_two_classes_and_of_each_of_them() -> None:
     # Of 3 positive and 5 negative examples, 2 and 4 are predicted right: tp 2, fn 1, fp 1, tn 4.
     truth = torch.tensor([1, 1, 1, 0, 0, 0, 0, 0])
     logits = torch.tensor([0.9, 0.8, -0.5, 0.7, -0.1, -0.2, -0.3, -0.4]).double()
-    found = metrics(torch.stack([torch.zeros(8).double(), logits], dim=1), truth, ("no", "a/b [yes]"))
-    assert found["binary_f1[a/b [yes]]"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
-    assert found["binary_f1[no]"] == pytest.approx(2 * 4 / (2 * 4 + 1 + 1))
-    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 4 / 5) / 2)
-    assert found["mcc"] == pytest.approx((2 * 4 - 1 * 1) / np.sqrt(3 * 3 * 5 * 5))
+    values = metrics(torch.stack([torch.zeros(8).double(), logits], dim=1), truth, ("no", "a/b [yes]"))
+    assert values["binary_f1[a/b [yes]]"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert values["binary_f1[no]"] == pytest.approx(2 * 4 / (2 * 4 + 1 + 1))
+    assert values["balanced_accuracy"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert values["mcc"] == pytest.approx((2 * 4 - 1 * 1) / np.sqrt(3 * 3 * 5 * 5))
     # Of the 15 pairs, the 0.9 and 0.8 beat all five negatives, the -0.5 none.
-    assert found["auroc"] == pytest.approx(10 / 15)
+    assert values["auroc"] == pytest.approx(10 / 15)
 
 
 def test_several_classes_are_averaged_over_those_that_occur() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, truth = torch.randn(40, 4, generator=generator).double(), torch.arange(40) % 3  # class 3 never occurs
-    found = metrics(logits, truth, ("a", "b", "c", "d"))
+    values = metrics(logits, truth, ("a", "b", "c", "d"))
     areas, recalls = [], []
     for label in range(3):
         positive, score = truth == label, logits.softmax(dim=1)[:, label]
         wins = (score[positive][:, None] > score[~positive][None]).double().mean()
         areas.append(float(wins))
         recalls.append(float((logits.argmax(1) == label)[positive].double().mean()))
-    assert found["auroc"] == pytest.approx(np.mean(areas))
-    assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls))
-    assert not any(name.startswith("binary_f1") for name in found)
+    assert values["auroc"] == pytest.approx(np.mean(areas))
+    assert values["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert not any(name.startswith("binary_f1") for name in values)
 
 
 def test_certain_predictions_are_ranked_and_not_tied() -> None:
