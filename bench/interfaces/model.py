@@ -14,6 +14,8 @@ Inputs = Any
 """What a `Model` reads: a float tensor (B, 3, H, W) of images, a dict of (B, T) tensors for text."""
 
 P = ParamSpec("P")
+Resampling = Literal["bicubic", "antialiased"]
+"""How a library fits positions to another image size: both bicubic, the second with an anti-aliasing filter."""
 Role = Literal["matrix", "embedding", "bias", "norm", "token", "position"]
 """What a parameter is.
 
@@ -41,6 +43,8 @@ class Model(nn.Module, ABC):
     (3·D, D) of ("query", "key", "value") has D rows for each."""
     FINAL: tuple[str, ...] = ()
     """How the names begin, within the encoder, of what comes after the blocks: its final norm."""
+    GAINS: ClassVar[tuple[str, ...]] = ()
+    """How the names end of gains on channels that no norm holds. They have the role of a norm's gains."""
     COMPILED: ClassVar[tuple[Callable[..., Tensor], ...]]
     """The functions of a transformer block and its tensors that `compile_blocks` compiles."""
 
@@ -95,6 +99,13 @@ class Model(nn.Module, ABC):
         scores: Tensor = self.head(self.features(inputs, embeddings))
         return scores
 
+    def resampled(self, name: str, tensor: Tensor, method: Resampling) -> Tensor:
+        """Resample a tensor of a weights file to this model's image size.
+
+        Only a table of positions changes; all else is returned as it is.
+        """
+        return tensor
+
     def compile_blocks(self) -> None:
         """Have torch compile the transformer blocks for training.
 
@@ -141,7 +152,7 @@ class Model(nn.Module, ABC):
         tables = {id(module.weight) for module in self.modules() if isinstance(module, nn.Embedding)}
 
         def role(name: str, parameter: nn.Parameter) -> Role:
-            if id(parameter) in gains:
+            if id(parameter) in gains or name.endswith(self.GAINS):
                 return "norm"
             if name.endswith(".bias"):
                 return "bias"

@@ -1,4 +1,4 @@
-"""The masked auto-encoder of He et al. (2022) on timm's transformer blocks.
+"""Vision transformers on timm's blocks, with the decoder of He et al.'s (2022) masked auto-encoder.
 
 Symbols: B images, K patches, D encoder width; a patch is a vector of p·p·3 values in the order row, column, channel.
 """
@@ -12,11 +12,12 @@ from typing import NamedTuple, cast
 import torch
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from bench.interfaces.model import Model
+from bench.interfaces.model import Model, Resampling
 from bench.models.layers import attend, use_dropout
 from bench.specs.architectures import MaskedAutoEncoder
 
@@ -128,7 +129,8 @@ def block_of_first(block: Block, tokens: Tensor) -> Tensor:
     """
     # The last block of an encoder whose first token alone is read: what it makes of the others would be thrown away. So
     # only the first token gets a query, and only it goes through the projection and the MLP. The steps are those of
-    # timm's `Block`: x + attention(norm1(x)), then x + mlp(norm2(x)).
+    # timm's `Block`: x + ls1(attention(norm1(x))), then x + ls2(mlp(norm2(x))); ls1 and ls2 are LayerScale's gains, or
+    # change nothing.
     attention = cast(Attention, block.attn)
     batch, length, width = tokens.shape
     first, heads = tokens[:, :1], (attention.num_heads, width // attention.num_heads)
@@ -141,8 +143,8 @@ def block_of_first(block: Block, tokens: Tensor) -> Tensor:
     key, value = linear(hidden, weight, bias).view(batch, length, 2, *heads).permute(2, 0, 3, 1, 4).unbind()
     rate = attention.attn_drop.p if attention.training else 0.0
     attended = attend(query, key, value, None, rate).transpose(1, 2).flatten(2)
-    first = first + attention.proj_drop(attention.proj(attended))
-    output: Tensor = first + block.mlp(block.norm2(first))
+    first = first + block.ls1(attention.proj_drop(attention.proj(attended)))
+    output: Tensor = first + block.ls2(block.mlp(block.norm2(first)))
     return output[:, 0]
 
 
@@ -202,14 +204,17 @@ class ImageModel(Model):
 
     `dropout` is that of the released fine-tuning code: after the positions, after the attention's output projection and
     after the MLP, never inside the MLP. Encoder positions are trained only where a stage has labels, as in the released
-    fine-tuning code; the decoder's never.
+    fine-tuning code; the decoder's never. Registers stand between CLS and the patches. They are never masked, and the
+    decoder does not see them.
     """
 
     POSITIONS = ("pos_embed",)
-    TOKENS = ("cls_token", "mask_token")
+    TOKENS = ("cls_token", "reg_token", "mask_token")
     BLOCKS = "blocks"
     ATTENTION = (("attn.qkv.weight", ("query", "key", "value")),)
     FINAL = ("norm.",)
+    # LayerScale multiplies each channel as the gain of a norm does: it decays where those do.
+    GAINS = ("ls1.gamma", "ls2.gamma")
     COMPILED = (block_of_all, block_of_first)
 
     encoder: VisionTransformer
@@ -238,11 +243,17 @@ class ImageModel(Model):
             num_heads=backbone.heads,
             mlp_ratio=_mlp_ratio(backbone.mlp_width, backbone.width),
             qkv_bias=True,
+            init_values=backbone.layer_scale,
+            reg_tokens=backbone.registers,
+            no_embed_class=backbone.positioned == "patches",
+            pre_norm=backbone.pre_norm,
             pos_drop_rate=rate,
             proj_drop_rate=rate,
             weight_init="skip",
             norm_layer=_norm_layer(backbone),
         )
+        if backbone.positioned == "cls_and_patches":  # which timm does not have
+            self.encoder.pos_embed = nn.Parameter(torch.empty(1, 1 + backbone.patches, backbone.width))
         _initialise(self.encoder, backbone)
         assert self.encoder.pos_embed is not None
         self.encoder.pos_embed.requires_grad_(labelled)
@@ -280,7 +291,10 @@ class ImageModel(Model):
         block_of_tokens = self._run(block_of_all)
         for block in cast("list[Block]", self.encoder.blocks):
             tokens = block_of_tokens(block, tokens)
-        predictions: Tensor = self.decoder(self.encoder.norm(tokens), mask, block_of_tokens)
+        encoded = self.encoder.norm(tokens)
+        if registers := self.backbone.registers:
+            encoded = torch.cat([encoded[:, :1], encoded[:, 1 + registers :]], dim=1)
+        predictions: Tensor = self.decoder(encoded, mask, block_of_tokens)
         return predictions
 
     def masked_loss(self, inputs: Tensor, mask: PatchMask) -> Tensor:
@@ -299,18 +313,45 @@ class ImageModel(Model):
         return linear(patches, projection.weight.permute(0, 2, 3, 1).flatten(1), projection.bias)
 
     def _tokens(self, embeddings: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Build the encoder's input (B, 1 + K, D).
+        """Build the encoder's input (B, 1 + R + K, D).
 
-        CLS comes first, then the patches, at all positions or at those `kept` (B, K).
+        CLS comes first, then the R registers, then the patches, at all positions or at those `kept` (B, K).
         """
-        table, cls_token = self.encoder.pos_embed, self.encoder.cls_token
-        assert table is not None and cls_token is not None
-        batch, positions = len(embeddings), table[:, 1:]
+        # The table has positions for the patches, and before them for none, the first (CLS) or all of the other tokens.
+        # With two registers and positions [p q r s], where the images have three patches [a b c]:
+        #
+        #     [CLS + p, register, register, a + q, b + r, c + s]
+        #
+        encoder, table, batch = self.encoder, self._positions, len(embeddings)
+        assert encoder.cls_token is not None
+        others: Tensor = encoder.cls_token
+        if encoder.reg_token is not None:
+            others = torch.cat([others, encoder.reg_token], dim=1)
+        positioned = table.shape[1] - self.backbone.patches
+        positions = table[:, positioned:]
         if kept is not None:
             positions = _gathered(positions.expand(batch, -1, -1), kept)
-        cls = (cls_token + table[:, :1]).expand(batch, -1, -1)
-        tokens: Tensor = self.encoder.pos_drop(torch.cat([cls, embeddings + positions], dim=1))
-        return tokens
+        others = torch.cat([others[:, :positioned] + table[:, :positioned], others[:, positioned:]], dim=1)
+        tokens: Tensor = torch.cat([others.expand(batch, -1, -1), embeddings + positions], dim=1)
+        return cast(Tensor, encoder.norm_pre(encoder.pos_drop(tokens)))
+
+    @property
+    def _positions(self) -> Tensor:
+        table = self.encoder.pos_embed
+        assert table is not None
+        return table
+
+    def resampled(self, name: str, tensor: Tensor, method: Resampling) -> Tensor:
+        if name != "encoder.pos_embed":
+            return tensor
+        # Positions of 37 x 37 patches, DINOv2's own, become 16 x 16 for images of 224 pixels; those of CLS stay. timm's
+        # function computes what transformers does, too, where it is told not to filter.
+        side = self.backbone.image_size // self.backbone.patch_size
+        others = self._positions.shape[1] - self.backbone.patches
+        table: Tensor = resample_abs_pos_embed(
+            tensor, [side, side], num_prefix_tokens=others, antialias=method == "antialiased"
+        )
+        return table
 
 
 def _gathered(values: Tensor, index: Tensor) -> Tensor:
@@ -338,9 +379,11 @@ def _initialise(part: VisionTransformer | Decoder, backbone: MaskedAutoEncoder) 
             nn.init.xavier_uniform_(module.weight.view(module.out_channels, -1))  # a linear map of the patch
         elif isinstance(module, Mlp):
             module.drop1.p = 0.0
-    token, positions = part.mask_token if isinstance(part, Decoder) else part.cls_token, part.pos_embed
-    assert token is not None and positions is not None
-    nn.init.normal_(token, std=0.02)
+    tokens = [part.mask_token] if isinstance(part, Decoder) else [part.cls_token, part.reg_token]
+    for token in tokens:
+        if token is not None:
+            nn.init.normal_(token, std=0.02)
     grid = backbone.image_size // backbone.patch_size
     with torch.no_grad():
-        positions.copy_(sincos_positions(positions.shape[-1], grid, cls=True))
+        assert part.pos_embed is not None
+        part.pos_embed.zero_()[:, -(grid**2) :] = sincos_positions(part.pos_embed.shape[-1], grid, cls=False)

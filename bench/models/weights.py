@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from bench.errors import InputError, nearest
-from bench.interfaces.model import Model
+from bench.interfaces.model import Model, Resampling
 from bench.store.files import replacing
 
 PARTS = ("encoder", "decoder", "head")
@@ -26,13 +26,20 @@ def save_weights(model: Model, path: Path) -> None:
         temporary.write_bytes(save(tensors))  # save_file would make the file unreadable to other users
 
 
-def load_weights(model: Model, path: Path, parts: Sequence[str], absent: Collection[str] = ()) -> None:
+def load_weights(
+    model: Model,
+    path: Path,
+    parts: Sequence[str],
+    absent: Collection[str] = (),
+    resampling: Resampling | None = None,
+) -> None:
     """Copy the tensors of these parts from a weights file.
 
     Parts are "encoder", "decoder" and "head"; `save_weights` wrote the file. Other parts of the file are ignored;
     values are converted to the model's precision.
 
-    What `absent` names may be missing from the file and keeps its values. Raises `InputError`, and changes nothing,
+    What `absent` names may be missing from the file and keeps its values. With a `resampling` positions of another
+    image size are fitted to the model's. Raises `InputError`, and changes nothing,
     where any other name of these parts is missing from or unknown to the model, or a shape differs.
     """
     for part in parts:
@@ -49,12 +56,15 @@ def load_weights(model: Model, path: Path, parts: Sequence[str], absent: Collect
     try:
         with safe_open(path, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118 - not a mapping
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            tensors = {name: file.get_tensor(name) for name in names}
+            if resampling is not None:
+                tensors = {name: model.resampled(name, tensor, resampling) for name, tensor in tensors.items()}
+            shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             parameters = {name: p for name, p in parameters.items() if name in shapes or name not in absent}
             _refuse_differences(path, {name: tuple(p.shape) for name, p in parameters.items()}, shapes)
             with torch.no_grad():
                 for name, parameter in parameters.items():
-                    parameter.copy_(file.get_tensor(name))
+                    parameter.copy_(tensors[name])
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read as safetensors ({error}). Produce the weights again.") from error
 

@@ -56,6 +56,17 @@ def _vit_mae(name: str, width: int, depth: int, heads: int) -> MaskedAutoEncoder
     return MaskedAutoEncoder(name=name, weights=NOT_FETCHED, **sizes, norm_eps=1e-12, decoder_norm_eps=1e-5)
 
 
+def _image_encoder(name: str, width: int, **fields: Any) -> MaskedAutoEncoder:
+    """Describe a public encoder of 12 blocks without a decoder; its images have 224 pixels."""
+    sizes = _sizes(width, 12, width // 64, 4 * width)
+    return MaskedAutoEncoder(name=name, weights=NOT_FETCHED, **sizes, decoder_depth=0, **fields)
+
+
+def _dinov2(name: str, width: int, **fields: Any) -> MaskedAutoEncoder:
+    # The weights have positions for 518 pixels, of which 224 are a fifth of the work.
+    return _image_encoder(name, width, patch_size=14, norm_eps=1e-6, layer_scale=1.0, **fields)
+
+
 def _roberta(name: str, width: int, depth: int, heads: int) -> MaskedLanguageModel:
     return MaskedLanguageModel(
         name=name,
@@ -152,6 +163,21 @@ ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
         ),
     ),
     (_vit_mae("vit_mae_large", width=1024, depth=24, heads=16), Checkpoint("facebook/vit-mae-large")),
+    # ViT-Base/16, trained on the labels of ImageNet-21k (Dosovitskiy et al. 2021).
+    (_image_encoder("vit_base", width=768), Checkpoint("google/vit-base-patch16-224-in21k")),
+    # DeiT-Small/16, trained on ImageNet-1k (Touvron et al. 2021), without the distillation token and with it.
+    (_image_encoder("deit_small", width=384), Checkpoint("facebook/deit-small-patch16-224")),
+    (
+        _image_encoder("deit_small_distilled", width=384, registers=1),
+        Checkpoint("facebook/deit-small-distilled-patch16-224"),
+    ),
+    # DINOv2 (Oquab et al. 2024), self-distilled on images without labels, and with registers (Darcet et al. 2024).
+    (_dinov2("dinov2_small", width=384), Checkpoint("facebook/dinov2-small")),
+    (_dinov2("dinov2_base", width=768), Checkpoint("facebook/dinov2-base")),
+    (
+        _dinov2("dinov2_small_registers", width=384, registers=4, positioned="cls_and_patches"),
+        Checkpoint("facebook/dinov2-with-registers-small"),
+    ),
     # RoBERTa (Liu et al. 2019), with its own vocabulary; the large one is a teacher for `kd`.
     (
         _roberta("roberta_base", width=768, depth=12, heads=12),
@@ -259,17 +285,21 @@ def _from_checkpoint(cell: Cell, default: Backbone) -> Backbone:
     if cell.is_official_checkpoint():
         _refuse_another_network(default, prepared)
     # What the checkpoint's files say of the fields that weights decide replaces the default; then come the gin files.
-    decided = {field: value for field, value in prepared.architecture.items() if field in default.FIXED}
+    # Images may have another size than those of the weights where positions can be resampled.
+    fixed = [field for field in default.FIXED if field != "image_size" or prepared.resampling is None]
+    decided = {field: value for field, value in prepared.architecture.items() if field in fixed}
     if isinstance(default, LanguageModel):
         decided["tokenizer_checksum"] = prepared.tokenizer_checksum
     weights = PublicWeights(prepared.repository, prepared.revision, prepared.checksum, prepared.fresh)
     default = dataclasses.replace(default, weights=weights, **decided)
     configured = cell.configure(default, "backbone")
-    for field in default.FIXED:
+    for field in fixed:
         theirs, bound = getattr(default, field), getattr(configured, field)
         if bound != theirs:
             raise cell.blame(field, f"backbone.{field} = {bound}, but the weights of {default.name} have {theirs}.")
-    return configured
+    if isinstance(configured, MaskedAutoEncoder) and configured.image_size != prepared.architecture["image_size"]:
+        weights = dataclasses.replace(weights, resampling=prepared.resampling)
+    return dataclasses.replace(configured, weights=weights)
 
 
 def _refuse_another_network(official: Backbone, prepared: Prepared) -> None:
@@ -280,10 +310,11 @@ def _refuse_another_network(official: Backbone, prepared: Prepared) -> None:
     # Of an encoder that transformers computes, only its files tell every setting; its sizes tell it from others.
     sizes = ("family", "vocabulary", *SIZES, "positions")
     names = sizes if isinstance(official, TransformersEncoder) else official.FIXED
-    fields = {field: prepared.architecture.get(field) for field in names}
-    # JSON has no tuples, and the specs have no lists.
-    fields = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
+    theirs = architecture_of(prepared.name, prepared.modality, prepared.architecture)
+    fields = {field: getattr(theirs, field, None) for field in names}
     differences = {field: value for field, value in fields.items() if value != getattr(official, field)}
+    if prepared.resampling is not None:
+        differences.pop("image_size", None)
     if prepared.modality != official.MODALITY or differences:
         shown = ", ".join(f"{field} {value}" for field, value in differences.items())
         raise InputError(

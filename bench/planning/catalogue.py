@@ -128,8 +128,8 @@ class Catalogue:
         source = self.checkpoints[name]
         prepared = prepare_checkpoint(name, source.weights, root, local_copy, source.weights_checksum, again)
         lines = [f"{prepared.architecture['depth']} layers of width {prepared.architecture['width']}"]
-        if prepared.fresh:
-            lines.append(f"warning: the file lacks these, which start from random values: {', '.join(prepared.fresh)}")
+        if lacking := ", ".join(prepared.lacking):
+            lines.append(f"warning: the file lacks these, which start from random values: {lacking}")
         if prepared.ignored:
             lines.append(f"not used: {', '.join(prepared.ignored)}")
         return "; ".join(lines)

@@ -519,6 +519,8 @@ class Cell:
             init = self.setting("pretraining", "init", PRETRAINED)
         labelled = "labels" in objective.needs
         backbone = backbone or self.backbone
+        if "decoder" in objective.needs:
+            backbone = backbone.with_decoder
         if seed is None:
             seed = self.seed if labelled else self.pretraining_seed
         execution = self.configure(EXECUTION, "execution")

@@ -94,7 +94,7 @@ def _checkpoint(name: str, catalogue: Catalogue, root: Path) -> Report:
         raise NotPrepared(f"{name} is not prepared in {root}. Prepare it with: {catalogue.command([name], root)}")
     shape = f"{prepared.architecture['depth']} layers of width {prepared.architecture['width']}"
     summary = f"{shape} from {prepared.source}; weight file sha256 {prepared.checksum}"
-    fresh = [f"starts from random values: {', '.join(prepared.fresh)}"] if prepared.fresh else []
+    fresh = [f"starts from random values: {', '.join(prepared.lacking)}"] if prepared.lacking else []
     wrong = [problem] if (problem := catalogue.checkpoints[name].differs(prepared)) else []
     try:
         checkpoints.weights(name, root, prepared.checksum)

@@ -29,7 +29,8 @@ class Prepared:
     is the sha256 of the official weight file (of shards: of their names and sha256), `weights_checksum` that of the
     converted one. `architecture` holds fields of the network's spec, as configuration and shapes tell them. `fresh`
     names this suite's parameters that the file lacks, `ignored` the file's tensors that no parameter here takes.
-    `fingerprint` and `content` tell whether a local source is still as it was then.
+    `fingerprint` and `content` tell whether a local source is still as it was then. `resampling` says how positions are
+    fitted to another image size; None: not at all.
     """
 
     name: str
@@ -45,6 +46,12 @@ class Prepared:
     ignored: tuple[str, ...]
     fingerprint: str | None = None
     content: str | None = None
+    resampling: Literal["bicubic", "antialiased"] | None = None
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """What starts from random values where it is needed: parameters, or the decoder as a whole."""
+        return self.fresh or (("decoder",) if self.architecture.get("decoder_depth") == 0 else ())
 
 
 def architecture_of(name: str, modality: str, fields: dict[str, Any]) -> MaskedAutoEncoder | LanguageModel:

@@ -10,21 +10,44 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from bench.errors import InputError
-from bench.interfaces.model import Inputs
+from bench.interfaces.model import Inputs, Resampling
 from bench.specs.families import FAMILIES
 
 NETWORKS: dict[str, Network] = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
 """`model_type` of a text checkpoint -> the network that it is here."""
 
 
-LEGAL = f"vit_mae, {', '.join([*NETWORKS, *FAMILIES])} of transformers; vit_* of timm"
+class Family(NamedTuple):
+    """A kind of image encoder of transformers.
+
+    `network` is its class there; `fields` are those of `MaskedAutoEncoder` that every network of it has; `resampling`
+    is what the library does with positions for images of another size. Its feature is CLS after the final norm.
+    """
+
+    network: str
+    fields: dict[str, Any]
+    resampling: Resampling
+
+
+IMAGE_FAMILIES = {
+    "vit": Family("ViTModel", {}, "bicubic"),
+    "deit": Family("DeiTModel", {"registers": 1}, "bicubic"),  # the distillation token
+    "dinov2": Family("Dinov2Model", {}, "bicubic"),
+    "dinov2_with_registers": Family("Dinov2WithRegistersModel", {"positioned": "cls_and_patches"}, "antialiased"),
+}
+"""Image encoders by the `model_type` of config.json; `vit_mae`, with its decoder, stands by itself."""
+
+
+_OF_TRANSFORMERS = ", ".join(["vit_mae", *IMAGE_FAMILIES, *NETWORKS, *FAMILIES])
+LEGAL = f"{_OF_TRANSFORMERS} of transformers; vit_*, deit* of timm"
 
 
 class CheckpointContents(NamedTuple):
     """The contents of a checkpoint's folder, by this suite's names.
 
     `fresh` names this suite's parameters that the file lacks, `ignored` the file's tensors that no parameter here
-    takes. `features` are computed as the library itself does it.
+    takes. `features` are computed as the library itself does it. `resampling` says how the library fits positions to
+    another image size, None where this suite does not.
     """
 
     modality: Literal["image", "text"]
@@ -34,6 +57,7 @@ class CheckpointContents(NamedTuple):
     ignored: tuple[str, ...] = ()
     tokenizer: str | None = None
     features: Callable[[Inputs], Tensor] | None = None
+    resampling: Resampling | None = None
 
 
 def require_settings(folder: Path, config: Mapping[str, Any], legal: Mapping[str, Any]) -> None:

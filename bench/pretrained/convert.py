@@ -1,4 +1,4 @@
-"""Checkpoints of transformers and timm by this suite's names: masked auto-encoders and text encoders.
+"""Checkpoints of transformers and timm by this suite's names: vision transformers and text encoders.
 
 Only tensors and plain configuration are read, never code. What the networks here would compute differently is refused.
 """
@@ -19,10 +19,10 @@ from bench.models.build import build
 from bench.models.weights import load_weights
 from bench.pretrained.bert import _masked_language_model
 from bench.pretrained.checkpoints import TOKENIZER, WEIGHTS, architecture_of
-from bench.pretrained.contents import LEGAL, NETWORKS, CheckpointContents
+from bench.pretrained.contents import IMAGE_FAMILIES, LEGAL, NETWORKS, CheckpointContents
 from bench.pretrained.files import _read_json, read_weights
 from bench.pretrained.transformers_text import transformers_encoder
-from bench.pretrained.vit import _masked_auto_encoder, _timm_encoder
+from bench.pretrained.vit import _image_encoder, _masked_auto_encoder, _timm_encoder
 from bench.specs.architectures import LanguageModel, MaskedAutoEncoder
 from bench.specs.families import FAMILIES
 
@@ -67,11 +67,13 @@ def _reader(
     kind = config.get("model_type")
     if kind == "vit_mae":
         return _masked_auto_encoder
+    if kind in IMAGE_FAMILIES:
+        return _image_encoder
     if kind in NETWORKS:
         return _masked_language_model
     if kind in FAMILIES:
         return transformers_encoder
-    if kind is None and str(config.get("architecture", "")).startswith("vit_"):
+    if kind is None and str(config.get("architecture", "")).startswith(("vit_", "deit")):
         return _timm_encoder
     name = kind or config.get("architecture")
     raise InputError(f"{folder / 'config.json'}: no network here is like {name!r}. Legal: {LEGAL}.")

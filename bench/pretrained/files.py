@@ -17,7 +17,9 @@ from bench.pretrained.origin import PICKLE
 from bench.store.files import digest, sha256
 from bench.store.filetypes import recognised_file
 
-OUTERMOST = frozenset({"bert", "roberta", "vit", "distilbert", "electra", "deberta", "transformer"})
+TEXT_MODULES = ("bert", "roberta", "distilbert", "electra", "deberta", "transformer")
+IMAGE_MODULES = ("vit", "deit", "dinov2", "dinov2_with_registers")
+OUTERMOST = frozenset((*TEXT_MODULES, *IMAGE_MODULES))
 """Modules of transformers' networks that may hold all tensors of one."""
 
 

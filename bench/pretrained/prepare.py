@@ -87,6 +87,7 @@ def _convert(
             ignored=contents.ignored,
             fingerprint=before,
             content=None if origin.path is None else content_of(origin.path),
+            resampling=contents.resampling,
         )
         write_manifest(temporary, prepared)
     visible = read(name, root)

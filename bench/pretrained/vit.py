@@ -1,15 +1,22 @@
-"""Vision transformers of transformers (ViTMAE) and timm under this suite's names."""
+"""Vision transformers of transformers (ViTMAE, ViT, DeiT, DINOv2) and timm under this suite's names."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bench.errors import InputError
-from bench.pretrained.contents import LEGAL, CheckpointContents, parse_configuration, require_settings
+from bench.pretrained.contents import (
+    IMAGE_FAMILIES,
+    LEGAL,
+    CheckpointContents,
+    parse_configuration,
+    quiet_transformers,
+    require_settings,
+)
 from bench.pretrained.vit_mae_names import from_transformers, target_of
 
 TIMM_ARGUMENTS = {
@@ -22,8 +29,28 @@ TIMM_ARGUMENTS = {
     "mlp_ratio",
     "global_pool",
     "num_classes",
+    "reg_tokens",
+    "init_values",
+    "no_embed_class",
+    "pre_norm",
+    "dynamic_img_size",
 }
-"""What a timm checkpoint may set beside its architecture: sizes, and what its classifier looks at."""
+"""What a timm checkpoint may set beside its architecture: sizes, tokens, and what its classifier looks at."""
+
+LEGAL_SETTINGS = {
+    "hidden_act": "gelu",
+    "qkv_bias": True,
+    "num_channels": 3,
+    "use_swiglu_ffn": False,
+    "hidden_dropout_prob": 0,
+    "attention_probs_dropout_prob": 0,
+    "drop_path_rate": 0,
+}
+"""What the configuration of an image encoder of transformers must say, where it says it."""
+
+MASK_TOKEN = "embeddings.mask_token"
+OF_ENCODER = ("embeddings.", "encoder.", "layers.", "layernorm.")
+"""How the names of an encoder's tensors begin in transformers."""
 
 
 def _masked_auto_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
@@ -81,55 +108,126 @@ def _side(folder: Path, name: str, value: Any) -> int:
     return int(sides[0])
 
 
-def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
-    """Read a plain vision transformer of timm, an encoder without a decoder.
+def _image_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
+    """Read a ViT, DeiT or DINOv2 of transformers, an encoder without a decoder.
 
-    Its classifier is ignored.
+    transformers builds the network and loads the tensors; its parameters are then taken over under this suite's names.
+    Its classifiers and pooler are ignored, and so is the token that stands for masked patches.
+    """
+    import transformers
+
+    family = IMAGE_FAMILIES[raw["model_type"]]
+    require_settings(folder, raw, LEGAL_SETTINGS)
+    network_class = getattr(transformers, family.network)
+    config = parse_configuration(folder, network_class.config_class, raw)
+    without_pooler = {"add_pooling_layer": False} if hasattr(config, "pooler_act") else {}
+    try:
+        with quiet_transformers():
+            network, loading = network_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(state),
+                output_loading_info=True,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                **without_pooler,
+            )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{folder}: the weights are not those that config.json describes: {error}") from error
+    if missing := sorted(loading["missing_keys"] - {MASK_TOKEN}):
+        raise InputError(f"{folder}: the weights lack a part of the encoder: {', '.join(missing)}.")
+    prefix = f"{network.base_model_prefix}."
+    mask_tokens = {name for name in state if name.removeprefix(prefix) == MASK_TOKEN}
+    unused = loading["unexpected_keys"] - mask_tokens
+    if odd := sorted(name for name in unused if name.removeprefix(prefix).startswith(OF_ENCODER)):
+        raise InputError(f"{folder}: the encoder has tensors that config.json does not tell of: {', '.join(odd)}.")
+    parameters = {name: parameter.detach() for name, parameter in network.named_parameters() if name != MASK_TOKEN}
+    network.eval()
+    return CheckpointContents(
+        "image",
+        {
+            "image_size": _side(folder, "image_size", config.image_size),
+            "patch_size": _side(folder, "patch_size", config.patch_size),
+            "width": config.hidden_size,
+            "depth": config.num_hidden_layers,
+            "heads": config.num_attention_heads,
+            # DINOv2's configuration has a ratio instead.
+            "mlp_width": getattr(config, "intermediate_size", None) or int(config.hidden_size * config.mlp_ratio),
+            "decoder_depth": 0,
+            "norm_eps": config.layer_norm_eps,
+            "layer_scale": getattr(config, "layerscale_value", None),
+            "registers": getattr(config, "num_register_tokens", 0),
+            **family.fields,
+        },
+        from_transformers(parameters),
+        ignored=tuple(sorted(unused | mask_tokens)),
+        features=lambda images: network(images).last_hidden_state[:, 0],
+        resampling=family.resampling,
+    )
+
+
+def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
+    """Read a vision transformer of timm, an encoder without a decoder.
+
+    DeiT's and DINOv2's with registers are among them. Its classifiers are ignored.
     """
     from timm import create_model
+    from timm.layers.layer_scale import LayerScale
+    from timm.layers.mlp import Mlp
+    from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 
     kind, arguments = raw["architecture"], raw.get("model_args") or {}
     if unknown := sorted(arguments.keys() - TIMM_ARGUMENTS):
         raise InputError(f"{folder / 'config.json'}: model_args sets {', '.join(unknown)}, a variant not known here.")
-    ignored = tuple(sorted(name for name in state if name.startswith("head.")))
-    encoder = {name: tensor for name, tensor in state.items() if name not in ignored}
+    # The images that the weights were made for, in this order: what the network was built with, what the checkpoint
+    # says of its input, and the architecture's own default.
+    images = arguments.get("img_size") or ((raw.get("pretrained_cfg") or {}).get("input_size") or [None])[-1]
+    settings = {**arguments, "num_classes": 0, "global_pool": "token", **({"img_size": images} if images else {})}
     try:
-        patch, positions = encoder["patch_embed.proj.weight"].shape[-1], encoder["pos_embed"].shape[1]
-    except KeyError as error:
-        raise InputError(f"{folder}: there is no tensor {error}, which every vision transformer has here.") from None
-    # 197 positions are one CLS token and 14 x 14 patches: at 16 pixels each, images of 224.
-    image_size = math.isqrt(positions - 1) * patch
-    try:
-        network: nn.Module = create_model(
-            kind, pretrained=False, **{**arguments, "num_classes": 0, "img_size": image_size, "global_pool": "token"}
-        )
+        network: Any = create_model(kind, pretrained=False, **settings)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise InputError(f"{folder}: timm cannot build its {kind!r} ({error}).") from error
-    if type(network) is not VisionTransformer:
+    if type(network) not in (VisionTransformer, VisionTransformerDistilled):
         raise InputError(f"{folder}: {kind!r} is no plain vision transformer. Legal: {LEGAL}.")
+    block = network.blocks[0]
+    variants = {
+        "an MLP with a gate (SwiGLU)": type(block.mlp) is not Mlp,
+        "queries, keys and values without biases": getattr(block.attn.qkv, "bias", None) is None,
+        "no position embeddings": network.pos_embed is None,
+    }
+    if present := [variant for variant, is_present in variants.items() if is_present]:
+        raise InputError(f"{folder}: {kind!r} has {' and '.join(present)}, a variant that this suite does not have.")
+    ignored = tuple(sorted(name for name in state if name.startswith(("head.", "head_dist."))))
+    encoder = {name: tensor for name, tensor in state.items() if name not in ignored}
     try:
         network.load_state_dict(encoder)
     except RuntimeError as error:
         raise InputError(
-            f"{folder}: the weights are not those of a {kind} that reads the CLS token: {error}"
+            f"{folder}: the weights are not those of a {kind} that reads the CLS token and images of "
+            f"{network.patch_embed.img_size[0]} pixels, as config.json says: {error}"
         ) from error
-    block: Any = network.blocks[0]
     architecture = {
-        "image_size": image_size,
-        "patch_size": patch,
+        "image_size": _side(folder, "img_size", network.patch_embed.img_size),
+        "patch_size": _side(folder, "patch_size", network.patch_embed.patch_size),
         "width": network.embed_dim,
         "depth": len(network.blocks),
         "heads": block.attn.num_heads,
         "mlp_width": block.mlp.fc1.out_features,
         "decoder_depth": 0,
         "norm_eps": block.norm1.eps,
+        "registers": network.num_prefix_tokens - 1,
+        "positioned": "patches" if network.no_embed_class else "all",
+        "layer_scale": block.ls1.init_values if isinstance(block.ls1, LayerScale) else None,
+        "pre_norm": isinstance(network.norm_pre, nn.LayerNorm),
     }
     network.eval()
     return CheckpointContents(
         "image",
         architecture,
-        {f"encoder.{name}": tensor for name, tensor in encoder.items()},
+        # The distillation token of a DeiT stands where registers do.
+        {f"encoder.{name.replace('dist_token', 'reg_token')}": tensor for name, tensor in encoder.items()},
         ignored=ignored,
         features=lambda images: network.forward_features(images)[:, 0],
+        resampling="antialiased",
     )

@@ -1,4 +1,6 @@
-"""The weights of transformers' ViTMAE (the public `facebook/vit-mae-*`) under this suite's names.
+"""The weights of transformers' vision transformers under this suite's names.
+
+They are ViTMAE (the public `facebook/vit-mae-*`), ViT, DeiT and DINOv2.
 
 Parameter names of transformers up to 4 (as the released checkpoints have them) and from 5 on are both understood, and
 those that 5 writes to disk: the old ones, but for decoder blocks, which it calls `decoder.decoder_encoder.layer`. The
@@ -40,6 +42,8 @@ BLOCK = {
     "mlp.fc2": ("mlp.fc2", None),
     "layernorm_before": ("norm1", None),
     "layernorm_after": ("norm2", None),
+    "norm1": ("norm1", None),
+    "norm2": ("norm2", None),
 }
 LAYERS = {
     "embeddings.patch_embeddings.projection": "encoder.patch_embed.proj",
@@ -51,6 +55,8 @@ LAYERS = {
 }
 TENSORS = {
     "embeddings.cls_token": "encoder.cls_token",
+    "embeddings.distillation_token": "encoder.reg_token",
+    "embeddings.register_tokens": "encoder.reg_token",
     "embeddings.position_embeddings": "encoder.pos_embed",
     "decoder.mask_token": "decoder.mask_token",
     "decoder.decoder_pos_embed": "decoder.pos_embed",
@@ -58,26 +64,30 @@ TENSORS = {
 IN_BLOCK = re.compile(
     r"(encoder\.layer|layers|decoder\.decoder_layers|decoder\.decoder_encoder\.layer)\.(\d+)\.(.+)\.(weight|bias)"
 )
+GAIN = re.compile(r"encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1")
 
 
 def target_of(name: str) -> Target:
-    """Return where a parameter of transformers' ViTMAE belongs.
+    """Return where a parameter of a vision transformer of transformers belongs.
 
-    Parameters of its classifier are understood, too; the prefix `vit.` may be missing. Examples:
+    Parameters of ViTMAE's classifier are understood, too; its prefix `vit.` may be missing. Examples:
 
         vit.layernorm.bias                                      encoder.norm.bias
         vit.encoder.layer.3.attention.attention.key.weight      encoder.blocks.3.attn.qkv.weight, third 1
         decoder.decoder_layers.0.output.dense.weight            decoder.blocks.0.mlp.fc2.weight
+        encoder.layer.0.layer_scale1.lambda1                    encoder.blocks.0.ls1.gamma
 
     Raises `InputError` for a name that neither network has.
     """
-    # Tried in turn: whole names, layers outside the blocks with a weight and a bias, layers of a block.
+    # Tried in turn: whole names, layers outside the blocks with a weight and a bias, gains and layers of a block.
     bare = name.removeprefix("vit.")
     if bare in TENSORS:
         return Target(TENSORS[bare])
     layer, _, kind = bare.rpartition(".")
     if layer in LAYERS and kind in ("weight", "bias"):
         return Target(f"{LAYERS[layer]}.{kind}")
+    if match := GAIN.fullmatch(bare):
+        return Target(f"encoder.blocks.{match[1]}.ls{match[2]}.gamma")
     match = IN_BLOCK.fullmatch(bare)
     if match is None or match[3] not in BLOCK:
         raise InputError(f"{name!r} is no parameter of a masked auto-encoder of transformers: is it another network's?")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from bench.specs import Backbone
+from bench.specs import Backbone, PublicWeights
 from bench.specs.families import FAMILIES
+from bench.specs.spec import added
 
 LARGEST = 1_000_000
 """No size of a network may be greater: nothing could compute it, and its memory could not even be asked for."""
@@ -26,19 +29,26 @@ def _block_weights(width: int, mlp_width: int) -> int:
 
 SIZES = ("width", "depth", "heads", "mlp_width")
 """The sizes of an encoder; those of a decoder begin with `decoder_`."""
+IMAGE_SIZES = ("image_size", "patch_size", *SIZES, *(f"decoder_{size}" for size in SIZES))
+"""All sizes of a vision transformer."""
 
 
 @dataclass(frozen=True)
 class MaskedAutoEncoder(Backbone):
-    """A vision transformer encoder with a masked auto-encoder's decoder.
+    """A vision transformer encoder with a masked auto-encoder's decoder, or without.
 
     He et al. (2022) describe it. Sizes are in pixels and channels; `norm_eps` is the epsilon of every layer norm but
-    the decoder's last.
+    the decoder's last. `decoder_depth` 0 is an encoder alone.
+
+    What other vision transformers have beside it: `registers` counts learned tokens between CLS and the patches, which
+    are the registers of DINOv2 or the distillation token of DeiT; `positioned` says which tokens have positions;
+    `layer_scale` is the initial gain on every channel of what a block adds (None: no gains); `pre_norm` is a layer norm
+    before the first block, as in CLIP, whose patches are projected without a bias.
     """
 
     VERSION: ClassVar[int] = 2
     MODALITY: ClassVar[Literal["image", "text"]] = "image"
-    FIXED: ClassVar[tuple[str, ...]] = ("image_size", "patch_size", *SIZES, *(f"decoder_{size}" for size in SIZES))
+    FIXED: ClassVar[tuple[str, ...]] = (*IMAGE_SIZES, "registers", "positioned", "layer_scale", "pre_norm")
 
     image_size: int = 224
     patch_size: int = 16
@@ -54,9 +64,13 @@ class MaskedAutoEncoder(Backbone):
     decoder_norm_eps: float = 1e-12
     mask_ratio: float = 0.75
     norm_pix_loss: bool = True
+    registers: int = added(0)
+    positioned: Literal["all", "cls_and_patches", "patches"] = added("all")
+    layer_scale: float | None = added(None)
+    pre_norm: bool = added(False)
 
     def check(self) -> None:
-        _check_sizes(self, self.FIXED)
+        _check_sizes(self, (*IMAGE_SIZES, "registers"))
         self.require("patch_size", self.patch_size >= 1, "at least 1")
         self.require(
             "image_size", self.image_size % self.patch_size == 0, f"a multiple of patch_size ({self.patch_size})"
@@ -71,12 +85,32 @@ class MaskedAutoEncoder(Backbone):
         self.require("decoder_depth", self.decoder_depth >= 0, "at least 1, or 0 for an encoder without a decoder")
         for eps in ("norm_eps", "decoder_norm_eps"):
             self.require(eps, 0 < getattr(self, eps) < 1, "in (0, 1)")
+        self.require("registers", self.registers >= 0, "0 or more")
+        self.require("layer_scale", self.layer_scale is None or 0 < self.layer_scale < math.inf, "above 0, or None")
         kept = int(self.patches * (1 - self.mask_ratio)) if 0 < self.mask_ratio < 1 else 0
         self.require("mask_ratio", 1 <= kept < self.patches, "in (0, 1), keeping at least one patch and masking one")
 
     @property
     def has_decoder(self) -> bool:
         return self.decoder_depth > 0
+
+    @property
+    def with_decoder(self) -> Self:
+        # The rule gives He et al.'s decoder for their own encoders: 8 blocks of width 512 with 16 heads for ViT-Base
+        # and ViT-Large. A ViT-Small (12 blocks of width 384) gets 8 blocks of width 256 with 8 heads. Only where
+        # weights made elsewhere lack a decoder: an architecture of the suite's own says itself what it has.
+        if self.has_decoder or not isinstance(self.weights, PublicWeights):
+            return self
+        width = min(512, max(32, 2 * self.width // 3 // 32 * 32))
+        return dataclasses.replace(
+            self,
+            weights=dataclasses.replace(self.weights, fresh=("decoder",)),
+            decoder_width=width,
+            decoder_depth=min(8, math.ceil(2 * self.depth / 3)),
+            decoder_heads=width // 32,
+            decoder_mlp_width=4 * width,
+            decoder_norm_eps=self.norm_eps,
+        )
 
     @property
     def least_parameters(self) -> int:

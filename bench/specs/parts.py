@@ -55,13 +55,16 @@ class PublicWeights(Spec):
 
     `repository` on the Hugging Face hub and `revision` (a commit) are None for a folder. `checksum` is the sha256 of
     its weight file, None as long as the weights are not prepared; no stage that needs such weights is run or matched.
-    `fresh` names the parameters that the file lacks and that start from random values.
+    `fresh` names the parameters that the file lacks and that start from random values, or a whole part of the network.
+    `resampling` says how the positions of the file are resampled to the backbone's image size, None where that is the
+    size of the weights.
     """
 
     repository: str | None
     revision: str | None = None
     checksum: str | None = None
     fresh: tuple[str, ...] = ()
+    resampling: Literal["bicubic", "antialiased"] | None = added(None)
 
 
 MOST_STEPS = 10**9

@@ -58,6 +58,14 @@ class Backbone(Spec):
         return True
 
     @property
+    def with_decoder(self) -> Self:
+        """The same backbone with a decoder.
+
+        Where its weights bring none, the decoder starts from random values.
+        """
+        return self
+
+    @property
     def unprepared(self) -> frozenset[str]:
         """The names of what must be prepared before it can be built.
 

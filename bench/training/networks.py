@@ -70,7 +70,8 @@ def initial_model(stage: Stage, store: Store, data_root: Path) -> Model:
     elif isinstance(source, PublicWeights):
         assert source.checksum is not None  # unprepared stages are never run
         path = checkpoints.weights(stage.backbone.name, data_root, source.checksum)
-        load_weights(model, path, loaded_parts, absent=source.fresh)
+        loaded_parts = [part for part in loaded_parts if part not in source.fresh]
+        load_weights(model, path, loaded_parts, absent=source.fresh, resampling=source.resampling)
     else:
         assert source == RANDOM  # Stage.check refuses to start from what was never trained
     return model

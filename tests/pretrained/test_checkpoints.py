@@ -233,7 +233,7 @@ def test_empty_positions_are_refused(tmp_path: Path) -> None:
         ({"num_attention_heads": 3}, "heads"),
         ({"hidden_size": "sixteen"}, "hidden_size"),
         ({"auto_map": {"AutoModel": "code.py"}}, "auto_map"),
-        ({"model_type": "dinov2"}, r"'dinov2'.*vit_mae, bert"),
+        ({"model_type": "swin"}, r"'swin'.*vit_mae, vit, deit, dinov2.*bert"),
     ],
 )
 def test_other_networks_are_refused(settings: dict[str, Any], told: str, mae_folder: Path, tmp_path: Path) -> None:
@@ -273,6 +273,10 @@ def test_an_encoder_of_timm_computes_the_same(timm_folder: Path, tmp_path: Path)
         "mlp_width": 768,
         "decoder_depth": 0,
         "norm_eps": 1e-6,
+        "registers": 0,
+        "positioned": "all",
+        "layer_scale": None,
+        "pre_norm": False,
     }
     assert prepared.ignored == ("head.bias", "head.weight")
     ours = loaded(prepared, tmp_path)

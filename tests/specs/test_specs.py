@@ -67,8 +67,9 @@ def changed(spec: Any, path: tuple[str, ...]) -> Any:
             "decay": "constant",
             "augmentation": "flip",
             "init": RANDOM,
+            "positioned": "patches",
         }
-        nones = {"subset": 7, "warmup_steps": 2, "clip_norm": 1.0, "dropout": 0.2}
+        nones = {"subset": 7, "warmup_steps": 2, "clip_norm": 1.0, "dropout": 0.2, "layer_scale": 0.1}
         other = choices.get(name) or nones.get(name) or f"{value}x"
     return dataclasses.replace(spec, **{name: other})
 
