@@ -18,12 +18,10 @@ from bench.device import free_memory, send
 from bench.errors import InputError, NotPrepared
 from bench.interfaces.examples import Examples
 from bench.specs import Backbone, Data
-from bench.specs.architectures import LanguageModel, MaskedAutoEncoder
+from bench.specs.architectures import IMAGENET_MEAN, IMAGENET_STD, LanguageModel, MaskedAutoEncoder
 from bench.store.manifest import prepare_again
 
 # The statistics of ImageNet, which the released masked auto-encoders were trained with.
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 IMAGES_AT_ONCE = 1024
@@ -78,7 +76,7 @@ def normalised(pixels: Tensor, dtype: torch.dtype) -> Tensor:
 
 def statistics(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the mean and standard deviation of each channel (3, 1, 1). Images in [0, 1] are normalised by them."""
-    return per_channel(MEAN, dtype, device), per_channel(STD, dtype, device)
+    return per_channel(IMAGENET_MEAN, dtype, device), per_channel(IMAGENET_STD, dtype, device)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ Symbols: B images, K patches, D encoder width; a patch is a vector of p·p·3 va
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from bench.interfaces.model import Model, Resampling
 from bench.models.layers import attend, use_dropout
-from bench.specs.architectures import MaskedAutoEncoder
+from bench.specs.architectures import IMAGENET_MEAN, IMAGENET_STD, MaskedAutoEncoder
 
 # The reference implementation's; too small to matter unless a patch is flat.
 TARGET_EPS = 1e-6
@@ -65,6 +65,21 @@ def sincos_positions(width: int, grid: int, cls: bool) -> Tensor:
     wave = torch.cat([angle.sin(), angle.cos()], dim=1)  # (grid, width / 2)
     table = torch.cat([wave.repeat(grid, 1), wave.repeat_interleave(grid, dim=0)], dim=1)
     return torch.cat([table.new_zeros(1, width), table]) if cls else table
+
+
+def renormalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Normalise images (B, 3, H, W) by other statistics than the suite's."""
+    # (pixel - mean) / std is a linear function of the normalised value that the suite hands out. Numbers, no tensors: a
+    # GPU that records a step could not be sent any.
+    ours = zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)
+    channels = zip(images.unbind(1), ours, mean, std, strict=True)
+    return torch.stack(
+        [
+            channel * (our_std / their_std) + (our_mean - their_mean) / their_std
+            for channel, (our_mean, our_std), their_mean, their_std in channels
+        ],
+        dim=1,
+    )
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
@@ -276,7 +291,7 @@ class ImageModel(Model):
         return features
 
     def embed(self, inputs: Tensor) -> Tensor:
-        return self._project(patchify(inputs, self.backbone.patch_size))
+        return self._project(self._patches(inputs))
 
     def draw_mask(self, inputs: Tensor, generator: torch.Generator) -> PatchMask:
         noise = torch.rand(len(inputs), self.backbone.patches, generator=generator, dtype=torch.float32)
@@ -286,7 +301,7 @@ class ImageModel(Model):
         assert self.decoder is not None, "this model was built without a decoder"
         # The encoder computes only the patches that are kept, at their own positions; the decoder then gets mask tokens
         # for the others. That makes pre-training cheap: with a ratio of 0.75 the encoder sees a quarter of the patches.
-        patches = _gathered(patchify(inputs, self.backbone.patch_size), mask.kept)
+        patches = _gathered(self._patches(inputs), mask.kept)
         tokens = self._tokens(self._project(patches), mask.kept)
         block_of_tokens = self._run(block_of_all)
         for block in cast("list[Block]", self.encoder.blocks):
@@ -300,6 +315,13 @@ class ImageModel(Model):
     def masked_loss(self, inputs: Tensor, mask: PatchMask) -> Tensor:
         targets = patch_targets(inputs, self.backbone.patch_size, self.backbone.norm_pix_loss)
         return reconstruction_loss(self.masked_predictions(inputs, mask), targets, mask.removed)
+
+    def _patches(self, inputs: Tensor) -> Tensor:
+        """Cut images into patch vectors (B, K, patch·patch·3), normalised as the weights want it."""
+        backbone = self.backbone
+        if (backbone.pixel_mean, backbone.pixel_std) != (IMAGENET_MEAN, IMAGENET_STD):
+            inputs = renormalised(inputs, backbone.pixel_mean, backbone.pixel_std)
+        return patchify(inputs, backbone.patch_size)
 
     def _project(self, patches: Tensor) -> Tensor:
         """Project patch vectors (B, K, patch·patch·3) to embeddings (B, K, D).

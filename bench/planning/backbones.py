@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bench.planning.cell import Cell
     from bench.pretrained.checkpoints import Prepared
 
+HALF = (0.5, 0.5, 0.5)
 NOT_FETCHED = PublicWeights(repository=None)
 
 
@@ -164,7 +165,10 @@ ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
     ),
     (_vit_mae("vit_mae_large", width=1024, depth=24, heads=16), Checkpoint("facebook/vit-mae-large")),
     # ViT-Base/16, trained on the labels of ImageNet-21k (Dosovitskiy et al. 2021).
-    (_image_encoder("vit_base", width=768), Checkpoint("google/vit-base-patch16-224-in21k")),
+    (
+        _image_encoder("vit_base", width=768, pixel_mean=HALF, pixel_std=HALF),
+        Checkpoint("google/vit-base-patch16-224-in21k"),
+    ),
     # DeiT-Small/16, trained on ImageNet-1k (Touvron et al. 2021), without the distillation token and with it.
     (_image_encoder("deit_small", width=384), Checkpoint("facebook/deit-small-patch16-224")),
     (
@@ -330,7 +334,9 @@ def _own_backbone(cell: Cell) -> Backbone:
     modality of the cell's task.
     """
     name, prepared = cell.task.backbone, cell.checkpoint()
-    modality, fields = (cell.task.modality, {}) if prepared is None else (prepared.modality, prepared.architecture)
+    # Until then nobody knows its patches: they are pixels, so that every image size is legal.
+    unknown = {"patch_size": 1} if cell.task.modality == "image" else {}
+    modality, fields = (cell.task.modality, unknown) if prepared is None else (prepared.modality, prepared.architecture)
     network = architecture_of(name, modality, fields)
     return _from_checkpoint(cell, dataclasses.replace(network, weights=NOT_FETCHED))
 

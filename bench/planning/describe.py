@@ -63,7 +63,8 @@ def fresh_decoders(stages: Iterable[Stage]) -> Iterator[str]:
     }
     for name, fresh in sorted(absent.items()):
         if fresh:
-            yield f"the weights of {name} lack {len(fresh)} tensors of it, such as {fresh[0]}, which start at random"
+            parts = fresh[0] if len(fresh) == 1 else f"{len(fresh)} tensors, such as {fresh[0]}"
+            yield f"the weights of {name} lack {parts}: pre-training starts it from random values"
 
 
 def _not_prepared(plan: Plan) -> Iterable[str]:

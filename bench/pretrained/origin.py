@@ -21,8 +21,12 @@ PICKLE = "pytorch_model.bin"
 VOCABULARIES = ("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model", "spm.model")
 
 
+PREPROCESSOR = "preprocessor_config.json"
+
+
 DESCRIPTIONS = (
     "config.json",
+    PREPROCESSOR,
     TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import InputError
+from bench.models.image import renormalised
 from bench.pretrained.contents import (
     IMAGE_FAMILIES,
     LEGAL,
@@ -17,7 +18,10 @@ from bench.pretrained.contents import (
     quiet_transformers,
     require_settings,
 )
+from bench.pretrained.files import _read_json
+from bench.pretrained.origin import PREPROCESSOR
 from bench.pretrained.vit_mae_names import from_transformers, target_of
+from bench.specs.architectures import IMAGENET_MEAN, IMAGENET_STD
 
 TIMM_ARGUMENTS = {
     "img_size",
@@ -92,12 +96,7 @@ def _masked_auto_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Ten
     else:
         architecture["decoder_depth"] = 0
     tensors = from_transformers(state)
-    for name in ("encoder.pos_embed", "decoder.pos_embed"):
-        if name in tensors and not tensors[name].any():
-            raise InputError(
-                f"{folder}: the positions {name} are all zero, as transformers leaves them in a network that it builds "
-                "from a configuration alone. Fill them before saving."
-            )
+    _refuse_empty_positions(folder, tensors)
     return CheckpointContents("image", architecture, tensors)
 
 
@@ -106,6 +105,14 @@ def _side(folder: Path, name: str, value: Any) -> int:
     if len(set(sides)) != 1 or not isinstance(sides[0], int):
         raise InputError(f"{folder / 'config.json'}: {name} is {value!r}; here it must be square, in whole pixels.")
     return int(sides[0])
+
+
+def _normalisation(mean: Any, std: Any) -> dict[str, Any]:
+    """Return the fields for the statistics that a checkpoint names; without any they are ImageNet's."""
+    return {
+        "pixel_mean": IMAGENET_MEAN if mean is None else mean,
+        "pixel_std": IMAGENET_STD if std is None else std,
+    }
 
 
 def _image_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
@@ -120,28 +127,13 @@ def _image_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) 
     require_settings(folder, raw, LEGAL_SETTINGS)
     network_class = getattr(transformers, family.network)
     config = parse_configuration(folder, network_class.config_class, raw)
-    without_pooler = {"add_pooling_layer": False} if hasattr(config, "pooler_act") else {}
-    try:
-        with quiet_transformers():
-            network, loading = network_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=dict(state),
-                output_loading_info=True,
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-                **without_pooler,
-            )
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{folder}: the weights are not those that config.json describes: {error}") from error
-    if missing := sorted(loading["missing_keys"] - {MASK_TOKEN}):
-        raise InputError(f"{folder}: the weights lack a part of the encoder: {', '.join(missing)}.")
-    prefix = f"{network.base_model_prefix}."
-    mask_tokens = {name for name in state if name.removeprefix(prefix) == MASK_TOKEN}
-    unused = loading["unexpected_keys"] - mask_tokens
-    if odd := sorted(name for name in unused if name.removeprefix(prefix).startswith(OF_ENCODER)):
-        raise InputError(f"{folder}: the encoder has tensors that config.json does not tell of: {', '.join(odd)}.")
-    parameters = {name: parameter.detach() for name, parameter in network.named_parameters() if name != MASK_TOKEN}
+    network, ignored = _loaded_encoder(folder, network_class, config, state)
+    tensors = from_transformers(
+        {name: parameter.detach() for name, parameter in network.named_parameters() if name != MASK_TOKEN}
+    )
+    _refuse_empty_positions(folder, tensors)
+    processor = _read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    pixels = _normalisation(processor.get("image_mean"), processor.get("image_std"))
     network.eval()
     return CheckpointContents(
         "image",
@@ -158,12 +150,64 @@ def _image_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) 
             "layer_scale": getattr(config, "layerscale_value", None),
             "registers": getattr(config, "num_register_tokens", 0),
             **family.fields,
+            **pixels,
         },
-        from_transformers(parameters),
-        ignored=tuple(sorted(unused | mask_tokens)),
-        features=lambda images: network(images).last_hidden_state[:, 0],
+        tensors,
+        ignored=ignored,
+        features=lambda images: network(renormalised(images, *pixels.values())).last_hidden_state[:, 0],
         resampling=family.resampling,
     )
+
+
+def _loaded_encoder(
+    folder: Path, network_class: Any, config: Any, state: dict[str, Tensor]
+) -> tuple[Any, tuple[str, ...]]:
+    """Build a network of transformers with these tensors; list those that it does not take.
+
+    Refuses an encoder other than config.json describes.
+    """
+    without_pooler = {"add_pooling_layer": False} if hasattr(config, "pooler_act") else {}
+    try:
+        with quiet_transformers():
+            network, loading = network_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(state),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                **without_pooler,
+            )
+    except (RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise InputError(f"{folder}: transformers cannot build what config.json describes ({error}).") from error
+    prefix = f"{network.base_model_prefix}."
+    mask_tokens = {name for name in state if name.removeprefix(prefix) == MASK_TOKEN}
+    unused = loading["unexpected_keys"] - mask_tokens
+    missing = sorted(loading["missing_keys"] - {MASK_TOKEN})
+    mismatched = [
+        f"{name} is {tuple(got)}, not {tuple(expected)}" for name, got, expected in loading["mismatched_keys"]
+    ]
+    # Classifiers and poolers are not used. What else is left over belongs to an encoder that config.json does not
+    # describe, such as one with more blocks.
+    odd = sorted(name for name in unused if name.removeprefix(prefix).startswith(OF_ENCODER))
+    problems = [
+        f"{what}: {', '.join(names)}"
+        for what, names in (("missing", missing), ("not known", odd), ("of another shape", sorted(mismatched)))
+        if names
+    ]
+    if problems:
+        raise InputError(f"{folder}: the weights are not those that config.json describes. {'; '.join(problems)}.")
+    return network, tuple(sorted(unused | mask_tokens))
+
+
+def _refuse_empty_positions(folder: Path, tensors: dict[str, Tensor]) -> None:
+    for name in ("encoder.pos_embed", "decoder.pos_embed"):
+        if name in tensors and not tensors[name].any():
+            raise InputError(
+                f"{folder}: the positions {name} are all zero, as transformers leaves them in a network that it builds "
+                "from a configuration alone. Fill them before saving."
+            )
 
 
 def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
@@ -180,9 +224,10 @@ def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -
     kind, arguments = raw["architecture"], raw.get("model_args") or {}
     if unknown := sorted(arguments.keys() - TIMM_ARGUMENTS):
         raise InputError(f"{folder / 'config.json'}: model_args sets {', '.join(unknown)}, a variant not known here.")
+    described = raw.get("pretrained_cfg") or {}
     # The images that the weights were made for, in this order: what the network was built with, what the checkpoint
     # says of its input, and the architecture's own default.
-    images = arguments.get("img_size") or ((raw.get("pretrained_cfg") or {}).get("input_size") or [None])[-1]
+    images = arguments.get("img_size") or (described.get("input_size") or [None])[-1]
     settings = {**arguments, "num_classes": 0, "global_pool": "token", **({"img_size": images} if images else {})}
     try:
         network: Any = create_model(kind, pretrained=False, **settings)
@@ -207,6 +252,7 @@ def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -
             f"{folder}: the weights are not those of a {kind} that reads the CLS token and images of "
             f"{network.patch_embed.img_size[0]} pixels, as config.json says: {error}"
         ) from error
+    pixels = _normalisation(described.get("mean"), described.get("std"))
     architecture = {
         "image_size": _side(folder, "img_size", network.patch_embed.img_size),
         "patch_size": _side(folder, "patch_size", network.patch_embed.patch_size),
@@ -220,6 +266,7 @@ def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -
         "positioned": "patches" if network.no_embed_class else "all",
         "layer_scale": block.ls1.init_values if isinstance(block.ls1, LayerScale) else None,
         "pre_norm": isinstance(network.norm_pre, nn.LayerNorm),
+        **pixels,
     }
     network.eval()
     return CheckpointContents(
@@ -228,6 +275,6 @@ def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -
         # The distillation token of a DeiT stands where registers do.
         {f"encoder.{name.replace('dist_token', 'reg_token')}": tensor for name, tensor in encoder.items()},
         ignored=ignored,
-        features=lambda images: network.forward_features(images)[:, 0],
+        features=lambda images: network.forward_features(renormalised(images, *pixels.values()))[:, 0],
         resampling="antialiased",
     )

@@ -27,6 +27,9 @@ def _block_weights(width: int, mlp_width: int) -> int:
     return 4 * width**2 + 2 * width * mlp_width
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""The statistics of each colour channel by which the suite normalises images."""
+
 SIZES = ("width", "depth", "heads", "mlp_width")
 """The sizes of an encoder; those of a decoder begin with `decoder_`."""
 IMAGE_SIZES = ("image_size", "patch_size", *SIZES, *(f"decoder_{size}" for size in SIZES))
@@ -43,12 +46,21 @@ class MaskedAutoEncoder(Backbone):
     What other vision transformers have beside it: `registers` counts learned tokens between CLS and the patches, which
     are the registers of DINOv2 or the distillation token of DeiT; `positioned` says which tokens have positions;
     `layer_scale` is the initial gain on every channel of what a block adds (None: no gains); `pre_norm` is a layer norm
-    before the first block, as in CLIP, whose patches are projected without a bias.
+    before the first block, as in CLIP, whose patches are projected without a bias; `pixel_mean` and `pixel_std` are the
+    statistics by which pixels were normalised where the weights were trained.
     """
 
     VERSION: ClassVar[int] = 2
     MODALITY: ClassVar[Literal["image", "text"]] = "image"
-    FIXED: ClassVar[tuple[str, ...]] = (*IMAGE_SIZES, "registers", "positioned", "layer_scale", "pre_norm")
+    FIXED: ClassVar[tuple[str, ...]] = (
+        *IMAGE_SIZES,
+        "registers",
+        "positioned",
+        "layer_scale",
+        "pre_norm",
+        "pixel_mean",
+        "pixel_std",
+    )
 
     image_size: int = 224
     patch_size: int = 16
@@ -68,6 +80,8 @@ class MaskedAutoEncoder(Backbone):
     positioned: Literal["all", "cls_and_patches", "patches"] = added("all")
     layer_scale: float | None = added(None)
     pre_norm: bool = added(False)
+    pixel_mean: tuple[float, float, float] = added(IMAGENET_MEAN)
+    pixel_std: tuple[float, float, float] = added(IMAGENET_STD)
 
     def check(self) -> None:
         _check_sizes(self, (*IMAGE_SIZES, "registers"))
@@ -87,6 +101,7 @@ class MaskedAutoEncoder(Backbone):
             self.require(eps, 0 < getattr(self, eps) < 1, "in (0, 1)")
         self.require("registers", self.registers >= 0, "0 or more")
         self.require("layer_scale", self.layer_scale is None or 0 < self.layer_scale < math.inf, "above 0, or None")
+        self.require("pixel_std", min(self.pixel_std) > 0, "above 0 for every channel")
         kept = int(self.patches * (1 - self.mask_ratio)) if 0 < self.mask_ratio < 1 else 0
         self.require("mask_ratio", 1 <= kept < self.patches, "in (0, 1), keeping at least one patch and masking one")
 

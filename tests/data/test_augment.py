@@ -20,10 +20,10 @@ from bench.data.augment import (
     random_view,
     shift_hue,
 )
-from bench.data.examples import MEAN, STD
 from bench.interfaces.examples import Examples
 from bench.models.build import build
 from bench.specs import Schedule
+from bench.specs.architectures import IMAGENET_MEAN, IMAGENET_STD
 from bench.specs.objectives import CrossEntropy
 from bench.training.batches import Batches
 from tests.examples import finetuning
@@ -39,7 +39,7 @@ def images(count: int = 6, size: int = 12) -> Tensor:
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    mean, std = (torch.tensor(values, dtype=pixels.dtype)[:, None, None] for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, dtype=pixels.dtype)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels - mean) / std
 
 
@@ -125,7 +125,7 @@ def test_a_fifth_is_grey_and_a_fifth_of_the_rest_keeps_its_colours() -> None:
     flat = torch.tensor([0.8, 0.3, 0.5])[:, None, None].expand(1000, 3, 4, 4)
     inputs = normalised(flat)
     views = random_view(inputs, generator())
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = views * std + mean
     colourless = (pixels.amax(dim=1) - pixels.amin(dim=1)).amax(dim=(1, 2)) < 1e-3
     unchanged = (views - inputs).abs().amax(dim=(1, 2, 3)) < 1e-4

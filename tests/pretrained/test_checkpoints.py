@@ -27,7 +27,7 @@ from bench.data.sources import embedded_texts
 from bench.errors import InputError
 from bench.interfaces.model import Model
 from bench.models.build import build
-from bench.models.image import mask_from_noise, sincos_positions
+from bench.models.image import mask_from_noise, renormalised, sincos_positions
 from bench.models.weights import load_weights
 from bench.pretrained import checkpoints, origin
 from bench.pretrained.checkpoints import Prepared
@@ -277,6 +277,8 @@ def test_an_encoder_of_timm_computes_the_same(timm_folder: Path, tmp_path: Path)
         "positioned": "all",
         "layer_scale": None,
         "pre_norm": False,
+        "pixel_mean": [0.5, 0.5, 0.5],  # as timm's configuration of this network says
+        "pixel_std": [0.5, 0.5, 0.5],
     }
     assert prepared.ignored == ("head.bias", "head.weight")
     ours = loaded(prepared, tmp_path)
@@ -284,7 +286,8 @@ def test_an_encoder_of_timm_computes_the_same(timm_folder: Path, tmp_path: Path)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with torch.no_grad():
         expected: Any = theirs.double()
-        torch.testing.assert_close(ours.features(images), expected.forward_features(images)[:, 0], **EXACT)
+        seen = renormalised(images, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        torch.testing.assert_close(ours.features(images), expected.forward_features(seen)[:, 0], **EXACT)
 
 
 def test_another_formula_with_the_same_weights_is_refused(
