@@ -94,6 +94,27 @@ MUTATIONS = (
         ("tests/baselines/test_golden_losses.py::test_masked_auto_encoding",),
     ),
     Mutation(
+        "LayerScale forgotten in the last block",
+        "bench/models/image.py",
+        "output: Tensor = first + block.ls2(block.mlp(block.norm2(first)))",
+        "output: Tensor = first + block.mlp(block.norm2(first))",
+        ("tests/pretrained/test_image_encoders.py::test_an_encoder_of_transformers_computes_the_same",),
+    ),
+    Mutation(
+        "registers shown to the decoder in place of patches",
+        "bench/models/image.py",
+        "encoded = torch.cat([encoded[:, :1], encoded[:, 1 + registers :]], dim=1)",
+        "encoded = encoded[:, :-registers]",
+        ("tests/pretrained/test_image_encoders.py::test_the_decoder_sees_the_patches_that_were_kept",),
+    ),
+    Mutation(
+        "positions resampled by another library's rule",
+        "bench/models/image.py",
+        'antialias=method == "antialiased"',
+        'antialias=method != "antialiased"',
+        ("tests/pretrained/test_image_encoders.py::test_positions_are_resampled_as_timm_does",),
+    ),
+    Mutation(
         "reconstruction of all patches",
         "bench/models/image.py",
         "return (per_patch * removed).sum() / removed.sum()",

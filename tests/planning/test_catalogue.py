@@ -30,8 +30,9 @@ from bench.data.sources import own
 from bench.errors import InputError
 from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, make_plan
-from bench.specs import PublicWeights
-from bench.specs.architectures import MaskedLanguageModel, TransformersEncoder
+from bench.pretrained import checkpoints
+from bench.specs import PublicWeights, canonical_json
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel, TransformersEncoder
 from bench.speed import __main__ as speed
 from bench.store.store import Store
 
@@ -447,7 +448,7 @@ def test_other_weights_under_a_prepared_name_are_refused(bert: Path, data: Path)
         plan_of(write(other, text=OWN_BACKBONE), data)
 
 
-def test_an_encoder_without_a_decoder_is_refused_where_one_is_needed(tmp_path: Path, data: Path) -> None:
+def test_an_encoder_prepared_before_there_were_variants_keeps_its_keys(tmp_path: Path, data: Path) -> None:
     import timm
 
     folder = tmp_path / "timm"
@@ -462,8 +463,20 @@ def test_an_encoder_without_a_decoder_is_refused_where_one_is_needed(tmp_path: P
     lines = ("digits/finetune.augmentation = 'none'",)
     text = text.replace("further_pretrain.steps = 2\nfurther_pretrain.batch_size = 8\n", "")
     assert run(write(folder, *lines, text=text), data) == 0
-    with pytest.raises(InputError, match="decoder"):
-        plan_of(write(folder, *lines, text=text.replace("['finetune']", "['finetune', 'tapt']")), data)
+    path = checkpoints.folder("mine", data) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for field in ("registers", "positioned", "layer_scale", "pre_norm", "pixel_mean", "pixel_std"):
+        del manifest["architecture"][field]
+    del manifest["digest"], manifest["resampling"]
+    path.write_text(json.dumps(manifest))
+    plan = plan_of(write(folder, *lines, text=text.replace("['finetune']", "['finetune', 'tapt']")), data)
+    for backbone in (plan.cells[0].stage.backbone, plan.cells[1].stage.backbone):
+        assert isinstance(backbone, MaskedAutoEncoder)
+        fields = json.loads(canonical_json(backbone))
+        assert not {"registers", "positioned", "layer_scale", "pre_norm", "pixel_mean", "pixel_std"} & fields.keys()
+        assert (fields["decoder_depth"], "resampling" in fields["weights"]) == (0, False)
+    with pytest.raises(InputError, match="image_size = 16, but the weights of mine have 8"):
+        plan_of(write(folder, *lines, "mine/backbone.image_size = 16", text=text), data)
 
 
 def test_a_public_backbones_weights_can_be_replaced(bert: Path, data: Path) -> None:

@@ -312,6 +312,23 @@ def test_registers_are_never_masked(kind: str, tmp_path: Path) -> None:
         assert (parameter.grad is not None and bool(parameter.grad.any())) == parameter.requires_grad, name
 
 
+def test_the_decoder_sees_the_patches_that_were_kept(tmp_path: Path) -> None:
+    encoder = loaded(prepared_from(of_transformers("dinov2_with_registers"), tmp_path), tmp_path).backbone
+    torch.manual_seed(0)
+    whole = dataclasses.replace(encoder, weights=PublicWeights(None), mask_ratio=0.5).with_decoder
+    model = build(whole, decoder=True).double().eval()
+    assert isinstance(model, ImageModel) and model.decoder is not None
+    mask = model.draw_mask(images(12), torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    model.decoder.embed.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    model.masked_predictions(images(12), mask)
+    # The whole encoder by timm's own blocks, on CLS, three registers and the eight patches that were kept.
+    embedded = model.embed(images(12)).gather(1, mask.kept[:, :, None].expand(-1, -1, 32))
+    tokens = model.encoder.norm(model.encoder.blocks(model._tokens(embedded, mask.kept)))
+    assert (tokens.shape, seen[0].shape) == ((3, 12, 32), (3, 9, 32))
+    torch.testing.assert_close(seen[0], tokens[:, [0, *range(4, 12)]], **EXACT)
+
+
 @pytest.mark.parametrize(
     ("width", "depth", "expected"),
     [
