@@ -51,7 +51,10 @@ class LoRA(Constraint):
 
         model.encoder.requires_grad_(False)
         weights = dict(model.named_parameters())
-        for name, projections in model.attention().items():
+        attention = model.attention()
+        if not attention:
+            raise InputError(f"LoRA: {type(model).__name__} names no attention matrices (Model.ATTENTION) to adapt.")
+        for name, projections in attention.items():
             adapted = [projection in self.targets for projection in projections]
             if any(adapted):
                 adapt(model, name, LowRank(weights[name], self.rank, self.alpha, adapted))

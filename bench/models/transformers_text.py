@@ -63,7 +63,7 @@ class TransformersText(LanguageNetwork):
         super().__init__(backbone)
         self._family = family = FAMILIES[backbone.family]
         self.POSITIONS, self.TOKENS = family.positions, family.tokens
-        self.BLOCKS, self.FINAL = family.blocks, family.final
+        self.BLOCKS, self.FINAL, self.ATTENTION = family.blocks, family.final, family.projections
         rate = backbone.dropout if dropout is None else dropout
         # Built whole even where the decoder is dropped, so that the encoder's random weights are the same either way.
         network = _network(backbone, rate)

@@ -21,6 +21,14 @@ SIZES_OF_BERT = {
 }
 """The fields of a backbone that a configuration of transformers holds, and their names in most of them."""
 
+
+def _separate(query: str, key: str, value: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    names = {"query": query, "key": key, "value": value}
+    return tuple((f"{name}.weight", (part,)) for part, name in names.items())
+
+
+FUSED = (("attn.Wqkv.weight", ("query", "key", "value")), ("attn.c_attn.weight", ("query", "key", "value")))
+"""One matrix for all three, as ModernBERT and GPT-2 call it."""
 DROPOUTS_OF_BERT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
@@ -40,7 +48,7 @@ class Family:
     `decoder` names the modules of the language-model network that, one after the other, turn hidden states into
     scores; `projection` is the last one's weight, `projection_bias` another name of its bias. `words` to `depths` are
     names within the encoder: the word embeddings, blocks, what comes after them, position embeddings, token types, and
-    parameters outside the blocks that are as deep as one. `special` are the special tokens of a tokenizer whose
+    parameters outside the blocks that are as deep as one. `projections` are `Model.ATTENTION`. `special` are the special tokens of a tokenizer whose
     configuration names none; without a token for padding, the end-of-text token is it.
     """
 
@@ -58,6 +66,7 @@ class Family:
     tokens: tuple[str, ...] = ("token_type_embeddings.weight",)
     depths: Mapping[str, int] = field(default_factory=dict)
     required: Mapping[str, object] = field(default_factory=dict)
+    projections: tuple[tuple[str, tuple[str, ...]], ...] = FUSED
     attention: str = "sdpa"
     causal: bool = False
     special: Mapping[str, str] = field(default_factory=lambda: {"pad_token": "[PAD]", "mask_token": "[MASK]"})
@@ -81,6 +90,7 @@ FAMILIES: dict[str, Family] = {
         projection="vocab_projector",
         words="embeddings.word_embeddings",
         blocks="transformer.layer",
+        projections=_separate("attention.q_lin", "attention.k_lin", "attention.v_lin"),
     ),
     "electra": Family(
         language_model="ElectraForMaskedLM",
@@ -91,6 +101,7 @@ FAMILIES: dict[str, Family] = {
         projection="generator_lm_head",
         words="embeddings.word_embeddings",
         blocks="encoder.layer",
+        projections=_separate("attention.self.query", "attention.self.key", "attention.self.value"),
         required={"is_decoder": False, "add_cross_attention": False, "position_embedding_type": "absolute"},
     ),
     "deberta-v2": Family(
@@ -108,6 +119,7 @@ FAMILIES: dict[str, Family] = {
         projection_bias="cls.predictions.bias",
         words="embeddings.word_embeddings",
         blocks="encoder.layer",
+        projections=_separate("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
         positions=("position_embeddings.weight", "rel_embeddings.weight"),
         # The convolution of the larger ones stands beside the first block.
         depths={"encoder.conv.": 1},

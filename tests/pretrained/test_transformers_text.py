@@ -319,6 +319,15 @@ def test_roles_and_depths(family: str, prepared: Prepared, tmp_path: Path) -> No
     assert {depths[n] for n in names if n.startswith(("encoder.final_norm", "encoder.ln_f"))} <= {depth + 1}
 
 
+def test_every_block_names_its_query_key_and_value(ours: TransformersText) -> None:
+    names, width = dict(ours.named_parameters()), ours.backbone.width
+    for number in range(ours.backbone.depth):
+        block = f"encoder.{ours.BLOCKS}.{number}."
+        own = {name: parts for name, parts in ours.attention().items() if name.startswith(block)}
+        assert sorted(part for parts in own.values() for part in parts) == ["key", "query", "value"]
+        assert all(names[name].shape == (len(parts) * width, width) for name, parts in own.items())
+
+
 def test_the_convolution_of_a_large_deberta_is_as_deep_as_the_first_block(tmp_path: Path) -> None:
     folder = saved("deberta-v2", tmp_path / "deberta", network_of("deberta-v2", conv_kernel_size=3, conv_act="gelu"))
     model = model_of(prepare("text", folder_source(folder), tmp_path), tmp_path)
