@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
-from bench.methods import Activity, Cell, Constraint, Context, Stage, State, recipe
+from bench.methods import Activity, Cell, Constraint, Context, InputError, Stage, State, recipe
 
 if TYPE_CHECKING:
     from torch import Tensor

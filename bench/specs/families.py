@@ -45,11 +45,12 @@ class Family:
     token that is no padding, and the second text of a pair follows behind the end-of-text token; otherwise the first
     token is read, and separators are the tokenizer's.
 
-    `decoder` names the modules of the language-model network that, one after the other, turn hidden states into
-    scores; `projection` is the last one's weight, `projection_bias` another name of its bias. `words` to `depths` are
-    names within the encoder: the word embeddings, blocks, what comes after them, position embeddings, token types, and
-    parameters outside the blocks that are as deep as one. `projections` are `Model.ATTENTION`. `special` are the special tokens of a tokenizer whose
-    configuration names none; without a token for padding, the end-of-text token is it.
+    `decoder` names the modules of the language-model network that, one after the other, turn hidden states into scores;
+    `projection` is the last one's weight, `projection_bias` another name of its bias. `words` to `depths` are names
+    within the encoder: the word embeddings, blocks, what comes after them, position embeddings, token types, and
+    parameters outside the blocks that are as deep as one. `projections` are `Model.ATTENTION`. `special` are the
+    special tokens of a tokenizer whose configuration names none; without a token for padding, the end-of-text token is
+    it.
     """
 
     language_model: str
