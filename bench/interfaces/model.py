@@ -63,8 +63,7 @@ class Model(nn.Module, ABC):
         """Compute the features of the unmasked input: (B, D).
 
         They are the first token after the final norm, or the last one that is no padding where tokens see only those
-        before them. `embeddings`, in the form `embed` returns, stand in for the
-        input's own.
+        before them. `embeddings`, in the form `embed` returns, stand in for the input's own.
         """
 
     @abstractmethod

@@ -113,6 +113,8 @@ class TransformersText(LanguageNetwork):
         if not parts:
             return self._encoded(tensors)
         # Each part by itself, then all tokens in the order of the batch; those of no part are padding, and stay 0.
+        # Example: of texts of 4 and 1 tokens, T = 4, the parts are [[0 1 2 3]] and [[4]]. Computed are 5 tokens, and
+        # they are put to 0, 1, 2, 3 and 4 of the 8; the tokens 5 to 7 are 0.
         flat = {name: tensor.flatten(0, 1) for name, tensor in tensors.items()}
         computed = torch.cat(
             [self._encoded({name: tensor[part] for name, tensor in flat.items()}).flatten(0, 1) for part in parts]
@@ -157,6 +159,7 @@ def _use_linear_layers(network: nn.Module) -> None:
 
 
 def _compile_in_training(block: nn.Module) -> None:
+    # In place, since transformers' encoder calls its blocks itself; the blocks' code is one, so it is compiled once.
     plain, compiled = block.forward, torch.compile(block.forward, dynamic=False)
 
     def forward(*arguments: Any, **settings: Any) -> Any:

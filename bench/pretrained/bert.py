@@ -87,8 +87,8 @@ def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, T
     ignored = ignored_tensors(folder, network, loading)
     tokenizer = read_tokenizer(folder, raw["model_type"])
     tensors, fresh = loaded_parts(network, {"encoder": network.base_model_prefix, "decoder": HEAD[kind]}, loading)
-    # RoBERTa counts positions from behind the padding index: of 514 positions and padding 1, 512 are for tokens.
     tokens = token_fields(folder, config, tokenizer, SPECIAL[kind])
+    # RoBERTa counts positions from behind the padding index: of 514 positions and padding 1, 512 are for tokens.
     first = tokens["pad_id"] + 1 if kind == "roberta" else 0
     tokens["max_length"] = min(tokens["max_length"], config.max_position_embeddings - first)
     return CheckpointContents(
