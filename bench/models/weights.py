@@ -39,8 +39,8 @@ def load_weights(
     values are converted to the model's precision.
 
     What `absent` names may be missing from the file and keeps its values. With a `resampling` positions of another
-    image size are fitted to the model's. Raises `InputError`, and changes nothing,
-    where any other name of these parts is missing from or unknown to the model, or a shape differs.
+    image size are fitted to the model's. Raises `InputError`, and changes nothing, where any other name of these parts
+    is missing from or unknown to the model, or a shape differs.
     """
     for part in parts:
         if part not in PARTS:

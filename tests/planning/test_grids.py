@@ -19,12 +19,13 @@ from bench.data.public.glue import GLUE
 from bench.data.public.official import differences
 from bench.data.tasks import EMBEDDED, TASKS
 from bench.errors import InputError
+from bench.planning.backbones import ENTRIES
 from bench.planning.describe import describe_plan
 from bench.planning.gin_files import shipped_gin
 from bench.planning.plan import Plan, PlannedCell, make_plan, searched
 from bench.planning.registry import BACKBONES, CHECKPOINTS, RECIPES
 from bench.specs import PublicWeights, Schedule, Selected, Stage, canonical_json, from_canonical, walk
-from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.specs.architectures import IMAGENET_MEAN, MaskedAutoEncoder, MaskedLanguageModel
 from bench.specs.objectives import AdamW
 from bench.store.manifest import write_manifest
 from bench.store.store import Store
@@ -236,8 +237,34 @@ def test_public_backbones_are_the_papers() -> None:
         assert (text.vocabulary, text.max_length, text.dropout, text.mask_ratio) == (50_265, 512, 0.1, 0.15)
         assert isinstance(text.weights, PublicWeights)
         assert (text.network, text.positions, text.first_position, text.segments) == ("roberta", 514, 2, 1)
-    assert {"vit_mae_base", "vit_mae_large", "roberta_base", "roberta_large"} < CHECKPOINTS.keys()
-    assert CHECKPOINTS.keys() <= BACKBONES.keys()
+    assert {"vit_mae_base", "vit_mae_large", "roberta_base", "roberta_large"} <= CHECKPOINTS.keys() <= BACKBONES.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "patches", "registers", "layer_scale", "pixel_mean"),
+    [
+        ("vit_base", 768, 196, 0, None, (0.5, 0.5, 0.5)),
+        ("deit_small", 384, 196, 0, None, IMAGENET_MEAN),
+        ("deit_small_distilled", 384, 196, 1, None, IMAGENET_MEAN),
+        ("dinov2_small", 384, 256, 0, 1.0, IMAGENET_MEAN),
+        ("dinov2_base", 768, 256, 0, 1.0, IMAGENET_MEAN),
+        ("dinov2_small_registers", 384, 256, 4, 1.0, IMAGENET_MEAN),
+    ],
+)
+def test_public_encoders_of_images(
+    name: str,
+    width: int,
+    patches: int,
+    registers: int,
+    layer_scale: float | None,
+    pixel_mean: tuple[float, ...],
+) -> None:
+    backbone = next(default for default, _ in ENTRIES if default.name == name)
+    assert isinstance(backbone, MaskedAutoEncoder)
+    assert (backbone.width, backbone.depth, backbone.heads, backbone.mlp_width) == (width, 12, width // 64, 4 * width)
+    assert (backbone.image_size, backbone.patches, backbone.registers) == (224, patches, registers)
+    assert (backbone.layer_scale, backbone.pixel_mean, backbone.decoder_depth) == (layer_scale, pixel_mean, 0)
+    assert backbone.norm_eps == (1e-6 if name.startswith("dinov2") else 1e-12)
 
 
 # ------------------------------------------------------------------------------------------------ what is shared
