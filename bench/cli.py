@@ -21,14 +21,16 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
 
     They name a grid, its data, store and results.
     """
-    arguments = argparse.ArgumentParser(prog=program, description=description)
-    add_bindings(arguments, required=True)
-    arguments.add_argument("--store", type=_folder, default=Path("runs"), help="where stages are kept (default: runs)")
-    arguments.add_argument(
-        "--results", type=_folder, default=Path("results"), help="where tables go (default: results)"
-    )
-    add_data(arguments)
-    return arguments
+    return add_grid(argparse.ArgumentParser(prog=program, description=description), required=True)
+
+
+def add_grid(parser: argparse.ArgumentParser, required: bool) -> argparse.ArgumentParser:
+    """Let a command take a grid, its data, store and results."""
+    add_bindings(parser, required)
+    parser.add_argument("--store", type=_folder, default=Path("runs"), help="where stages are kept (default: runs)")
+    parser.add_argument("--results", type=_folder, default=Path("results"), help="where tables go (default: results)")
+    add_data(parser)
+    return parser
 
 
 def add_bindings(parser: argparse.ArgumentParser, required: bool) -> None:

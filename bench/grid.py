@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     earlier = earlier_records(plan, options.results)  # refuses now what the tables could not be merged with at the end
     print(describe_plan(plan), flush=True)
     if plan.again:
-        _set_aside(plan, options, store, [*earlier.values()])
+        _set_aside(plan, options, store, [*earlier.cells.values()])
     del earlier  # others may write the file while this grid runs: it is read again
     if not plan.to_run(options.retry):
         return write_tables(plan, store, options.results)

@@ -19,7 +19,8 @@ from bench.data.metrics import METRICS
 from bench.errors import InputError
 from bench.planning.plan import make_plan
 from bench.store.store import Store
-from bench.tables.table import table
+from bench.tables.grid_facts import facts_of
+from bench.tables.records import read_file, read_records
 
 SMALL = """
 grid.rows = ['finetune', 'tapt', 'self_distillation']
@@ -85,8 +86,12 @@ class Workplace:
         return (self.results / "small.md").read_text()
 
     def records(self) -> dict[str, dict[str, Any]]:
-        lines = (self.results / "small" / "records.jsonl").read_text().splitlines()
-        return {record["cell"]: record for record in map(json.loads, lines)}
+        return {cell: record for (_, cell), record in read_records(self.results / "small" / "records.jsonl").items()}
+
+    def specs(self, cell: str) -> list[dict[str, Any]]:
+        """What the stages behind a cell compute, parents first; other stages in them stand as their keys."""
+        content = read_file(self.results / "small" / "records.jsonl")
+        return [content.stages[key]["spec"] for key in self.records()[cell]["stages"]]
 
     def numbers(self) -> dict[str, Any]:
         return {cell: (record["key"], record["metrics"]) for cell, record in self.records().items()}
@@ -158,8 +163,10 @@ def test_records_say_what_a_reviewer_asks(finished: Workplace) -> None:
     provenance = record["provenance"]
     assert {"commit", "versions", "device", "threads", "instruction_set", "data"} <= provenance.keys()
     assert provenance["data"].keys() == {"digits/train", "digits/test"}
-    student = record["spec"]["init"]
-    assert (student["name"], student["teacher"]["name"]) == ("self_distill_1", "further_pretrain")
+    *_, teacher, student, final = finished.specs(record["cell"])
+    keys = record["stages"]
+    assert (teacher["name"], student["name"], final["name"]) == ("further_pretrain", "self_distill_1", "finetune")
+    assert (student["teacher"], final["init"]) == ({"stage": keys[-3]}, {"stage": keys[-2]})
     assert record["seconds_with_parents"] > record["seconds"]
 
 
@@ -177,7 +184,7 @@ def test_records_and_tables_hold_no_path_or_name_of_this_machine(finished: Workp
     import getpass
     import platform
 
-    text = finished.table + (finished.results / "small" / "records.jsonl").read_text()
+    text = finished.table + "".join(path.read_text() for path in (finished.results / "small").glob("*.jsonl"))
     for private in (str(finished.folder), str(Path.home()), str(Path(__file__).parents[1]), platform.node()):
         assert private not in text
     assert f'"{getpass.getuser()}"' not in text
@@ -191,8 +198,8 @@ def test_methods_share_stages_and_unlabelled_ones_run_once_for_all_seeds(finishe
         + ["finetune-digits", "finetune-pydocs"] * 6
     )
     records = finished.records()
-    tapt = records["tapt/digits/photos_mae/0"]["spec"]["init"]["key"]
-    assert records["self_distillation/digits/photos_mae/1"]["spec"]["init"]["teacher"]["key"] == tapt
+    further_pretrain = records["tapt/digits/photos_mae/0"]["stages"][-2]
+    assert records["self_distillation/digits/photos_mae/1"]["stages"][-3] == further_pretrain
 
 
 def test_running_again_computes_nothing(finished: Workplace) -> None:
@@ -284,7 +291,7 @@ def test_the_legend_says_what_the_spread_holds(
     text = "".join(line + "\n" for line in SMALL.splitlines() if not (len(changes) == 2 and "further_pretrain" in line))
     place = Workplace(tmp_path, prepared, text)
     plan = make_plan([str(place.gin)], changes[:1], (), prepared, Store(place.store))
-    text = table(plan, [])
+    text = "\n".join(facts_of(plan).legend)
     assert says in text
     assert never not in text
 

@@ -1,7 +1,11 @@
-"""Write the tables of a grid from its store, without running anything: `python -m bench.collate --gin FILE`."""
+"""Write the tables of a grid without running anything.
+
+`python -m bench.collate --gin FILE` writes them from its store, `--records FILE…` from records files alone.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,9 +14,12 @@ from filelock import FileLock
 
 import baselines
 from bench import cli
+from bench.errors import InputError
 from bench.planning.plan import Plan, make_plan
 from bench.store.store import Store
-from bench.tables.table import collate
+from bench.tables.rebuild import changed_cells, joined_files
+from bench.tables.records import read_file
+from bench.tables.table import collate, rebuilt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     It is 0 if every cell has a number, 1 if some lack one, 2 for bad input.
     """
-    options = cli.parser("python -m bench.collate", __doc__ or "").parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.collate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cli.add_grid(parser, required=False)
+    parser.add_argument("--records", nargs="+", type=Path, metavar="FILE", help="records.jsonl of one grid, or of more")
+    parser.add_argument(
+        "--against", type=Path, metavar="FILE", help="another records.jsonl: list the cells that differ"
+    )
+    options = parser.parse_args(arguments)
+    if bool(options.records) == bool(options.gin):
+        raise InputError("give --gin, whose store the tables are made from, or --records, and not both.")
+    if options.records:
+        return _rebuild(options.records, options.against, options.results)
+    if options.against:
+        raise InputError("--against: compares records files; name the other ones with --records.")
     baselines.register()
     store = Store(options.store)
     store.check_exists()
@@ -35,7 +56,7 @@ def write_tables(plan: Plan, store: Store, results: Path) -> int:
     It is 0 if every cell of the grid has a number, or the store has those of all selected cells, else 1. Raises
     OSError, which names the folder, where the tables cannot be written; printed they are all the same.
     """
-    with _alone(plan, results):
+    with _alone(plan.table_name, results):
         tables = collate(plan, store, results)
         print(f"\n{tables.markdown}", flush=True)
         try:
@@ -51,14 +72,35 @@ def write_tables(plan: Plan, store: Store, results: Path) -> int:
     return 0 if tables.selected_done or len(tables.records) == len(plan.cells) else 1
 
 
+def _rebuild(files: Sequence[Path], against: Path | None, results: Path) -> int:
+    """Write the tables of records files again, or list the cells in which they differ from another file."""
+    for path in (*files, *([] if against is None else [against])):
+        if not path.is_file():
+            raise InputError(f"--records {path}: there is no such file. A grid's is RESULTS/NAME/records.jsonl.")
+    content, disagreements = joined_files(files)
+    if against is not None:
+        lines = list(changed_cells(read_file(against), content))
+        print("\n".join(lines or ["no cell differs"]))
+        return 1 if lines else 0
+    tables = rebuilt(content, disagreements, results)
+    cli.check_results(results, tables.name)
+    with _alone(tables.name, results):
+        if (other := tables.records_file).is_file() and other.resolve() not in [path.resolve() for path in files]:
+            raise InputError(f"--results {results}: {other} is there already; name it among --records, or move it.")
+        print(f"\n{tables.markdown}", flush=True)
+        tables.write()
+    print(f"table: {tables.table}\nrecords: {tables.records_file}")
+    return 0
+
+
 @contextlib.contextmanager
-def _alone(plan: Plan, results: Path) -> Iterator[None]:
+def _alone(name: str, results: Path) -> Iterator[None]:
     """Be the only one that merges and writes the tables of a grid meanwhile.
 
     Else two grids that end at once, with different stores, could each write a file without the other's records. Goes on
     without a lock where a file system has none, and where nothing can be written, which is told then.
     """
-    lock = FileLock(results / f".{plan.table_name}.lock")
+    lock = FileLock(results / f".{name}.lock")
     with contextlib.suppress(OSError, NotImplementedError):
         results.mkdir(parents=True, exist_ok=True)
         lock.acquire()

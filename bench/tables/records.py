@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.data.metrics import NO_ENTRY
 from bench.errors import InputError, SpecError
 from bench.planning.plan import Plan, PlannedCell
-from bench.specs import Stage, expanded, walk
+from bench.specs import Stage, canonical_json, walk
 from bench.store.activity import ActivityFacts
 from bench.store.code import other_weights
 from bench.store.files import digest, write_text
 from bench.store.shape import shaped
 from bench.store.store import Store
+from bench.tables.grid_facts import GridFacts, read_facts
 
 Record = dict[str, Any]
 Earlier = dict[tuple[str, str], Record]
-"""What a records file has already, by key and cell."""
+"""The cells of a records file, by key and cell."""
+
+
+class RecordsFile(NamedTuple):
+    """What a records file holds, and the file of stages beside it.
+
+    `stages` are by key; files of version 1 have none, and no grid.
+    """
+
+    grid: GridFacts | None
+    cells: Earlier
+    stages: dict[str, Record]
 
 
 @dataclass(frozen=True)
@@ -61,24 +73,41 @@ class RecordLine:
     activity: dict[str, ActivityFacts] = field(default_factory=dict)
 
 
-def records_path(plan: Plan, results: Path) -> Path:
+@dataclass(frozen=True)
+class StageLine:
+    """What is relied on in a line of a file of stages; there is more in it."""
+
+    key: str
+    name: str
+    task: str
+    seconds: float
+    parents: tuple[str, ...]
+    spec: dict[str, Any]
+
+
+def records_path(results: Path, name: str) -> Path:
     """Return where the records of a grid are written."""
-    return results / plan.table_name / "records.jsonl"
+    return results / name / "records.jsonl"
 
 
-def earlier_records(plan: Plan, results: Path) -> Earlier:
-    """Read what a grid's records file has already, by key and cell.
+def stages_path(records: Path) -> Path:
+    """Return where the stages of a records file are written."""
+    return records.with_name("stages.jsonl")
+
+
+def earlier_records(plan: Plan, results: Path) -> RecordsFile:
+    """Read what a grid's records file has already.
 
     Refuses a file that the plan's numbers could not be merged with; a run asks before it begins.
     """
-    path = records_path(plan, results)
-    earlier = read_records(path)
-    _refuse_unknown_keys(plan, earlier, path)
+    path = records_path(results, plan.table_name)
+    earlier = read_file(path)
+    _refuse_unknown_keys(plan, earlier.cells, path)
     return earlier
 
 
-def computed_records(plan: Plan, store: Store) -> dict[str, Record]:
-    """Build the records of the cells that the store holds finished, by the cell's name.
+def computed_records(plan: Plan, store: Store) -> RecordsFile:
+    """Build the records of the cells that the store holds finished, and those of the stages behind them.
 
     Each stage's record is read once, however many cells need it.
     """
@@ -87,34 +116,46 @@ def computed_records(plan: Plan, store: Store) -> dict[str, Record]:
     finished = [cell for cell in prepared if records.get(cell.stage.key) is not None]
     behind = (stage for stage in walk(*(cell.stage for cell in finished)) if stage.key not in records)
     records |= store.each(store.record, behind)
-    return {cell.name: cell_record(cell, records) for cell in finished}
+    cells = {(cell.stage.key, cell.name): cell_record(cell, records) for cell in finished}
+    stages = {
+        stage.key: stage_record(stage, record)
+        for stage in walk(*(cell.stage for cell in finished))
+        if (record := records.get(stage.key)) is not None
+    }
+    return RecordsFile(None, cells, stages)
 
 
-def merged_records(
-    plan: Plan, store: Store, computed: Mapping[str, Record], results: Path
-) -> tuple[list[Record], list[Record]]:
+def merged_records(plan: Plan, store: Store, computed: RecordsFile, results: Path) -> tuple[RecordsFile, RecordsFile]:
     """Return the records of the plan's cells, from store and file, and the file's others.
 
     `computed` are the store's. Refuses a file that disagrees with them, but for what `--again` replaced.
     """
     # Example: the file has 42 cells. `--only` with an empty store runs 6 of them: the file keeps the other 36, by key.
     # With other settings the keys differ: there are 42 new records, and the 42 old ones are others.
-    others = earlier_records(plan, results)
-    records: list[Record] = []
+    earlier, path = earlier_records(plan, results), records_path(results, plan.table_name)
+    others, records = dict(earlier.cells), Earlier()
     for cell in plan.cells:
-        own, kept = computed.get(cell.name), others.pop((cell.stage.key, cell.name), None)
+        identity = (cell.stage.key, cell.name)
+        own, kept = computed.cells.get(identity), others.pop(identity, None)
         if own is not None and kept is not None and _disagree(own["metrics"], kept["metrics"]):
             if kept["metrics"] not in store.replaced(cell.stage):
                 raise InputError(
-                    f"{records_path(plan, results)} says {kept['value']} for {cell.name}, the store {own['value']}: "
+                    f"{path} says {kept['value']} for {cell.name}, the store {own['value']}: "
                     "the same stage has two results, for instance of two kinds of computer. Name another --results, or "
                     "move the file away."
                 )
-            others[cell.stage.key, cell.name] = kept  # computed anew since, with --again
-        record = own or (None if kept is None else _of_cell(kept, cell, records_path(plan, results)))
+            others[identity] = kept  # computed anew since, with --again
+        record = own or (None if kept is None else _of_cell(kept, cell, path))
         if record is not None:
-            records.append({"devices": [_kind(record["provenance"])], **record})  # records from before GPUs name none
-    return records, list(others.values())
+            records[identity] = {"devices": [_kind(record["provenance"])], **record}  # those before GPUs name none
+    return _with_stages(None, records, earlier, computed), _with_stages(earlier.grid, others, earlier)
+
+
+def _with_stages(grid: GridFacts | None, cells: Earlier, *sources: RecordsFile) -> RecordsFile:
+    """Bring together cells and the stages behind them. Of a stage that several sources have, the last is taken."""
+    there = {key: stage for source in sources for key, stage in source.stages.items()}
+    behind = dict.fromkeys(key for record in cells.values() for key in record.get("stages", ()))
+    return RecordsFile(grid, cells, {key: there[key] for key in behind if key in there})
 
 
 def _of_cell(kept: Record, cell: PlannedCell, path: Path) -> Record:
@@ -136,19 +177,36 @@ def _disagree(own: Mapping[str, float], kept: Mapping[str, float]) -> bool:
 
 
 def read_records(path: Path) -> Earlier:
-    """Read a records file by key and cell; empty where there is none. Refuses a line that is no record."""
+    """Read the cells of a records file, by key and cell."""
+    return read_file(path).cells
+
+
+def read_file(path: Path) -> RecordsFile:
+    """Read a records file and the stages beside it; empty where there is none.
+
+    Refuses, by its number, a line that is no record.
+    """
+    grid: GridFacts | None = None
     records: Earlier = {}
+    stages = {}
+    for number, line in _lines(stages_path(path)):
+        try:
+            stage = json.loads(line)
+            shaped(stage, StageLine)
+        except (ValueError, TypeError, RecursionError, SpecError) as error:
+            raise _no_record(stages_path(path), number, error) from error
+        stages[stage["key"]] = stage
     checked: set[str] = set()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}). Move it away.") from error
-    # Not splitlines(), which also splits at characters that JSON leaves as they are.
-    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], start=1):
+    for number, line in _lines(path):
         try:
             record = json.loads(line)
+            if number == 1 and isinstance(record, dict) and "grid" in record:
+                grid = read_facts(record)
+                continue
+            if isinstance(record, dict) and record.keys() == {"stage"}:  # in a file of records that were set aside
+                shaped(record["stage"], StageLine)
+                stages[record["stage"]["key"]] = record["stage"]
+                continue
             signature = _signature(record)
             if not signature or signature not in checked:
                 shaped(record, RecordLine)
@@ -166,9 +224,25 @@ def read_records(path: Path) -> Earlier:
             if records.get((key, cell), record) != record:
                 raise ValueError(f"{cell} stands there before with other values")
         except (ValueError, TypeError, KeyError, RecursionError, SpecError) as error:
-            raise InputError(f"{path}:{number}: not a record of this suite ({error}). Move the file away.") from error
+            raise _no_record(path, number, error) from error
         records[key, cell] = record
-    return records
+    return RecordsFile(grid, records, stages)
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Read the lines of a file with their numbers; none where there is no file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}). Move it away.") from error
+    # Not splitlines(), which also splits at characters that JSON leaves as they are.
+    return list(enumerate(text.removesuffix("\n").split("\n") if text else [], start=1))
+
+
+def _no_record(path: Path, number: int, error: Exception) -> InputError:
+    return InputError(f"{path}:{number}: not a record of this suite ({error}). Move the file away.")
 
 
 def _signature(record: Any) -> str:
@@ -195,17 +269,18 @@ def _refuse_unknown_keys(plan: Plan, earlier: Earlier, path: Path) -> None:
         )
 
 
-def write_aside(records: list[Record], results: Path, name: str) -> Path | None:
-    """Write records that are none of the plan's into a file named after their content."""
-    if not records:
+def write_aside(others: RecordsFile, results: Path, name: str) -> Path | None:
+    """Write records that are none of the plan's, and their stages, into a file named after their content."""
+    if not others.cells:
         return None
-    lines = lines_of(records)
+    grid = [] if others.grid is None else [others.grid.as_line()]
+    lines = lines_of([*grid, *({"stage": stage} for stage in others.stages.values()), *others.cells.values()])
     path = results / f"{name}.before-{digest(lines)[:12]}.jsonl"
     write_text(path, lines)
     return path
 
 
-def lines_of(records: list[Record]) -> str:
+def lines_of(records: Iterable[Record]) -> str:
     """Write records as JSON lines."""
     return "".join(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n" for record in records)
 
@@ -213,7 +288,7 @@ def lines_of(records: list[Record]) -> str:
 def cell_record(cell: PlannedCell, records: Mapping[str, Record | None]) -> Record:
     """Build the record of a finished cell from those of its stages.
 
-    It holds the cell's number, every metric, cost, provenance and the whole spec behind it.
+    It holds the cell's number, every metric, cost, provenance and the keys of the stages behind it.
     """
     record = records[cell.stage.key]
     assert record is not None, "the cell is finished"
@@ -246,13 +321,31 @@ def cell_record(cell: PlannedCell, records: Mapping[str, Record | None]) -> Reco
         "seconds_with_parents": round(sum(each["seconds"] for each in there.values()), 3)
         if len(there) == len(stages)
         else None,
-        "spec": expanded(cell.stage),
+        "stages": [stage.key for stage in stages],
         "search": record.get("search"),
         "code": record.get("code", {}),
         "activity": _activity(stages, there),
         "other_weights": sorted(set(swapped)),
         "devices": sorted({_kind(stage["provenance"]) for stage in there.values()}),
         "provenance": record["provenance"],
+    }
+
+
+def stage_record(stage: Stage, record: Record) -> Record:
+    """Build the line of a stage: what it computes, what that took, and where it came from.
+
+    Other stages in its `spec` stand as their keys.
+    """
+    facts = ("metrics", "measured", "activity", "parameters", "steps", "seconds", "attempt", "date", "search", "code")
+    return {
+        "key": stage.key,
+        "name": stage.name,
+        "task": stage.data.task,
+        "seed": stage.seed,
+        "parents": [parent.key for parent in stage.parents],
+        "spec": json.loads(canonical_json(stage)),
+        "weights": record["weights"]["sha256"],
+        **{name: record[name] for name in (*facts, "provenance") if name in record},
     }
 
 

@@ -65,6 +65,7 @@ def fit(
         record = _trained(chosen, store, attempt, settings, device, saved, stop, progress)
     ancestry["code"] = merged_code([store.code(attempt), ancestry["code"]])
     facts = {"key": stage.key, "attempt": attempt.number, **ancestry, **({} if search is None else {"search": search})}
+    facts["date"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     store.publish(attempt, stage, {**facts, **record})
     saved.clear()
 
@@ -114,6 +115,7 @@ def _trained(
         "metrics": values,
         "measured": measured,
         "activity": {name: _jsonable(part) for name, part in trained.activity.items()},
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": stage.total_steps,
         "seconds": trained.seconds,
         "weights": _save_weights(model, saved.folder.parent),

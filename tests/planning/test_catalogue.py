@@ -115,7 +115,7 @@ def test_own_data_are_prepared_and_trained_on_by_name(sources: Path, data: Path)
     assert manifest.class_names == ("cat", "dog")
     assert {split: facts.per_class for split, facts in manifest.splits.items()} == {"train": (8, 8), "test": (2, 2)}
     records = [
-        json.loads(line) for line in (path.parent / "results" / "own" / "records.jsonl").read_text().splitlines()
+        json.loads(line) for line in (path.parent / "results" / "own" / "records.jsonl").read_text().splitlines()[1:]
     ]
     assert {record["task"] for record in records} == {"pets", "reviews"}
     assert str(path.parent) not in (path.parent / "results" / "own" / "records.jsonl").read_text()
@@ -339,7 +339,7 @@ def test_an_own_backbone_is_prepared_and_its_checksum_recorded(
     assert isinstance(backbone, MaskedLanguageModel)
     assert isinstance(backbone.weights, PublicWeights)
     assert (backbone.width, backbone.positions, backbone.max_length) == (16, 40, 40)
-    text = (path.parent / "results" / "own" / "records.jsonl").read_text()
+    text = (path.parent / "results" / "own" / "stages.jsonl").read_text()
     assert text.count(str(backbone.weights.checksum)) >= 2
     assert str(path.parent) not in text
     assert str(backbone.weights.checksum)[:16] in (path.parent / "results" / "own.md").read_text()

@@ -72,7 +72,7 @@ def test_the_best_candidate_is_chosen_and_all_scores_are_recorded(prepared: Path
         search = record["search"]
         scores = [candidate["accuracy"] for candidate in search["candidates"]]
         assert search["chosen"] == scores.index(max(scores)) == 1
-        assert record["spec"]["finals"][1]["schedule"]["lr"] == 3e-3
+        assert place.specs(record["cell"])[-1]["finals"][1]["schedule"]["lr"] == 3e-3
     before = place.ledger()
     assert place.run() == 0
     assert place.ledger() == before

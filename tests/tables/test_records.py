@@ -72,6 +72,12 @@ class Place:
         return read_records(self.results / name / "records.jsonl")
 
 
+def cell_of(path: Path) -> dict[str, Any]:
+    """The one cell of a records file."""
+    record: dict[str, Any] = json.loads(path.read_text().removesuffix("\n").split("\n")[-1])
+    return record
+
+
 @pytest.fixture
 def place(prepared: Path, tmp_path: Path) -> Place:
     return Place(tmp_path, prepared)
@@ -143,11 +149,11 @@ def test_a_cell_that_stands_twice_with_other_values_is_refused(place: Place) -> 
     store = place.store("one", [0])
     place.collate(store)
     path = place.results / "tiny" / "records.jsonl"
-    line = path.read_text()
-    path.write_text(line + line)
+    grid_line, line = path.read_text().splitlines(keepends=True)
+    path.write_text(grid_line + line + line)
     assert len(read_records(path)) == 1
-    path.write_text(line + line.replace('"seconds": 1.0', '"seconds": 2.0'))
-    with pytest.raises(InputError, match=r"records\.jsonl:2: .*with other values"):
+    path.write_text(grid_line + line + line.replace('"seconds": 1.0', '"seconds": 2.0'))
+    with pytest.raises(InputError, match=r"records\.jsonl:3: .*with other values"):
         place.collate(store)
 
 
@@ -157,7 +163,7 @@ def test_a_file_that_holds_anything_else_is_refused_by_line(line: str, place: Pl
     place.collate(store)
     path = place.results / "tiny" / "records.jsonl"
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(InputError, match=r"records\.jsonl:2: not a record"):
+    with pytest.raises(InputError, match=r"records\.jsonl:3: not a record"):
         place.collate(store)
 
 
@@ -192,7 +198,7 @@ def test_records_are_one_line_each_whatever_they_hold(place: Place) -> None:
     store = place.store("one", [0])
     place.collate(store)
     path = place.results / "tiny" / "records.jsonl"
-    record = json.loads(path.read_text())
+    record = cell_of(path)
     record["row"] = "a\u2028b\x85c"
     path.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
     assert [kept["row"] for kept in read_records(path).values()] == ["a\u2028b\x85c"]
@@ -211,7 +217,7 @@ def test_records_are_one_line_each_whatever_they_hold(place: Place) -> None:
 def test_a_field_of_another_shape_is_refused_by_line(field: str, damaged: Any, place: Place) -> None:
     place.collate(place.store("one", [0]))
     path = place.results / "tiny" / "records.jsonl"
-    path.write_text(json.dumps({**json.loads(path.read_text()), field: damaged}) + "\n")
+    path.write_text(json.dumps({**cell_of(path), field: damaged}) + "\n")
     with pytest.raises(InputError, match=r"records\.jsonl:1: not a record"):
         place.collate(place.store("empty", []))
 
@@ -220,7 +226,7 @@ def test_a_damaged_name_never_counts_for_another_cell(place: Place) -> None:
     place.collate(place.store("one", [0]))
     path, table = place.results / "tiny" / "records.jsonl", (place.results / "tiny.md").read_text()
     before = path.read_text()
-    path.write_text(json.dumps({**json.loads(before), "method": "mars", "task": "pydocs", "seed": 1}) + "\n")
+    path.write_text(json.dumps({**cell_of(path), "method": "mars", "task": "pydocs", "seed": 1}) + "\n")
     place.collate(place.store("empty", []))
     assert (place.results / "tiny.md").read_text() == table
     assert path.read_text() == before
@@ -229,7 +235,7 @@ def test_a_damaged_name_never_counts_for_another_cell(place: Place) -> None:
 def test_a_number_of_the_file_is_that_of_the_metric_asked_for(place: Place) -> None:
     place.collate(place.store("one", [0]))
     path = place.results / "tiny" / "records.jsonl"
-    record = json.loads(path.read_text())
+    record = cell_of(path)
     record["metrics"]["macro_f1"] = 0.25
     path.write_text(json.dumps(record) + "\n")
     other = ("digits/task.metric = 'macro_f1'", "grid.name = 'tiny'")
@@ -243,7 +249,7 @@ def test_a_number_of_the_file_is_that_of_the_metric_asked_for(place: Place) -> N
 def test_a_result_of_before_that_measured_less_is_the_same_result(place: Place) -> None:
     place.collate(place.store("one", [0]))
     path = place.results / "tiny" / "records.jsonl"
-    record = json.loads(path.read_text())
+    record = cell_of(path)
     # What the file has and the store lacks, or the other way round, is no disagreement; the store's record counts.
     for metrics in ({"accuracy": 0.5, "older": 0.1}, {"accuracy": 0.5}):
         path.write_text(json.dumps({**record, "metrics": metrics}) + "\n")

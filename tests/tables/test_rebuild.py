@@ -1,0 +1,157 @@
+"""Tables rebuilt from records files alone: byte for byte, joined from parts, compared."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import collate
+from bench.errors import InputError
+from bench.tables.command import main
+from bench.tables.records import read_file
+from tests.tables.test_records import Place
+
+COMMITTED = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "results").glob("*/records.jsonl"))
+    if read_file(path).grid is not None
+]
+
+
+@pytest.fixture
+def place(prepared: Path, tmp_path: Path) -> Place:
+    return Place(tmp_path, prepared)
+
+
+def files_of(results: Path) -> dict[str, bytes]:
+    """Every file below a folder of results but locks, by its path there."""
+    paths = (path for path in results.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
+    return {str(path.relative_to(results)): path.read_bytes() for path in paths}
+
+
+def rebuild(results: Path, *files: Path) -> dict[str, bytes]:
+    assert main(["--records", *map(str, files), "--results", str(results)]) == 0
+    return files_of(results)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=[path.parent.name for path in COMMITTED])
+def test_committed_tables_are_those_of_their_records(path: Path, tmp_path: Path) -> None:
+    name = path.parent.name
+    rebuilt = rebuild(tmp_path / "rebuilt", path)
+    assert rebuilt.keys() >= {
+        f"{name}.md",
+        f"{name}.csv",
+        f"{name}.tex",
+        f"{name}/records.jsonl",
+        f"{name}/stages.jsonl",
+    }
+    assert rebuilt == {file: (path.parents[1] / file).read_bytes() for file in rebuilt}
+
+
+@pytest.mark.parametrize("cells", [(), (3,), (0, 1, 4), range(8)])
+def test_all_files_come_back_byte_for_byte_without_a_store(cells: Sequence[int], place: Place) -> None:
+    place.collate(place.store("some", cells))
+    written = files_of(place.results)
+    assert rebuild(place.folder / "again", place.results / "tiny" / "records.jsonl") == written
+
+
+def test_parts_of_a_grid_are_joined(place: Place) -> None:
+    place.collate(place.store("whole", range(8)))
+    whole = files_of(place.results)
+    parts = []
+    for name, cells in (("even", (0, 2, 4, 6)), ("odd", (1, 3, 5, 7))):
+        place.results = place.folder / f"results of {name}"
+        place.collate(place.store(name, cells))
+        parts.append(place.results / "tiny" / "records.jsonl")
+    joined = rebuild(place.folder / "joined", *parts)
+    assert joined["tiny.md"] == whole["tiny.md"]
+    assert joined["tiny/records.jsonl"] == whole["tiny/records.jsonl"]
+    assert sorted(joined["tiny/stages.jsonl"].splitlines()) == sorted(whole["tiny/stages.jsonl"].splitlines())
+
+
+def elsewhere(path: Path, folder: Path, **provenance: Any) -> Path:
+    """A copy of a records file whose cells have another accuracy, from a machine that differs so."""
+    copy = folder / "records.jsonl"
+    folder.mkdir(parents=True)
+    grid, *cells = path.read_text().splitlines()
+    records = [json.loads(cell) for cell in cells]
+    for record in records:
+        record["metrics"]["accuracy"] = record["value"] = 0.75
+        record["provenance"] |= provenance
+    copy.write_text("".join(f"{line}\n" for line in (grid, *map(json.dumps, records))))
+    return copy
+
+
+def test_numbers_of_another_machine_are_counted_and_the_first_file_is_shown(place: Place) -> None:
+    place.collate(place.store("whole", range(8)))
+    path = place.results / "tiny" / "records.jsonl"
+    other = elsewhere(path, place.folder / "other", instruction_set="AVX512")
+    text = rebuild(place.folder / "joined", path, other)["tiny.md"].decode()
+    assert "50.00" in text and "75.00" not in text and "of 8 cells another file has another number" in text
+    assert "75.00" in rebuild(place.folder / "turned", other, path)["tiny.md"].decode()
+
+
+def test_numbers_that_disagree_on_equal_machines_are_refused(place: Place) -> None:
+    place.collate(place.store("whole", range(8)))
+    path = place.results / "tiny" / "records.jsonl"
+    with pytest.raises(InputError, match=r"finetune/digits/photos_mae/0 is 0\.75, .* 0\.5"):
+        rebuild(place.folder / "joined", path, elsewhere(path, place.folder / "other"))
+    assert not (place.folder / "joined").exists()
+
+
+def test_against_lists_what_changed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.collate(place.store("whole", range(8)))
+    path = place.results / "tiny" / "records.jsonl"
+    assert main(["--records", str(path), "--against", str(path)]) == 0
+    other = elsewhere(path, place.folder / "other")
+    other.write_text("".join(other.read_text().splitlines(keepends=True)[:-1]))
+    capsys.readouterr()
+    assert main(["--records", str(path), "--against", str(other)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert "finetune/digits/photos_mae/0: 0.75 became 0.5" in lines
+    assert sum(line.endswith("only in the first file") for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "--records"),
+        (["--gin", "gin/quickstart.gin", "--records", "x"], "not both"),
+        (["--records", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--gin", "gin/quickstart.gin", "--against", "x"], "--against"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_refused(
+    arguments: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=reason):
+        collate.main(arguments)
+    assert not any(tmp_path.iterdir())
+
+
+def test_another_grids_file_in_the_way_is_not_replaced(place: Place) -> None:
+    place.collate(place.store("whole", range(8)))
+    before = files_of(place.results)
+    other = elsewhere(place.results / "tiny" / "records.jsonl", place.folder / "other", instruction_set="AVX512")
+    with pytest.raises(InputError, match="is there already"):
+        main(["--records", str(other), "--results", str(place.results)])
+    assert files_of(place.results) == before
+
+
+@pytest.mark.parametrize("damage", ["grid", "rows", "schema", "stage"])
+def test_a_damaged_file_is_refused_by_line(damage: str, place: Place) -> None:
+    place.collate(place.store("whole", range(8)))
+    path = place.results / "tiny" / "records.jsonl"
+    first, *rest = path.read_text().splitlines(keepends=True)
+    facts = json.loads(first)["grid"]
+    changed = {"grid": [], "rows": {**facts, "rows": 5}, "schema": {**facts, "schema": 3}}
+    if damage == "stage":
+        path.with_name("stages.jsonl").write_text('{"key": 5}\n')
+    else:
+        path.write_text(json.dumps({"grid": changed[damage]}) + "\n" + "".join(rest))
+    with pytest.raises(InputError, match=r"\.jsonl:1: not a record"):
+        rebuild(place.folder / "again", path)
