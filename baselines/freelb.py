@@ -6,9 +6,10 @@
 | K ascent steps; the mean of their K gradients   | `FreeLB.ascents`, 3; the mean of their K losses           |
 | δ_t = Π(δ_{t−1} + α g / ‖g‖_F), g = ∇_δ L        | `FreeLB.rate` α, 0.1; `FreeLB.radius`, None for no bound   |
 
-Norms are those of one example's whole perturbation. Defaults lie in the ranges of the released code (α 0.03 to 0.1, K 2
-to 3, no bound). The paper keeps one dropout mask for the K passes of a batch; here each pass draws its own. For images
-δ is added to the patch embeddings, before positions. With K = 1 and no start it is fine-tuning.
+Norms are those of one example's whole perturbation; padding is not perturbed, as in the released code. Defaults lie in
+its ranges (α 0.03 to 0.1, K 2 to 3, no bound). The paper keeps one dropout mask for the K passes of a batch; here each
+pass draws its own. For images δ is added to the patch embeddings, before positions. With K = 1 and no start it is
+fine-tuning.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bench.methods import NEGLIGIBLE, Activity, Batch, Cell, Context, Loss, Obje
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.interfaces.model import Model
+    from bench.interfaces.model import Inputs, Model
 
 
 @dataclass(frozen=True)
@@ -57,33 +58,44 @@ class FreeLB(Objective):
         from torch.nn.functional import cross_entropy
 
         assert batch.labels is not None
-        embeddings = model.embed(batch.inputs)
-        # A vector of n numbers uniform in [−1, 1] is about √(n / 3) long.
-        box = self.start * math.sqrt(3 / embeddings[0].numel())
-        delta = box * (2 * torch.rand_like(embeddings) - 1) if self.start else torch.zeros_like(embeddings)
         losses: list[Tensor] = []
-        for number in range(self.ascents):
-            delta = delta.detach().requires_grad_()
-            losses.append(cross_entropy(model.logits(batch.inputs, embeddings + delta), batch.labels))
-            if number < self.ascents - 1:
-                delta = self._moved(delta, torch.autograd.grad(losses[-1], delta, retain_graph=True)[0])
+        with torch.enable_grad():  # an ascent follows gradients also where the activity of a sum is measured
+            embeddings = model.embed(batch.inputs)
+            delta = self._first(embeddings, batch.inputs)
+            for number in range(self.ascents):
+                delta = delta.detach().requires_grad_()
+                losses.append(cross_entropy(model.logits(batch.inputs, embeddings + delta), batch.labels))
+                if number < self.ascents - 1:
+                    delta = self._moved(delta, torch.autograd.grad(losses[-1], delta, retain_graph=True)[0])
         return losses
+
+    def _first(self, embeddings: Tensor, inputs: Inputs) -> Tensor:
+        """Draw δ_0, of about the length `start` for each example."""
+        import torch
+
+        if not self.start:
+            return torch.zeros_like(embeddings)
+        # Padding is not perturbed: else a short text's own tokens would be moved less beside a long one than alone.
+        present = torch.ones_like(embeddings)
+        if isinstance(inputs, dict):
+            present = present * inputs["attention_mask"][..., None]
+        # A vector of n numbers uniform in [−1, 1] is about √(n / 3) long.
+        box = self.start * (3 / present.sum(dim=(1, 2), keepdim=True)).sqrt()
+        return box * present * (2 * torch.rand_like(embeddings) - 1)
 
     def _moved(self, delta: Tensor, gradient: Tensor) -> Tensor:
         delta = delta.detach() + self.rate * gradient / _lengths(gradient).clamp(min=1e-12)
         return delta if self.radius is None else delta * (self.radius / _lengths(delta)).clamp(max=1)
 
     def activity(self, model: Model, batch: Batch, state: State, context: Context) -> dict[str, Activity]:
-        import torch
+        """Measure how far the last perturbation, that of the whole ascent, moves the loss of the clean inputs."""
+        from torch.nn.functional import cross_entropy
 
-        with torch.enable_grad():
-            losses = [loss.item() for loss in self._ascent(model, batch)]
-        share = abs(losses[-1] - losses[0]) / max(losses[0], NEGLIGIBLE)
-        return {
-            "FreeLB": Activity(
-                share, "what the ascent changes of the cross-entropy, relative to it", share < NEGLIGIBLE
-            )
-        }
+        assert batch.labels is not None
+        clean = cross_entropy(model.logits(batch.inputs), batch.labels).item()
+        share = abs(self._ascent(model, batch)[-1].item() - clean) / max(clean, NEGLIGIBLE)
+        meaning = "what the perturbation changes of the cross-entropy, relative to it"
+        return {"FreeLB": Activity(share, meaning, share < NEGLIGIBLE)}
 
 
 def _lengths(values: Tensor) -> Tensor:

@@ -9,7 +9,8 @@
 
 The paper tries p = 0.7, 0.8 and 0.9 with the pre-trained weights as u. The matrices of the encoder are mixed,
 embeddings, biases and norms are not, and the head, which has no pre-trained weights, keeps its dropout. With p = 0 it
-is fine-tuning. Each micro-batch draws its own mask, as it draws its own dropout.
+is fine-tuning. Each micro-batch draws its own mask, as it draws its own dropout. The released example turns the
+encoder's dropout off; here it stays fine-tuning's own, and `mixout/finetune.dropout = 0` turns it off, the head's too.
 """
 
 from __future__ import annotations

@@ -41,7 +41,11 @@ class SharpnessAware(AdamW):
 
     def check_stage(self, stage: Stage) -> None:
         if stage.execution.precision not in ("float32", "float64"):
-            raise SpecError("precision", f"stage {stage.name}: SAM needs float32 or float64.")
+            raise SpecError(
+                "precision",
+                f"stage {stage.name}: {stage.execution.precision} rounds SAM's perturbation away; "
+                "set precision to 'float32' or 'float64'.",
+            )
 
     def perturb(self, optimizer: torch.optim.Optimizer) -> None:
         import torch

@@ -159,10 +159,11 @@ class Probe(Objective):
 
         assert model.head is not None and batch.labels is not None
         # Only the encoder: the head, which learns, keeps its dropout.
+        mode = model.encoder.training  # it is not while activity is measured
         model.encoder.eval()
         with torch.no_grad():
             features = model.features(batch.inputs)
-        model.encoder.train()
+        model.encoder.train(mode)
         total = cross_entropy(model.head(features), batch.labels)
         return Loss(total, {"cross_entropy": total})
 

@@ -40,8 +40,9 @@ class WeightInterpolation(Constraint):
     def finish(self, model: Model, reference: Mapping[str, Tensor], state: State, context: Context) -> None:
         import torch
 
+        interpolated = ("encoder.", "head.") if context.head_carried else ("encoder.",)
         for name, weight in model.named_parameters():
-            if name.startswith("encoder.") or context.head_carried:
+            if name.startswith(interpolated):
                 weight.copy_(torch.lerp(reference[name], weight, self.alpha))
 
     def activity(

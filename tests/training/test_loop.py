@@ -23,7 +23,16 @@ from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
 from bench.training.evaluate import encoder_distance
-from bench.training.loop import Diverged, Interrupted, LossWatch, Supervision, learning_rate, parameter_groups, train
+from bench.training.loop import (
+    Diverged,
+    Interrupted,
+    LossWatch,
+    Supervision,
+    Trained,
+    learning_rate,
+    parameter_groups,
+    train,
+)
 from tests.examples import finetuning, pretraining
 
 CPU = torch.device("cpu")
@@ -82,7 +91,20 @@ class Shrink(Constraint):
             parameter.copy_((parameter + reference[name]) / 2)
 
 
-def run(
+def start_of(stage: Stage, dtype: torch.dtype = torch.float32) -> Model:
+    """The network that `fitted` and `run` train, at its start."""
+    torch.manual_seed(1)
+    needs = stage.objective.needs
+    return build(
+        stage.backbone,
+        classes=10 if "head" in needs else None,
+        decoder="decoder" in needs,
+        dropout=stage.schedule.dropout,
+        labelled="labels" in needs,
+    ).to(dtype)
+
+
+def fitted(
     stage: Stage,
     folder: Path,
     stop_at: int | None = None,
@@ -90,17 +112,12 @@ def run(
     progress: Callable[[int, Mapping[str, float]], None] = lambda step, losses: None,
     dtype: torch.dtype = torch.float32,
     graphs: bool = True,
-) -> dict[str, Tensor]:
-    """Train from the folder's last checkpoint; returns the weights."""
-    torch.manual_seed(1)
-    needs = stage.objective.needs
-    model = build(
-        stage.backbone,
-        classes=10 if "head" in needs else None,
-        decoder="decoder" in needs,
-        dropout=stage.schedule.dropout,
-    ).to(dtype)
-    examples = Pictures()
+    examples: Examples | None = None,
+    teacher: Model | None = None,
+) -> tuple[Model, Trained]:
+    """Train from the folder's last checkpoint, on random pictures unless `examples` are given."""
+    model = start_of(stage, dtype)
+    examples = examples or Pictures()
     examples.dtype = dtype
     seen: list[int] = []
 
@@ -115,7 +132,26 @@ def run(
         started=lambda step: None,
         progress=on_progress,
     )
-    train(stage, model, None, Batches(stage, examples, model, CPU), supervision, graphs=graphs)
+    batches = Batches(stage, examples, model, CPU)
+    trained = train(stage, model, teacher, batches, supervision, examples if teacher else None, graphs=graphs)
+    return model, trained
+
+
+def run(
+    stage: Stage,
+    folder: Path,
+    stop_at: int | None = None,
+    every: int = 1000,
+    progress: Callable[[int, Mapping[str, float]], None] = lambda step, losses: None,
+    dtype: torch.dtype = torch.float32,
+    graphs: bool = True,
+) -> dict[str, Tensor]:
+    """The weights that `fitted` leaves."""
+    return weights_of(fitted(stage, folder, stop_at, every, progress, dtype, graphs)[0])
+
+
+def weights_of(model: Model) -> dict[str, Tensor]:
+    """A copy of all weights by name."""
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
