@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class Mixed(nn.Module):
     """Mix a weight with `start`, element by element, at `rate`.
 
-    In eval mode the weight is as it is.
+    In eval mode, and at rate 0, the weight is as it is and nothing is drawn.
     """
 
     start: Tensor
@@ -21,7 +21,7 @@ class Mixed(nn.Module):
         self.rate = rate
 
     def forward(self, weight: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training or self.rate == 0:
             return weight
         kept = (torch.rand_like(weight) >= self.rate).to(weight.dtype)
         # Where a weight is kept it becomes (w − p u) / (1 − p), elsewhere (u − p u) / (1 − p) = u.
