@@ -20,8 +20,10 @@ from bench.models.build import build
 from bench.planning.plan import Plan, make_plan
 from bench.specs import Stage
 from bench.store.store import Store
+from bench.training.networks import new_model
 from tests.examples import tiny_backbone
 from tests.golden_files import cases, compare, tensor
+from tests.training.test_loop import FINETUNE, run, start_of, weights_of
 
 CPU = torch.device("cpu")
 
@@ -110,6 +112,30 @@ def test_a_probe_reads_features_without_dropout() -> None:
         batch, context = picture_batch(), Context(Clock(), 10, False, CPU, training_set=None)  # type: ignore[arg-type]
         losses.append(Probe().loss(model, batch, State(), context).total)
     assert torch.equal(*losses)
+
+
+def test_a_probe_leaves_the_encoder_in_the_mode_it_was_in() -> None:
+    """Activity is measured in eval mode, and what is measured after a probe must have no dropout either."""
+    for training in (True, False):
+        model = build(tiny_backbone(), classes=3, dropout=0.5).train(training)
+        loss_of(Probe(), model, State(), picture_batch())
+        assert {module.training for module in model.modules()} == {training}
+
+
+@pytest.mark.parametrize(
+    ("objective", "trained"),
+    [(SupervisedContrastive(), True), (SupervisedContrastive() + Probe(), True), (Probe(), False)],
+    ids=["sequential", "joint", "probe"],
+)
+def test_positions_are_trained_wherever_the_encoder_is(objective: Any, trained: bool, tmp_path: Path) -> None:
+    evaluation = FINETUNE.evaluation if "head" in objective.needs else None
+    stage = dataclasses.replace(FINETUNE, objective=objective, evaluation=evaluation)
+    # As a stage builds its network: with a classifier or not, it reads labels.
+    model = new_model(stage, torch.float32)
+    assert model.get_parameter("encoder.pos_embed").requires_grad
+    start, weights = weights_of(start_of(stage)), run(stage, tmp_path)
+    for name in ("encoder.pos_embed", "encoder.norm.weight"):
+        assert torch.equal(weights[name], start[name]) != trained
 
 
 def test_the_projection_follows_its_setting_and_the_models_precision() -> None:

@@ -1,7 +1,6 @@
 """The hooks of a constraint: their order, what they are handed, restarts, and that nothing is saved after the end."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,6 @@ from bench.models.adapters import adapt, remove_adapters
 from bench.specs import Constraint, Objective, Optimizer, Schedule
 from bench.specs.objectives import AdamW, CrossEntropy
 from bench.training.checkpoint import Checkpoints
-from bench.training.fit import _jsonable
 from bench.training.loop import Diverged, Interrupted
 from tests.training.test_loop import CPU, FINETUNE, equal, fitted, run, start_of, weights_of
 
@@ -238,11 +236,6 @@ def test_measuring_activity_changes_no_weight(tmp_path: Path, monkeypatch: pytes
             patch.setattr(Objective, "activity", lambda *arguments: {})
             patch.setattr(type(objective), "activity", lambda *arguments: {})
             assert equal(run(stage, tmp_path / f"{number} plain"), measured)
-
-
-def test_a_value_that_is_not_finite_is_null_in_a_record() -> None:
-    for value, written in ((math.nan, None), (math.inf, None), (0.5, 0.5)):
-        assert _jsonable(Activity(value, "what", nil=True)) == {"value": written, "meaning": "what", "nil": True}
 
 
 def test_names_of_parts_do_not_collide(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.interfaces.hooks import Loss
+from bench.interfaces.hooks import Activity, Loss
 from bench.specs import Stage
 from bench.store import code
 from bench.store.files import digest, sha256
@@ -118,3 +119,19 @@ def test_what_an_objective_returns_wrongly_is_named(
     outcome = run_stage(store, stage, prepared)
     assert outcome.state == StageState.FAILED
     assert re.search(f"CrossEntropy.loss .*{words}", outcome.reason)
+
+
+@pytest.mark.parametrize(("value", "written"), [(0.5, 0.5), (math.nan, None), (math.inf, None)])
+def test_a_record_says_what_each_part_did_in_numbers_that_json_has(
+    value: float,
+    written: float | None,
+    stage: Stage,
+    store: Store,
+    prepared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(type(stage.objective), "activity", lambda *_: {"Part": Activity(value, "what it did")})
+    assert run_stage(store, stage, prepared).state == StageState.DONE
+    text = (store.folder(stage) / "record.json").read_text()
+    record = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert record["activity"] == {"Part": {"value": written, "meaning": "what it did", "nil": False}}

@@ -141,7 +141,7 @@ def test_a_batch_that_is_not_split_has_the_whole_step() -> None:
     [FreeLB(), R3F(), CrossEntropy() + FreeLB(), SupervisedContrastive(), SupervisedContrastive() + Probe()],
     ids=str,
 )
-def test_what_needs_the_whole_batch_refuses_to_be_split_by_the_name_of_the_setting(objective: Objective) -> None:
+def test_what_needs_the_whole_batch_refuses_to_be_split(objective: Objective) -> None:
     headless: dict[str, Any] = {} if "head" in objective.needs else {"evaluation": None}
     finetuning(objective=objective, schedule=SCHEDULE, **headless)
     with pytest.raises(SpecError) as refused:
