@@ -21,7 +21,7 @@ PASSED: list[dict[str, Tensor]] = []
 
 
 @dataclass(frozen=True)
-class Noting(Constraint):
+class NotingSteps(Constraint):
     """Changes nothing; notes the weights after every step."""
 
     def apply(self, model: Model, reference: Mapping[str, Tensor], state: State, context: Context) -> None:
@@ -32,7 +32,7 @@ class Noting(Constraint):
 def steps(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """The weights of plain fine-tuning after each of its 7 steps."""
     PASSED.clear()
-    run(dataclasses.replace(FINETUNE, constraint=Noting()), tmp_path_factory.mktemp("plain"), dtype=torch.float64)
+    run(dataclasses.replace(FINETUNE, constraint=NotingSteps()), tmp_path_factory.mktemp("plain"), dtype=torch.float64)
     return list(PASSED)
 
 

@@ -91,7 +91,7 @@ TRAINED: list[set[str]] = []
 
 
 @dataclass(frozen=True)
-class Noting(LoRA):
+class NotingLoRA(LoRA):
     """Notes which parameters are trained."""
 
     def begin(self, model: Model, reference: Mapping[str, Tensor], context: Context) -> State:
@@ -101,7 +101,7 @@ class Noting(LoRA):
 
 def test_adapters_and_head_are_trained_and_all_else_stays(tmp_path: Path) -> None:
     TRAINED.clear()
-    stage = dataclasses.replace(FINETUNE, constraint=Noting(rank=2))
+    stage = dataclasses.replace(FINETUNE, constraint=NotingLoRA(rank=2))
     model, trained = fitted(stage, tmp_path / "a")
     kept, start = weights_of(model), weights_of(start_of(stage))
     (names,) = TRAINED

@@ -186,6 +186,20 @@ def test_the_smaller_batch_holds_long_texts_no_more_often_than_by_chance(batchin
     assert set(places) == set(range(batches.per_epoch) if batching == "length" else [batches.per_epoch - 1])
 
 
+@pytest.mark.parametrize("batching", ["random", "length"])
+def test_long_texts_weigh_no_more_than_others_in_a_mean_over_examples(batching: str) -> None:
+    """In L_Distill a text weighs one over the size of its batch: four times as much in a batch of 4 as in one of 16."""
+    count = 10 * SIZE + 4
+    lengths = torch.tensor(skewed(count))
+    longest = lengths.argsort(stable=True)[-(count // 10) :]
+    batches = batches_of(scheduled(TEXTS, batching=batching), texts(lengths.tolist()))
+    weights = torch.zeros(count, dtype=torch.float64)
+    for epoch in range(600):
+        for index in batches._shuffled(epoch):
+            weights[index] += 1 / len(index)
+    assert float(weights[longest].mean() / weights.mean()) == pytest.approx(1, rel=0.1)
+
+
 def test_batches_by_length_hold_similar_lengths_in_a_shuffled_order() -> None:
     lengths = torch.tensor(skewed(COUNT))
     for index in epochs_of("length", 2):
