@@ -77,8 +77,7 @@ class FreeLB(Objective):
             return torch.zeros_like(embeddings)
         # Padding is not perturbed: else a short text's own tokens would be moved less beside a long one than alone.
         present = torch.ones_like(embeddings)
-        if isinstance(inputs, dict):
-            present = present * inputs["attention_mask"][..., None]
+        present = present * inputs["attention_mask"][..., None] if isinstance(inputs, dict) else present
         # A vector of n numbers uniform in [−1, 1] is about √(n / 3) long.
         box = self.start * (3 / present.sum(dim=(1, 2), keepdim=True)).sqrt()
         return box * present * (2 * torch.rand_like(embeddings) - 1)
@@ -100,10 +99,7 @@ class FreeLB(Objective):
 
 def _lengths(values: Tensor) -> Tensor:
     """Return the length of each example's perturbation (B, 1, 1)."""
-    import torch
-
-    lengths: Tensor = torch.linalg.vector_norm(values, dim=(1, 2), keepdim=True)
-    return lengths
+    return values.square().sum(dim=(1, 2), keepdim=True).sqrt()
 
 
 @recipe()

@@ -46,8 +46,7 @@ class LoRA(Constraint):
         self.require("targets", len(set(self.targets)) == len(self.targets) > 0, "one or more, each once")
 
     def inject(self, model: Model) -> None:
-        from baselines.lora_torch import LowRank
-        from bench.models.adapters import adapt
+        from bench.models.adapters import LowRank, adapt
 
         model.encoder.requires_grad_(False)
         weights = dict(model.named_parameters())
@@ -68,7 +67,7 @@ class LoRA(Constraint):
     def activity(
         self, model: Model, reference: Mapping[str, Tensor], state: State, context: Context
     ) -> dict[str, Activity]:
-        from baselines.lora_torch import LowRank
+        from bench.models.adapters import LowRank
 
         changes = [module.change() for module in model.modules() if isinstance(module, LowRank)]
         moved = sum(float(change.square().sum()) for change in changes) ** 0.5

@@ -4,7 +4,7 @@
 |-------------------------------------------------|-----------------------------------------------------------|
 | w; u, the pre-trained weights                   | a matrix of the encoder, now and at the stage's start     |
 | M, a mask of independent Bernoulli(p)           | drawn at every pass in training mode, for every weight    |
-| (M u + (1 − M) w − p u) / (1 − p)               | `Mixed.forward`; its mean over M is w                     |
+| (M u + (1 − M) w − p u) / (1 − p)               | `Mixed.forward` (`adapters`); its mean over M is w        |
 | p                                               | `Mixout.rate`, 0.7                                        |
 
 The paper tries p = 0.7, 0.8 and 0.9 with the pre-trained weights as u. The matrices of the encoder are mixed,
@@ -42,8 +42,7 @@ class Mixout(Constraint):
         self.require("rate", 0 <= self.rate < 1, "in [0, 1)")
 
     def inject(self, model: Model) -> None:
-        from baselines.mixout_torch import Mixed
-        from bench.models.adapters import adapt
+        from bench.models.adapters import Mixed, adapt
 
         for name, weight in kernels(model).items():
             adapt(model, name, Mixed(weight.detach().clone(), self.rate))

@@ -843,21 +843,21 @@ MUTATIONS = (
     ),
     Mutation(
         "Mixout does not rescale what it keeps",
-        "baselines/mixout_torch.py",
+        "bench/models/adapters.py",
         "kept * (weight - self.start) / (1 - self.rate)",
         "kept * (weight - self.start)",
         ("tests/baselines/test_mixout.py::test_a_mixed_weight_is_the_papers_and_its_mean_is_the_weight",),
     ),
     Mutation(
         "Mixout mixes while it is evaluated",
-        "baselines/mixout_torch.py",
+        "bench/models/adapters.py",
         "        if not self.training or self.rate == 0:",
         "        if self.rate == 0:",
         ("tests/baselines/test_mixout.py::test_every_pass_draws_anew_and_eval_mode_reads_the_weights_as_they_are",),
     ),
     Mutation(
         "Mixout at rate 0 shifts the dropout behind it",
-        "baselines/mixout_torch.py",
+        "bench/models/adapters.py",
         "        if not self.training or self.rate == 0:",
         "        if not self.training:",
         ("tests/baselines/test_mixout.py::test_at_rate_0_it_is_fine_tuning_bit_for_bit",),
@@ -885,7 +885,7 @@ MUTATIONS = (
     ),
     Mutation(
         "LoRA's scale ignores the rank",
-        "baselines/lora_torch.py",
+        "bench/models/adapters.py",
         "self.scale, self.rows = alpha / rank,",
         "self.scale, self.rows = alpha,",
         ("tests/baselines/test_lora.py::test_merged_weights_are_w0_plus_alpha_over_r_times_ba",),

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from baselines.lora import LoRA
-from baselines.lora_torch import LowRank
 from bench.errors import SpecError
 from bench.interfaces.hooks import Clock, Context, State
 from bench.interfaces.model import Model
+from bench.models.adapters import LowRank
 from bench.models.build import build
 from bench.models.weights import load_weights, save_weights
 from bench.specs import Backbone, Constraint

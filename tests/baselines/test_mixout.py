@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from baselines.mixout import Mixout
-from baselines.mixout_torch import Mixed
 from bench.errors import SpecError
 from bench.interfaces.hooks import Clock, Context, State
+from bench.models.adapters import Mixed
 from bench.models.build import build
 from bench.training.loop import Interrupted
 from tests.examples import tiny_backbone

@@ -29,7 +29,7 @@ from bench.specs.architectures import IMAGENET_MEAN, MaskedAutoEncoder, MaskedLa
 from bench.specs.objectives import AdamW
 from bench.store.manifest import write_manifest
 from bench.store.store import Store
-from bench.tables.table import table
+from bench.tables.grid_facts import facts_of
 
 NOWHERE = Path("nothing-is-prepared-here")
 TABLE_ROWS = ("finetune", "recadam", "mars", "r3f", "tapt", "self_distillation")
@@ -442,11 +442,11 @@ def test_rows_of_one_start_try_the_same_learning_rates_and_two_of_them_the_same_
 
 
 def test_the_legend_says_which_label_smoothing_a_row_is() -> None:
-    legend = table(plan_of("label_regularization_roberta"), [])
+    legend = facts_of(plan_of("label_regularization_roberta")).legend
     for row in ("tf_kd_reg", "scratch_tf_kd_reg"):
         says = "label smoothing with epsilon 0.05, or label smoothing with epsilon 0.1"
-        assert f"- The row {row} is {says}.\n" in legend
-    assert legend.count("- The row ") == 2
+        assert f"The row {row} is {says}." in legend
+    assert sum(line.startswith("The row ") for line in legend) == 2
 
 
 # ------------------------------------------------------------------------------------------------ with the real sizes

@@ -277,7 +277,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b
     ("content", "what"),
     [
         (LFS, "git lfs pull"),
-        (gzip.compress(b"text,label\na,x\n"), "gzip"),
+        (gzip.compress(b"text,label\na,x\n", mtime=0), "gzip"),
         ("text,label\na,x\n".encode("utf-16"), "UTF-16"),
         (b"PK\x03\x04\x14\0\0\0xl/workbook.xml", "Excel"),
         (b"<!doctype html>\n<html></html>", "web page"),
