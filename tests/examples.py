@@ -57,3 +57,10 @@ def token_mask(input_ids: Tensor, labels: Tensor) -> TokenMask:
 
     positions = (labels.flatten() != -100).nonzero()[:, 0]
     return TokenMask(input_ids, positions, labels.flatten()[positions])
+
+
+def evaluate(stage: Stage, model: Any, examples: Any, device: Any) -> dict[str, float]:
+    """The metrics of a split."""
+    from bench.training.evaluate import metrics, predict
+
+    return metrics(*predict(stage, model, examples, device))

@@ -28,12 +28,12 @@ from bench.specs.objectives import CrossEntropy
 from bench.store.store import Store
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
-from bench.training.evaluate import evaluate
 from bench.training.loop import Interrupted, Supervision, train
 from bench.training.networks import new_model
 from bench.training.protocol import Settings
 from bench.training.worker import run
 from tests.baselines.test_contract import Kit, each_recipe, each_task, own_stages, plan
+from tests.examples import evaluate
 from tests.training.test_graphs import AsksTheDevice, longer
 from tests.training.test_loop import FINETUNE, STAGES, Pictures, equal
 

@@ -21,14 +21,13 @@ MOST_AHEAD = 32
 
 @torch.no_grad()
 def predict(stage: Stage, model: Model, examples: Examples, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits (N, C) of a split in eval mode, with its labels (N,).
+    """Return the logits (N, C) of a split in eval mode, with its labels (N,), in the split's order.
 
-    Both are in one order of their own. Waits for a GPU every `MOST_AHEAD` batches, not for every batch.
+    Waits for a GPU every `MOST_AHEAD` batches, not for every batch.
     """
     assert examples.labels is not None  # an evaluation split is labelled
     model.eval()
-    # Texts go by length, so that a batch holds little padding. Labels are put in the same order at the end, and no
-    # metric depends on it.
+    # Texts go by length, so that a batch holds little padding; their logits are put in the split's order at the end.
     order = torch.arange(len(examples))
     if examples.lengths is not None:
         order = torch.from_numpy(np.argsort(examples.lengths, kind="stable"))
@@ -40,14 +39,7 @@ def predict(stage: Stage, model: Model, examples: Examples, device: torch.device
             synchronize(device)
         with autocast(stage, device):
             logits.append(model.logits(examples.inputs(index, device)))
-    return torch.cat(logits).double().cpu(), examples.labels[order]
-
-
-def evaluate(
-    stage: Stage, model: Model, examples: Examples, device: torch.device, class_names: Sequence[str] = ()
-) -> dict[str, float]:
-    """Measure the metrics of a split in eval mode, as `metrics` says."""
-    return metrics(*predict(stage, model, examples, device), class_names)
+    return torch.cat(logits).double().cpu()[torch.argsort(order)], examples.labels
 
 
 def metrics(logits: torch.Tensor, labels: torch.Tensor, class_names: Sequence[str] = ()) -> dict[str, float]:

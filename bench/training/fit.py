@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save
 
 from bench.data.examples import open_split
 from bench.data.manifest import read_manifest
@@ -21,18 +22,18 @@ from bench.device import numerics, peak_memory, release_memory, reset_peak_memor
 from bench.errors import InputError
 from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Activity
-from bench.interfaces.model import Model
 from bench.models.weights import save_weights
 from bench.specs import Data, Selected, Stage
 from bench.store.code import code_of, merged_code
-from bench.store.files import digest, sha256
+from bench.store.files import digest, replacing, sha256
 from bench.store.ownership import Attempt
 from bench.store.provenance import provenance
 from bench.store.store import Store
 from bench.training import loop
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
-from bench.training.evaluate import encoder_distance, evaluate, predict
+from bench.training.curve import Curve
+from bench.training.evaluate import encoder_distance, metrics, predict
 from bench.training.networks import first_model, initial_model, refuse_too_large, trained_model, weight_type
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ def fit(
     # before the checkpoints go: a kill between the two leaves checkpoints behind, never a stage without either.
     chosen, search = choose(stage, store) if isinstance(stage, Selected) else (stage, None)
     folder = store.folder(stage)
-    for leftover in folder.glob(".weights-*"):  # of an attempt that was killed while it wrote
-        leftover.unlink(missing_ok=True)
+    for kind in ("weights", "predictions"):
+        for leftover in folder.glob(f".{kind}-*"):  # of an attempt that was killed while it wrote
+            leftover.unlink(missing_ok=True)
     ancestry = _ancestry(stage, store)
     saved = Checkpoints(folder / "checkpoints", (stage.key, chosen.key, digest(ancestry["parents"])))
     attempt.facts["code"] = code_of(stage)
@@ -101,12 +103,16 @@ def _trained(
     measured = _cost(stage, batches, trained.seconds, device)
     measured |= encoder_distance(model, first_model(stage, store, settings.data_root))
     values: dict[str, float] = {}
+    predictions: dict[str, torch.Tensor] = {}
     # Splits to be evaluated are opened only now: nothing above could have seen them.
     for data in stage.evaluations:
-        examples = _open(data, stage, settings)
-        of_split = evaluate(stage, model, examples, device, _class_names(data, settings))
+        logits, labels = predict(stage, model, _open(data, stage, settings), device)
+        of_split = metrics(logits, labels, _class_names(data, settings))
         further = None if data is stage.evaluation else data.split
         values |= {in_split(name, further): value for name, value in of_split.items()}
+        # A network computes in float32 at most, unless its weights are in float64: nothing is lost.
+        tensors = {"index": torch.arange(len(labels)), "labels": labels, "logits": logits.to(dtype)}
+        predictions |= {f"{data.split}/{name}": tensor for name, tensor in tensors.items()}
     if stage.evaluation is not None:
         logits, labels = predict(stage, model, training_set, device)
         measured["train_loss"] = float(torch.nn.functional.cross_entropy(logits, labels))
@@ -118,7 +124,8 @@ def _trained(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": stage.total_steps,
         "seconds": trained.seconds,
-        "weights": _save_weights(model, saved.folder.parent),
+        "weights": _kept(saved.folder.parent, "weights", lambda path: save_weights(model, path)),
+        **({"predictions": _kept(saved.folder.parent, "predictions", _saving(predictions))} if predictions else {}),
         "provenance": {
             **provenance(settings.device, settings.threads),
             "data": {f"{data.task}/{data.split}": data.checksum for data in (stage.data, *stage.evaluations)},
@@ -161,11 +168,13 @@ def _supervision(
     The loop stops when asked to, or when another process has taken the stage over.
     """
     interval = 10 if stage.total_steps < 1000 else 50
+    curve = Curve(saved.folder.parent)
     # A look at the store is a look at the file system, so it is asked once a second and not at every step.
     last_asked = -math.inf
 
     def started(step: int) -> None:
         store.started(attempt, step, saved.warnings)
+        curve.cut(step)
         mixed = [name for name, digests in store.code(attempt).items() if len(digests) > 1]
         if mixed:
             warning = f"Going on from a checkpoint that other code of {', '.join(mixed)} wrote; the record says so."
@@ -176,6 +185,7 @@ def _supervision(
         if step % interval == 0:
             parts = [f"{name} {value:.6g}" for name, value in losses.items() if name != "loss"]
             print(f"step {step}/{stage.total_steps} loss {losses['loss']:.6g}", *parts, flush=True)  # to the log
+            curve.add(step, loop.learning_rate(stage.schedule, step - 1, stage.total_steps), losses)
             progress(step, stage.total_steps, losses["loss"])
 
     def stopping() -> bool:
@@ -240,12 +250,23 @@ def _jsonable(activity: Activity) -> dict[str, Any]:
     return fields if math.isfinite(activity.value) else {**fields, "value": None}
 
 
-def _save_weights(model: Model, folder: Path) -> dict[str, Any]:
-    # Named by content: an attempt taken for dead and its successor may both get here. With equal weights they write the
-    # same file, with others two, so the record that wins names weights that nobody overwrote.
-    temporary = folder / f".weights-{os.getpid()}"
-    save_weights(model, temporary)
+def _kept(folder: Path, kind: str, write: Callable[[Path], None]) -> dict[str, Any]:
+    """Write a file of a finished stage; return what its record says of it."""
+    # Named by content: an attempt taken for dead and its successor may both get here. With equal content they write the
+    # same file, with others two, so the record that wins names one that nobody overwrote.
+    temporary = folder / f".{kind}-{os.getpid()}"
+    write(temporary)
     checksum = sha256(temporary)
-    path = folder / f"weights-{checksum[:16]}.safetensors"
+    path = folder / f"{kind}-{checksum[:16]}.safetensors"
     os.replace(temporary, path)
     return {"file": path.name, "sha256": checksum, "bytes": path.stat().st_size}
+
+
+def _saving(tensors: Mapping[str, torch.Tensor]) -> Callable[[Path], None]:
+    """Return the function that writes these tensors to a path."""
+
+    def write(path: Path) -> None:
+        with replacing(path) as temporary:
+            temporary.write_bytes(save(dict(tensors)))
+
+    return write

@@ -30,9 +30,9 @@ from bench.specs import Stage, walk
 from bench.specs.objectives import MaskedAutoEncoding
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
-from bench.training.evaluate import evaluate
 from bench.training.loop import Supervision, train
 from bench.training.networks import initial_model, trained_model, weight_type
+from tests.examples import evaluate
 from tests.golden_files import cases, load, tensor
 
 NAME = "self_distillation_end_to_end"

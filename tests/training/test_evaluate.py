@@ -15,8 +15,8 @@ from bench.interfaces.examples import Examples
 from bench.models.build import build
 from bench.planning.plan import make_plan
 from bench.store.store import Store
-from bench.training.evaluate import evaluate, metrics
-from tests.examples import finetuning
+from bench.training.evaluate import metrics
+from tests.examples import evaluate, finetuning
 from tests.test_grid import SMALL, Workplace
 
 CPU = torch.device("cpu")

@@ -299,7 +299,13 @@ def test_a_damaged_header_in_the_middle_of_a_tar_is_not_its_end(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"<!DOCTYPE html>" * 100, bytes(range(1, 255)) * 9, gzip.compress(b"text" * 999, mtime=0), bz2.compress(b"t" * 999)],
+    [
+        b"",
+        b"<!DOCTYPE html>" * 100,
+        bytes(range(1, 255)) * 9,
+        gzip.compress(b"text" * 999, mtime=0),
+        bz2.compress(b"t" * 999),
+    ],
     ids=["empty", "page", "noise", "gz", "bz2"],
 )
 def test_what_is_no_archive_is_refused_with_what_is_legal(tmp_path: Path, content: bytes) -> None:

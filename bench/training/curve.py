@@ -1,0 +1,58 @@
+"""The learning curve of a stage: `curve.jsonl` in its folder, a line every so many steps.
+
+    {"loss": 0.4821, "lr": 0.0003, "parts": {"masked": 0.41, "distill": 0.07}, "step": 120}
+
+`step` counts the steps done; the losses are those of the last of them. Going on from a checkpoint cuts the file back to
+its step, so that each step stands there once, however often a stage was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.store.files import write_text
+
+CURVE = "curve.jsonl"
+
+
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """Read the curve of a stage's folder, up to the first line that a kill left incomplete."""
+    points: list[dict[str, Any]] = []
+    try:
+        lines = (folder / CURVE).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            point = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(point, dict) or not isinstance(point.get("step"), int):
+            break
+        points.append(point)
+    return points
+
+
+class Curve:
+    """The curve of a stage in training."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def cut(self, step: int) -> None:
+        """Drop what lies behind `step`, where training goes on."""
+        points = read_curve(self._folder)
+        write_text(self._folder / CURVE, "".join(map(_line, (point for point in points if point["step"] <= step))))
+
+    def add(self, step: int, lr: float, losses: Mapping[str, float]) -> None:
+        """Append the losses after `step` steps, the last of which was taken at rate `lr`."""
+        parts = {name: value for name, value in losses.items() if name != "loss"}
+        with (self._folder / CURVE).open("a", encoding="utf-8") as file:
+            file.write(_line({"step": step, "lr": lr, "loss": losses["loss"], "parts": parts}))
+
+
+def _line(point: Mapping[str, Any]) -> str:
+    return json.dumps(point, sort_keys=True) + "\n"
