@@ -159,7 +159,7 @@ class Probe(Objective):
 
         assert model.head is not None and batch.labels is not None
         # Only the encoder: the head, which learns, keeps its dropout.
-        mode = model.encoder.training  # it is not while activity is measured
+        mode = model.encoder.training  # False while activity is measured
         model.encoder.eval()
         with torch.no_grad():
             features = model.features(batch.inputs)

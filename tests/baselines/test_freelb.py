@@ -99,10 +99,10 @@ def test_it_is_the_published_algorithm(kind: str, radius: float | None, ascents:
     assert loss.total.item() == pytest.approx(sum(losses) / ascents, rel=1e-12)
     assert loss.parts["cross_entropy"].item() == pytest.approx(losses[0], rel=1e-12)
     assert loss.parts["after_ascent"].item() == pytest.approx(losses[-1], rel=1e-12)
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() == expected.keys()
+    ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert ours.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-10, atol=1e-12)
 
 
 def test_the_ascent_raises_the_loss() -> None:

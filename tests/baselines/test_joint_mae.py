@@ -36,14 +36,14 @@ def gradient(model: Model, objective: Objective) -> tuple[float, dict[str, Tenso
 def test_its_gradient_is_the_sum_of_both() -> None:
     model = start_of(JOINT, torch.float64)
     loss, joint = gradient(model, JOINT.objective)
-    supervised, one = gradient(model, CrossEntropy())
-    masked, other = gradient(model, MaskedAutoEncoding())
+    supervised, of_labels = gradient(model, CrossEntropy())
+    masked, of_masks = gradient(model, MaskedAutoEncoding())
     assert loss == pytest.approx(supervised + 0.3 * masked, rel=1e-12)
-    assert joint.keys() == one.keys() | other.keys() > one.keys()
-    for name, found in joint.items():
-        zero = torch.zeros_like(found)
-        expected = one.get(name, zero) + 0.3 * other.get(name, zero)
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+    assert joint.keys() == of_labels.keys() | of_masks.keys() > of_labels.keys()
+    for name, whole in joint.items():
+        zero = torch.zeros_like(whole)
+        expected = of_labels.get(name, zero) + 0.3 * of_masks.get(name, zero)
+        torch.testing.assert_close(whole, expected, rtol=1e-10, atol=1e-14)
 
 
 def test_it_becomes_fine_tuning_as_the_weight_goes_to_0(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from bench.models.build import build
 from bench.training.loop import Interrupted
 from tests.examples import tiny_backbone
 from tests.training.test_batches import WORDS
-from tests.training.test_loop import FINETUNE, equal, fitted, run, start_of, weights_of
+from tests.training.test_loop import FINETUNE, equal, fitted, run, weights_of
 
 CONTEXT = Context(Clock(), 10, False, torch.device("cpu"), training_set=None)  # type: ignore[arg-type]
 IMAGE_MATRICES = {"patch_embed.proj", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"}
@@ -42,9 +42,9 @@ def test_a_mixed_weight_is_the_papers_and_its_mean_is_the_weight(rate: float) ->
         if number < 20:
             expected = (mask * start + (1 - mask) * weight.detach() - rate * start) / (1 - rate)
             torch.testing.assert_close(value.detach(), expected, rtol=1e-12, atol=1e-14)
-            given = torch.randn(4, 5).double()
-            (gradient,) = torch.autograd.grad(value, weight, given)
-            torch.testing.assert_close(gradient, (1 - mask) / (1 - rate) * given, rtol=1e-12, atol=0.0)
+            upstream = torch.randn(4, 5).double()
+            (gradient,) = torch.autograd.grad(value, weight, upstream)
+            torch.testing.assert_close(gradient, (1 - mask) / (1 - rate) * upstream, rtol=1e-12, atol=0.0)
     assert replaced == pytest.approx(rate, abs=0.01)
     # A value's standard deviation over masks is √(p / (1 − p)) |w − u|.
     deviation = (rate / (1 - rate) / count) ** 0.5 * (weight.detach() - start).abs()
@@ -99,8 +99,6 @@ def test_weights_are_mixed_with_the_stages_start_after_a_restart_too(tmp_path: P
         with pytest.raises(Interrupted):
             run(stage, tmp_path / "parts", stop_at=step)
     assert equal(run(stage, tmp_path / "parts"), whole)
-    start = weights_of(start_of(stage))
-    assert not torch.equal(whole["encoder.norm.weight"], start["encoder.norm.weight"])
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])

@@ -150,7 +150,7 @@ def test_a_stop_after_any_step_changes_no_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
-def test_low_precision_is_refused(precision: Any, prepared: Path, tmp_path: Path) -> None:
+def test_low_precision_is_refused(precision: Any) -> None:
     with pytest.raises(SpecError) as refused:
         dataclasses.replace(FINETUNE, optimizer=SharpnessAware(), execution=Execution(precision=precision))
     assert refused.value.field == "precision"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from baselines.supcon import Probe
 from baselines.wise_ft import WeightInterpolation
 from bench.errors import SpecError
 from bench.interfaces.hooks import Clock, Context, State
@@ -44,6 +45,16 @@ def test_a_head_that_was_trained_before_is_interpolated_and_a_decoder_never(carr
     for name, weight in model.named_parameters():
         back = name.startswith("encoder.") or (carried and name.startswith("head."))
         torch.testing.assert_close(weight.detach(), reference[name] + (0.5 if back else 2.0))
+
+
+def test_the_loop_says_whether_the_head_was_carried(tmp_path: Path) -> None:
+    """All the way back, a carried head is its start, and a fresh one stays what it was trained to be."""
+    probe = dataclasses.replace(FINETUNE, name="linear_probe", objective=Probe())
+    constraint = WeightInterpolation(alpha=0.0)
+    for head in ("carried", "fresh"):
+        stage = dataclasses.replace(FINETUNE, init=probe, head=head, constraint=constraint)
+        start, kept = weights_of(start_of(stage)), run(stage, tmp_path / head)
+        assert torch.equal(kept["head.weight"], start["head.weight"]) == (head == "carried")
 
 
 def test_it_goes_back_to_the_stages_start_after_a_restart_too(tmp_path: Path) -> None:

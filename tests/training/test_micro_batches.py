@@ -102,9 +102,9 @@ def test_one_and_four_micro_batches_agree(objective: Objective, modality: str, t
     for name, weight in whole.items():
         torch.testing.assert_close(parts[name], weight, rtol=1e-12, atol=1e-12)
     assert len(losses) == len(split) == 5
-    for step, (one, other) in enumerate(zip(losses, split, strict=True)):
-        assert one.keys() == other.keys()
-        assert all(other[name] == pytest.approx(one[name], rel=1e-12, abs=1e-14) for name in one), step
+    for step, (once, added) in enumerate(zip(losses, split, strict=True)):
+        assert once.keys() == added.keys()
+        assert all(added[name] == pytest.approx(once[name], rel=1e-12, abs=1e-14) for name in once), step
 
 
 def test_micro_batches_of_text_do_differ_in_what_is_masked() -> None:
