@@ -551,8 +551,8 @@ MUTATIONS = (
     Mutation(
         "evaluation on the training split",
         "bench/training/fit.py",
-        "examples = _open(data, stage, settings)",
-        "examples = _open(stage.data, stage, settings)",
+        "logits, labels = predict(stage, model, _open(data, stage, settings), device)",
+        "logits, labels = predict(stage, model, _open(stage.data, stage, settings), device)",
         ("tests/training/test_evaluate.py::test_a_cells_number_is_that_of_its_weights_on_the_test_split",),
     ),
     Mutation(
@@ -598,10 +598,10 @@ MUTATIONS = (
         ("tests/planning/test_columns.py::test_candidates_of_a_search_are_not_measured_on_the_further_split",),
     ),
     Mutation(
-        "labels not reordered with length-sorted evaluation",
+        "logits left in the order of lengths",
         "bench/training/evaluate.py",
-        "examples.labels[order]",
-        "examples.labels",
+        "[torch.argsort(order)]",
+        "",
         ("tests/training/test_evaluate.py::test_predictions_meet_their_own_labels_in_eval_mode",),
     ),
     Mutation(
@@ -615,10 +615,10 @@ MUTATIONS = (
     ),
     Mutation(
         "population standard deviation in the table",
-        "bench/tables/statistics.py",
-        "statistics.stdev(values)",
-        "statistics.pstdev(values)",
-        ("tests/tables/test_tables.py::test_mean_and_sample_standard_deviation_in_percent",),
+        "bench/tables/compare.py",
+        "np.std(values, ddof=1)",
+        "np.std(values, ddof=0)",
+        ("tests/tables/test_tables.py::test_mean_and_sample_standard_deviation",),
     ),
     # ---------------------------------------------------------------------------------------- plan and store
     Mutation(
@@ -900,15 +900,15 @@ MUTATIONS = (
     Mutation(
         "FreeLB normalises over the batch",
         "baselines/freelb.py",
-        "vector_norm(values, dim=(1, 2), keepdim=True)",
-        "vector_norm(values, dim=(0, 1, 2), keepdim=True)",
+        ".sum(dim=(1, 2), keepdim=True).sqrt()\n\n\n@recipe",
+        ".sum(dim=(0, 1, 2), keepdim=True).sqrt()\n\n\n@recipe",
         ("tests/baselines/test_freelb.py::test_it_is_the_published_algorithm",),
     ),
     Mutation(
         "FreeLB perturbs padding",
         "baselines/freelb.py",
-        '            present = present * inputs["attention_mask"][..., None]',
-        "            pass",
+        'inputs["attention_mask"][..., None] if',
+        "1 if",
         ("tests/baselines/test_freelb.py::test_padding_changes_neither_length_nor_loss",),
     ),
     Mutation(

@@ -212,16 +212,20 @@ class Sum(Objective):
         return Loss(total, {name: part for loss in losses for name, part in loss.parts.items()}, 1.0)
 
     def activity(self, model: Model, batch: Batch, state: State, context: Context) -> dict[str, Activity]:
-        """Measure every term against the first, the primary loss."""
+        """Measure what each term measures of itself, and of the others their loss against the first, the primary one."""
         activities: dict[str, Activity] = {}
-        losses: list[float] = []
-        for term, own in zip(self.terms, state.constants["states"], strict=True):
-            losses.append(abs(float(term.loss(model, batch, own, context).total)))
-            activities |= term.activity(model, batch, own, context)
-        for term, loss in zip(self.terms[1:], losses[1:], strict=True):
-            share = loss / max(losses[0], NEGLIGIBLE)
-            meaning = f"its loss, relative to {type(self.terms[0]).__name__}"
-            activities[type(term).__name__] = Activity(share, meaning, share < NEGLIGIBLE)
+        primary = 0.0
+        for number, (term, own) in enumerate(zip(self.terms, state.constants["states"], strict=True)):
+            name = type(term).__name__
+            measured = term.activity(model, batch, own, context)
+            loss = abs(float(term.loss(model, batch, own, context).total))
+            primary = loss if number == 0 else primary
+            if number > 0 and not measured:
+                share = loss / max(primary, NEGLIGIBLE)
+                meaning = f"its loss, relative to {type(self.terms[0]).__name__}"
+                measured = {name: Activity(share, meaning, share < NEGLIGIBLE)}
+            # Of two terms of one class the later one is told apart by its number.
+            activities |= {f"{key} {number + 1}" if key in activities else key: each for key, each in measured.items()}
         return activities
 
 

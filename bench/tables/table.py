@@ -5,21 +5,22 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from bench.data.metrics import metric_of
 from bench.errors import InputError
 from bench.planning.plan import Plan
 from bench.store.activity import describe_inactive, inactive
 from bench.store.code import other_code
 from bench.store.files import write_text
 from bench.store.store import Store
+from bench.tables.compare import FINE_TUNING_ONLY, OverTasks, RunTable
+from bench.tables.comparison import CONDITIONAL, baseline_row, cost_line, difference_rows, runs_of
 from bench.tables.grid_facts import GridFacts, facts_of
 from bench.tables.records import (
     Record,
@@ -31,7 +32,6 @@ from bench.tables.records import (
     stages_path,
     write_aside,
 )
-from bench.tables.statistics import cell_text
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Results:
     @property
     def markdown(self) -> str:
         assert self.content.grid is not None
-        return markdown(self.content.grid, self.records)
+        return markdown(self.content.grid, self.records, self.content.stages)
 
     def write(self) -> Path | None:
         """Write all files, and the others into one of their own, whose path is returned."""
@@ -76,7 +76,7 @@ class Results:
         set_aside = write_aside(self.others, self.folder, self.name)
         write_text(stages_path(self.records_file), lines_of(self.content.stages.values()))
         write_text(self.records_file, lines_of([self.content.grid.as_line(), *self.records]))
-        for ending, text in tables(self.content.grid, self.records).items():
+        for ending, text in tables(self.content.grid, self.records, self.content.stages).items():
             write_text(self.table.with_name(f"{self.name}.{ending}"), text)
         return set_aside
 
@@ -126,42 +126,63 @@ def rebuilt(content: RecordsFile, disagreements: int, results: Path) -> Results:
 # ------------------------------------------------------------------------------------------------ tables
 
 
-def tables(facts: GridFacts, records: Sequence[Record]) -> dict[str, str]:
+BOLD = ("\x02", "\x03")
+"""Stand around what is to be bold until the format is known."""
+
+
+def tables(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record]) -> dict[str, str]:
     """Write the table in every format, by the ending of its file."""
-    head, *body = array(facts, records)
+    runs = runs_of(facts, records, stages)
+    head, *body = array(facts, runs)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *body])
+    csv.writer(text, lineterminator="\n").writerows([head, *([_bold(cell, "", "") for cell in row] for row in body)])
     latex = tabulate(body, headers=head, tablefmt="latex_booktabs", disable_numparse=True)
-    return {"md": markdown(facts, records), "csv": text.getvalue(), "tex": f"{latex}\n"}
+    latex = _bold(latex, r"\textbf{", "}").replace("±", r"$\pm$").replace("–", "--")
+    return {"md": markdown(facts, records, stages), "csv": text.getvalue(), "tex": f"{latex}\n"}
 
 
-def markdown(facts: GridFacts, records: Sequence[Record]) -> str:
-    """Write the table in Markdown, with its legend."""
-    head, *body = array(facts, records)
-    shown = tabulate(body, headers=head, tablefmt="github", disable_numparse=True)
-    return f"# {facts.name}\n\n{shown}\n\n{_legend(facts, records)}"
+def markdown(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record]) -> str:
+    """Write the table in Markdown, with the differences to the reference row and the legend."""
+    runs = runs_of(facts, records, stages)
+    over_tasks = runs.over_tasks(facts.reference) if len(facts.tasks) > 1 else []
+    differences = difference_rows(runs, facts.reference, over_tasks)
+    parts = [_in_markdown(array(facts, runs)), *([_in_markdown(differences)] if differences else [])]
+    legend = _legend(facts, records, [*_comparison(facts, runs, over_tasks), *cost_line(facts, records, stages)])
+    return "\n\n".join([f"# {facts.name}", *parts, legend])
 
 
-def array(facts: GridFacts, records: Sequence[Record]) -> list[list[str]]:
-    """Fill the table: a line of heads, then one for each row of the grid."""
+def _in_markdown(lines: list[list[str]]) -> str:
+    head, *body = lines
+    return _bold(tabulate(body, headers=head, tablefmt="github", disable_numparse=True), "**", "**")
+
+
+def _bold(text: str, before: str, after: str) -> str:
+    return text.replace(BOLD[0], before).replace(BOLD[1], after)
+
+
+def array(facts: GridFacts, runs: RunTable) -> list[list[str]]:
+    """Fill the table: a line of heads, one for each row of the grid, then what the test sets are."""
     # A cell of the table is a method on a task; its values are one for each seed that has finished. Example: accuracies
     # .90 and .92 of three planned seeds read "91.00 ± 1.41 (2/3)".
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for record in records:
-        values[record["method"], record["task"]].append(record["value"])
-    scales = {task: metric_of(metric).scale for task, metric in facts.metrics.items()}
-    body = [
-        [row, *(cell_text(values[row, task], len(facts.seeds), scales[task]) for task in facts.tasks)]
-        for row in facts.rows
-    ]
-    return [["method", *facts.tasks], *body]
+    best = {task: runs.best(task) for task in facts.tasks}
+    ranks = runs.average_ranks() if len(facts.tasks) > 1 else {}
+    body = []
+    for row in facts.rows:
+        cells = [runs.summary(row, task).text() for task in facts.tasks]
+        cells = [f"{BOLD[0]}{cell}{BOLD[1]}" if best[t] == row else cell for t, cell in zip(best, cells, strict=True)]
+        body.append([row, *cells, *([f"{ranks[row]:.1f}" if row in ranks else "–"] if ranks else [])])
+    padding = [""] if ranks else []
+    sizes = [str(facts.test[task].examples) if task in facts.test else "–" for task in facts.tasks]
+    tests = [["most frequent class", *baseline_row(facts), *padding], ["test examples", *sizes, *padding]]
+    return [["method", *facts.tasks, *(["average rank"] if ranks else [])], *body, *(tests if facts.test else [])]
 
 
-def _legend(facts: GridFacts, records: Sequence[Record]) -> str:
+def _legend(facts: GridFacts, records: Sequence[Record], of_comparison: Sequence[str]) -> str:
     files = f"{facts.name}/records.jsonl (the grid, then a JSON object per finished cell) and stages.jsonl beside it"
     lines = [
         *facts.legend,
         *_lost_candidates(records),
+        *of_comparison,
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
         *_mixed_devices(records),
@@ -170,6 +191,27 @@ def _legend(facts: GridFacts, records: Sequence[Record]) -> str:
         f"Records: {files}; python -m bench.collate --records rebuilds this table from them.",
     ]
     return "".join(f"- {line}\n" for line in lines)
+
+
+def _comparison(facts: GridFacts, runs: RunTable, over_tasks: Sequence[OverTasks]) -> list[str]:
+    """Say what bold, differences, p and P mean, as far as they occur."""
+    lines = ["Bold: complete, and better than every other row of its column by an interval that excludes 0."]
+    if len(facts.rows) > 1:
+        what = "mean over common seeds of the paired differences, positive where the row is better"
+        lines.append(f"Differences to {facts.reference}: {what}, with its 95 % t interval.")
+    differences = [runs.difference(row, facts.reference, task) for row in facts.rows for task in facts.tasks]
+    if any(difference.conditional for difference in differences):
+        why = "a stage or choice that only one of the two rows has is the same for several seeds"
+        lines.append(f"{CONDITIONAL} {FINE_TUNING_ONLY}: {why}, so its luck is in all of them; such pairs get no bold.")
+    if any(result.p is not None for result in over_tasks):
+        counts = f"{len(facts.tasks)} task means, {len(facts.seeds)} seeds planned"
+        lines.append(f"p: paired t test over tasks ({counts}), by Holm for all rows together.")
+    if (ropes := {result.rope for result in over_tasks} - {None}) != set():
+        rope = ", ".join(f"{rope:g}" for rope in ropes if rope is not None)
+        lines.append(
+            f"P: probabilities of better / within ± {rope} / worse on a new task (Bayesian signed rank); no p."
+        )
+    return lines
 
 
 def _lost_candidates(records: Sequence[Record]) -> list[str]:

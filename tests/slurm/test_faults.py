@@ -77,8 +77,8 @@ class Trouble(Place):
         return "".join(path.read_text(errors="replace") for path in sorted(logs))
 
     def table(self) -> str:
-        """The table, without what is different between two checkouts."""
-        return (self.folder / "results" / "tiny.md").read_text().replace("-dirty", "").split("- Code")[0]
+        """The table, without what clock and checkout decide."""
+        return (self.folder / "results" / "tiny.md").read_text().split("- Cost of")[0]
 
     def check_same(self, undisturbed: Trouble) -> None:
         """Every stage once, with the same bits as if nothing had happened, and the same table."""

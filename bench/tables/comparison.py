@@ -1,0 +1,130 @@
+"""A records file as runs to compare, and what the comparison says in a table: bold, ranks, baselines, differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bench.data.metrics import metric_of
+from bench.tables.compare import Column, Difference, OverTasks, Run, RunTable, majority_baseline
+from bench.tables.grid_facts import GridFacts
+from bench.tables.records import Record
+
+CONDITIONAL = "°"
+"""Marks a difference whose interval holds fine-tuning noise only."""
+
+
+def runs_of(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record]) -> RunTable:
+    """Make the runs of a grid: its numbers as tables show them, with the stages on the task's data behind each."""
+    metrics = {task: metric_of(metric) for task, metric in facts.metrics.items()}
+    columns = tuple(Column(task, metrics[task].better, metrics[task].unit) for task in facts.tasks)
+    runs = tuple(
+        Run(
+            record["method"],
+            record["task"],
+            record["seed"],
+            metrics[record["task"]].scale * record["value"],
+            frozenset(_stages_on_task(record, stages)),
+        )
+        for record in records
+    )
+    return RunTable(facts.rows, columns, facts.seeds, runs)
+
+
+def _stages_on_task(record: Record, stages: Mapping[str, Record]) -> Iterator[str]:
+    """Yield the keys of the stages behind a cell that read its task's data."""
+    own = stages.get(record["key"])
+    if own is None:
+        # A record of version 1 holds its whole specification, in which each stage stands with its key.
+        spec = record.get("spec", {})
+        yield from _keys(spec, spec.get("data", {}).get("task"))
+        return
+    for key in record.get("stages", ()):
+        if key in stages and stages[key]["task"] == own["task"]:
+            yield key
+
+
+def _keys(spec: Any, task: str | None) -> Iterator[str]:
+    if isinstance(spec, list):
+        for part in spec:
+            yield from _keys(part, task)
+    elif isinstance(spec, dict):
+        if spec.get("type") in ("Stage", "Selected") and spec.get("data", {}).get("task") == task:
+            yield str(spec.get("key"))
+        for part in spec.values():
+            yield from _keys(part, task)
+
+
+def baseline_row(facts: GridFacts) -> list[str]:
+    """Say what always answering with the test set's most frequent class would score, in each column."""
+    cells = []
+    for task, metric in facts.metrics.items():
+        test = facts.test.get(task)
+        counts = {} if test is None or test.per_class is None else dict(enumerate(test.per_class))
+        named = {str(number): count for number, count in counts.items()}
+        value = majority_baseline(named).get(metric.rpartition("/")[2]) if any(named.values()) else None
+        cells.append("–" if value is None else f"{metric_of(metric).scale * value:.2f}")
+    return cells
+
+
+def difference_rows(table: RunTable, reference: str, over_tasks: Sequence[OverTasks]) -> list[list[str]]:
+    """Compare every other row with the reference: a line of heads, then one for each row.
+
+    `over_tasks` has the comparison over tasks of each of them, or of none.
+    """
+    over = {result.row: [_over_text(result)] for result in over_tasks}
+    tasks = [column.task for column in table.columns]
+    head = [f"minus {reference}", *tasks, *(["over tasks"] if over else [])]
+    body = [
+        [row, *(difference_text(table.difference(row, reference, task)) for task in tasks), *over.get(row, [])]
+        for row in table.rows
+        if row != reference
+    ]
+    return [head, *body] if body else []
+
+
+def difference_text(difference: Difference) -> str:
+    """Write `+1.20 [−0.30, 2.70]`, marked where the interval holds fine-tuning noise only."""
+    if difference.mean is None:
+        return "–"
+    mark = CONDITIONAL if difference.conditional else ""
+    interval = "" if difference.low is None else f" [{difference.low:.2f}, {difference.high:.2f}]"
+    return f"{difference.mean:+.2f}{interval}{mark}".replace("-", "−")
+
+
+def _over_text(result: OverTasks) -> str:
+    if result.mean is None:
+        return "–"
+    parts = [f"{result.mean:+.2f}".replace("-", "−")]
+    if result.p is not None:
+        parts.append(f"p = {result.p:.2g}")
+    if result.better is not None:
+        parts.append(f"P = {result.better:.2f} / {result.equivalent:.2f} / {result.worse:.2f}")
+    return ", ".join(parts)
+
+
+def cost_line(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record]) -> list[str]:
+    """Say what the stages behind each row took, each stage once; nothing where not all of them are there."""
+    behind: dict[str, dict[str, None]] = {row: {} for row in facts.rows}
+    for record in records:
+        behind[record["method"]] |= dict.fromkeys(record.get("stages", [record["key"]]))
+    if not stages or any(key not in stages for keys in behind.values() for key in keys):
+        return []
+    rows = [f"{row} {_hours(stages[key] for key in keys)}" for row, keys in behind.items() if keys]
+    together = _hours(stages[key] for key in dict.fromkeys(key for keys in behind.values() for key in keys))
+    return [
+        f"Cost of the distinct stages behind each row: {'; '.join(rows)}. All rows, which share stages: {together}."
+    ]
+
+
+def _hours(stages: Iterator[Record]) -> str:
+    """Add up core-hours and GPU-hours."""
+    cores, gpus = 0.0, 0.0
+    for stage in stages:
+        provenance = stage["provenance"]
+        if provenance.get("device_type", "cpu") == "cpu":
+            cores += stage["seconds"] * provenance.get("threads", 1) / 3600
+        else:
+            gpus += stage["seconds"] / 3600
+    parts = [f"{hours:.2f} {unit}-hours" for hours, unit in ((cores, "core"), (gpus, "GPU")) if hours]
+    return " and ".join(parts) or "0 hours"
