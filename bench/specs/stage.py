@@ -212,7 +212,7 @@ class Sum(Objective):
         return Loss(total, {name: part for loss in losses for name, part in loss.parts.items()}, 1.0)
 
     def activity(self, model: Model, batch: Batch, state: State, context: Context) -> dict[str, Activity]:
-        """Measure what each term measures of itself, and of the others their loss against the first, the primary one."""
+        """Ask each term; one that measures nothing of itself is measured by its loss, against the primary one."""
         activities: dict[str, Activity] = {}
         primary = 0.0
         for number, (term, own) in enumerate(zip(self.terms, state.constants["states"], strict=True)):

@@ -245,3 +245,11 @@ def test_names_of_parts_do_not_collide(tmp_path: Path) -> None:
         FINETUNE, objective=R3F(eps=0.5), constraint=MarsProjection(radius=0.1), optimizer=optimizer
     )
     assert fitted(stage, tmp_path)[1].activity.keys() == {"R3F", "MarsProjection", "RecAdam"}
+
+
+def test_terms_of_a_sum_speak_for_themselves(tmp_path: Path) -> None:
+    quiet, loud = R3F(eps=1e-5), R3F(eps=0.5)
+    stage = dataclasses.replace(FINETUNE, objective=CrossEntropy() + quiet)
+    assert fitted(stage, tmp_path / "one")[1].activity["R3F"].nil  # its loss alone, a cross-entropy too, would not be
+    both = fitted(dataclasses.replace(FINETUNE, objective=quiet + loud), tmp_path / "two")[1].activity
+    assert {name: part.nil for name, part in both.items()} == {"R3F": True, "R3F 2": False}
