@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -186,30 +186,29 @@ class RunTable:
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return Summary(len(self.seeds), len(values), mean, std, tuple(others))
 
-    def _own_stages(self, row: str, other: str, task: str) -> list[frozenset[str]]:
-        """List, for every common seed, the stages behind one of two rows but not behind both."""
+    def _pairs(self, row: str, other: str, task: str) -> list[tuple[Run, Run]]:
+        """Pair the finite runs of two rows by their common seeds."""
         left, right = self._finite(row, task), self._finite(other, task)
-        return [left[seed].stages ^ right[seed].stages for seed in self.seeds if seed in left and seed in right]
+        return [(left[seed], right[seed]) for seed in self.seeds if seed in left and seed in right]
 
     def difference(self, row: str, other: str, task: str) -> Difference:
         """Compare two rows on a task over the seeds that both have."""
-        left, right = self._finite(row, task), self._finite(other, task)
         sign = 1 if self.column(task).better == "higher" else -1
-        pairs = [(left[seed].value, right[seed].value) for seed in self.seeds if seed in left and seed in right]
-        differences = [sign * (value - other_value) for value, other_value in pairs]
+        pairs = self._pairs(row, other, task)
+        differences = [sign * (left.value - right.value) for left, right in pairs]
         # The difference of two rows is conditional if something that only one of them has is the same for several
         # seeds: its luck is in every difference, and no spread over seeds shows it. What both have cancels out. Example
         # with seeds 0 and 1, teacher T for all, student S0 and S1, and further pre-training P for all:
         #   student – plain fine-tuning:  {T, S0}, {T, S1}        T occurs twice: conditional
         #   student – pre-training:       {T, S0, P}, {T, S1, P}  T and P occur twice: conditional
         #   student – another student of the same teacher:        {S0, R0}, {S1, R1}: T cancels out, unconditional
-        often = Counter(stage for stages in self._own_stages(row, other, task) for stage in stages)
-        conditional = any(count > 1 for count in often.values())
+        uses = Counter(stage for left, right in pairs for stage in left.stages ^ right.stages)
+        conditional = any(count > 1 for count in uses.values())
         if not differences:
             return Difference(task, 0, None, None, None, conditional, "no seed in common")
-        magnitude = max(abs(value) for pair in pairs for value in pair)
+        magnitude = max(abs(run.value) for pair in pairs for run in pair)
         test, reason = _t_test(differences, magnitude, "seed")
-        low, high = (None, None) if test is None else test.confidence_interval(LEVEL)
+        low, high, _ = test or (None, None, None)
         return Difference(task, len(pairs), float(np.mean(differences)), low, high, conditional, reason)
 
     def best(self, task: str) -> str | None:
@@ -270,16 +269,16 @@ class RunTable:
         counted: list[Difference] = []
         left_out: list[str] = []
         behind: set[str] = set()
+        magnitude = 0.0
         for column in self.columns:
-            difference = self.difference(row, reference, column.task)
-            own = frozenset[str]().union(*self._own_stages(row, reference, column.task))
-            if difference.mean is None:
-                continue
-            if own & behind:
+            pairs = self._pairs(row, reference, column.task)
+            differing = {stage for left, right in pairs for stage in left.stages ^ right.stages}
+            if differing & behind:
                 left_out.append(column.task)
-            else:
-                counted.append(difference)
-                behind |= own
+            elif pairs:
+                counted.append(self.difference(row, reference, column.task))
+                behind |= differing
+                magnitude = max(magnitude, *(abs(run.value) for pair in pairs for run in pair))
         result = OverTasks(
             row,
             reference,
@@ -294,12 +293,9 @@ class RunTable:
         unit, *other_units = dict.fromkeys(self.column(task).unit for task in result.tasks)
         if other_units:
             return replace(result, reason="tasks in different units")
-        values = [abs(run.value) for task in result.tasks for run in self._finite(row, task).values()]
-        test, reason = _t_test(means, max(values), "task")
-        result = replace(result, mean=float(np.mean(means)), reason=reason)
-        if test is not None:
-            low, high = test.confidence_interval(LEVEL)
-            result = replace(result, low=low, high=high, p=float(test.pvalue))
+        test, reason = _t_test(means, magnitude, "task")
+        low, high, p = test or (None, None, None)
+        result = replace(result, mean=float(np.mean(means)), low=low, high=high, p=p, reason=reason)
         rope = ROPE.get(unit) if rope is None else rope
         if len(means) < SIGNED_RANK_TASKS or rope is None:
             return result
@@ -307,8 +303,8 @@ class RunTable:
         return replace(result, rope=rope, better=better, equivalent=equivalent, worse=worse)
 
 
-def _t_test(differences: Sequence[float], magnitude: float, of: str) -> tuple[Any, str]:
-    """Test that the mean difference is 0: SciPy's result, or None and the reason why there is none.
+def _t_test(differences: Sequence[float], magnitude: float, of: str) -> tuple[tuple[float, float, float] | None, str]:
+    """Return the mean difference's interval and its p, or None and the reason.
 
     `magnitude` is that of the values that were subtracted, `of` says what each difference belongs to.
     """
@@ -320,7 +316,9 @@ def _t_test(differences: Sequence[float], magnitude: float, of: str) -> tuple[An
     # small: on 100 examples every difference is a whole number of points, and two seeds often have the same.
     if np.ptp(differences) <= 1e-12 * magnitude:
         return None, f"the same difference for every {of}"
-    return ttest_1samp(differences, 0.0), ""
+    test = ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(LEVEL)
+    return (float(low), float(high), float(test.pvalue)), ""
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
