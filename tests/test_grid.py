@@ -155,7 +155,7 @@ def test_table_and_records(finished: Workplace) -> None:
 
 def test_records_say_what_a_reviewer_asks(finished: Workplace) -> None:
     record = finished.records()["self_distillation/digits/photos_mae/1"]
-    assert {"key", "method", "task", "backbone", "seed", "metric", "metrics", "seconds", "spec"} <= record.keys()
+    assert {"key", "method", "task", "backbone", "seed", "metric", "metrics", "seconds", "stages"} <= record.keys()
     assert (record["method"], record["task"], record["seed"], record["metric"]) == (
         "self_distillation",
         "digits",

@@ -83,7 +83,7 @@ def test_tables_read_each_record_and_the_records_file_once(
     store = Store(tmp_path / "runs")
     fill(store, many_seeds(tmp_path, prepared, 5, store).stages)
     plan = many_seeds(tmp_path, prepared, 5, store)
-    read, files = calls(monkeypatch, Store, "record"), calls(monkeypatch, records, "read_records")
+    read, files = calls(monkeypatch, Store, "record"), calls(monkeypatch, records, "read_file")
     assert write_tables(plan, store, tmp_path / "results") == 0
     assert sorted(each.key for _, each in read) == sorted(each.key for each in plan.stages)
     assert len(files) == 1
@@ -94,7 +94,7 @@ def test_an_unchanged_run_reads_everything_for_its_plan_and_for_its_table(
 ) -> None:
     store = Store(tmp_path / "runs")
     fill(store, many_seeds(tmp_path, prepared, 5, store).stages)
-    read, files = calls(monkeypatch, Store, "record"), calls(monkeypatch, records, "read_records")
+    read, files = calls(monkeypatch, Store, "record"), calls(monkeypatch, records, "read_file")
     places = ["--data", str(prepared), "--store", str(store.root), "--results", str(tmp_path / "results")]
     arguments = ["--gin", str(tmp_path / "tiny.gin"), "--set", "grid.seeds = [0, 1, 2, 3, 4]", *places]
     assert grid.main(["--device", "cpu", *arguments]) == 0

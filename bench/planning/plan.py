@@ -61,7 +61,7 @@ class Plan:
     data_root: Path
     splits: list[str]
     """Lines about bindings that split a stage which two rows would have shared."""
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
     """What else a person should look at: lines that are not for this grid, settings that keep a method from doing
     much."""
     done: dict[str, float] = field(default_factory=dict)

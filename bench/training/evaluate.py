@@ -59,7 +59,7 @@ def metrics(logits: torch.Tensor, labels: torch.Tensor, class_names: Sequence[st
         "balanced_accuracy": float(recall_score(truth, guess, labels=occurring, average="macro", zero_division=0.0)),
         "macro_f1": float(f1_score(truth, guess, average="macro", zero_division=0.0)),
         "micro_f1": float(f1_score(truth, guess, average="micro", zero_division=0.0)),
-        "mcc": float(matthews_corrcoef(truth, guess)),
+        "mcc": float(matthews_corrcoef(truth, guess)) if len(np.union1d(truth, guess)) > 1 else 0.0,
         "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
     }
     if len(class_names) == 2:

@@ -68,6 +68,7 @@ def test_tasks_are_specs_with_their_own_canonical_form() -> None:
         "modality": "image",
         "backbone": "photos_mae",
         "metric": "accuracy",
+        "positive_class": None,
         "training": "train",
         "source": None,
         "configuration": None,

@@ -29,7 +29,7 @@ def test_parents_run_first_and_a_failure_blocks_its_dependants_only() -> None:
 def test_the_reason_travels_down_the_chain() -> None:
     root = pretraining()
     middle = finetuning()
-    last = finetuning(init=middle, seed=9)
+    last = finetuning(init=middle, seed=9, head="fresh")
     queue = Queue(list(walk(last)), (), {root.key: "out of memory"})
     queue.waiting.remove(root)
     assert queue.next() is None

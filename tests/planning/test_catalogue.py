@@ -380,7 +380,7 @@ def test_methods_run_on_encoders_that_transformers_computes(
     backbone = plan.cells[0].stage.backbone
     assert isinstance(backbone, TransformersEncoder)
     assert (backbone.family, backbone.width, backbone.positions) == (save.__name__, 16, 40)
-    records = [json.loads(line) for line in records_path(path).read_text().splitlines()]
+    records = [json.loads(line) for line in records_path(path).read_text().splitlines()[1:]]
     assert len(records) == 5 and all(math.isfinite(record["metrics"]["loss"]) for record in records)
     assert len({record["metrics"]["loss"] for record in records}) == 5
     assert all(record["measured"]["encoder_distance"] > 0 for record in records)
@@ -390,10 +390,11 @@ def test_methods_run_on_encoders_that_transformers_computes(
 def test_a_fresh_decoder_is_told_in_plan_record_and_legend(bert: Path, data: Path) -> None:
     path = write(bert, text=OWN_BACKBONE)
     assert run(path, data) == 0
-    line = "the weights of mine lack 5 tensors of it, such as decoder.predictions.bias, which start at random"
+    lacking = "the weights of mine lack 5 tensors, such as decoder.predictions.bias"
+    line = f"{lacking}: pre-training starts it from random values"
     assert f"fresh decoder: {line}" in describe_plan(plan_of(path, data))
     assert f"Fresh decoder: {line}." in (path.parent / "results" / "own.md").read_text()
-    assert '"decoder.predictions.bias"' in records_path(path).read_text()
+    assert '"decoder.predictions.bias"' in records_path(path).with_name("stages.jsonl").read_text()
     # Where nothing is pre-trained further, no decoder is needed.
     path = write(bert, text=OWN_BACKBONE.replace(", 'tapt'", ""))
     path.write_text("\n".join(line for line in path.read_text().splitlines() if "further" not in line))

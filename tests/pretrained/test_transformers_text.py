@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from baselines.mars import MarsProjection, kernels
 from bench.data.examples import by_length, padded
 from bench.errors import InputError, SpecError
-from bench.interfaces.hooks import State
+from bench.interfaces.hooks import Clock, Context
 from bench.models.build import build
 from bench.models.text import TokenMask
 from bench.models.transformers_text import TransformersText
@@ -347,7 +347,9 @@ def test_mars_bounds_the_output_units_of_gpt2(tmp_path: Path) -> None:
     assert torch.equal(own[5], theirs.base_model.get_parameter(name)[:, 5])
     with torch.no_grad():
         own[5] += 1.0
-        MarsProjection(radius=2.0).apply(model, dict(start.named_parameters()), State())
+        mars, reference = MarsProjection(radius=2.0), dict(start.named_parameters())
+        context = Context(Clock(), 1, False, torch.device("cpu"), training_set=None)  # type: ignore[arg-type]
+        mars.apply(model, reference, mars.begin(model, reference, context), context)
     moved = (own - start.encoder.get_parameter(name)).abs().sum(1)
     assert moved[5].item() == pytest.approx(2.0) and moved.sum().item() == pytest.approx(2.0)
 

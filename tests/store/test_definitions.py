@@ -191,7 +191,7 @@ def test_the_loops_digest_covers_networks_data_and_steps_and_imports_nothing() -
         ("bench.models.image", "ImageModel"),
         ("bench.models.text", "masked_token_loss"),
         ("bench.data.examples", "TextExamples"),
-        ("bench.training.evaluate", "evaluate"),
+        ("bench.training.evaluate", "predict"),
         ("bench.device", "numerics"),
     ):
         assert location in reached

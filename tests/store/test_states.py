@@ -54,4 +54,7 @@ def test_the_reason_of_a_failure_travels_down() -> None:
     assert why_blocked(child, {}, {}) is None
     assert why_blocked(child, {child.key: "a failure of its own"}, {}) is None
     assert why_blocked(child, {parent.key: "it diverged"}, {}) == reason
-    assert why_blocked(finetuning(init=child, seed=9), {parent.key: "it diverged"}, {child.key: reason}) == reason
+    assert (
+        why_blocked(finetuning(init=child, seed=9, head="fresh"), {parent.key: "it diverged"}, {child.key: reason})
+        == reason
+    )

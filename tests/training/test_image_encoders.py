@@ -79,7 +79,7 @@ def test_methods_run_on_an_encoder_without_a_decoder_and_say_so(
     assert cli.reporting_errors(lambda: grid.main(arguments(gin, data, "--launcher", "inline"))) == 0
     assert "start from random values: decoder" in capsys.readouterr().out
     plan = plan_of(gin, data)
-    said = "own: the weights lack decoder"
+    said = "the weights of own lack decoder"
     assert said in describe_plan(plan)
     assert said in (gin.parent / "results" / "own.md").read_text()
     without = make_plan([str(gin)], [], ["finetune/*"], data, Store(gin.parent / "runs"))
@@ -94,9 +94,9 @@ def test_methods_run_on_an_encoder_without_a_decoder_and_say_so(
     assert (encoder.decoder_depth, encoder.weights.fresh) == (0, ())
     assert (whole.decoder_depth, whole.decoder_width, whole.weights.fresh) == (2, 32, ("decoder",))
     assert (encoder.image_size, encoder.weights.resampling) == (8, "antialiased")
-    records = [json.loads(line) for line in (gin.parent / "results" / "own" / "records.jsonl").read_text().splitlines()]
-    (record,) = [record for record in records if record["row"] == "tapt"]
-    assert '"fresh": ["decoder"]' in json.dumps(record)
+    stages = (gin.parent / "results" / "own" / "stages.jsonl").read_text().splitlines()
+    (line,) = [line for line in stages if json.loads(line)["key"] == tapt.init.key]
+    assert '"fresh": ["decoder"]' in line
     scratch = last(plan, "scratch")
     assert isinstance(scratch.init, Stage) and scratch.init.init == RANDOM
     assert scratch.init.backbone == dataclasses.replace(whole, weights=None)

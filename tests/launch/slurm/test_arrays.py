@@ -16,6 +16,11 @@ def child(parent: Stage, seed: int, **changes: object) -> Stage:
     return finetuning(backbone=tiny_backbone(weights=parent), seed=seed, **changes)
 
 
+def head(init: Stage | str) -> str | None:
+    """A fresh classifier where the start has one."""
+    return "fresh" if isinstance(init, Stage) else None
+
+
 def random_grid(seed: int) -> list[Stage]:
     """Up to some dozens of stages, parents first, each with none to two parents."""
     draw = random.Random(seed)
@@ -24,7 +29,7 @@ def random_grid(seed: int) -> list[Stage]:
         trained = [stage for stage in stages if stage.name == "finetune"]
         weights = pretraining(seed=draw.randint(0, 3))
         init = draw.choice(trained) if trained and draw.random() < 0.6 else "pretrained"
-        stages.append(finetuning(backbone=tiny_backbone(weights=weights), init=init, seed=number))
+        stages.append(finetuning(backbone=tiny_backbone(weights=weights), init=init, seed=number, head=head(init)))
     return list(walk(*stages))
 
 
@@ -96,7 +101,10 @@ def test_a_failure_stops_nothing_but_its_descendants(seed: int) -> None:
 def test_below_the_limit_a_stage_waits_for_its_ancestors_only() -> None:
     """No barrier: a fine-tuning starts as soon as its own teacher exists."""
     teachers = [child(pretraining(seed=task), seed) for task in range(2) for seed in range(5)]
-    students = [finetuning(init=teacher, backbone=teacher.backbone, seed=teacher.seed + 10) for teacher in teachers]
+    students = [
+        finetuning(init=teacher, backbone=teacher.backbone, seed=teacher.seed + 10, head="fresh")
+        for teacher in teachers
+    ]
     stages = list(
         walk(*students, *(child(pretraining(seed=task), seed) for task in range(2) for seed in range(20, 30)))
     )
@@ -139,7 +147,7 @@ def test_calls_stay_below_the_limit_and_a_failure_stays_with_its_own() -> None:
     parents = [pretraining(seed=seed) for seed in range(300)]
     children = [child(parent, seed) for parent in parents for seed in range(2)]
     pairs = [
-        finetuning(init=first, teacher=None, seed=9, backbone=tiny_backbone(weights=second))
+        finetuning(init=first, teacher=None, seed=9, backbone=tiny_backbone(weights=second), head="fresh")
         for first, second in zip(children, reversed(parents), strict=False)
     ]
     stages = list(walk(*pairs, *children))
