@@ -23,6 +23,7 @@ COMMANDS = {
     "grid": Command("bench.grid", "plan a grid, run it here or on a cluster, and write its tables"),
     "status": Command("bench.status", "show how a grid stands, follow it, explain its failures"),
     "collate": Command("bench.collate", "write a grid's tables from its store, without running anything"),
+    "figures": Command("bench.figures.__main__", "draw the figures of a grid from its records"),
     "doctor": Command("bench.doctor.__main__", "check this computer or cluster for what would stand in the way"),
     "speed": Command("bench.speed.__main__", "measure what training costs on this computer"),
     "theory": Command("bench.theory", "check the paper's theory of self-distillation with numbers"),

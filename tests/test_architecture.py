@@ -11,7 +11,7 @@ import bench
 
 ROOT = Path(bench.__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-PACKAGES = {path.parent.name for path in (ROOT / "bench").glob("*/__init__.py")} - {"doctor", "speed"}
+PACKAGES = {path.parent.name for path in (ROOT / "bench").glob("*/__init__.py")} - {"doctor", "figures", "speed"}
 ALONE = {"cli", "device", "errors", "methods"}
 """Modules under bench/ with a place of their own in the picture."""
 SHIMS = {"bench.hooks", "bench.registry"}

@@ -1,0 +1,87 @@
+"""Draw the figures of a grid: `python -m bench.figures --records FILE… --output FOLDER`, or with --gin from its store.
+
+Each is written as SVG, PNG, PDF and, with the numbers in it, CSV. Learning curves need --store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import baselines
+from bench import cli
+from bench.errors import InputError
+from bench.figures import draw
+from bench.figures.charts import KINDS, NoFigure, Source
+from bench.planning.plan import make_plan
+from bench.store.store import Store
+from bench.tables.grid_facts import facts_of
+from bench.tables.rebuild import joined_files
+from bench.tables.records import RecordsFile, computed_records
+from bench.tables.table import rebuilt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the figures of a grid; return the exit status.
+
+    It is 0 if there is at least one figure, else 1. A kind that the data do not have is left out with a line that says
+    why, and refused where --kind names it.
+    """
+    options = _parser().parse_args(arguments)
+    if bool(options.records) == bool(options.gin):
+        raise InputError("give --gin, whose store the figures are made from, or --records, and not both.")
+    if options.set and not options.gin:
+        raise InputError("--set: is for the grid that --gin names.")
+    cli.check_writable("--output", options.output, f"{max(KINDS, key=len)}.svg.{'0' * 12}")
+    source = _source(options)
+    for warning in source.grid.warnings:
+        print(warning)
+    done = 0
+    for kind in options.kind or KINDS:
+        try:
+            chart = KINDS[kind](source)
+        except NoFigure as reason:
+            if options.kind:
+                raise InputError(f"--kind {kind}: {reason}.") from reason
+            print(f"no figure {kind}: {reason}")
+            continue
+        options.output.mkdir(parents=True, exist_ok=True)
+        paths = draw.write(chart, options.output, kind)
+        print(f"{kind}: {paths[0].with_suffix('')}{{{','.join(path.suffix for path in paths)}}}")
+        done += 1
+    return 0 if done else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m bench.figures", description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--records", nargs="+", type=Path, metavar="FILE", help="records.jsonl of one grid, or of more")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="where the figures go")
+    add("--kind", nargs="+", choices=list(KINDS), help="which figures (default: all that the data have)")
+    add("--store", type=Path, help="where stages, and their learning curves, are kept (with --gin: runs)")
+    cli.add_bindings(parser, required=False)
+    cli.add_data(parser)
+    return parser
+
+
+def _source(options: argparse.Namespace) -> Source:
+    """Read the records of the files, or of a grid's store, in the order of the grid."""
+    if options.records:
+        for path in options.records:
+            if not path.is_file():
+                raise InputError(f"--records {path}: there is no such file. A grid's is RESULTS/NAME/records.jsonl.")
+        content, disagreements = joined_files(options.records)
+        return Source(rebuilt(content, disagreements, options.output).content, options.store)
+    baselines.register()
+    store = Store(options.store or Path("runs"))
+    store.check_exists()
+    plan = make_plan(options.gin, options.set, (), cli.data_root(options), None, check_sources=False)
+    computed = computed_records(plan, store)
+    return Source(RecordsFile(facts_of(plan), computed.cells, computed.stages), store.root)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.reporting_errors(main))

@@ -1,0 +1,426 @@
+"""What each kind of figure shows: its points, as they also stand in a CSV file, and the words around them.
+
+A kind is a function from a `Source` to a `Chart`. It raises `NoFigure` where the data have no such figure.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from scipy.stats import t
+
+from bench.data.metrics import describe, metric_of
+from bench.errors import InputError
+from bench.tables.grid_facts import GridFacts
+from bench.tables.records import Record, RecordsFile
+from bench.training.curve import read_curve
+
+Point = dict[str, Any]
+Form = Literal["dots", "lines", "pareto", "curves"]
+
+LEVEL = 0.95
+"""The level of the intervals of differences."""
+
+
+class NoFigure(InputError):
+    """The data have no figure of this kind."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure still to be drawn.
+
+    `labels` name the values of each panel, with their unit; `panel` is the column of the points that says which panel
+    they are in. In the form `dots` each row of the grid has a line of its own, in the others a series has a colour.
+    """
+
+    title: str
+    form: Form
+    points: list[Point]
+    labels: dict[str, str]
+    caption: str
+    x_label: str = ""
+    panel: str = "task"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The records that figures are made of, and a store where learning curves are wanted."""
+
+    content: RecordsFile
+    store: Path | None = None
+
+    @property
+    def grid(self) -> GridFacts:
+        assert self.content.grid is not None  # files without one are refused when they are read
+        return self.content.grid
+
+    @cached_property
+    def cells(self) -> dict[tuple[str, str], dict[int, Record]]:
+        """The records of each row and task, by seed."""
+        cells: dict[tuple[str, str], dict[int, Record]] = {(r, t): {} for t in self.grid.tasks for r in self.grid.rows}
+        for record in self.content.cells.values():
+            of_seed = cells[record["method"], record["task"]]
+            if record["seed"] in of_seed:
+                raise InputError(
+                    f"{record['cell']} has two records with different settings, and a figure shows one. Leave a file "
+                    "out of --records."
+                )
+            of_seed[record["seed"]] = record
+        return cells
+
+    def behind(self, record: Record) -> list[Record]:
+        """Return the stages behind a cell, its own last; refuses figures for which one is missing."""
+        stages = [self.content.stages.get(key) for key in record.get("stages", ())]
+        complete = [stage for stage in stages if stage is not None]
+        if not complete or len(complete) < len(stages):
+            raise NoFigure(f"stages.jsonl beside the records lacks stages behind {record['cell']}")
+        return complete
+
+
+# ------------------------------------------------------------------------------------------------ values over seeds
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is shown of a cell: an entry of what was measured, or its metric (None)."""
+
+    title: str
+    entry: str | None = None
+    unit: str = ""
+
+    def values(self, records: Iterable[Record], metric: str) -> list[float]:
+        """Return the values of some cells, as they are shown; those without one are left out."""
+        if self.entry is None:
+            return [metric_of(metric).scale * record["value"] for record in records]
+        measured = (record.get("measured", {}).get(self.entry) for record in records)
+        return [value for value in measured if isinstance(value, int | float)]
+
+    def label(self, metric: str) -> str:
+        """Name the values at an axis, with their unit."""
+        if self.entry is not None:
+            return f"{self.title} ({self.unit})"
+        lower = ", lower is better" if metric_of(metric).better == "lower" else ""
+        return f"{describe(metric)} ({metric_of(metric).unit or 'nats'}{lower})"
+
+
+METRIC = Quantity("Test metric")
+GAP = Quantity("Generalisation gap", "generalisation_gap", "test − training cross-entropy, nats")
+DISTANCE = Quantity("Encoder distance", "encoder_distance", "‖θ − θ_init‖₂, no unit")
+
+
+def summary(values: Sequence[float], planned: int) -> Point:
+    """Summarise a cell's values over seeds: mean, sample standard deviation, what is missing.
+
+    Only finite values count. Example: 90, 92 and NaN of 4 planned seeds have n 2, not_finite 1, mean 91, std 1.41.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    mean = statistics.fmean(finite) if finite else None
+    std = statistics.stdev(finite) if len(finite) > 1 else None
+    bounds = (None, None) if mean is None or std is None else (mean - std, mean + std)
+    return {
+        "n": len(finite),
+        "planned": planned,
+        "not_finite": len(values) - len(finite),
+        "mean": mean,
+        "std": std,
+        "low": bounds[0],
+        "high": bounds[1],
+    }
+
+
+def _summaries(source: Source, quantity: Quantity) -> Iterator[tuple[Point, dict[int, Record]]]:
+    """Yield the point of every row and task, with its records; refuses what no cell has."""
+    grid = source.grid
+    pairs = [
+        (
+            {
+                "task": task,
+                "row": row,
+                **summary(quantity.values(of_seed.values(), grid.metrics[task]), len(grid.seeds)),
+            },
+            of_seed,
+        )
+        for (row, task), of_seed in source.cells.items()
+    ]
+    if not any(point["n"] or point["not_finite"] for point, _ in pairs):
+        raise NoFigure(f"no cell has a {quantity.title.lower()}" if quantity.entry else "no cell has a number")
+    yield from pairs
+
+
+BARS = "Points are means over n seeds; bars are ± one sample standard deviation, and one seed has none."
+
+
+def _caption(points: Sequence[Point], *sentences: str) -> str:
+    """Write the text under a figure: what is shown, how many seeds, and which points lack some."""
+    counts = sorted({point["n"] for point in points if point["n"]})
+    seeds = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}" if counts else "no seed yet"
+    lacking = [
+        f"{point['row']} on {point['task']} {point['n']}/{point['planned']}"
+        + (f" ({point['not_finite']} not finite)" if point["not_finite"] else "")
+        for point in points
+        if point["n"] < point["planned"]
+    ]
+    # A grid that has only begun lacks nearly everything: the CSV file has the whole list.
+    more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
+    gaps = f"Hollow, or × where there is no number at all: {'; '.join(lacking[:8])}{more}." if lacking else ""
+    return " ".join(filter(None, (*sentences, f"{seeds}.", gaps)))
+
+
+# ------------------------------------------------------------------------------------------------ rows side by side
+
+
+def rows_of(quantity: Quantity, source: Source) -> Chart:
+    """Show a quantity of every row, task by task (Figures 5a and 5b)."""
+    points = [point for point, _ in _summaries(source, quantity)]
+    labels = {task: quantity.label(metric) for task, metric in source.grid.metrics.items()}
+    return Chart(quantity.title, "dots", points, labels, _caption(points, BARS))
+
+
+def forest(source: Source) -> Chart:
+    """Show the paired differences of every row to the reference row, task by task."""
+    reference = source.grid.reference
+    others = [row for row in source.grid.rows if row != reference]
+    points = [
+        {"task": task, "row": row, "reference": reference, **paired_difference(source, row, reference, task)}
+        for task in source.grid.tasks
+        for row in others
+    ]
+    if not any(point["n"] for point in points):
+        raise NoFigure(f"no row has a seed in common with the reference row {reference}")
+    units = {task: metric_of(metric).unit for task, metric in source.grid.metrics.items()}
+    labels = {task: f"better by ({'points' if unit else 'nats'})" for task, unit in units.items()}
+    conditional = [f"{point['row']} on {point['task']}" for point in points if point["conditional"]]
+    warning = (
+        f"Squares hold fine-tuning noise only, as seeds share earlier stages or a search: {len(conditional)} of "
+        f"{len(points)} differences."
+        if conditional
+        else ""
+    )
+    bars = (
+        f"Points are mean differences to {reference}, seed by seed, positive where the row is better; bars are "
+        f"{100 * LEVEL:g} % t intervals over n seeds, and one seed has none."
+    )
+    return Chart(f"Differences to {reference}", "dots", points, labels, _caption(points, bars, warning))
+
+
+def paired_difference(source: Source, row: str, reference: str, task: str) -> Point:
+    """Compare two rows on a task: mean difference over common seeds, t interval, whether it is conditional.
+
+    Positive means better, also where a lower metric is better. It is conditional where a stage on the task's data, or
+    a candidate of a search, behind only one of the rows is the same for several seeds.
+    """
+    # Example: differences of 1 and 3 points have mean 2 and standard error 1; t(0.975, 1 degree of freedom) = 12.71
+    # makes the interval −10.71 to 14.71.
+    metric = metric_of(source.grid.metrics[task])
+    ours, theirs = source.cells[row, task], source.cells[reference, task]
+    common = [seed for seed in source.grid.seeds if seed in ours and seed in theirs]
+    differences = [metric.scale * (metric.merit(ours[s]["value"]) - metric.merit(theirs[s]["value"])) for s in common]
+    point = summary(differences, len(source.grid.seeds))
+    if point["std"] is not None:
+        half = float(t.ppf((1 + LEVEL) / 2, point["n"] - 1)) * point["std"] / math.sqrt(point["n"])
+        point |= {"low": point["mean"] - half, "high": point["mean"] + half}
+    stages = source.content.stages
+    seeds_with: Counter[str] = Counter()
+    for seed in common:
+        seeds_with.update(_task_stages(ours[seed], stages, task) ^ _task_stages(theirs[seed], stages, task))
+    return {**point, "conditional": any(count > 1 for count in seeds_with.values())}
+
+
+def _task_stages(record: Record, stages: Mapping[str, Record], task: str) -> set[str]:
+    """Return the keys of the stages on a task's data behind a cell, and of its search's candidates."""
+    # A column may show another split than the task it was trained on; its own stage says which task that is.
+    trained = stages.get(record["key"], {}).get("task", task)
+    own = {key for key in record.get("stages", ()) if stages.get(key, {}).get("task") == trained}
+    return own | {candidate["key"] for candidate in (record.get("search") or {}).get("candidates", ())}
+
+
+# ------------------------------------------------------------------------------------------------ over an axis
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What rows of one method differ in.
+
+    `position` reads it from the stages behind a cell, the cell's own last; None where a cell has no place on it.
+    """
+
+    title: str
+    label: str
+    position: Callable[[Sequence[Record]], int | None]
+
+
+def _pretraining_steps(stages: Sequence[Record]) -> int | None:
+    """Return the steps of further pre-training behind a cell; 0 is plain fine-tuning."""
+    counts = {
+        stage["spec"].get("schedule", {}).get("steps") or stage.get("steps")  # the latter where epochs are bound
+        for stage in stages
+        if stage["name"] == "further_pretrain"
+    }
+    return counts.pop() if len(counts) == 1 else None if counts else 0
+
+
+def _training_examples(stages: Sequence[Record]) -> int | None:
+    data: dict[str, int | None] = stages[-1]["spec"].get("data", {})
+    return data.get("subset") or data.get("examples")
+
+
+def _rounds(stages: Sequence[Record]) -> int | None:
+    """Return the rounds of self-distillation behind a cell; 0 is further pre-training."""
+    names = {stage["name"] for stage in stages}
+    if "further_pretrain" not in names:
+        return None
+    return max((int(match[1]) for name in names if (match := re.fullmatch(r"self_distill_(\d+)", name))), default=0)
+
+
+STEPS = Axis("pre-training steps", "steps of further pre-training", _pretraining_steps)
+SIZE = Axis("training-set size", "training examples", _training_examples)
+ROUNDS = Axis("rounds", "rounds of self-distillation", _rounds)
+
+
+def over(axis: Axis, quantity: Quantity, source: Source) -> Chart:
+    """Show a quantity over an axis, one series for each method (Figures 1, 3, 4 and 5c)."""
+    # Example: the rows a/tapt and b/tapt, with 10 and 20 steps, are the points x = 10 and x = 20 of the series tapt.
+    points = []
+    for point, of_seed in _summaries(source, quantity):
+        positions = {axis.position(source.behind(record)) for record in of_seed.values()}
+        # A row without any record has no place yet, and is named in the caption; others without one do not belong here.
+        if not of_seed or (len(positions) == 1 and None not in positions):
+            x = positions.pop() if positions else None
+            points.append({**point, "series": point["row"].rpartition("/")[2], "x": x})
+    # Rows of one method at the same place differ in something else: each is a series of its own.
+    places = Counter((point["task"], point["series"], point["x"]) for point in points if point["x"] is not None)
+    ambiguous = {series for (_, series, _), count in places.items() if count > 1}
+    for point in points:
+        if point["series"] in ambiguous:
+            point["series"] = point["row"]
+    places_of: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for point in points:
+        if point["mean"] is not None and point["x"] is not None:
+            places_of[point["task"], point["series"]].add(point["x"])
+    if max(map(len, places_of.values()), default=0) < 2:
+        raise NoFigure(f"no method has numbers at two values of its {axis.title}")
+    labels = {task: quantity.label(metric) for task, metric in source.grid.metrics.items()}
+    dotted = "Dotted lines: methods with one value of it." if any(len(xs) == 1 for xs in places_of.values()) else ""
+    title = f"{quantity.title} over {axis.title}"
+    return Chart(title, "lines", points, labels, _caption(points, BARS, dotted), axis.label)
+
+
+# ------------------------------------------------------------------------------------------------ cost
+
+
+def cost(source: Source) -> Chart:
+    """Show the test metric over what a row cost, and the rows that no other beats in both."""
+    devices = {
+        stage.get("provenance", {}).get("device_type", "cpu")
+        for of_seed in source.cells.values()
+        for record in of_seed.values()
+        for stage in source.behind(record)
+    }
+    if len(devices) > 1:
+        raise NoFigure(f"its stages ran on {' and '.join(sorted(devices))}, whose hours cannot be added")
+    points = []
+    for point, of_seed in _summaries(source, METRIC):
+        # Cells share stages: each counts once. Example: three seeds fine-tuned for 10 s each from one pre-training of
+        # 60 s cost 90 s.
+        stages = {stage["key"]: stage for record in of_seed.values() for stage in source.behind(record)}
+        hours = sum(map(_hours, stages.values())) if stages else None
+        points.append({**point, "series": point["row"], "x": hours})
+    for task, metric in source.grid.metrics.items():
+        _mark_front([point for point in points if point["task"] == task], metric)
+    unit = "core-hours" if devices == {"cpu"} else "GPU-hours"
+    labels = {task: METRIC.label(metric) for task, metric in source.grid.metrics.items()}
+    costs = (
+        f"Cost is the {unit} of all distinct stages behind a row, over its seeds, with those that it shares with other "
+        "rows. Grey: rows that no other row beats in both."
+    )
+    return Chart(f"{METRIC.title} and cost", "pareto", points, labels, _caption(points, BARS, costs), f"cost ({unit})")
+
+
+def _hours(stage: Record) -> float:
+    """Return what a stage cost: hours of its GPU, or of the cores that it used."""
+    provenance = stage.get("provenance", {})
+    units = provenance.get("threads", 1) if provenance.get("device_type", "cpu") == "cpu" else 1
+    return float(stage["seconds"] * units / 3600)
+
+
+def _mark_front(points: Sequence[Point], metric: str) -> None:
+    """Mark the points that no other is at least as good as in cost and metric, and better in one."""
+    # Example: (1 h, 90 %), (2 h, 92 %), (3 h, 91 %): the last costs more than the second and is worse, so the front is
+    # the first two. From cheap to dear, a point is on it if it is better than all before.
+    best = -math.inf
+    merit = metric_of(metric).merit
+    shown = [point for point in points if point["mean"] is not None]
+    for point in points:
+        point["front"] = False
+    for point in sorted(shown, key=lambda point: (point["x"], -merit(point["mean"]))):
+        point["front"] = merit(point["mean"]) > best
+        best = max(best, merit(point["mean"]))
+
+
+# ------------------------------------------------------------------------------------------------ learning curves
+
+
+def curves(source: Source) -> Chart:
+    """Show the training loss over the steps of every stage on a task's data, as the store has it."""
+    if source.store is None:
+        raise NoFigure("learning curves are in the store: name it with --store")
+    if not source.store.is_dir():
+        raise InputError(f"--store {source.store}: no such folder. Name the store that the grid was run in.")
+    folders = {folder.name[-16:]: folder for folder in source.store.iterdir()}  # they end in a part of the key
+    rows_of_stage: dict[str, dict[str, None]] = defaultdict(dict)
+    for (row, _), of_seed in source.cells.items():
+        for record in of_seed.values():
+            # In the order in which they were trained: the figure's panels follow it.
+            for stage in source.behind(record):
+                if stage["task"] == source.behind(record)[-1]["task"]:
+                    rows_of_stage[stage["key"]][row] = None
+    points = []
+    for key, rows in rows_of_stage.items():
+        stage = source.content.stages[key]
+        head = {
+            "panel": f"{stage['name']} on {stage['task']}",
+            "series": _joined(list(rows)),
+            "key": key,
+            "seed": stage.get("seed"),
+        }
+        for step in read_curve(folders.get(key[:16], source.store)):
+            points.append({**head, "x": step["step"], "loss": step.get("loss"), "lr": step.get("lr")})
+    if not points:
+        raise NoFigure(f"the store {source.store} has no learning curve of these stages")
+    panels = dict.fromkeys(point["panel"] for point in points)
+    lines = len({point["key"] for point in points})
+    caption = (
+        f"{lines} stages, one line each, of the seeds that trained them; rows that share a stage share its line. The "
+        "loss is that of the last step before each point, and a line has a gap where it was not finite."
+    )
+    labels = dict.fromkeys(panels, "training loss (nats, or as the objective defines)")
+    return Chart("Learning curves", "curves", points, labels, caption, "steps", panel="panel")
+
+
+def _joined(rows: Sequence[str]) -> str:
+    return ", ".join(rows[:2]) + (f" and {len(rows) - 2} more" if len(rows) > 2 else "")
+
+
+KINDS: dict[str, Callable[[Source], Chart]] = {
+    "forest": forest,
+    "steps": functools.partial(over, STEPS, METRIC),
+    "size": functools.partial(over, SIZE, METRIC),
+    "rounds": functools.partial(over, ROUNDS, METRIC),
+    "gap": functools.partial(rows_of, GAP),
+    "distance": functools.partial(rows_of, DISTANCE),
+    "gap_rounds": functools.partial(over, ROUNDS, GAP),
+    "distance_rounds": functools.partial(over, ROUNDS, DISTANCE),
+    "cost": cost,
+    "curves": curves,
+}
+"""Every kind of figure by the name that --kind takes."""
