@@ -6,6 +6,7 @@ Each is written as SVG, PNG, PDF and, with the numbers in it, CSV. Learning curv
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"no figure {kind}: {reason}")
             continue
         options.output.mkdir(parents=True, exist_ok=True)
+        chart = dataclasses.replace(chart, title=f"{source.grid.name}: {chart.title}")
         paths = draw.write(chart, options.output, kind)
         print(f"{kind}: {paths[0].with_suffix('')}{{{','.join(path.suffix for path in paths)}}}")
         done += 1

@@ -97,6 +97,7 @@ class Quantity:
     title: str
     entry: str | None = None
     unit: str = ""
+    explanation: str = ""
 
     def values(self, records: Iterable[Record], metric: str) -> list[float]:
         """Return the values of some cells, as they are shown; those without one are left out."""
@@ -108,14 +109,21 @@ class Quantity:
     def label(self, metric: str) -> str:
         """Name the values at an axis, with their unit."""
         if self.entry is not None:
-            return f"{self.title} ({self.unit})"
+            return f"{self.title.lower()} ({self.unit})"
         lower = ", lower is better" if metric_of(metric).better == "lower" else ""
         return f"{describe(metric)} ({metric_of(metric).unit or 'nats'}{lower})"
 
 
 METRIC = Quantity("Test metric")
-GAP = Quantity("Generalisation gap", "generalisation_gap", "test − training cross-entropy, nats")
-DISTANCE = Quantity("Encoder distance", "encoder_distance", "‖θ − θ_init‖₂, no unit")
+GAP = Quantity(
+    "Generalisation gap",
+    "generalisation_gap",
+    "nats",
+    "The gap is the cross-entropy on test less that on training data.",
+)
+DISTANCE = Quantity(
+    "Encoder distance", "encoder_distance", "no unit", "The distance is ‖θ − θ_init‖₂ over all encoder parameters."
+)
 
 
 def summary(values: Sequence[float], planned: int) -> Point:
@@ -153,7 +161,7 @@ def _summaries(source: Source, quantity: Quantity) -> Iterator[tuple[Point, dict
         for (row, task), of_seed in source.cells.items()
     ]
     if not any(point["n"] or point["not_finite"] for point, _ in pairs):
-        raise NoFigure(f"no cell has a {quantity.title.lower()}" if quantity.entry else "no cell has a number")
+        raise NoFigure(f"no record has the {quantity.title.lower()}" if quantity.entry else "no cell has a number")
     yield from pairs
 
 
@@ -163,7 +171,7 @@ BARS = "Points are means over n seeds; bars are ± one sample standard deviation
 def _caption(points: Sequence[Point], *sentences: str) -> str:
     """Write the text under a figure: what is shown, how many seeds, and which points lack some."""
     counts = sorted({point["n"] for point in points if point["n"]})
-    seeds = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}" if counts else "no seed yet"
+    seeds = f"n={counts[0]}" if len(counts) == 1 else f"n={counts[0]} to {counts[-1]}" if counts else "no seed yet"
     lacking = [
         f"{point['row']} on {point['task']} {point['n']}/{point['planned']}"
         + (f" ({point['not_finite']} not finite)" if point["not_finite"] else "")
@@ -172,7 +180,11 @@ def _caption(points: Sequence[Point], *sentences: str) -> str:
     ]
     # A grid that has only begun lacks nearly everything: the CSV file has the whole list.
     more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
-    gaps = f"Hollow, or × where there is no number at all: {'; '.join(lacking[:8])}{more}." if lacking else ""
+    gaps = (
+        f"Seeds are missing (hollow points; × where there is no number): {'; '.join(lacking[:8])}{more}."
+        if lacking
+        else ""
+    )
     return " ".join(filter(None, (*sentences, f"{seeds}.", gaps)))
 
 
@@ -183,7 +195,7 @@ def rows_of(quantity: Quantity, source: Source) -> Chart:
     """Show a quantity of every row, task by task (Figures 5a and 5b)."""
     points = [point for point, _ in _summaries(source, quantity)]
     labels = {task: quantity.label(metric) for task, metric in source.grid.metrics.items()}
-    return Chart(quantity.title, "dots", points, labels, _caption(points, BARS))
+    return Chart(quantity.title, "dots", points, labels, _caption(points, BARS, quantity.explanation))
 
 
 def forest(source: Source) -> Chart:
@@ -308,11 +320,15 @@ def over(axis: Axis, quantity: Quantity, source: Source) -> Chart:
         if point["mean"] is not None and point["x"] is not None:
             places_of[point["task"], point["series"]].add(point["x"])
     if max(map(len, places_of.values()), default=0) < 2:
-        raise NoFigure(f"no method has numbers at two values of its {axis.title}")
+        raise NoFigure(f"no method has numbers at two different counts of {axis.label}")
     labels = {task: quantity.label(metric) for task, metric in source.grid.metrics.items()}
-    dotted = "Dotted lines: methods with one value of it." if any(len(xs) == 1 for xs in places_of.values()) else ""
+    dotted = (
+        "A dotted line goes on from a method with one point only."
+        if any(len(xs) == 1 for xs in places_of.values())
+        else ""
+    )
     title = f"{quantity.title} over {axis.title}"
-    return Chart(title, "lines", points, labels, _caption(points, BARS, dotted), axis.label)
+    return Chart(title, "lines", points, labels, _caption(points, BARS, quantity.explanation, dotted), axis.label)
 
 
 # ------------------------------------------------------------------------------------------------ cost
@@ -341,7 +357,7 @@ def cost(source: Source) -> Chart:
     labels = {task: METRIC.label(metric) for task, metric in source.grid.metrics.items()}
     costs = (
         f"Cost is the {unit} of all distinct stages behind a row, over its seeds, with those that it shares with other "
-        "rows. Grey: rows that no other row beats in both."
+        "rows. Grey steps join the rows with all seeds than which none is both cheaper and better."
     )
     return Chart(f"{METRIC.title} and cost", "pareto", points, labels, _caption(points, BARS, costs), f"cost ({unit})")
 
@@ -359,10 +375,11 @@ def _mark_front(points: Sequence[Point], metric: str) -> None:
     # the first two. From cheap to dear, a point is on it if it is better than all before.
     best = -math.inf
     merit = metric_of(metric).merit
-    shown = [point for point in points if point["mean"] is not None]
+    # A row that lacks seeds is cheaper for that alone.
+    complete = [point for point in points if point["n"] == point["planned"]]
     for point in points:
         point["front"] = False
-    for point in sorted(shown, key=lambda point: (point["x"], -merit(point["mean"]))):
+    for point in sorted(complete, key=lambda point: (point["x"], -merit(point["mean"]))):
         point["front"] = merit(point["mean"]) > best
         best = max(best, merit(point["mean"]))
 
@@ -381,8 +398,9 @@ def curves(source: Source) -> Chart:
     for (row, _), of_seed in source.cells.items():
         for record in of_seed.values():
             # In the order in which they were trained: the figure's panels follow it.
-            for stage in source.behind(record):
-                if stage["task"] == source.behind(record)[-1]["task"]:
+            *earlier, own = source.behind(record)
+            for stage in (*earlier, own):
+                if stage["task"] == own["task"]:
                     rows_of_stage[stage["key"]][row] = None
     points = []
     for key, rows in rows_of_stage.items():

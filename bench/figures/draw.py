@@ -19,6 +19,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
@@ -31,6 +32,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (7, 2)), (0, (2, 2)))
 MOST_SERIES = len(COLOURS)
 """How many series a panel may have."""
+MOST_COLUMNS = 3
 
 STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a row named a$b$c stays that
@@ -84,11 +86,13 @@ def write(chart: Chart, folder: Path, name: str) -> list[Path]:
 
 def draw(chart: Chart) -> Figure:
     """Draw a chart; `STYLE` must be set until it is written."""
-    panels = list(_dot_panels(chart) if chart.form == "dots" else _series_panels(chart))
-    columns = min(3, len(panels))
+    names = list(dict.fromkeys(point["series"] for point in chart.points)) if chart.form != "dots" else []
+    parts = [names[start : start + MOST_SERIES] for start in range(0, len(names), MOST_SERIES)]
+    panels = list(_series_panels(chart, parts) if parts else _dot_panels(chart))
+    columns = min(MOST_COLUMNS, len({point[chart.panel] for point in chart.points}) + (len(parts) > 1))
     lines = math.ceil(len(panels) / columns)
     most_rows = len({point["row"] for point in chart.points}) if chart.form == "dots" else 0
-    width = 1.6 + 2.2 * columns if chart.form == "dots" else 0.6 + 2.8 * columns
+    width = 1.8 + 2.2 * columns
     # 8 points are a ninth of an inch, and a letter is about half as wide as it is high.
     caption = "\n".join(textwrap.wrap(chart.caption, int(width * 16)))
     caption_height = 0.15 * (caption.count("\n") + 1) + 0.15
@@ -99,13 +103,15 @@ def draw(chart: Chart) -> Figure:
     layout.set(rect=(0, caption_height / height, 1, 1 - caption_height / height))
     figure.suptitle(chart.title, fontsize=10, fontweight="bold")
     figure.text(0.1 / width, 0.08 / height, caption, va="bottom", fontsize=7.5, color="#333333")
+    if len(parts) == 1:
+        _legend(figure, parts[0], chart.form, "outside right center")
     grid = figure.subplots(lines, columns, squeeze=False, sharey=chart.form == "dots")
     for number, axes in enumerate(grid.flat):
         if number < len(panels):
             axes.set_title(panels[number].title, fontsize=8.5, loc="left")
             panels[number].draw(axes)
         else:
-            axes.axis("off")
+            _blank(axes)
     return figure
 
 
@@ -163,20 +169,24 @@ def _mark(
 # ------------------------------------------------------------------------------------------------ series
 
 
-def _series_panels(chart: Chart) -> Iterator[Panel]:
-    """Make panels of at most `MOST_SERIES` series, and after each such part of the series its legend."""
-    # Example: nine series on two tasks are four panels: series 1 to 7 on the first task and on the second, then 8 and 9
-    # on both. Each pair is followed by its legend, which takes the space of a panel.
-    names = list(dict.fromkeys(point["series"] for point in chart.points))
-    parts = [names[start : start + MOST_SERIES] for start in range(0, len(names), MOST_SERIES)]
+def _series_panels(chart: Chart, parts: Sequence[Sequence[str]]) -> Iterator[Panel]:
+    """Make panels of at most `MOST_SERIES` series, the parts; several parts have a legend each."""
+    # Example: nine series on two tasks are two lines of three panels: series 1 to 7 on the first task, on the second,
+    # and their legend; then the same for series 8 and 9. Parts of other sizes are filled up with blanks.
+    names = list(dict.fromkeys(point[chart.panel] for point in chart.points))
     for number, part in enumerate(parts, start=1):
-        for panel in dict.fromkeys(point[chart.panel] for point in chart.points):
-            of_panel = [point for point in chart.points if point[chart.panel] == panel]
-            series = {name: [point for point in of_panel if point["series"] == name] for name in part}
+        panels = []
+        for name in names:
+            of_panel = [point for point in chart.points if point[chart.panel] == name]
+            series = {each: [point for point in of_panel if point["series"] == each] for each in part}
             if any(series.values()):
-                title = shortened(panel) + (f" ({number} of {len(parts)})" if len(parts) > 1 else "")
-                yield Panel(title, functools.partial(_series, chart=chart, series=series, of_panel=of_panel))
-        yield Panel("", functools.partial(_legend, names=part, form=chart.form))
+                title = shortened(name) + (f" ({number} of {len(parts)})" if len(parts) > 1 else "")
+                panels.append(Panel(title, functools.partial(_series, chart=chart, series=series, of_panel=of_panel)))
+        yield from panels
+        if len(parts) > 1:
+            yield Panel("", functools.partial(_legend_panel, names=part, form=chart.form))
+            columns = min(MOST_COLUMNS, len(names) + 1)
+            yield from [Panel("", _blank)] * (-(len(panels) + 1) % columns)
 
 
 def _series(axes: Axes, chart: Chart, series: dict[str, list[Point]], of_panel: Sequence[Point]) -> None:
@@ -185,8 +195,18 @@ def _series(axes: Axes, chart: Chart, series: dict[str, list[Point]], of_panel: 
     axes.set_ylabel(chart.labels[of_panel[0][chart.panel]])
 
 
-def _legend(axes: Axes, names: Sequence[str], form: Form) -> None:
+def _legend_panel(axes: Axes, names: Sequence[str], form: Form) -> None:
+    _blank(axes)
+    # Long names may reach beyond the panel, and take no space from the others.
+    _legend(axes, names, form, "center left").set_in_layout(False)
+
+
+def _blank(axes: Axes) -> None:
     axes.axis("off")
+
+
+def _legend(owner: Axes | Figure, names: Sequence[str], form: Form, location: Any) -> Legend:
+    """Draw the legend of a part of the series."""
     handles = [
         Line2D(
             [],
@@ -199,9 +219,10 @@ def _legend(axes: Axes, names: Sequence[str], form: Form) -> None:
         for n in range(len(names))
     ]
     # matplotlib leaves out labels that begin with "_", so the names are put in afterwards.
-    legend = axes.legend(handles, ["" for _ in names], loc="center left", frameon=False, handlelength=3.5)
+    legend: Legend = owner.legend(handles, ["" for _ in names], loc=location, frameon=False, handlelength=3, fontsize=7)
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(shortened(name))
+    return legend
 
 
 def _lines(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point]) -> None:
@@ -216,14 +237,15 @@ def _lines(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point]
         for point in placed:
             _mark(axes, point, point["x"], point["mean"], colour, MARKERS[number])
     positions = sorted({point["x"] for point in of_panel if point["x"] is not None})
+    if not positions:
+        return  # a task on which nothing has finished
     if positions[0] > 0 and positions[-1] >= 10 * positions[0]:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
+        axes.tick_params(axis="x", labelrotation=90, labelsize=7)  # large counts are close together there
     if len(positions) <= 10:
         axes.xaxis.set_major_locator(FixedLocator(positions))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    if positions[-1] >= 1000:
-        axes.tick_params(axis="x", labelrotation=45)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x < 1000 else f"{x / 1000:g}k"))
 
 
 def _pareto(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point]) -> None:

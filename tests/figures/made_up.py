@@ -13,7 +13,9 @@ from bench.tables.records import Record, RecordsFile, lines_of
 PROVENANCE = {"device": "A processor", "device_type": "cpu", "commit": "c", "instruction_set": "AVX2", "threads": 1}
 
 
-def stage(name: str, task: str = "digits", seconds: float = 3600.0, seed: int = 0, of: str = "", **fields: Any) -> Record:
+def stage(
+    name: str, task: str = "digits", seconds: float = 3600.0, seed: int = 0, of: str = "", **fields: Any
+) -> Record:
     """A stage's line; `of` makes a second one of the same name and seed another."""
     spec = {"schedule": {"steps": 100}, "data": {"subset": None, "examples": 1000}} | fields
     head = {"key": f"{name}-{task}-{seed}-{of}".ljust(64, "0"), "name": name, "task": task, "seed": seed, "parents": []}
