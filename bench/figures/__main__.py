@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.output.mkdir(parents=True, exist_ok=True)
         chart = dataclasses.replace(chart, title=f"{source.grid.name}: {chart.title}")
         paths = draw.write(chart, options.output, kind)
-        print(f"{kind}: {paths[0].with_suffix('')}{{{','.join(path.suffix for path in paths)}}}")
+        print(f"{kind}: {', '.join(map(str, paths))}")
         done += 1
     return 0 if done else 1
 

@@ -10,7 +10,7 @@ import math
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -146,23 +146,17 @@ def summary(values: Sequence[float], planned: int) -> Point:
     }
 
 
-def _summaries(source: Source, quantity: Quantity) -> Iterator[tuple[Point, dict[int, Record]]]:
-    """Yield the point of every row and task, with its records; refuses what no cell has."""
-    grid = source.grid
-    pairs = [
-        (
-            {
-                "task": task,
-                "row": row,
-                **summary(quantity.values(of_seed.values(), grid.metrics[task]), len(grid.seeds)),
-            },
-            of_seed,
-        )
-        for (row, task), of_seed in source.cells.items()
-    ]
+def _summaries(source: Source, quantity: Quantity) -> list[tuple[Point, list[Record]]]:
+    """Return the point of every row and task, with its records; refuses what no cell has."""
+    planned = len(source.grid.seeds)
+    pairs = []
+    for (row, task), of_seed in source.cells.items():
+        records = list(of_seed.values())
+        values = quantity.values(records, source.grid.metrics[task])
+        pairs.append(({"task": task, "row": row, **summary(values, planned)}, records))
     if not any(point["n"] or point["not_finite"] for point, _ in pairs):
         raise NoFigure(f"no record has the {quantity.title.lower()}" if quantity.entry else "no cell has a number")
-    yield from pairs
+    return pairs
 
 
 BARS = "Points are means over n seeds; bars are ± one sample standard deviation, and one seed has none."
@@ -181,7 +175,7 @@ def _caption(points: Sequence[Point], *sentences: str) -> str:
     # A grid that has only begun lacks nearly everything: the CSV file has the whole list.
     more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
     gaps = (
-        f"Seeds are missing (hollow points; × where there is no number): {'; '.join(lacking[:8])}{more}."
+        f"Seeds are missing (hollow; × or nothing where there is no number): {'; '.join(lacking[:8])}{more}."
         if lacking
         else ""
     )
@@ -211,11 +205,11 @@ def forest(source: Source) -> Chart:
         raise NoFigure(f"no row has a seed in common with the reference row {reference}")
     units = {task: metric_of(metric).unit for task, metric in source.grid.metrics.items()}
     labels = {task: f"better by ({'points' if unit else 'nats'})" for task, unit in units.items()}
-    conditional = [f"{point['row']} on {point['task']}" for point in points if point["conditional"]]
+    squares = sum(point["conditional"] is not False for point in points)
     warning = (
-        f"Squares hold fine-tuning noise only, as seeds share earlier stages or a search: {len(conditional)} of "
-        f"{len(points)} differences."
-        if conditional
+        f"{squares} of {len(points)} are squares: their intervals hold fine-tuning noise only, as seeds share earlier "
+        "stages or a search, or stages.jsonl does not say."
+        if squares
         else ""
     )
     bars = (
@@ -229,7 +223,7 @@ def paired_difference(source: Source, row: str, reference: str, task: str) -> Po
     """Compare two rows on a task: mean difference over common seeds, t interval, whether it is conditional.
 
     Positive means better, also where a lower metric is better. It is conditional where a stage on the task's data, or
-    a candidate of a search, behind only one of the rows is the same for several seeds.
+    a candidate of a search, behind only one of the rows is the same for several seeds; None where that is not known.
     """
     # Example: differences of 1 and 3 points have mean 2 and standard error 1; t(0.975, 1 degree of freedom) = 12.71
     # makes the interval −10.71 to 14.71.
@@ -241,19 +235,20 @@ def paired_difference(source: Source, row: str, reference: str, task: str) -> Po
     if point["std"] is not None:
         half = float(t.ppf((1 + LEVEL) / 2, point["n"] - 1)) * point["std"] / math.sqrt(point["n"])
         point |= {"low": point["mean"] - half, "high": point["mean"] + half}
-    stages = source.content.stages
     seeds_with: Counter[str] = Counter()
-    for seed in common:
-        seeds_with.update(_task_stages(ours[seed], stages, task) ^ _task_stages(theirs[seed], stages, task))
+    try:
+        for seed in common:
+            seeds_with.update(_task_stages(source, ours[seed]) ^ _task_stages(source, theirs[seed]))
+    except NoFigure:
+        return {**point, "conditional": None}
     return {**point, "conditional": any(count > 1 for count in seeds_with.values())}
 
 
-def _task_stages(record: Record, stages: Mapping[str, Record], task: str) -> set[str]:
-    """Return the keys of the stages on a task's data behind a cell, and of its search's candidates."""
-    # A column may show another split than the task it was trained on; its own stage says which task that is.
-    trained = stages.get(record["key"], {}).get("task", task)
-    own = {key for key in record.get("stages", ()) if stages.get(key, {}).get("task") == trained}
-    return own | {candidate["key"] for candidate in (record.get("search") or {}).get("candidates", ())}
+def _task_stages(source: Source, record: Record) -> set[str]:
+    """Return the keys of the stages on a cell's data behind it, and of its search's candidates."""
+    *earlier, own = source.behind(record)
+    candidates = (record.get("search") or {}).get("candidates", ())
+    return {stage["key"] for stage in (*earlier, own) if stage["task"] == own["task"]} | {c["key"] for c in candidates}
 
 
 # ------------------------------------------------------------------------------------------------ over an axis
@@ -302,33 +297,36 @@ ROUNDS = Axis("rounds", "rounds of self-distillation", _rounds)
 def over(axis: Axis, quantity: Quantity, source: Source) -> Chart:
     """Show a quantity over an axis, one series for each method (Figures 1, 3, 4 and 5c)."""
     # Example: the rows a/tapt and b/tapt, with 10 and 20 steps, are the points x = 10 and x = 20 of the series tapt.
-    points = []
-    for point, of_seed in _summaries(source, quantity):
-        positions = {axis.position(source.behind(record)) for record in of_seed.values()}
-        # A row without any record has no place yet, and is named in the caption; others without one do not belong here.
-        if not of_seed or (len(positions) == 1 and None not in positions):
-            x = positions.pop() if positions else None
-            points.append({**point, "series": point["row"].rpartition("/")[2], "x": x})
-    # Rows of one method at the same place differ in something else: each is a series of its own.
-    places = Counter((point["task"], point["series"], point["x"]) for point in points if point["x"] is not None)
-    ambiguous = {series for (_, series, _), count in places.items() if count > 1}
+    points, elsewhere = [], []
+    for point, records in _summaries(source, quantity):
+        positions = {axis.position(source.behind(record)) for record in records}
+        if len(positions) > 1 or None in positions:
+            elsewhere.append(f"{point['row']} on {point['task']}")
+            continue
+        # Where a row without any record belongs is not known; the caption names it.
+        x = positions.pop() if positions else None
+        points.append({**point, "series": point["row"].rpartition("/")[2], "x": x})
+    # Rows of one method at the same position differ in something else: each is a series of its own.
+    rows_at = Counter((point["task"], point["series"], point["x"]) for point in points if point["x"] is not None)
+    ambiguous = {series for (_, series, _), count in rows_at.items() if count > 1}
+    positions_of: dict[tuple[str, str], set[int]] = defaultdict(set)
     for point in points:
         if point["series"] in ambiguous:
             point["series"] = point["row"]
-    places_of: dict[tuple[str, str], set[int]] = defaultdict(set)
-    for point in points:
         if point["mean"] is not None and point["x"] is not None:
-            places_of[point["task"], point["series"]].add(point["x"])
-    if max(map(len, places_of.values()), default=0) < 2:
+            positions_of[point["task"], point["series"]].add(point["x"])
+    if max(map(len, positions_of.values()), default=0) < 2:
         raise NoFigure(f"no method has numbers at two different counts of {axis.label}")
     labels = {task: quantity.label(metric) for task, metric in source.grid.metrics.items()}
-    dotted = (
-        "A dotted line goes on from a method with one point only."
-        if any(len(xs) == 1 for xs in places_of.values())
-        else ""
-    )
+    single = any(len(positions) == 1 for positions in positions_of.values())
+    sentences = [
+        BARS,
+        quantity.explanation,
+        "A dotted line goes on from a method with one point only." if single else "",
+        f"Without a place on this axis: {', '.join(elsewhere)}." if elsewhere else "",
+    ]
     title = f"{quantity.title} over {axis.title}"
-    return Chart(title, "lines", points, labels, _caption(points, BARS, quantity.explanation, dotted), axis.label)
+    return Chart(title, "lines", points, labels, _caption(points, *sentences), axis.label)
 
 
 # ------------------------------------------------------------------------------------------------ cost
@@ -345,10 +343,10 @@ def cost(source: Source) -> Chart:
     if len(devices) > 1:
         raise NoFigure(f"its stages ran on {' and '.join(sorted(devices))}, whose hours cannot be added")
     points = []
-    for point, of_seed in _summaries(source, METRIC):
+    for point, records in _summaries(source, METRIC):
         # Cells share stages: each counts once. Example: three seeds fine-tuned for 10 s each from one pre-training of
         # 60 s cost 90 s.
-        stages = {stage["key"]: stage for record in of_seed.values() for stage in source.behind(record)}
+        stages = {stage["key"]: stage for record in records for stage in source.behind(record)}
         hours = sum(map(_hours, stages.values())) if stages else None
         points.append({**point, "series": point["row"], "x": hours})
     for task, metric in source.grid.metrics.items():
@@ -405,28 +403,20 @@ def curves(source: Source) -> Chart:
     points = []
     for key, rows in rows_of_stage.items():
         stage = source.content.stages[key]
-        head = {
-            "panel": f"{stage['name']} on {stage['task']}",
-            "series": _joined(list(rows)),
-            "key": key,
-            "seed": stage.get("seed"),
-        }
-        for step in read_curve(folders.get(key[:16], source.store)):
+        panel, folder = f"{stage['name']} on {stage['task']}", folders.get(key[:16])
+        head = {"panel": panel, "series": ", ".join(rows), "key": key, "seed": stage.get("seed")}
+        for step in read_curve(folder) if folder is not None else []:
             points.append({**head, "x": step["step"], "loss": step.get("loss"), "lr": step.get("lr")})
     if not points:
         raise NoFigure(f"the store {source.store} has no learning curve of these stages")
     panels = dict.fromkeys(point["panel"] for point in points)
     lines = len({point["key"] for point in points})
     caption = (
-        f"{lines} stages, one line each, of the seeds that trained them; rows that share a stage share its line. The "
-        "loss is that of the last step before each point, and a line has a gap where it was not finite."
+        f"{lines} of {len(rows_of_stage)} stages have a curve, one line each; rows that share a stage share its line. "
+        "The loss is that of the last step before each point, and a line has a gap where it was not finite."
     )
     labels = dict.fromkeys(panels, "training loss (nats, or as the objective defines)")
     return Chart("Learning curves", "curves", points, labels, caption, "steps", panel="panel")
-
-
-def _joined(rows: Sequence[str]) -> str:
-    return ", ".join(rows[:2]) + (f" and {len(rows) - 2} more" if len(rows) > 2 else "")
 
 
 KINDS: dict[str, Callable[[Source], Chart]] = {

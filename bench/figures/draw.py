@@ -72,14 +72,15 @@ def write(chart: Chart, folder: Path, name: str) -> list[Path]:
     writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(chart.points)
-    paths = [folder / f"{name}.{ending}" for ending in (*METADATA, "csv")]
-    write_text(paths[-1], table.getvalue())
+    paths = [folder / f"{name}.csv"]
+    write_text(paths[0], table.getvalue())
     # From the defaults, whatever a person's matplotlibrc says.
     settings: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"} | STYLE
     with matplotlib.rc_context(settings):
         figure = draw(chart)
-        for path, (ending, metadata) in zip(paths, METADATA.items(), strict=False):
-            with replacing(path) as temporary:
+        for ending, metadata in METADATA.items():
+            paths.append(folder / f"{name}.{ending}")
+            with replacing(paths[-1]) as temporary:
                 figure.savefig(temporary, format=ending, metadata=metadata, dpi=200)
     return paths
 
@@ -88,8 +89,8 @@ def draw(chart: Chart) -> Figure:
     """Draw a chart; `STYLE` must be set until it is written."""
     names = list(dict.fromkeys(point["series"] for point in chart.points)) if chart.form != "dots" else []
     parts = [names[start : start + MOST_SERIES] for start in range(0, len(names), MOST_SERIES)]
-    panels = list(_series_panels(chart, parts) if parts else _dot_panels(chart))
     columns = min(MOST_COLUMNS, len({point[chart.panel] for point in chart.points}) + (len(parts) > 1))
+    panels = list(_series_panels(chart, parts, columns) if parts else _dot_panels(chart))
     lines = math.ceil(len(panels) / columns)
     most_rows = len({point["row"] for point in chart.points}) if chart.form == "dots" else 0
     width = 1.8 + 2.2 * columns
@@ -169,7 +170,7 @@ def _mark(
 # ------------------------------------------------------------------------------------------------ series
 
 
-def _series_panels(chart: Chart, parts: Sequence[Sequence[str]]) -> Iterator[Panel]:
+def _series_panels(chart: Chart, parts: Sequence[Sequence[str]], columns: int) -> Iterator[Panel]:
     """Make panels of at most `MOST_SERIES` series, the parts; several parts have a legend each."""
     # Example: nine series on two tasks are two lines of three panels: series 1 to 7 on the first task, on the second,
     # and their legend; then the same for series 8 and 9. Parts of other sizes are filled up with blanks.
@@ -185,7 +186,6 @@ def _series_panels(chart: Chart, parts: Sequence[Sequence[str]]) -> Iterator[Pan
         yield from panels
         if len(parts) > 1:
             yield Panel("", functools.partial(_legend_panel, names=part, form=chart.form))
-            columns = min(MOST_COLUMNS, len(names) + 1)
             yield from [Panel("", _blank)] * (-(len(panels) + 1) % columns)
 
 

@@ -94,6 +94,15 @@ def test_differences_are_conditional_where_one_row_alone_shares_stages_between_s
     assert "fine-tuning noise only" in KINDS["forest"](source).caption
 
 
+def test_without_stages_nobody_knows_whether_a_difference_is_conditional() -> None:
+    made_up = MadeUp(["finetune", "mars"])
+    made_up.add("finetune", [0.5, 0.6])
+    made_up.add("mars", [0.51, 0.63])
+    made_up.content.stages.clear()
+    chart = KINDS["forest"](made_up.source())
+    assert at(chart, row="mars")["conditional"] is None and "1 of 1 are squares" in chart.caption
+
+
 def test_accuracy_over_pretraining_steps() -> None:
     rows = ["finetune", "a/tapt", "b/tapt", "c/tapt", "a/self_distillation"]
     made_up = MadeUp(rows)
@@ -152,6 +161,10 @@ def test_measured_quantities_row_by_row() -> None:
     chart = KINDS["gap"](made_up.source())
     assert at(chart, row="zero/tapt") | {"n": 1, "not_finite": 1, "mean": 1, "std": None} == at(chart, row="zero/tapt")
     assert "zero/tapt on digits 1/2 (1 not finite)" in chart.caption
+
+
+def test_rows_that_have_no_place_on_an_axis_are_named() -> None:
+    assert "Without a place on this axis: finetune on digits." in KINDS["rounds"](rounds().source()).caption
 
 
 def test_rows_of_a_method_at_the_same_place_are_series_of_their_own() -> None:
