@@ -322,6 +322,7 @@ def over(axis: Axis, quantity: Quantity, source: Source) -> Chart:
     sentences = [
         BARS,
         quantity.explanation,
+        "Series stand a little apart where they share a position.",
         "A dotted line goes on from a method with one point only." if single else "",
         f"Without a place on this axis: {', '.join(elsewhere)}." if elsewhere else "",
     ]
@@ -413,9 +414,10 @@ def curves(source: Source) -> Chart:
     lines = len({point["key"] for point in points})
     caption = (
         f"{lines} of {len(rows_of_stage)} stages have a curve, one line each; rows that share a stage share its line. "
-        "The loss is that of the last step before each point, and a line has a gap where it was not finite."
+        "The loss, in nats or what else its objective defines, is that of the last step before each point, and a line "
+        "has a gap where it was not finite."
     )
-    labels = dict.fromkeys(panels, "training loss (nats, or as the objective defines)")
+    labels = dict.fromkeys(panels, "training loss")
     return Chart("Learning curves", "curves", points, labels, caption, "steps", panel="panel")
 
 

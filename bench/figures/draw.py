@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from bench.figures.charts import Chart, Form, Point
 from bench.store.files import replacing, write_text
@@ -141,7 +142,14 @@ def _dots(axes: Axes, rows: Sequence[str], points: Sequence[Point], label: str) 
 
 
 def _mark(
-    axes: Axes, point: Point, x: float | None, y: float | None, colour: str, marker: str, horizontal: bool = False
+    axes: Axes,
+    point: Point,
+    x: float | None,
+    y: float | None,
+    colour: str,
+    marker: str,
+    horizontal: bool = False,
+    **how: Any,
 ) -> None:
     """Draw a point with its bar: hollow where seeds are missing, × at the axis where there is no number."""
     if x is None or y is None:
@@ -164,6 +172,7 @@ def _mark(
         capsize=2,
         linewidth=1,
         zorder=3,
+        **how,
     )
 
 
@@ -233,9 +242,13 @@ def _lines(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point]
         colour = COLOURS[number]
         if len(shown) == 1:
             axes.axhline(shown[0]["mean"], color=colour, linestyle=":", linewidth=1)
-        axes.plot([p["x"] for p in shown], [p["mean"] for p in shown], color=colour, linestyle=DASHES[number])
+        # Two points (1/36 inch) to the right of the series before, so that equal values do not hide each other.
+        apart = ScaledTranslation((number - (len(series) - 1) / 2) / 36, 0, axes.figure.dpi_scale_trans)
+        shifted = axes.transData + apart
+        means = [point["mean"] for point in shown]
+        axes.plot([point["x"] for point in shown], means, color=colour, linestyle=DASHES[number], transform=shifted)
         for point in placed:
-            _mark(axes, point, point["x"], point["mean"], colour, MARKERS[number])
+            _mark(axes, point, point["x"], point["mean"], colour, MARKERS[number], transform=shifted)
     positions = sorted({point["x"] for point in of_panel if point["x"] is not None})
     if not positions:
         return  # a task on which nothing has finished
@@ -246,6 +259,12 @@ def _lines(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point]
     if len(positions) <= 10:
         axes.xaxis.set_major_locator(FixedLocator(positions))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x < 1000 else f"{x / 1000:g}k"))
+    # What is shifted does not count for the limits of the axes, so they are told here.
+    values = [
+        (point["x"], point[name]) for points in series.values() for point in points for name in ("low", "mean", "high")
+    ]
+    axes.update_datalim([(x, y) for x, y in values if x is not None and y is not None])
+    axes.autoscale_view()
 
 
 def _pareto(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point]) -> None:

@@ -108,6 +108,26 @@ def test_what_is_missing_looks_otherwise_than_what_is_there() -> None:
     assert "none on digits 0/2 (1 not finite)" in caption.replace("\n", " ")
 
 
+@pytest.mark.parametrize("kind", ["forest", "steps", "cost"])
+@pytest.mark.parametrize("most", [20, 20_000])
+def test_all_points_and_bars_lie_within_their_panel(kind: str, most: int) -> None:
+    made_up = MadeUp(["finetune", *(f"row_{number}/tapt" for number in range(2, 5))])
+    made_up.add("finetune", [0.5, 0.55])
+    for number in range(2, 5):
+        before = stage("further_pretrain", of=str(number), schedule={"steps": number * most})
+        made_up.add(f"row_{number}/tapt", [0.1 * number, 0.12 * number], before)
+    chart = KINDS[kind](made_up.source())
+    (axes,) = drawn(made_up.source(), kind).axes
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    for point in chart.points:
+        for name in ("low", "mean", "high"):
+            assert left <= point[name] <= right if kind == "forest" else bottom <= point[name] <= top
+        assert kind == "forest" or left <= point["x"] <= right
+    # Not only within: they fill the panel.
+    values = [point[name] for point in chart.points for name in ("low", "high")]
+    assert max(values) - min(values) > 0.5 * (right - left if kind == "forest" else top - bottom)
+
+
 def chart_over(positions: Iterable[int]) -> Chart:
     rows = [f"row_{position}/tapt" for position in positions]
     made_up = MadeUp(rows, ["digits", "empty"])
