@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+CHARTS = "tests/figures/test_charts.py"
 LABELS = "tests/baselines/test_label_regularization.py"
 
 
@@ -298,6 +299,49 @@ MUTATIONS = (
         "        teacher = cell.row(teacher_row)\n    else:",
         "        teacher = finetune(cell)\n    else:",
         (f"{LABELS}::test_a_searched_row_on_another_backbone_teaches",),
+    ),
+    # ---------------------------------------------------------------------------------------- figures
+    Mutation(
+        "a one-sided interval in the forest plot",
+        "bench/figures/charts.py",
+        "t.ppf((1 + LEVEL) / 2,",
+        "t.ppf(LEVEL,",
+        (f"{CHARTS}::test_paired_differences_have_t_intervals",),
+    ),
+    Mutation(
+        "an interval of single differences, not of their mean",
+        "bench/figures/charts.py",
+        ' * point["std"] / math.sqrt(point["n"])',
+        ' * point["std"]',
+        (f"{CHARTS}::test_paired_differences_have_t_intervals",),
+    ),
+    Mutation(
+        "stages that both rows share count as noise of their difference",
+        "bench/figures/charts.py",
+        "_task_stages(source, ours[seed]) ^ _task_stages(",
+        "_task_stages(source, ours[seed]) | _task_stages(",
+        (f"{CHARTS}::test_differences_are_conditional_where_one_row_alone_shares_stages_between_seeds",),
+    ),
+    Mutation(
+        "a row without all seeds is cheap, and on the front",
+        "bench/figures/charts.py",
+        'if point["n"] == point["planned"]]\n    for point in points:',
+        'if point["n"]]\n    for point in points:',
+        (f"{CHARTS}::test_costs_count_each_stage_once_and_find_the_front",),
+    ),
+    Mutation(
+        "names between dollars are drawn as formulas",
+        "bench/figures/draw.py",
+        '"text.parse_math": False',
+        '"text.parse_math": True',
+        ("tests/figures/test_figures.py::test_names_stay_as_they_are",),
+    ),
+    Mutation(
+        "shifted series do not count for the limits of their panel",
+        "bench/figures/draw.py",
+        "    axes.autoscale_view()\n",
+        "",
+        ("tests/figures/test_figures.py::test_all_points_and_bars_lie_within_their_panel",),
     ),
     # ---------------------------------------------------------------------------------------- theory
     Mutation(
