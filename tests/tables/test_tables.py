@@ -35,6 +35,11 @@ def test_mean_and_sample_standard_deviation() -> None:
     assert cell_text([93.52, 93.52], 2) == "93.52 ± 0.00 (2)"
 
 
+def test_values_that_are_not_finite_are_shown_as_such() -> None:
+    assert cell_text([math.nan, 0.5], 2) == "nan ± nan (2)"
+    assert cell_text([math.inf, 0.5], 2) == "inf ± nan (2)"
+
+
 def test_one_value_has_no_spread_and_an_incomplete_cell_says_so() -> None:
     assert cell_text([50.0], 1) == "50.00 (1)"
     assert cell_text([50.0], 3) == "50.00 (1/3)"
