@@ -24,6 +24,7 @@ COMMANDS = {
     "status": Command("bench.status", "show how a grid stands, follow it, explain its failures"),
     "collate": Command("bench.collate", "write a grid's tables from its store, without running anything"),
     "figures": Command("bench.figures.__main__", "draw the figures of a grid from its records"),
+    "report": Command("bench.report.__main__", "write a grid's results into one HTML page to look through"),
     "doctor": Command("bench.doctor.__main__", "check this computer or cluster for what would stand in the way"),
     "speed": Command("bench.speed.__main__", "measure what training costs on this computer"),
     "theory": Command("bench.theory", "check the paper's theory of self-distillation with numbers"),

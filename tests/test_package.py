@@ -61,7 +61,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_wheel_holds_both_packages_the_tokenizer_and_the_grids_only(wheel: Path) -> None:
+def test_wheel_holds_both_packages_their_data_and_the_grids_only(wheel: Path) -> None:
     assert wheel.name == f"adaptation_bench-{bench.__version__}-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {
@@ -77,7 +77,8 @@ def test_wheel_holds_both_packages_the_tokenizer_and_the_grids_only(wheel: Path)
     assert "bench/gin/quickstart.gin" in grids
     tokenizer = "bench/data/sources/docstrings_tokenizer.json"
     code = {name for name in names if name.startswith(("bench/", "baselines/"))}
-    assert code == sources | grids | {tokenizer}
+    page = {f"bench/report/page.{ending}" for ending in ("html", "css", "js")}
+    assert code == sources | grids | {tokenizer} | page
     assert zipfile.ZipFile(wheel).read(tokenizer) == (ROOT / tokenizer).read_bytes()
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

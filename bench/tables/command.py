@@ -17,7 +17,7 @@ from bench import cli
 from bench.errors import InputError
 from bench.planning.plan import Plan, make_plan
 from bench.store.store import Store
-from bench.tables.rebuild import changed_cells, joined_files
+from bench.tables.rebuild import changed_cells, joined_files, refuse_missing
 from bench.tables.records import read_file
 from bench.tables.table import collate, rebuilt
 
@@ -74,9 +74,7 @@ def write_tables(plan: Plan, store: Store, results: Path) -> int:
 
 def _rebuild(files: Sequence[Path], against: Path | None, results: Path) -> int:
     """Write the tables of records files again, or list the cells in which they differ from another file."""
-    for path in (*files, *([] if against is None else [against])):
-        if not path.is_file():
-            raise InputError(f"--records {path}: there is no such file. A grid's is RESULTS/NAME/records.jsonl.")
+    refuse_missing((*files, *([] if against is None else [against])))
     content, disagreements = joined_files(files)
     if against is not None:
         lines = list(changed_cells(read_file(against), content))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,13 @@ from bench.tables.records import Earlier, Record, RecordsFile, read_file
 
 SAME_BITS = ("device", "instruction_set", "threads", "versions")
 """The parts of provenance under which equal keys have equal numbers."""
+
+
+def refuse_missing(files: Iterable[Path]) -> None:
+    """Refuse records files that are not there."""
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"--records {path}: there is no such file. A grid's is RESULTS/NAME/records.jsonl.")
 
 
 def joined_files(files: Sequence[Path]) -> tuple[RecordsFile, int]:

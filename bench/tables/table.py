@@ -181,12 +181,12 @@ def _legend(facts: GridFacts, records: Sequence[Record], of_comparison: Sequence
     files = f"{facts.name}/records.jsonl (the grid, then a JSON object per finished cell) and stages.jsonl beside it"
     lines = [
         *facts.legend,
-        *_lost_candidates(records),
+        *lost_candidates(records),
         *of_comparison,
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
         *_mixed_devices(records),
-        *(f"Warning: {line}." for line in _inactive(records)),
+        *(f"Warning: {line}." for line in inactive_parts(records)),
         *facts.warnings,
         f"Records: {files}; python -m bench.collate --records rebuilds this table from them.",
     ]
@@ -214,7 +214,7 @@ def _comparison(facts: GridFacts, runs: RunTable, over_tasks: Sequence[OverTasks
     return lines
 
 
-def _lost_candidates(records: Sequence[Record]) -> list[str]:
+def lost_candidates(records: Sequence[Record]) -> list[str]:
     """Say how many candidates of searches behind the numbers diverged."""
     # Cells of several seeds share their candidates, so each is counted once, by its key.
     tried = [candidate for record in records if record.get("search") for candidate in record["search"]["candidates"]]
@@ -249,7 +249,7 @@ def _mixed_devices(records: Sequence[Record]) -> list[str]:
     return [f"{warning} differently: `devices` in the records says which. Compare rows only where they agree."]
 
 
-def _inactive(records: Sequence[Record]) -> Iterator[str]:
+def inactive_parts(records: Sequence[Record]) -> Iterator[str]:
     """Say which parts of methods did nothing, and in which rows and on which tasks."""
     return describe_inactive(
         (name, meaning, f"{record['method']} on {record['task']}")

@@ -1,0 +1,185 @@
+"""What the report shows of records, as plain data for its script."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.data.metrics import describe, metric_of
+from bench.monitor.states import tail
+from bench.report.differences import Difference, differences
+from bench.tables.grid_facts import GridFacts
+from bench.tables.records import Record, RecordsFile
+from bench.tables.table import array, inactive_parts, lost_candidates
+from bench.training.curve import read_curve
+
+CELL_FIELDS = (
+    *("key", "cell", "backbone", "metric", "seconds_with_parents", "stages", "other_weights", "devices"),
+    "spec",  # in records of older versions, which have no stages
+)
+SHARED_FIELDS = ("metrics", "measured", "activity", "seconds", "search", "code", "provenance")
+"""What a cell has in common with its own stage, as a rule: it stands there once."""
+MEASUREMENTS = ("metrics", "measured")
+DIGITS = 6
+"""How many digits of measurements are kept: 10,000 cells of a dozen numbers each are to stay a small file."""
+CURVE_POINTS = LOG_CHARACTERS = 250_000
+"""How many there may be in a whole report; each stage gets its share."""
+
+
+def report(content: RecordsFile, folders: Mapping[str, Path] | None) -> dict[str, Any]:
+    """Collect what the report shows.
+
+    `folders` are those of the stages in the store, by key, for curves and logs; None without a store.
+    """
+    grid = content.grid
+    assert grid is not None
+    records = list(content.cells.values())
+    compared = differences(content)
+    keys = dict.fromkeys(key for record in records for key in record.get("stages", ()))
+    return {
+        "name": grid.name,
+        "reference": grid.reference,
+        "rows": grid.rows,
+        "tasks": [_task(grid, task) for task in grid.tasks],
+        "seeds": grid.seeds,
+        "verdicts": list(_verdicts(grid, compared)),
+        "differences": [dataclasses.asdict(difference) for difference in compared],
+        "warnings": list(_warnings(content)),
+        "legend": [*grid.legend, *lost_candidates(records)],
+        "table": array(grid, records)[1:],
+        "shared": SHARED_FIELDS,
+        "cells": [_cell(record, content) for record in records],
+        "stages": {key: _rounded(stage) for key, stage in content.stages.items()},
+        "store": None if folders is None else _from_store({key: folders[key] for key in keys if key in folders}),
+        "provenance": [[what, values.most_common()] for what, values in _origins(content).items()],
+    }
+
+
+def _task(grid: GridFacts, task: str) -> dict[str, Any]:
+    metric = metric_of(grid.metrics[task])
+    return {"name": task, "metric": describe(grid.metrics[task]), "unit": metric.unit, "better": metric.better}
+
+
+def _cell(record: Record, content: RecordsFile) -> dict[str, Any]:
+    assert content.grid is not None
+    stage = content.stages.get(record["key"], {})
+    own = [name for name in SHARED_FIELDS if name in record and record[name] != stage.get(name)]
+    value = metric_of(content.grid.metrics[record["task"]]).scale * record["value"]
+    named = {"row": record["method"], "task": record["task"], "seed": record["seed"], "value": _round(value)}
+    return _rounded({**named, **{name: record[name] for name in (*CELL_FIELDS, *own) if name in record}})
+
+
+def _rounded(record: Record) -> Record:
+    measurements = {
+        name: {entry: _round(number) for entry, number in record[name].items()}
+        for name in MEASUREMENTS
+        if name in record
+    }
+    return record | measurements
+
+
+def _round(number: Any) -> Any:
+    return float(f"{number:.{DIGITS}g}") if isinstance(number, float) else number
+
+
+def _from_store(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Read learning curves and the ends of logs, of each stage as much as the report has room for."""
+    points, characters = (total // max(1, len(folders)) for total in (CURVE_POINTS, LOG_CHARACTERS))
+    stages: dict[str, dict[str, Any]] = {}
+    for key, folder in folders.items():
+        curve = read_curve(folder)
+        # Every so many-th point, from the end: the last one says how training ended.
+        thinned = curve[:: -max(1, math.ceil(len(curve) / min(200, max(10, points))))][::-1]
+        log = tail(folder / "log.txt")[-min(2000, max(100, characters)) :]
+        stages[key] = {"curve": [[point["step"], _round(point.get("loss"))] for point in thinned], "log": log}
+    return stages
+
+
+# ------------------------------------------------------------------------------------------- the answer, and warnings
+
+
+VERDICTS = ("better on every compared task", "mixed", "worse on every compared task", "equal", "not compared")
+
+
+def _verdicts(grid: GridFacts, compared: list[Difference]) -> Iterator[tuple[str, list[str]]]:
+    """Sort the rows by whether they are better than the reference row, over all tasks where both have a number."""
+    rows: dict[str, list[float]] = {row: [] for row in grid.rows if row != grid.reference}
+    for difference in compared:
+        if difference.merit is not None and math.isfinite(difference.merit):
+            rows[difference.row].append(difference.merit)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for row, merits in rows.items():
+        groups[_verdict(merits)].append(row)
+    yield from ((verdict, groups[verdict]) for verdict in VERDICTS if verdict in groups)
+
+
+def _verdict(merits: list[float]) -> str:
+    if not merits:
+        return "not compared"
+    if all(merit == 0 for merit in merits):
+        return "equal"
+    if all(merit > 0 for merit in merits):
+        return "better on every compared task"
+    return "worse on every compared task" if all(merit < 0 for merit in merits) else "mixed"
+
+
+def _warnings(content: RecordsFile) -> Iterator[tuple[str, list[str]]]:
+    """Say what stands in the way of comparing these numbers: each warning with a list of where."""
+    grid, records = content.grid, list(content.cells.values())
+    assert grid is not None
+    yield from ((line.removeprefix("Warning: "), []) for line in grid.warnings)
+    seeds = Counter((record["method"], record["task"], record["seed"]) for record in records)
+    missing = {
+        f"{row} on {task}: {', '.join(map(str, absent))}": len(absent)
+        for row in grid.rows
+        for task in grid.tasks
+        if (absent := [seed for seed in grid.seeds if (row, task, seed) not in seeds])
+    }
+    if missing:
+        planned = len(grid.rows) * len(grid.tasks) * len(grid.seeds)
+        yield f"Missing seeds: {sum(missing.values())} of {planned} planned numbers are not there.", list(missing)
+    if twice := [f"{row} on {task}, seed {seed}" for (row, task, seed), count in seeds.items() if count > 1]:
+        yield "Some cells stand there with more than one setting; differences use the first.", twice
+    if infinite := [str(record["cell"]) for record in records if not math.isfinite(record["value"])]:
+        yield "Some values are no finite numbers.", infinite
+    for what, values in _origins(content).items():
+        if len(values) > 1 and what not in UNMIXED:
+            lines = [f"{value} ({count})" for value, count in values.most_common()]
+            yield f"Mixed {what}: the numbers may not be comparable.", lines
+    if idle := list(inactive_parts(records)):
+        yield "Some parts of methods did nothing.", idle
+    if records and not content.stages:
+        yield "There is no stages.jsonl beside the records: specifications of the stages are not shown.", []
+
+
+ORIGINS = {
+    "commits": "commit",
+    "devices": "device",
+    "instruction sets": "instruction_set",
+    "numbers of threads": "threads",
+}
+UNMIXED = frozenset(("dates",))
+"""What may well differ within a grid."""
+
+
+def _origins(content: RecordsFile) -> dict[str, Counter[str]]:
+    """Count the stages by where their numbers came from, those of the cells themselves and those behind them."""
+    sources = {key: (stage.get("provenance", {}), stage.get("date")) for key, stage in content.stages.items()}
+    for record in content.cells.values():
+        sources.setdefault(record["key"], (record["provenance"], None))
+    origins: dict[str, Counter[str]] = {what: Counter() for what in ORIGINS}
+    for provenance, date in sources.values():
+        for what, name in ORIGINS.items():
+            if name in provenance:
+                origins[what][str(provenance[name] or "none, installed")] += 1
+        for package, version in provenance.get("versions", {}).items():
+            origins.setdefault(f"versions of {package}", Counter())[str(version)] += 1
+        if date is not None:
+            origins.setdefault("dates", Counter())[str(date)[:10]] += 1
+    if not content.stages:  # then only the cells say what the stages behind them ran on
+        origins["kinds of device"] = Counter(kind for r in content.cells.values() for kind in r.get("devices", ()))
+    return {what: counts for what, counts in origins.items() if counts}

@@ -1,0 +1,192 @@
+"""What the report says of records: verdicts, warnings, and what comes from a store."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.report.content import CURVE_POINTS, LOG_CHARACTERS, report
+from bench.tables.records import Record, RecordsFile
+from tests.report.sample import provenance, sample
+
+
+def small(**changes: Any) -> RecordsFile:
+    return sample(["finetune", "mars"], ["digits", "pydocs"], [0, 1], **changes)
+
+
+def warnings(content: RecordsFile) -> dict[str, list[str]]:
+    return dict(report(content, None)["warnings"])
+
+
+def change(content: RecordsFile, **changes: Any) -> Record:
+    """Change the first cell; the cell."""
+    record = next(iter(content.cells.values()))
+    record.update(changes)
+    return record
+
+
+def test_a_complete_grid_of_one_origin_has_no_warnings() -> None:
+    assert warnings(small()) == {}
+
+
+def test_missing_seeds_are_named_by_row_and_task() -> None:
+    content = small()
+    content.cells.pop(next(iter(content.cells)))
+    assert warnings(content) == {"Missing seeds: 1 of 8 planned numbers are not there.": ["finetune on digits: 0"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"commit": "d" * 40}, "Mixed commits"),
+        ({"commit": None}, "Mixed commits"),
+        ({"device": "Another processor"}, "Mixed devices"),
+        ({"instruction_set": "AVX512"}, "Mixed instruction sets"),
+        ({"threads": 2}, "Mixed numbers of threads"),
+        ({"versions": {"torch": "2.11.0"}}, "Mixed versions of torch"),
+    ],
+)
+def test_mixed_origins_are_warned_of_even_behind_the_cells(changes: dict[str, Any], named: str) -> None:
+    content = small()
+    stage = next(stage for stage in content.stages.values() if stage["name"] == "further_pretrain")
+    stage["provenance"] = provenance(**changes)
+    ((line, values),) = warnings(content).items()
+    assert line.startswith(named)
+    assert [value.rpartition(" ")[2] for value in values] == ["(11)", "(1)"]
+
+
+def test_mixed_kinds_of_device_are_warned_of_without_stages() -> None:
+    content = small()._replace(stages={})
+    change(content, devices=["CPU", "A GPU"])
+    assert any(line.startswith("Mixed kinds of device") for line in warnings(content))
+
+
+def test_other_dates_are_no_warning_but_stand_in_the_provenance() -> None:
+    content = small()
+    next(iter(content.stages.values()))["date"] = "2025-01-01T00:00:00Z"
+    assert warnings(content) == {}
+    assert ["dates", [("2026-11-27", 11), ("2025-01-01", 1)]] in report(content, None)["provenance"]
+
+
+def infinite(content: RecordsFile) -> None:
+    record = change(content, value=math.nan)
+    record["metrics"]["accuracy"] = math.nan
+
+
+def inactive(content: RecordsFile) -> None:
+    change(content, activity={"pull": {"value": 0.0, "meaning": "share of steps", "nil": True}})
+
+
+def twice(content: RecordsFile) -> None:
+    record = dict(next(iter(content.cells.values())), key="0" * 64)
+    content.cells[record["key"], record["cell"]] = record
+
+
+@pytest.mark.parametrize(
+    ("damage", "line", "where"),
+    [
+        (infinite, "no finite numbers", "finetune/digits/tiny/0"),
+        (inactive, "did nothing", "pull did nothing in finetune on digits"),
+        (twice, "more than one setting", "finetune on digits, seed 0"),
+    ],
+)
+def test_what_makes_a_number_doubtful_is_warned_of(
+    damage: Callable[[RecordsFile], None], line: str, where: str
+) -> None:
+    content = small()
+    damage(content)
+    ((warning, lines),) = warnings(content).items()
+    assert line in warning
+    assert len(lines) == 1 and where in lines[0]
+
+
+def test_warnings_of_the_grid_come_first_and_records_without_stages_are_told() -> None:
+    content = small(warnings=("Warning: 3 cells were computed by other code.",))._replace(stages={})
+    first, last = warnings(content)
+    assert first == "3 cells were computed by other code."
+    assert "stages.jsonl" in last
+
+
+def test_rows_are_sorted_by_where_they_are_better() -> None:
+    content = sample(
+        ["reference", "same", "better", "mixed", "worse", "not a number", "absent"], ["digits", "pydocs"], [0, 1]
+    )
+    values = {"reference": (0.5, 0.5), "same": (0.5, 0.5), "better": (0.6, 0.6), "mixed": (0.6, 0.4), "worse": (0.4, 0)}
+    values["not a number"] = (math.nan, 0.4)
+    for identity, record in list(content.cells.items()):
+        if record["row"] == "absent":
+            del content.cells[identity]
+        else:
+            record["value"] = values[record["row"]][record["task"] == "pydocs"]
+    assert dict(report(content, None)["verdicts"]) == {
+        "better on every compared task": ["better"],
+        "mixed": ["mixed"],
+        "worse on every compared task": ["worse", "not a number"],
+        "equal": ["same"],
+        "not compared": ["absent"],
+    }
+
+
+def test_values_are_in_the_units_of_the_table() -> None:
+    content = small(metrics={"digits": "accuracy", "pydocs": "loss"})
+    cells = {cell["cell"]: cell["value"] for cell in report(content, None)["cells"]}
+    assert cells["mars/digits/tiny/1"] == pytest.approx(51.1)
+    assert cells["mars/pydocs/tiny/1"] == pytest.approx(0.611)
+
+
+def test_a_grid_without_any_number_has_a_report() -> None:
+    content = small()
+    shown = report(RecordsFile(content.grid, {}, {}), None)
+    assert dict(shown["verdicts"]) == {"not compared": ["mars"]}
+    assert shown["table"][0] == ["finetune", "– (0/2)", "– (0/2)"]
+
+
+# ----------------------------------------------------------------------------------------------- curves and logs
+
+
+def folders(content: RecordsFile, root: Path, steps: int) -> dict[str, Path]:
+    """Folders with a curve and a log for all stages but one, of which there is nothing."""
+    result = {key: root / key for key in content.stages}
+    for folder in list(result.values())[1:]:
+        folder.mkdir()
+        points = ({"step": step, "lr": 0.1, "loss": 1 / step, "parts": {}} for step in range(1, steps + 1))
+        (folder / "curve.jsonl").write_text("".join(f"{json.dumps(point)}\n" for point in points))
+        (folder / "log.txt").write_text("".join(f"step {step}/{steps}\n" for step in range(1, steps + 1)))
+    return result
+
+
+def test_a_report_without_a_store_has_no_curves() -> None:
+    assert report(small(), None)["store"] is None
+
+
+def test_curves_and_logs_of_a_store_are_cut_to_their_end(tmp_path: Path) -> None:
+    content = small()
+    stored = report(content, folders(content, tmp_path, 1000))["store"]
+    without, *rest = stored.values()
+    assert stored.keys() == content.stages.keys()
+    assert without == {"curve": [], "log": ""}
+    for stage in rest:
+        assert stage["curve"][-1] == [1000, 0.001]
+        assert 100 < len(stage["curve"]) <= 200
+        assert stage["log"].endswith("step 1000/1000\n") and len(stage["log"]) == 2000
+
+
+def test_many_stages_share_the_room_for_curves_and_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = small()
+    assert CURVE_POINTS >= 10 * 10_000 and LOG_CHARACTERS >= 10 * 10_000
+    monkeypatch.setattr("bench.report.content.CURVE_POINTS", 12 * 20)
+    monkeypatch.setattr("bench.report.content.LOG_CHARACTERS", 12 * 150)
+    last = list(report(content, folders(content, tmp_path, 100))["store"].values())[-1]
+    assert len(last["curve"]) == 20
+    assert len(last["log"]) == 150
+
+
+def test_the_reference_is_that_of_the_grid() -> None:
+    content = small()
+    assert content.grid is not None
+    content = content._replace(grid=dataclasses.replace(content.grid, reference="mars"))
+    assert {difference["row"] for difference in report(content, None)["differences"]} == {"finetune"}
