@@ -58,7 +58,13 @@ def _compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++")) and headers.is_file()
 
 
+def _chromium() -> bool:
+    return any(shutil.which(name) for name in CHROMIUM)
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 GROUPS = {
+    "chromium": Group(_chromium, f"a browser, {' or '.join(CHROMIUM)} (apt-get install chromium)"),
     "compiler": Group(_compiler, "a C++ compiler, g++ or clang++, and Python's headers"),
     "cuda": Group(_cuda, "a GPU that torch can use"),
     "data": Group(_real_data, "the environment variable BENCH_REAL_DATA naming the folder of real data sets"),
