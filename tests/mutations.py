@@ -664,6 +664,20 @@ MUTATIONS = (
         "np.std(values, ddof=0)",
         ("tests/tables/test_tables.py::test_mean_and_sample_standard_deviation",),
     ),
+    Mutation(
+        "the report calls a higher loss better",
+        "bench/report/differences.py",
+        "metric.merit(mean)",
+        "mean",
+        ("tests/report/test_differences.py::test_where_less_is_better_a_lower_value_has_merit",),
+    ),
+    Mutation(
+        "the report overlooks missing seeds",
+        "bench/report/content.py",
+        "(row, task, seed) not in seeds]",
+        "not seeds]",
+        ("tests/report/test_content.py::test_missing_seeds_are_named_by_row_and_task",),
+    ),
     # ---------------------------------------------------------------------------------------- plan and store
     Mutation(
         "key without the data checksum",

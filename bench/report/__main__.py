@@ -1,7 +1,7 @@
-"""Write one HTML file that shows a grid's results and what is behind them; it opens from disk and loads nothing.
+"""Write one HTML page with a grid's results and what is behind them.
 
-`python -m bench.report --records FILE…` makes it of records files alone, `--gin FILE` of the store and with the curves
-and logs that are there.
+The page opens from disk and loads nothing. `python -m bench.report --records FILE…` makes it of records files alone,
+`--gin FILE` of the grid's store, with the learning curves and logs that are there.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cli.check_writable("--output", output.parent, output.name)
     if output.is_dir():
         raise InputError(f"--output {output}: it is a folder. Name a file.")
+    if output.resolve() in [path.resolve() for path in options.records or ()]:
+        raise InputError(f"--output {output}: it is one of --records, and would be replaced. Name another file.")
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, page(content.grid.name, report(content, folders)))
     print(f"report: {output}")

@@ -74,6 +74,7 @@ def _cell(record: Record, content: RecordsFile) -> dict[str, Any]:
 
 
 def _rounded(record: Record) -> Record:
+    """Return a record with its measurements rounded; specifications stay exact."""
     measurements = {
         name: {entry: _round(number) for entry, number in record[name].items()}
         for name in MEASUREMENTS
@@ -87,7 +88,10 @@ def _round(number: Any) -> Any:
 
 
 def _from_store(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    """Read learning curves and the ends of logs, of each stage as much as the report has room for."""
+    """Read learning curves and the ends of logs.
+
+    Of each stage as much is kept as the report has room for.
+    """
     points, characters = (total // max(1, len(folders)) for total in (CURVE_POINTS, LOG_CHARACTERS))
     stages: dict[str, dict[str, Any]] = {}
     for key, folder in folders.items():
@@ -106,7 +110,11 @@ VERDICTS = ("better on every compared task", "mixed", "worse on every compared t
 
 
 def _verdicts(grid: GridFacts, compared: list[Difference]) -> Iterator[tuple[str, list[str]]]:
-    """Sort the rows by whether they are better than the reference row, over all tasks where both have a number."""
+    """Sort the rows by their verdict against the reference row.
+
+    Example: differences of +1.2 and +0.3 points on two tasks are "better on every compared task"; +1.2 and 0 are
+    "mixed". A task on which the row or the reference has no number, or none that is finite, does not count.
+    """
     rows: dict[str, list[float]] = {row: [] for row in grid.rows if row != grid.reference}
     for difference in compared:
         if difference.merit is not None and math.isfinite(difference.merit):
@@ -128,7 +136,10 @@ def _verdict(merits: list[float]) -> str:
 
 
 def _warnings(content: RecordsFile) -> Iterator[tuple[str, list[str]]]:
-    """Say what stands in the way of comparing these numbers: each warning with a list of where."""
+    """Say what stands in the way of comparing these numbers.
+
+    Each warning comes with a list of where, which is empty where the warning says it itself.
+    """
     grid, records = content.grid, list(content.cells.values())
     assert grid is not None
     yield from ((line.removeprefix("Warning: "), []) for line in grid.warnings)
@@ -145,7 +156,7 @@ def _warnings(content: RecordsFile) -> Iterator[tuple[str, list[str]]]:
     if twice := [f"{row} on {task}, seed {seed}" for (row, task, seed), count in seeds.items() if count > 1]:
         yield "Some cells stand there with more than one setting; differences use the first.", twice
     if infinite := [str(record["cell"]) for record in records if not math.isfinite(record["value"])]:
-        yield "Some values are no finite numbers.", infinite
+        yield "Some values are not finite.", infinite
     for what, values in _origins(content).items():
         if len(values) > 1 and what not in UNMIXED:
             lines = [f"{value} ({count})" for value, count in values.most_common()]
@@ -167,7 +178,10 @@ UNMIXED = frozenset(("dates",))
 
 
 def _origins(content: RecordsFile) -> dict[str, Counter[str]]:
-    """Count the stages by where their numbers came from, those of the cells themselves and those behind them."""
+    """Count the stages by where their numbers came from.
+
+    These are the cells' own and those behind them.
+    """
     sources = {key: (stage.get("provenance", {}), stage.get("date")) for key, stage in content.stages.items()}
     for record in content.cells.values():
         sources.setdefault(record["key"], (record["provenance"], None))

@@ -70,7 +70,6 @@ function compare(a, b) {
 function sortableTable(id, items, columns, detail) {
   let shown = [...items];
   let limit = ROWS_AT_ONCE;
-  let open = null;
   const body = element("tbody");
   const more = element("div", { class: "more" });
   const heads = columns.map((column) => {
@@ -238,7 +237,7 @@ function cells() {
       ...named("value"), number: true, hint: "in the units of the table",
       show: (cell) => typeof cell.value === "number" ? cell.value.toFixed(2) : text(cell.value),
     },
-    { ...named("metric"), value: (cell) => cell.metric },
+    named("metric"),
     { ...named("seconds"), number: true, hint: "of the cell's own stage" },
   ];
   const table = sortableTable("cells", all, columns, cellDetail);
@@ -270,7 +269,7 @@ function cellDetail(cell) {
   const did = entries("activity").map(([part, fact]) => [
     part, `${text(fact.value)}: ${fact.meaning}${fact.nil ? " – it did nothing" : ""}`,
   ]);
-  const stages = cell.stages || [];
+  const keys = cell.stages || [];
   return element("div", null,
     element("div", { class: "columns" },
       block("Metrics", facts(entries("metrics"))),
@@ -280,11 +279,14 @@ function cellDetail(cell) {
     ),
     did.length ? block("What each part did", facts(did)) : null,
     cell.search ? block("Search", element("pre", null, JSON.stringify(cell.search, null, 1))) : null,
-    block("Stages, the cell's own last", ...(stages.length ? stages.map(stageDetail) : [
+    block("Stages, the cell's own last", ...(keys.length ? keys.map(stageDetail) : [
       element("p", { class: "quiet" }, "The records name no stages: an older version wrote them."),
     ])),
     cell.spec ? block("Specification", element("pre", null, JSON.stringify(cell.spec, null, 1))) : null,
-    block("Provenance of the cell", facts([["key", cell.key], ...entries("provenance"), ["devices", cell.devices], ["code", cell.code]])),
+    block("Provenance of the cell", facts([
+      ["key", cell.key], ...entries("provenance"), ["devices", cell.devices], ["code", cell.code],
+      ["weights computed anew since", cell.other_weights?.length ? cell.other_weights : null],
+    ])),
   );
 }
 

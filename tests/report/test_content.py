@@ -89,7 +89,7 @@ def twice(content: RecordsFile) -> None:
 @pytest.mark.parametrize(
     ("damage", "line", "where"),
     [
-        (infinite, "no finite numbers", "finetune/digits/tiny/0"),
+        (infinite, "not finite", "finetune/digits/tiny/0"),
         (inactive, "did nothing", "pull did nothing in finetune on digits"),
         (twice, "more than one setting", "finetune on digits, seed 0"),
     ],

@@ -141,6 +141,7 @@ def test_the_report_of_a_store_is_that_of_its_records(place: Place) -> None:
         (["--gin", "quickstart.gin", "--store", "nowhere"], "no such folder"),
         (["--records", "records.jsonl", "--output", "folder"], "folder"),
         (["--records", "records.jsonl", "--output", "records.jsonl/page.html"], "--output"),
+        (["--records", "records.jsonl", "--output", "folder/../records.jsonl"], "one of --records"),
     ],
 )
 def test_arguments_that_mean_nothing_are_refused(
