@@ -264,7 +264,6 @@ def _lines(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point]
         (point["x"], point[name]) for points in series.values() for point in points for name in ("low", "mean", "high")
     ]
     axes.update_datalim([(x, y) for x, y in values if x is not None and y is not None])
-    axes.autoscale_view()
 
 
 def _pareto(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point]) -> None:
