@@ -11,10 +11,11 @@ from typing import Any
 
 from bench.data.metrics import describe, metric_of
 from bench.monitor.states import tail
-from bench.report.differences import Difference, differences
+from bench.report.differences import Difference, differences, first_records
+from bench.tables.comparison import runs_of
 from bench.tables.grid_facts import GridFacts
 from bench.tables.records import Record, RecordsFile
-from bench.tables.table import array, inactive_parts, lost_candidates
+from bench.tables.table import inactive_parts, lost_candidates
 from bench.training.curve import read_curve
 
 CELL_FIELDS = (
@@ -38,7 +39,7 @@ def report(content: RecordsFile, folders: Mapping[str, Path] | None) -> dict[str
     grid = content.grid
     assert grid is not None
     records = list(content.cells.values())
-    compared = differences(content)
+    compared, runs = differences(content), runs_of(grid, first_records(content), content.stages)
     keys = dict.fromkeys(key for record in records for key in record.get("stages", ()))
     return {
         "name": grid.name,
@@ -50,7 +51,7 @@ def report(content: RecordsFile, folders: Mapping[str, Path] | None) -> dict[str
         "differences": [dataclasses.asdict(difference) for difference in compared],
         "warnings": list(_warnings(content)),
         "legend": [*grid.legend, *lost_candidates(records)],
-        "table": array(grid, records)[1:],
+        "table": [[row, *(runs.summary(row, task).text() for task in grid.tasks)] for row in grid.rows],
         "shared": SHARED_FIELDS,
         "cells": [_cell(record, content) for record in records],
         "stages": {key: _rounded(stage) for key, stage in content.stages.items()},

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
-from collections import defaultdict
 from dataclasses import dataclass
 
 from bench.data.metrics import metric_of
-from bench.tables.records import RecordsFile
+from bench.tables.comparison import runs_of
+from bench.tables.records import Record, RecordsFile
 
 
 @dataclass(frozen=True)
 class Difference:
     """The mean of paired differences between a row and the reference row on a task.
 
-    `pairs` counts the seeds that both have; without any `mean` is None. `mean` is in the units of the table, and
-    `merit` the same number with the sign that makes more better.
+    `pairs` counts the seeds that both have; without any `mean` is None. `mean` and its t interval from `low` to `high`
+    (None where there is none) are in the units of the table; `merit` is the mean with the sign that makes more better.
+    Of a `conditional` one the interval holds fine-tuning noise only (`bench.tables.compare`).
     """
 
     row: str
@@ -23,6 +23,17 @@ class Difference:
     pairs: int
     mean: float | None
     merit: float | None
+    low: float | None = None
+    high: float | None = None
+    conditional: bool = False
+
+
+def first_records(content: RecordsFile) -> list[Record]:
+    """Return one record for each row, task and seed: of several settings the first, as `_warnings` tells."""
+    first: dict[tuple[str, str, int], Record] = {}
+    for record in content.cells.values():
+        first.setdefault((record["method"], record["task"], record["seed"]), record)
+    return list(first.values())
 
 
 def differences(content: RecordsFile) -> list[Difference]:
@@ -33,14 +44,13 @@ def differences(content: RecordsFile) -> list[Difference]:
     """
     grid = content.grid
     assert grid is not None
-    values: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
-    for record in content.cells.values():
-        values[record["method"], record["task"]].setdefault(record["seed"], record["value"])
+    runs = runs_of(grid, first_records(content), content.stages)
     result = []
     for row in grid.rows:
         for task in grid.tasks if row != grid.reference else ():
-            own, reference, metric = values[row, task], values[grid.reference, task], metric_of(grid.metrics[task])
-            pairs = [metric.scale * (own[seed] - reference[seed]) for seed in own if seed in reference]
-            mean = statistics.fmean(pairs) if pairs else None
-            result.append(Difference(row, task, len(pairs), mean, None if mean is None else metric.merit(mean)))
+            compared, metric = runs.difference(row, grid.reference, task), metric_of(grid.metrics[task])
+            # Positive is better there; here the units of the table count, of which less may be better.
+            mean, *ends = (None if x is None else metric.merit(x) for x in (compared.mean, compared.low, compared.high))
+            low, high = sorted(end for end in ends if end is not None) or (None, None)
+            result.append(Difference(row, task, compared.n, mean, compared.mean, low, high, compared.conditional))
     return result

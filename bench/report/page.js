@@ -184,10 +184,12 @@ function answer() {
       number: true,
       value: (row) => of(row).mean,
       show: (row) => {
-        const { mean, pairs, merit } = of(row);
+        const { mean, pairs, merit, low, high, conditional } = of(row);
         if (mean === null) return "–";
-        const sense = merit > 0 ? "better" : merit < 0 ? "worse" : "";
-        return element("span", { class: sense, title: sense }, `${signed(mean)} (n = ${pairs})`);
+        const interval = low === null ? "" : ` [${signed(low)}, ${signed(high)}]${conditional ? "°" : ""}`;
+        const told = low !== null && !conditional && (low > 0 || high < 0);
+        const sense = !told ? "" : merit > 0 ? "better" : "worse";
+        return element("span", { class: sense, title: sense }, `${signed(mean)}${interval} (n = ${pairs})`);
       },
     };
   })];
@@ -198,7 +200,8 @@ function answer() {
     ...sortableTable("answer", [...cells.keys()], columns).nodes,
     element("p", { class: "quiet" },
       "Each entry is the mean of paired differences (row minus reference) over the n seeds that both have, in the units of "
-      + "the table. It has no interval: a difference as small as the spread between seeds may be chance."
+      + "the table, with its 95 % t interval; what is coloured has one that excludes 0. ° fine-tuning noise only: a stage or "
+      + "choice that only one of the two rows has is the same for several seeds, so its luck is in all of them."
       + (lower.length ? ` Lower is better on ${lower.join(", ")}.` : "")),
   ];
 }

@@ -25,8 +25,8 @@ def digest(*names: object) -> str:
 
 
 def records_of(row: str, task: str, seed: int, value: float, metric: str = "accuracy") -> tuple[Record, list[Record]]:
-    """A cell, and the stages behind it: pre-training that all seeds share, and its own."""
-    own, parent = digest(row, task, seed), digest(row, task)
+    """A cell, and the stages behind it: pre-training that all rows and seeds share, and its own."""
+    own, parent = digest(row, task, seed), digest(task)
     draw = random.Random(own)
     measured = {name: draw.random() for name in ("encoder_distance", "generalisation_gap", "train_loss", "speed")}
     metrics = {"macro_f1": draw.random(), "mcc": draw.random(), "auroc": draw.random(), metric: value}
@@ -99,7 +99,8 @@ def sample(rows: Sequence[str], tasks: Sequence[str], seeds: Sequence[int], **ch
     for i, row in enumerate(rows):
         for j, task in enumerate(tasks):
             for seed in seeds:
-                cell, behind = records_of(row, task, seed, 0.5 + 0.01 * i + 0.1 * j + 0.001 * seed, grid.metrics[task])
+                value = 0.5 + 0.01 * i + 0.1 * j + 0.001 * seed + 0.0005 * (i * seed % 2)
+                cell, behind = records_of(row, task, seed, value, grid.metrics[task])
                 cells[cell["key"], cell["cell"]] = cell
                 stages |= {stage["key"]: stage for stage in behind}
     return RecordsFile(grid, cells, stages)

@@ -36,8 +36,8 @@ def test_mean_and_sample_standard_deviation() -> None:
 
 
 def test_values_that_are_not_finite_are_shown_as_such() -> None:
-    assert cell_text([math.nan, 0.5], 2) == "nan ± nan (2)"
-    assert cell_text([math.inf, 0.5], 2) == "inf ± nan (2)"
+    assert cell_text([math.nan, 0.5], 2) == "0.50 (1/2; 1 × nan)"
+    assert cell_text([math.inf, 0.5], 2) == "0.50 (1/2; 1 × inf)"
 
 
 def test_one_value_has_no_spread_and_an_incomplete_cell_says_so() -> None:
