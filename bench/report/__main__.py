@@ -70,6 +70,7 @@ def _of_store(options: argparse.Namespace) -> tuple[RecordsFile, Mapping[str, Pa
     store = Store(options.store)
     store.check_exists()
     plan = make_plan(options.gin, options.set, (), cli.data_root(options), None, check_sources=False)
+    # Data that are not prepared have no checksum yet, so their stages have no key and no folder.
     prepared = [cell.stage for cell in plan.cells if not cell.stage.unprepared]
     folders = {stage.key: store.folder(stage) for stage in walk(*prepared)}
     return collate(plan, store, options.results).content, folders
@@ -87,6 +88,7 @@ def page(title: str, shown: dict[str, Any]) -> str:
     # The digest is of everything between the tags, the line feeds around $script included.
     digest = base64.b64encode(hashlib.sha256(f"\n{script}\n".encode()).digest()).decode()
     parts = {"style": style, "script": script, "script_digest": f"sha256-{digest}", "data": packed(shown)}
+    # A name read from a broken path may hold surrogates, which no file can.
     printable = title.encode(errors="replace").decode()
     return string.Template(template).substitute(parts, title=html.escape(printable))
 
@@ -97,6 +99,7 @@ def packed(shown: dict[str, Any]) -> str:
     Checksums are cut to 16 digits, as in the names of folders. Numbers that JSON lacks become their names, such as
     "NaN".
     """
+    # JavaScript's parser refuses NaN and Infinity, which Python writes. Only where there are any, data are read again.
     try:
         text = json.dumps(shown, separators=(",", ":"), allow_nan=False)
     except ValueError:

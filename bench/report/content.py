@@ -67,6 +67,7 @@ def _task(grid: GridFacts, task: str) -> dict[str, Any]:
 
 def _cell(record: Record, content: RecordsFile) -> dict[str, Any]:
     assert content.grid is not None
+    # Files that were joined may hold another number for a stage than its line says: what differs is kept in the cell.
     stage = content.stages.get(record["key"], {})
     own = [name for name in SHARED_FIELDS if name in record and record[name] != stage.get(name)]
     value = metric_of(content.grid.metrics[record["task"]]).scale * record["value"]
@@ -143,6 +144,8 @@ def _warnings(content: RecordsFile) -> Iterator[tuple[str, list[str]]]:
     """
     grid, records = content.grid, list(content.cells.values())
     assert grid is not None
+    # The order is that of urgency: what was known when the table was written, numbers that are missing or doubtful,
+    # what makes good numbers hard to compare, and at last what the report itself cannot show.
     yield from ((line.removeprefix("Warning: "), []) for line in grid.warnings)
     seeds = Counter((record["method"], record["task"], record["seed"]) for record in records)
     missing = {
@@ -183,6 +186,8 @@ def _origins(content: RecordsFile) -> dict[str, Counter[str]]:
 
     These are the cells' own and those behind them.
     """
+    # Each stage is counted once, though many cells may rest on it. A cell without a line in stages.jsonl still has its
+    # own provenance, but no date.
     sources = {key: (stage.get("provenance", {}), stage.get("date")) for key, stage in content.stages.items()}
     for record in content.cells.values():
         sources.setdefault(record["key"], (record["provenance"], None))

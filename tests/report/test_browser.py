@@ -79,7 +79,11 @@ def click(browser: Browser, selector: str) -> None:
 def test_the_tables_show_all_rows_as_text(page: Browser) -> None:
     assert column(page, "table", 0) == ROWS
     assert column(page, "answer", 0) == ROWS[1:]
-    assert column(page, "answer", 1) == ["+1.00 (n = 2)", "+2.00 (n = 2)", "+3.00 (n = 2)"]
+    assert column(page, "answer", 1) == [
+        "+1.02 [+0.71, +1.34] (n = 2)",
+        "+2.00 (n = 2)",
+        "+3.02 [+2.71, +3.34] (n = 2)",
+    ]
     assert column(page, "table", 2) == [f"{60.05 + i:.2f} ± 0.07 (2)" for i in range(4)]
     assert page.evaluate("document.querySelector('#verdicts').textContent").startswith(
         "Better on every compared task: mars"
@@ -186,6 +190,6 @@ def test_numbers_that_are_none_are_shown_and_sorted_last(browser: Browser, tmp_p
     cell, _ = records_of("mars", "digits", 1, float("nan"))
     content.cells[cell["key"], cell["cell"]] = cell
     browser.open(write(content, None, tmp_path / "page.html"))
-    assert column(browser, "answer", 1) == ["NaN (n = 2)"]
+    assert column(browser, "answer", 1) == ["+1.00 (n = 1)"]
     browser.evaluate("document.querySelectorAll('#cells th button')[4].click()")
     assert column(browser, "cells", 4) == ["50.00", "50.10", "51.00", "NaN"]

@@ -56,7 +56,7 @@ def test_mixed_origins_are_warned_of_even_behind_the_cells(changes: dict[str, An
     stage["provenance"] = provenance(**changes)
     ((line, values),) = warnings(content).items()
     assert line.startswith(named)
-    assert [value.rpartition(" ")[2] for value in values] == ["(11)", "(1)"]
+    assert [value.rpartition(" ")[2] for value in values] == ["(9)", "(1)"]
 
 
 def test_mixed_kinds_of_device_are_warned_of_without_stages() -> None:
