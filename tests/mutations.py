@@ -302,24 +302,17 @@ MUTATIONS = (
     ),
     # ---------------------------------------------------------------------------------------- figures
     Mutation(
-        "a one-sided interval in the forest plot",
-        "bench/figures/charts.py",
-        "t.ppf((1 + LEVEL) / 2,",
-        "t.ppf(LEVEL,",
-        (f"{CHARTS}::test_paired_differences_have_t_intervals",),
-    ),
-    Mutation(
-        "an interval of single differences, not of their mean",
-        "bench/figures/charts.py",
-        ' * point["std"] / math.sqrt(point["n"])',
-        ' * point["std"]',
+        "intervals of differences are too narrow",
+        "bench/tables/compare.py",
+        "test.confidence_interval(LEVEL)",
+        "test.confidence_interval(0.9)",
         (f"{CHARTS}::test_paired_differences_have_t_intervals",),
     ),
     Mutation(
         "stages that both rows share count as noise of their difference",
-        "bench/figures/charts.py",
-        "_task_stages(source, ours[seed]) ^ _task_stages(",
-        "_task_stages(source, ours[seed]) | _task_stages(",
+        "bench/tables/compare.py",
+        "uses = Counter(stage for left, right in pairs for stage in left.stages ^ right.stages)",
+        "uses = Counter(stage for left, right in pairs for stage in left.stages | right.stages)",
         (f"{CHARTS}::test_differences_are_conditional_where_one_row_alone_shares_stages_between_seeds",),
     ),
     Mutation(
@@ -667,8 +660,8 @@ MUTATIONS = (
     Mutation(
         "the report calls a higher loss better",
         "bench/report/differences.py",
-        "metric.merit(mean)",
-        "mean",
+        "metric.merit(x) for x in",
+        "x for x in",
         ("tests/report/test_differences.py::test_where_less_is_better_a_lower_value_has_merit",),
     ),
     Mutation(

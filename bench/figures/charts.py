@@ -16,19 +16,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from scipy.stats import t
-
 from bench.data.metrics import describe, metric_of
 from bench.errors import InputError
+from bench.tables.compare import LEVEL, RunTable
+from bench.tables.comparison import runs_of
 from bench.tables.grid_facts import GridFacts
 from bench.tables.records import Record, RecordsFile
 from bench.training.curve import read_curve
 
 Point = dict[str, Any]
 Form = Literal["dots", "lines", "pareto", "curves"]
-
-LEVEL = 0.95
-"""The level of the intervals of differences."""
 
 
 class NoFigure(InputError):
@@ -63,6 +60,13 @@ class Source:
     def grid(self) -> GridFacts:
         assert self.content.grid is not None  # files without one are refused when they are read
         return self.content.grid
+
+    @cached_property
+    def runs(self) -> RunTable:
+        """The same numbers as runs to compare."""
+        return runs_of(
+            self.grid, [record for of_seed in self.cells.values() for record in of_seed.values()], self.content.stages
+        )
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], dict[int, Record]]:
@@ -205,7 +209,7 @@ def forest(source: Source) -> Chart:
         raise NoFigure(f"no row has a seed in common with the reference row {reference}")
     units = {task: metric_of(metric).unit for task, metric in source.grid.metrics.items()}
     labels = {task: f"better by ({'points' if unit else 'nats'})" for task, unit in units.items()}
-    squares = sum(point["conditional"] is not False for point in points)
+    squares = sum(point["conditional"] for point in points)
     warning = (
         f"{squares} of {len(points)} are squares: their intervals hold fine-tuning noise only, as seeds share earlier "
         "stages or a search, or stages.jsonl does not say."
@@ -220,35 +224,11 @@ def forest(source: Source) -> Chart:
 
 
 def paired_difference(source: Source, row: str, reference: str, task: str) -> Point:
-    """Compare two rows on a task: mean difference over common seeds, t interval, whether it is conditional.
-
-    Positive means better, also where a lower metric is better. It is conditional where a stage on the task's data, or
-    a candidate of a search, behind only one of the rows is the same for several seeds; None where that is not known.
-    """
-    # Example: differences of 1 and 3 points have mean 2 and standard error 1; t(0.975, 1 degree of freedom) = 12.71
-    # makes the interval −10.71 to 14.71.
-    metric = metric_of(source.grid.metrics[task])
-    ours, theirs = source.cells[row, task], source.cells[reference, task]
-    common = [seed for seed in source.grid.seeds if seed in ours and seed in theirs]
-    differences = [metric.scale * (metric.merit(ours[s]["value"]) - metric.merit(theirs[s]["value"])) for s in common]
-    point = summary(differences, len(source.grid.seeds))
-    if point["std"] is not None:
-        half = float(t.ppf((1 + LEVEL) / 2, point["n"] - 1)) * point["std"] / math.sqrt(point["n"])
-        point |= {"low": point["mean"] - half, "high": point["mean"] + half}
-    seeds_with: Counter[str] = Counter()
-    try:
-        for seed in common:
-            seeds_with.update(_task_stages(source, ours[seed]) ^ _task_stages(source, theirs[seed]))
-    except NoFigure:
-        return {**point, "conditional": None}
-    return {**point, "conditional": any(count > 1 for count in seeds_with.values())}
-
-
-def _task_stages(source: Source, record: Record) -> set[str]:
-    """Return the keys of the stages on a cell's data behind it, and of its search's candidates."""
-    *earlier, own = source.behind(record)
-    candidates = (record.get("search") or {}).get("candidates", ())
-    return {stage["key"] for stage in (*earlier, own) if stage["task"] == own["task"]} | {c["key"] for c in candidates}
+    """Compare two rows on a task as tables do (`bench.tables.compare`); positive means better."""
+    difference = source.runs.difference(row, reference, task)
+    counts = {"n": difference.n, "planned": len(source.grid.seeds), "not_finite": 0}
+    point = counts | {"mean": difference.mean, "std": None}
+    return point | {"low": difference.low, "high": difference.high, "conditional": difference.conditional}
 
 
 # ------------------------------------------------------------------------------------------------ over an axis

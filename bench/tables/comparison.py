@@ -33,15 +33,16 @@ def runs_of(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Re
 
 def _stages_on_task(record: Record, stages: Mapping[str, Record]) -> Iterator[str]:
     """Yield the keys of the stages behind a cell that read its task's data."""
+    yield from (candidate["key"] for candidate in (record.get("search") or {}).get("candidates", ()))
     own = stages.get(record["key"])
-    if own is None:
+    if own is not None:
+        yield from (key for key in record["stages"] if key in stages and stages[key]["task"] == own["task"])
+    elif "spec" in record:
         # A record of version 1 holds its whole specification, in which each stage stands with its key.
-        spec = record.get("spec", {})
-        yield from _keys(spec, spec.get("data", {}).get("task"))
-        return
-    for key in record.get("stages", ()):
-        if key in stages and stages[key]["task"] == own["task"]:
-            yield key
+        yield from _keys(record["spec"], record["spec"].get("data", {}).get("task"))
+    else:
+        # Nobody knows what its seeds share: as if something of its own were the same for all of them.
+        yield f"unknown stages of {record['method']}"
 
 
 def _keys(spec: Any, task: str | None) -> Iterator[str]:
