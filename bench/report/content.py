@@ -108,13 +108,19 @@ def _from_store(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
 # ------------------------------------------------------------------------------------------- the answer, and warnings
 
 
-VERDICTS = ("better on every compared task", "mixed", "worse on every compared task", "equal", "not compared")
+VERDICTS = (
+    "a better mean on every compared task",
+    "mixed",
+    "a worse mean on every compared task",
+    "equal",
+    "not compared",
+)
 
 
 def _verdicts(grid: GridFacts, compared: list[Difference]) -> Iterator[tuple[str, list[str]]]:
     """Sort the rows by their verdict against the reference row.
 
-    Example: differences of +1.2 and +0.3 points on two tasks are "better on every compared task"; +1.2 and 0 are
+    Example: differences of +1.2 and +0.3 points on two tasks are "a better mean on every compared task"; +1.2 and 0 are
     "mixed". A task on which the row or the reference has no number, or none that is finite, does not count.
     """
     rows: dict[str, list[float]] = {row: [] for row in grid.rows if row != grid.reference}
@@ -133,8 +139,8 @@ def _verdict(merits: list[float]) -> str:
     if all(merit == 0 for merit in merits):
         return "equal"
     if all(merit > 0 for merit in merits):
-        return "better on every compared task"
-    return "worse on every compared task" if all(merit < 0 for merit in merits) else "mixed"
+        return "a better mean on every compared task"
+    return "a worse mean on every compared task" if all(merit < 0 for merit in merits) else "mixed"
 
 
 def _warnings(content: RecordsFile) -> Iterator[tuple[str, list[str]]]:

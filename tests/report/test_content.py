@@ -123,9 +123,9 @@ def test_rows_are_sorted_by_where_they_are_better() -> None:
         else:
             record["value"] = values[record["row"]][record["task"] == "pydocs"]
     assert dict(report(content, None)["verdicts"]) == {
-        "better on every compared task": ["better"],
+        "a better mean on every compared task": ["better"],
         "mixed": ["mixed"],
-        "worse on every compared task": ["worse", "not a number"],
+        "a worse mean on every compared task": ["worse", "not a number"],
         "equal": ["same"],
         "not compared": ["absent"],
     }
