@@ -132,7 +132,7 @@ def test_the_quickstart_by_slurm_equals_the_inline_one(slurm: DevCluster, tmp_pa
         assert {cell.row for cell in plan.cells} == set(plan.grid.rows)
         assert (len(plan.cells), len(plan.stages)) == (14, 22)
         weights[kind] = {stage.folder: sha256(store.weights(stage)) for stage in plan.stages}
-        tables[kind] = (tmp_path / kind / "results" / "quickstart.md").read_text().split("- Code")[0]
+        tables[kind] = (tmp_path / kind / "results" / "quickstart.md").read_text().split("- Cost of")[0]
     assert weights["slurm"] == weights["inline"]
     assert tables["slurm"] == tables["inline"]
 
