@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.errors import InputError
 from bench.tables.grid_facts import GridFacts
-from bench.tables.records import Earlier, Record, RecordsFile, read_file
+from bench.tables.records import Earlier, Record, RecordsFile, disagree, read_file, same
 
 SAME_BITS = ("device", "instruction_set", "threads", "versions")
 """The parts of provenance under which equal keys have equal numbers."""
@@ -42,7 +42,7 @@ def joined_files(files: Sequence[Path]) -> tuple[RecordsFile, int]:
         grid = content.grid if grid is None else _joined(grid, content.grid, path)
         for identity, record in content.cells.items():
             kept = cells.setdefault(identity, record)
-            if kept["metrics"] != record["metrics"]:
+            if disagree(kept["metrics"], record["metrics"]):
                 if _alike(kept) == _alike(record):
                     raise InputError(
                         f"{path}: {record['cell']} is {record['value']}, in a file named before {kept['value']}, with "
@@ -64,7 +64,7 @@ def changed_cells(before: RecordsFile, after: RecordsFile) -> Iterator[str]:
         settings = "" if was["key"] == now["key"] else " (its settings changed, too: another key)"
         if was["metric"] != now["metric"]:
             yield f"{cell}: {was['metric']} became {now['metric']}{settings}"
-        elif was["value"] != now["value"] or settings:
+        elif not same(was["value"], now["value"]) or settings:
             yield f"{cell}: {was['value']} became {now['value']}{settings}"
 
 

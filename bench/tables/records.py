@@ -137,7 +137,7 @@ def merged_records(plan: Plan, store: Store, computed: RecordsFile, results: Pat
     for cell in plan.cells:
         identity = (cell.stage.key, cell.name)
         own, kept = computed.cells.get(identity), others.pop(identity, None)
-        if own is not None and kept is not None and _disagree(own["metrics"], kept["metrics"]):
+        if own is not None and kept is not None and disagree(own["metrics"], kept["metrics"]):
             if kept["metrics"] not in store.replaced(cell.stage):
                 raise InputError(
                     f"{path} says {kept['value']} for {cell.name}, the store {own['value']}: "
@@ -171,9 +171,14 @@ def _of_cell(kept: Record, cell: PlannedCell, path: Path) -> Record:
     return {**kept, **facts, "value": kept["metrics"][cell.metric]}
 
 
-def _disagree(own: Mapping[str, float], kept: Mapping[str, float]) -> bool:
+def disagree(own: Mapping[str, float], kept: Mapping[str, float]) -> bool:
     """Tell whether two results of a stage differ. Older versions measured less; that is no difference."""
-    return any(own[name] != kept[name] for name in own.keys() & kept.keys())
+    return not all(same(own[name], kept[name]) for name in own.keys() & kept.keys())
+
+
+def same(first: object, second: object) -> bool:
+    """Tell whether two numbers of records are the same; NaN is the same as NaN."""
+    return first == second or (first != first and second != second)
 
 
 def read_records(path: Path) -> Earlier:
@@ -219,7 +224,7 @@ def read_file(path: Path) -> RecordsFile:
                     "search",
                 )
             key, cell, metric = record["key"], record["cell"], record.get("metric")
-            if metric is not None and record["value"] != record["metrics"].get(metric):
+            if metric is not None and not same(record["value"], record["metrics"].get(metric)):
                 raise ValueError(f"its value is {record['value']}, its {metric} {record['metrics'].get(metric)}")
             if records.get((key, cell), record) != record:
                 raise ValueError(f"{cell} stands there before with other values")

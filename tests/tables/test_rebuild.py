@@ -155,3 +155,13 @@ def test_a_damaged_file_is_refused_by_line(damage: str, place: Place) -> None:
         path.write_text(json.dumps({"grid": changed[damage]}) + "\n" + "".join(rest))
     with pytest.raises(InputError, match=r"\.jsonl:1: not a record"):
         rebuild(place.folder / "again", path)
+
+
+def test_a_number_that_is_none_is_read_back(place: Place) -> None:
+    place.collate(place.store("whole", range(8)))
+    path = place.results / "tiny" / "records.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace('"accuracy": 0.5', '"accuracy": NaN').replace('"value": 0.5', '"value": NaN'))
+    again = rebuild(place.folder / "again", path, path)
+    assert again["tiny/records.jsonl"] == path.read_bytes() and b"2 \xc3\x97 nan" in again["tiny.md"]
+    assert main(["--records", str(path), "--against", str(path)]) == 0
