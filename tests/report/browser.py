@@ -41,10 +41,10 @@ class Browser:
         self._numbers, self._buffer = itertools.count(1), b""
         self.requests: list[str] = []
         self.complaints: list[str] = []
-        self._session: str | None = None
+        self._attached: str | None = None
         target = next(each for each in self.call("Target.getTargets")["targetInfos"] if each["type"] == "page")
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        self._session = attached["sessionId"]
+        self._attached = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -60,8 +60,8 @@ class Browser:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The answer to a command; what happens meanwhile is noted."""
         number = next(self._numbers)
-        session = {} if self._session is None else {"sessionId": self._session}
-        message = json.dumps({"id": number, "method": method, "params": parameters, **session})
+        attached = {} if self._attached is None else {"sessionId": self._attached}
+        message = json.dumps({"id": number, "method": method, "params": parameters, **attached})
         os.write(self._commands, message.encode() + b"\0")
         while True:
             answer = self._next()
