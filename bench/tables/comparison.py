@@ -35,7 +35,7 @@ def _stages_on_task(record: Record, stages: Mapping[str, Record]) -> Iterator[st
     """Yield the keys of the stages behind a cell that read its task's data."""
     yield from (candidate["key"] for candidate in (record.get("search") or {}).get("candidates", ()))
     own = stages.get(record["key"])
-    if own is not None:
+    if own is not None and "stages" in record:
         yield from (key for key in record["stages"] if key in stages and stages[key]["task"] == own["task"])
     elif "spec" in record:
         # A record of version 1 holds its whole specification, in which each stage stands with its key.
@@ -68,20 +68,23 @@ def baseline_row(facts: GridFacts) -> list[str]:
     return cells
 
 
-def difference_rows(table: RunTable, reference: str, over_tasks: Sequence[OverTasks]) -> list[list[str]]:
-    """Compare every other row with the reference: a line of heads, then one for each row.
+def differences_to(table: RunTable, reference: str) -> dict[str, list[Difference]]:
+    """Compare every other row with the reference, task by task."""
+    others = (row for row in table.rows if row != reference)
+    return {row: [table.difference(row, reference, column.task) for column in table.columns] for row in others}
+
+
+def difference_rows(
+    differences: Mapping[str, Sequence[Difference]], reference: str, over_tasks: Sequence[OverTasks]
+) -> list[list[str]]:
+    """Write the differences: a line of heads, then one for each row; nothing where there is no other row.
 
     `over_tasks` has the comparison over tasks of each of them, or of none.
     """
     over = {result.row: [_over_text(result)] for result in over_tasks}
-    tasks = [column.task for column in table.columns]
-    head = [f"minus {reference}", *tasks, *(["over tasks"] if over else [])]
-    body = [
-        [row, *(difference_text(table.difference(row, reference, task)) for task in tasks), *over.get(row, [])]
-        for row in table.rows
-        if row != reference
-    ]
-    return [head, *body] if body else []
+    body = [[row, *map(difference_text, of_tasks), *over.get(row, [])] for row, of_tasks in differences.items()]
+    tasks = [difference.task for difference in next(iter(differences.values()), ())]
+    return [[f"minus {reference}", *tasks, *(["over tasks"] if over else [])], *body] if body else []
 
 
 def difference_text(difference: Difference) -> str:
@@ -108,8 +111,10 @@ def cost_line(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, 
     """Say what the stages behind each row took, each stage once; nothing where not all of them are there."""
     behind: dict[str, dict[str, None]] = {row: {} for row in facts.rows}
     for record in records:
-        behind[record["method"]] |= dict.fromkeys(record.get("stages", [record["key"]]))
-    if not stages or any(key not in stages for keys in behind.values() for key in keys):
+        if not record.get("stages") or any(key not in stages for key in record["stages"]):
+            return []
+        behind[record["method"]] |= dict.fromkeys(record["stages"])
+    if not records:
         return []
     rows = [f"{row} {_hours(stages[key] for key in keys)}" for row, keys in behind.items() if keys]
     together = _hours(stages[key] for key in dict.fromkeys(key for keys in behind.values() for key in keys))

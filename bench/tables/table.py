@@ -8,6 +8,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from bench.store.activity import describe_inactive, inactive
 from bench.store.code import other_code
 from bench.store.files import write_text
 from bench.store.store import Store
-from bench.tables.compare import FINE_TUNING_ONLY, OverTasks, RunTable
-from bench.tables.comparison import CONDITIONAL, baseline_row, cost_line, difference_rows, runs_of
+from bench.tables.compare import FINE_TUNING_ONLY, Difference, OverTasks, RunTable
+from bench.tables.comparison import CONDITIONAL, baseline_row, cost_line, difference_rows, differences_to, runs_of
 from bench.tables.grid_facts import GridFacts, facts_of
 from bench.tables.records import (
     Record,
@@ -64,10 +65,15 @@ class Results:
     def records_file(self) -> Path:
         return records_path(self.folder, self.name)
 
+    @cached_property
+    def tables(self) -> dict[str, str]:
+        """The table in every format, by the ending of its file."""
+        assert self.content.grid is not None
+        return tables(self.content.grid, self.records, self.content.stages)
+
     @property
     def markdown(self) -> str:
-        assert self.content.grid is not None
-        return markdown(self.content.grid, self.records, self.content.stages)
+        return self.tables["md"]
 
     def write(self) -> Path | None:
         """Write all files, and the others into one of their own, whose path is returned."""
@@ -76,7 +82,7 @@ class Results:
         set_aside = write_aside(self.others, self.folder, self.name)
         write_text(stages_path(self.records_file), lines_of(self.content.stages.values()))
         write_text(self.records_file, lines_of([self.content.grid.as_line(), *self.records]))
-        for ending, text in tables(self.content.grid, self.records, self.content.stages).items():
+        for ending, text in self.tables.items():
             write_text(self.table.with_name(f"{self.name}.{ending}"), text)
         return set_aside
 
@@ -107,10 +113,10 @@ def rebuilt(content: RecordsFile, disagreements: int, results: Path) -> Results:
     `disagreements` counts cells of which another file has another number, computed on another kind of machine.
     """
     assert content.grid is not None
-    told = (
+    warning = (
         f"Warning: of {disagreements} cells another file has another number; those of the file named first are shown."
     )
-    grid = dataclasses.replace(content.grid, warnings=(*content.grid.warnings, *([told] if disagreements else [])))
+    grid = dataclasses.replace(content.grid, warnings=(*content.grid.warnings, *([warning] if disagreements else [])))
     order = {name: number for axis in (grid.rows, grid.tasks, grid.seeds) for number, name in enumerate(axis)}
 
     def position(record: Record) -> list[int]:
@@ -138,17 +144,14 @@ def tables(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Rec
     csv.writer(text, lineterminator="\n").writerows([head, *([_bold(cell, "", "") for cell in row] for row in body)])
     latex = tabulate(body, headers=head, tablefmt="latex_booktabs", disable_numparse=True)
     latex = _bold(latex, r"\textbf{", "}").replace("±", r"$\pm$").replace("–", "--")
-    return {"md": markdown(facts, records, stages), "csv": text.getvalue(), "tex": f"{latex}\n"}
-
-
-def markdown(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record]) -> str:
-    """Write the table in Markdown, with the differences to the reference row and the legend."""
-    runs = runs_of(facts, records, stages)
+    # The differences to the reference row and the legend stand in Markdown alone.
+    differences = differences_to(runs, facts.reference)
     over_tasks = runs.over_tasks(facts.reference) if len(facts.tasks) > 1 else []
-    differences = difference_rows(runs, facts.reference, over_tasks)
-    parts = [_in_markdown(array(facts, runs)), *([_in_markdown(differences)] if differences else [])]
-    legend = _legend(facts, records, [*_comparison(facts, runs, over_tasks), *cost_line(facts, records, stages)])
-    return "\n\n".join([f"# {facts.name}", *parts, legend])
+    compared = difference_rows(differences, facts.reference, over_tasks)
+    legend = [*_comparison(facts, differences, over_tasks), *cost_line(facts, records, stages)]
+    parts = [_in_markdown(lines) for lines in ([head, *body], compared) if lines]
+    markdown = "\n\n".join([f"# {facts.name}", *parts, _legend(facts, records, legend)])
+    return {"md": markdown, "csv": text.getvalue(), "tex": f"{latex}\n"}
 
 
 def _in_markdown(lines: list[list[str]]) -> str:
@@ -193,14 +196,15 @@ def _legend(facts: GridFacts, records: Sequence[Record], of_comparison: Sequence
     return "".join(f"- {line}\n" for line in lines)
 
 
-def _comparison(facts: GridFacts, runs: RunTable, over_tasks: Sequence[OverTasks]) -> list[str]:
+def _comparison(
+    facts: GridFacts, differences: Mapping[str, Sequence[Difference]], over_tasks: Sequence[OverTasks]
+) -> list[str]:
     """Say what bold, differences, p and P mean, as far as they occur."""
     lines = ["Bold: complete, and better than every other row of its column by an interval that excludes 0."]
     if len(facts.rows) > 1:
         what = "mean over common seeds of the paired differences, positive where the row is better"
         lines.append(f"Differences to {facts.reference}: {what}, with its 95 % t interval.")
-    differences = [runs.difference(row, facts.reference, task) for row in facts.rows for task in facts.tasks]
-    if any(difference.conditional for difference in differences):
+    if any(difference.conditional for of_tasks in differences.values() for difference in of_tasks):
         why = "a stage or choice that only one of the two rows has is the same for several seeds"
         lines.append(f"{CONDITIONAL} {FINE_TUNING_ONLY}: {why}, so its luck is in all of them; such pairs get no bold.")
     if any(result.p is not None for result in over_tasks):

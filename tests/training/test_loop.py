@@ -137,17 +137,9 @@ def fitted(
     return model, trained
 
 
-def run(
-    stage: Stage,
-    folder: Path,
-    stop_at: int | None = None,
-    every: int = 1000,
-    progress: Callable[[int, Mapping[str, float]], None] = lambda step, losses: None,
-    dtype: torch.dtype = torch.float32,
-    graphs: bool = True,
-) -> dict[str, Tensor]:
+def run(stage: Stage, folder: Path, **settings: Any) -> dict[str, Tensor]:
     """The weights that `fitted` leaves."""
-    return weights_of(fitted(stage, folder, stop_at, every, progress, dtype, graphs)[0])
+    return weights_of(fitted(stage, folder, **settings)[0])
 
 
 def weights_of(model: Model) -> dict[str, Tensor]:
