@@ -210,13 +210,9 @@ def _refuse_empty_positions(folder: Path, tensors: dict[str, Tensor]) -> None:
             )
 
 
-def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
-    """Read a vision transformer of timm, an encoder without a decoder.
-
-    DeiT's and DINOv2's with registers are among them. Its classifiers are ignored.
-    """
+def _network_of_timm(folder: Path, raw: dict[str, Any]) -> Any:
+    """Have timm build the network that a configuration describes; refuses one that is none here."""
     from timm import create_model
-    from timm.layers.layer_scale import LayerScale
     from timm.layers.mlp import Mlp
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
@@ -243,13 +239,25 @@ def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -
     }
     if present := [variant for variant, is_present in variants.items() if is_present]:
         raise InputError(f"{folder}: {kind!r} has {' and '.join(present)}, a variant that this suite does not have.")
+    return network
+
+
+def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
+    """Read a vision transformer of timm, an encoder without a decoder.
+
+    DeiT's and DINOv2's with registers are among them. Its classifiers are ignored.
+    """
+    from timm.layers.layer_scale import LayerScale
+
+    network, described = _network_of_timm(folder, raw), raw.get("pretrained_cfg") or {}
+    block = network.blocks[0]
     ignored = tuple(sorted(name for name in state if name.startswith(("head.", "head_dist."))))
     encoder = {name: tensor for name, tensor in state.items() if name not in ignored}
     try:
         network.load_state_dict(encoder)
     except RuntimeError as error:
         raise InputError(
-            f"{folder}: the weights are not those of a {kind} that reads the CLS token and images of "
+            f"{folder}: the weights are not those of a {raw['architecture']} that reads the CLS token and images of "
             f"{network.patch_embed.img_size[0]} pixels, as config.json says: {error}"
         ) from error
     pixels = _normalisation(described.get("mean"), described.get("std"))
