@@ -226,7 +226,8 @@ def forest(source: Source) -> Chart:
 def paired_difference(source: Source, row: str, reference: str, task: str) -> Point:
     """Compare two rows on a task as tables do (`bench.tables.compare`); positive means better."""
     difference = source.runs.difference(row, reference, task)
-    counts = {"n": difference.n, "planned": len(source.grid.seeds), "not_finite": 0}
+    not_finite = source.runs.seeds_not_finite(row, task) | source.runs.seeds_not_finite(reference, task)
+    counts = {"n": difference.n, "planned": len(source.grid.seeds), "not_finite": len(not_finite)}
     point = counts | {"mean": difference.mean, "std": None}
     return point | {"low": difference.low, "high": difference.high, "conditional": difference.conditional}
 

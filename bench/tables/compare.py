@@ -174,6 +174,10 @@ class RunTable:
         runs = self._cells.get((row, task), {})
         return {seed: run for seed, run in runs.items() if math.isfinite(run.value)}
 
+    def seeds_not_finite(self, row: str, task: str) -> set[int]:
+        """Return the seeds whose run of a cell ended in NaN or an infinite number."""
+        return self._cells.get((row, task), {}).keys() - self._finite(row, task).keys()
+
     def column(self, task: str) -> Column:
         """Return the column of a task."""
         return next(column for column in self.columns if column.task == task)
@@ -181,7 +185,7 @@ class RunTable:
     def summary(self, row: str, task: str) -> Summary:
         """Summarize a cell over its seeds."""
         values = [run.value for run in self._finite(row, task).values()]
-        others = [run.value for run in self._cells.get((row, task), {}).values() if not math.isfinite(run.value)]
+        others = [self._cells[row, task][seed].value for seed in sorted(self.seeds_not_finite(row, task))]
         mean = float(np.mean(values)) if values else None
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return Summary(len(self.seeds), len(values), mean, std, tuple(others))
