@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bench.errors import InputError
 
 CLOCK_SECONDS = 300.0
 """By how much the controller's clock may be behind ours."""
+QUERY_SECONDS = 60.0
+"""How long squeue and sacct may take to answer, each time."""
+ARGUMENT_LENGTH = 100_000
+"""The longest list of names or ids in one argument; the system's own limit is 128 KiB."""
+
+
+SQUEUE_FIELDS = (
+    "JobArrayID:64|,Name:256|,State:20|,SubmitTime:20|,StartTime:20|,Reason:160|,NodeList:80|,TimeUsed:20|,exit_code:10|,"
+    "Comment:160"
+)
+"""The columns that `_lines` reads, each with its width and the sign after it."""
+SACCT_FIELDS = "JobID,JobName,State,Submit,Start,Reason,NodeList,Elapsed,ExitCode,Comment"
+COLUMNS = 10
+NOTHING = frozenset(("None", "None assigned", "(null)", "N/A", "n/a"))
+"""The programs' words for a column that is empty."""
 
 
 LIVE = frozenset(
@@ -39,13 +55,18 @@ class JobState:
     """What Slurm says of one job or array element.
 
     `state` and `reason` are its words for those, `name` is the job's name. `start` is when it started or is expected
-    to, in seconds since 1970, None where Slurm does not know.
+    to, in seconds since 1970, None where Slurm does not know. `node` is where it runs or ran, and `elapsed_s` for how
+    long. `exit_code` is status and signal of what ended, as in '1:0'. `comment` is the job's own.
     """
 
     state: str
     reason: str = ""
     start: float | None = None
     name: str = ""
+    node: str = ""
+    exit_code: str = ""
+    elapsed_s: float | None = None
+    comment: str = ""
 
     @property
     def live(self) -> bool:
@@ -104,62 +125,122 @@ def pairs(text: str, between: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, equals, value in split if equals}
 
 
-def queue(names: Iterable[str]) -> dict[str, JobState]:
+def queue(names: Iterable[str], known: Collection[str] | None = None) -> dict[str, JobState]:
     """Ask for every job and array element with one of these names.
 
-    Returns their states by id: '123' or '123_4'. Asks squeue once, and sacct for what squeue has forgotten; without
-    accounting, what ended some minutes ago is not there. Raises SlurmError where squeue cannot be asked: then nothing
+    Returns their states by id: '123' or '123_4'. Asks squeue, then sacct for what has left the queue; without
+    accounting, what ended some minutes ago is not there. `known` are ids of jobs ('123') or elements ('123_4') that the
+    caller wants to hear of: sacct is asked for those alone that squeue has forgotten, and not at all where it has
+    forgotten none. With None, it is asked for all names. Raises SlurmError where squeue cannot be asked: then nothing
     is known, which is not the same as nothing runs.
     """
     noted = {name: _noted(name) for name in names}
     if not noted:
         return {}
-    listed = ",".join(noted)
-    by_name = [f"--name={listed}"] if len(listed) < 100_000 else []  # an argument's limit is 128 KiB
-    # An element that both know was requeued, or has ended just now: squeue, which is asked second, has the newer word.
-    states = _finished(noted, by_name)
-    states.update(
-        _lines(ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%j|%T|%V|%S|%r", *by_name), noted)
-    )
-    return states
+    states: dict[str, JobState] = {}
+    for listed in _arguments(noted):
+        options = ["--noheader", "--array", "--states=all", f"--Format={SQUEUE_FIELDS}", f"--name={listed}"]
+        states.update(_lines(ask("squeue", *options, seconds=QUERY_SECONDS), noted))
+    # An element that both know was requeued, or has ended just now: squeue's word counts.
+    return {**_finished(noted, None if known is None else _forgotten(known, states)), **states}
 
 
-def _finished(noted: dict[str, float], by_name: list[str]) -> dict[str, JobState]:
-    """Ask sacct for what has ended; nothing where there is no accounting."""
+def _arguments(words: Iterable[str]) -> Iterator[str]:
+    """Join words with commas, in as many arguments as their lengths need."""
+    listed, length = [], 0
+    for word in words:
+        if listed and length + len(word) + 1 > ARGUMENT_LENGTH:
+            yield ",".join(listed)
+            listed, length = [], 0
+        listed.append(word)
+        length += len(word) + 1
+    if listed:
+        yield ",".join(listed)
+
+
+def _forgotten(known: Collection[str], states: Mapping[str, JobState]) -> list[str]:
+    """List the ids of jobs of which squeue lacks something that the caller knows.
+
+    Example: of the known 7, 8_0 and 8_1, squeue lists 7_3 and 8_0. That is a part of 7, which is enough for a whole
+    job, and not the element 8_1: 8 is to be asked for.
+    """
+    answered = states.keys() | {element.partition("_")[0] for element in states}
+    return list(dict.fromkeys(job.partition("_")[0] for job in known if job not in answered))
+
+
+def _finished(noted: Mapping[str, float], jobs: Collection[str] | None) -> dict[str, JobState]:
+    """Ask sacct for what has ended; nothing where there is no accounting.
+
+    `jobs` are the ids to ask for; with None, everything that has one of the names.
+    """
     since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(min(noted.values()) - CLOCK_SECONDS))
-    fields = "--format=JobID,JobName,State,Submit,Start"
-    options = ["--noheader", "--parsable2", "--allocations", "--allusers", f"--starttime={since}", fields]
+    options = ["--noheader", "--parsable2", "--allocations", "--allusers", f"--starttime={since}"]
+    option, words = ("--name", noted.keys()) if jobs is None else ("--jobs", jobs)
+    states: dict[str, JobState] = {}
     try:
-        states = _lines(ask("sacct", *options, *by_name), noted)
+        for listed in _arguments(words):
+            fields = f"--format={SACCT_FIELDS}"
+            states.update(_lines(ask("sacct", *options, fields, f"{option}={listed}", seconds=QUERY_SECONDS), noted))
     except SlurmError:  # no accounting on this cluster, or none to be reached now
         return {}
     # A job that only the accounting calls running is one of whose end it never heard.
     return {element: state for element, state in states.items() if state.state not in LIVE}
 
 
-def _lines(text: str, noted: dict[str, float]) -> dict[str, JobState]:
+def _lines(text: str, noted: Mapping[str, float]) -> dict[str, JobState]:
     """Read the lines of squeue and sacct; returns states by id.
 
-    A line has the fields id, name, state, submit time, start time and, from squeue alone, reason:
+    Both give the same columns; here are the first six, without the blanks that squeue adds:
 
         squeue   123_4|bench-cats-68f1c2d09b7e4a51|PENDING|1760674512|N/A|Dependency
-        sacct    123_[5-6]|bench-cats-68f1c2d09b7e4a51|CANCELLED by 1000|1760674512|None
+        sacct    123_[5-6]|bench-cats-68f1c2d09b7e4a51|CANCELLED by 1000|1760674512|None|None
 
-    `noted` are the names that are asked for, and when each was noted.
+    The others are node, elapsed time, exit code and, last since it may hold any sign, the comment. `noted` are the
+    names that are asked for, and when each was noted.
     """
     states = {}
     for line in text.splitlines():
-        fields = line.strip().split("|", 5)
+        fields = [field.strip() for field in line.split("|", COLUMNS - 1)]
         if len(fields) < 5 or fields[1] not in noted:
             continue
-        submitted = _seconds(fields[3])
-        if submitted is not None and submitted < noted[fields[1]] - CLOCK_SECONDS:
+        job, name, state, submitted_text, start, *others = fields
+        submitted = _seconds(submitted_text)
+        if submitted is not None and submitted < noted[name] - CLOCK_SECONDS:
             continue  # older than the submission: another job that had this name
-        word, _, rest = fields[2].partition(" ")  # sacct says 'CANCELLED by 1000'
-        reason = fields[5] if len(fields) > 5 and fields[5] != "None" else rest
-        state = JobState(word.rstrip("+"), reason, _seconds(fields[4]), fields[1])
-        states.update(dict.fromkeys(_elements(fields[0]), state))
+        word, _, rest = state.partition(" ")  # sacct says 'CANCELLED by 1000'
+        word = word.rstrip("+")
+        others += [""] * (COLUMNS - len(fields))
+        reason, node, elapsed, code, comment = ("" if text in NOTHING else text for text in others)
+        exit_code = "" if word in LIVE else _exit_code(code)
+        job_state = JobState(word, reason or rest, _seconds(start), name, node, exit_code, _duration(elapsed), comment)
+        states.update(dict.fromkeys(_elements(job), job_state))
     return states
+
+
+def _exit_code(text: str) -> str:
+    """Return status and signal, as sacct has them: '1:0'.
+
+    squeue gives both in one number, 256 x status + signal: 768 is 3:0, and 9 is 0:9.
+    """
+    return f"{int(text) >> 8}:{int(text) & 127}" if text.isdigit() else text
+
+
+def limit_seconds(text: str) -> float:
+    """Convert Slurm's [days-][[hours:]minutes:]seconds to seconds.
+
+    Examples: 1-02:00:00 is 93600, 'UNLIMITED' is infinite.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text)
+    if match is None:
+        return float("inf")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _duration(text: str) -> float | None:
+    """Convert an elapsed time to seconds; None where Slurm knows none."""
+    seconds = limit_seconds(text)
+    return None if seconds == float("inf") else seconds
 
 
 def _elements(job: str) -> list[str]:

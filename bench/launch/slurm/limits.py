@@ -35,7 +35,7 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
         raise InputError(f"slurm.cpus = {cluster.cpus}: every stage runs grid.threads = {threads} threads. Raise it.")
     mine, every_node = partitions.chosen(cluster.partition), partitions.nodes()
     names = [settings["PartitionName"] for settings in mine]
-    longest = max(partitions.limit_seconds(settings.get("MaxTime", "")) for settings in mine)
+    longest = max(client.limit_seconds(settings.get("MaxTime", "")) for settings in mine)
     nodes = [node for node in every_node if node.partition in names]
     warnings = list(_check_size(cluster, ",".join(names), nodes, longest))
     warnings += _shared(folders, {node.host for node in every_node})

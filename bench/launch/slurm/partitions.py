@@ -62,15 +62,3 @@ def gpu_count(gres: str) -> int:
     kind = re.compile(r"(?:gres[:/])?gpu(?::(?P<type>[^:()]*[^:()\d][^:()]*))?(?::(?P<count>\d+))?(?:\(.*\))?")
     matches = map(kind.fullmatch, re.split(r",(?![^(]*\))", gres))
     return sum(int(match["count"] or 1) for match in matches if match)
-
-
-def limit_seconds(text: str) -> float:
-    """Convert Slurm's [days-][[hours:]minutes:]seconds to seconds.
-
-    Examples: 1-02:00:00 is 93600, 'UNLIMITED' is infinite.
-    """
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text)
-    if match is None:
-        return float("inf")
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

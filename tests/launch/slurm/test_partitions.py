@@ -34,14 +34,6 @@ def test_nodes_are_read_with_marks_taken_off(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("UNLIMITED", float("inf")), ("30:00", 1800), ("2:00:00", 7200), ("1-00:00:00", 86400), ("3-12:30:15", 304215)],
-)
-def test_limits_of_partitions(text: str, seconds: float) -> None:
-    assert partitions.limit_seconds(text) == seconds
-
-
-@pytest.mark.parametrize(
     ("gres", "count"),
     [
         ("gpu", 1),
