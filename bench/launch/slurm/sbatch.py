@@ -7,6 +7,7 @@ import functools
 import io
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,52 @@ from bench.specs.cluster import Cluster
 
 NEVER = 10**9
 """submitit's own limit on restarts, which would count short jobs' preemptions as time-outs: the supervisor decides."""
+
+TROUBLES = "troubles"
+"""The folder of .slurm in which shells leave why they never came to Python."""
+
+GUARD = """\
+bench_failed() {  # exit status, depth of sourced files, command, number of its line
+    [ "$2" -le 1 ] || return 0
+    trap - ERR EXIT TERM
+    set +eu
+    PATH=$PATH:/usr/bin:/bin
+    [ "$1" -ne 143 ] || exit 143
+    local lines line="${3%%$'\\n'*}"
+    if [ -n "$4" ]; then mapfile -t lines < "$0"; line="${lines[$4 - 1]}"; fi
+    local node="${SLURMD_NODENAME:-$HOSTNAME}" restarts="${SLURM_RESTART_COUNT:-0}"
+    echo "slurm.setup failed on node $node with exit status $1: $line" >&2
+    local element="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" scontrol=@SCONTROL@
+    local file=@TROUBLES@/"setup-$element-$restarts.txt"
+    mkdir -p @TROUBLES@
+    printf '%(%s)T\\n%s\\n%s\\n%s\\n' -1 "$node" "$1" "$line" > "$file.new" && mv "$file.new" "$file"
+    [ -x "$scontrol" ] || scontrol=scontrol
+    [ "$restarts" -ge 2 ] || "$scontrol" requeue "$element"
+    [ "$1" -ne 0 ] || exit 1
+    exit "$1"
+}
+bench_exec() {
+    shopt -s execfail
+    exec "$@"
+    bench_failed "$?" 1 "exec $*"
+}
+trap 'exit 143' TERM
+trap 'bench_failed "$?" 1 "$BASH_COMMAND"' EXIT
+trap 'bench_failed "$?" "${#BASH_SOURCE[@]}" "$BASH_COMMAND" "$LINENO"' ERR"""
+"""What makes a failing line of `slurm.setup` end the job, and has it tried again where it may go better.
+
+A line fails as with `set -e`, also inside of `if`, `for` and the like. Functions and files that a line calls count by
+their own status, for those of a site (`module`, `activate`) hold commands that fail and do no harm: at depth 2 and
+more, nothing is done. Example: line 21 of the script is `module load cuda`, which gives 1 on node n7. Bash calls
+
+    bench_failed 1 1 'module load cuda' 21
+
+which writes the time, n7, 1 and line 21 to setup-ARRAY_TASK-RESTARTS.txt and asks for a requeue, at most twice. An
+`exit` anywhere ends in the same function, without the number of a line; so does a Python that cannot be started. The
+status 143 is SIGTERM: somebody ended the job, which is no trouble.
+"""
+
+UNGUARD = "trap - ERR EXIT TERM; set +e"
 
 
 class _Arrays(SlurmExecutor):
@@ -42,12 +89,24 @@ class _Arrays(SlurmExecutor):
 
 
 def executor(
-    folder: Path, cluster: Cluster, name: str, indices: Sequence[int], dependency: str | None, code: Path | None = None
+    folder: Path,
+    cluster: Cluster,
+    name: str,
+    indices: Sequence[int],
+    dependency: str | None,
+    code: Path | None = None,
+    troubles: Path | None = None,
 ) -> _Arrays:
-    """Build submitit's executor for one array, whose jobs print to `folder`."""
+    """Build submitit's executor for one array, whose jobs print to `folder`.
+
+    Where the shell of a job fails before Python, it says so in the folder `troubles`; that is STORE/.slurm/troubles for
+    the usual `folder` STORE/.slurm/log/TOKEN.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     # Python takes the shell's place, to be the process that Slurm signals.
-    array = _Arrays(folder, max_num_timeout=NEVER, python=f"exec {shlex.quote(sys.executable)}")
+    array = _Arrays(folder, max_num_timeout=NEVER, python=f"bench_exec {shlex.quote(sys.executable)}")
+    troubles = (troubles or array.folder.parents[1] / TROUBLES).absolute()
+    troubles.mkdir(exist_ok=True)
     array.indices = tuple(indices)
     options: dict[str, str | bool] = {
         "array": f"{_ranges(indices)}%{cluster.array_parallelism}",
@@ -72,7 +131,7 @@ def executor(
         wckey="",
         use_srun=False,
         stderr_to_stdout=True,
-        setup=_setup(array.folder, cluster, code),
+        setup=_setup(array.folder, troubles, cluster, code),
         additional_parameters=options,
     )
     array.parameters["map_count"] = len(indices)  # submitit then names the logs by element
@@ -82,24 +141,27 @@ def executor(
 def write_script(folder: Path, cluster: Cluster, name: str, command: str) -> Path:
     """Write a script for sbatch that runs a line of shell.
 
-    It runs as these settings would have a stage run.
+    It runs as these settings would have a stage run; why its setup fails, it says in the folder.
     """
     path = folder / "job.sh"
-    text = executor(folder, cluster, name, (0,), None)._make_submission_file_text(command, "")
+    text = executor(folder, cluster, name, (0,), None, troubles=folder)._make_submission_file_text(command, "")
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def _setup(folder: Path, cluster: Cluster, code: Path | None) -> list[str]:
+def _setup(folder: Path, troubles: Path, cluster: Cluster, code: Path | None) -> list[str]:
     """Return the lines of shell that run in the job before Python."""
+    # A job's PATH may lack Slurm's programs.
+    scontrol = shlex.quote(shutil.which("scontrol") or "scontrol")
+    guard = GUARD.replace("@TROUBLES@", shlex.quote(str(troubles))).replace("@SCONTROL@", scontrol)
     # Until Python has its handler: the signal would kill the shell, and the job would count as failed.
-    lines = [f"trap '' {cluster.signal}", *cluster.setup]
+    lines = [f"trap '' {cluster.signal}", guard, *cluster.setup]
     if code is not None:  # safe path: else the working directory, often a checkout, would come before the copy
         lines.append(f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
     task = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"
     # submitit looks for what it is to run under a name with the job's id, which nobody knew when the file was written.
     lines.append(f'ln -sf "$SLURM_ARRAY_TASK_ID.pkl" {shlex.quote(str(folder))}/"{task}"')
-    return lines
+    return [*lines, UNGUARD]
 
 
 def _ranges(indices: Sequence[int]) -> str:
