@@ -347,6 +347,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((base_port + 1))
 AccountingStoragePass=$run/munge.socket
 AccountingStorageTRES=gres/gpu
+AccountingStorageEnforce=limits,qos
 TEXT
     fi
     cat <<TEXT
@@ -471,6 +472,10 @@ start_slurmdbd() {
     [[ -n $(sacctmgr --noheader list cluster "$cluster") ]] ||
         sacctmgr --immediate add cluster "$cluster" >>"$log/slurmdbd.out" 2>&1 ||
         failed "the cluster could not be added to the accounting" "$log/slurmdbd.log" "$log/slurmdbd.out"
+    # Limits are enforced, which begins with that of who may run jobs at all; root may from the beginning.
+    [[ -n $(sacctmgr --noheader list associations cluster="$cluster" user="$(id -un)") ]] ||
+        sacctmgr --immediate add user "$(id -un)" account=root cluster="$cluster" >>"$log/slurmdbd.out" 2>&1 ||
+        failed "the user could not be added to the accounting" "$log/slurmdbd.log" "$log/slurmdbd.out"
 }
 
 start_slurmctld() {

@@ -147,7 +147,8 @@ def queue(names: Iterable[str], known: Collection[str] | None = None) -> dict[st
 
 def _arguments(words: Iterable[str]) -> Iterator[str]:
     """Join words with commas, in as many arguments as their lengths need."""
-    listed, length = [], 0
+    listed: list[str] = []
+    length = 0
     for word in words:
         if listed and length + len(word) + 1 > ARGUMENT_LENGTH:
             yield ",".join(listed)
