@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.errors import InputError
 from bench.launch.slurm import client, partitions, sbatch
@@ -38,9 +39,10 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
     longest = max(client.limit_seconds(settings.get("MaxTime", "")) for settings in mine)
     nodes = [node for node in every_node if node.partition in names]
     warnings = list(_check_size(cluster, ",".join(names), nodes, longest))
+    _check_accounting(cluster, mine)
     warnings += _shared(folders, {node.host for node in every_node})
     # Last what only Slurm itself can tell, such as an account that does not exist. It also refuses for what can pass:
-    # no node is free, or those that would do are down. Then jobs wait, so that this is a warning.
+    # no node is free, those that would do are down, or too many jobs are queued. So that is a warning.
     with tempfile.TemporaryDirectory(prefix="bench-slurm-") as folder:
         script = sbatch.write_script(Path(folder), cluster, "bench-test", "true")
         try:
@@ -48,9 +50,12 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
         except SlurmError as error:
             missing = any(re.match("down|drain|fail|maint|reserved|unk", node.state) for node in nodes)
             busy = re.search(r"(busy|down)\b", str(error)) or (missing and "not available" in str(error))
-            if not busy:  # that can pass; all else would not
+            if re.search("(Max|Grp)SubmitJob", str(error)):
+                warnings.append(f"you may not queue more jobs at present: {error}")
+            elif busy:
+                warnings.append(f"no node can run such a job at present; the jobs will wait: {error}")
+            else:
                 raise
-            warnings.append(f"no node can run such a job at present; the jobs will wait: {error}")
     return warnings
 
 
@@ -60,14 +65,13 @@ def _check_size(cluster: Cluster, names: str, nodes: Sequence[Node], longest: fl
     Yields warnings of what a job would hold and not use. sbatch would refuse it, too, but only says that the
     configuration is not available, whichever setting is at fault.
     """
-    packed = f"slurm.runs_per_job = {cluster.runs_per_job}"
-    cpus, memory = cluster.cpus * cluster.runs_per_job, (cluster.mem_gb or 0) * cluster.runs_per_job
-    for settings, needed, unit, available in (
-        (f"slurm.gpus = {cluster.gpus}", cluster.gpus, "GPUs", [node.gpus for node in nodes]),
-        (f"slurm.cpus = {cluster.cpus}, {packed}", cpus, "CPUs", [node.cpus for node in nodes]),
-        (f"slurm.mem_gb = {cluster.mem_gb}, {packed}", memory, "GB", [node.memory_mb / 1024 for node in nodes]),
-    ):
-        most = max(available, default=0)
+    available: dict[str, list[float]] = {
+        "gres/gpu": [node.gpus for node in nodes],
+        "cpu": [node.cpus for node in nodes],
+        "mem": [node.memory_mb / 1024 for node in nodes],
+    }
+    for resource, settings, needed, unit in _needs(cluster):
+        most = max(available[resource], default=0)
         if needed > most:
             raise InputError(
                 f"{settings}: a job would need {needed:g} {unit}, and no node of partition {names} has more than "
@@ -86,7 +90,28 @@ def _check_size(cluster: Cluster, names: str, nodes: Sequence[Node], longest: fl
         )
     if cluster.gpus > cluster.runs_per_job:
         idle = cluster.gpus - cluster.runs_per_job
-        yield f"slurm.gpus = {cluster.gpus}, {packed}: a stage uses one GPU, so that {idle} of each job stay idle"
+        yield (
+            f"slurm.gpus = {cluster.gpus}, slurm.runs_per_job = {cluster.runs_per_job}: a stage uses one GPU, so that "
+            f"{idle} of each job stay idle"
+        )
+
+
+class _Need(NamedTuple):
+    """How much of a resource, in Slurm's word, one job would need, and which settings say so."""
+
+    resource: str
+    settings: str
+    needed: float
+    unit: str
+
+
+def _needs(cluster: Cluster) -> list[_Need]:
+    packed, count = f"slurm.runs_per_job = {cluster.runs_per_job}", cluster.runs_per_job
+    return [
+        _Need("gres/gpu", f"slurm.gpus = {cluster.gpus}", cluster.gpus, "GPUs"),
+        _Need("cpu", f"slurm.cpus = {cluster.cpus}, {packed}", cluster.cpus * count, "CPUs"),
+        _Need("mem", f"slurm.mem_gb = {cluster.mem_gb}, {packed}", (cluster.mem_gb or 0) * count, "GB"),
+    ]
 
 
 def _shared(folders: Mapping[str, Path], hosts: set[str]) -> Iterator[str]:
@@ -147,30 +172,107 @@ def _submit_limits(cluster: Cluster, config: Mapping[str, str]) -> list[int]:
     One number for every limit that the account and the QOS have; none without a limit. Elements of arrays count as
     jobs.
     """
-    if not re.search("limits|qos|safe", config.get("AccountingStorageEnforce", "")):
-        return []
-    # Limits stand in two tables: in the user's associations, of which that of a partition adds to the one for all, and
-    # in the QOS that jobs get: the one asked for, else an association's default, else 'normal'.
-    user = getpass.getuser()
-    try:
-        account = cluster.account or _accounts("user", f"name={user}", "DefaultAccount")[0][0]
-        where = [f"user={user}", f"account={account}", f"cluster={config.get('ClusterName', '')}"]
-        rows = _accounts("assoc", *where, "Partition,DefaultQOS,MaxSubmit,GrpSubmit")
-        partition_names = {"", *(cluster.partition or "").split(",")}
-        mine = [row for row in rows if row[0] in partition_names]
-        qos = {cluster.qos or row[1] or "normal" for row in mine}
-        limits = [text for row in mine for text in row[2:]]
-        for row in _accounts("qos", "Name,MaxSubmitPU,MaxSubmitPA,GrpSubmit"):
-            limits += row[1:] if row[0] in qos else []
-    except (SlurmError, IndexError):  # no accounting, or nothing there about this user
-        return []
+    associations, every_qos = _tables(cluster, config)
+    partition_names = {"", *(cluster.partition or "").split(",")}
+    mine = [row for row in associations if row["Partition"] in partition_names]
+    limits = [row[column] for row in mine for column in ("MaxSubmit", "GrpSubmit")]
+    for name in {cluster.qos or row["DefaultQOS"] or "normal" for row in mine}:
+        qos = every_qos.get(name, {})
+        limits += [qos.get(column, "") for column in ("MaxSubmitPU", "MaxSubmitPA", "GrpSubmit")]
     return [int(text) for text in limits if text.isdigit()]
 
 
-def _accounts(what: str, *where: str) -> list[list[str]]:
-    """Read rows of the accounting's own tables.
+JOB_LIMITS = "MaxWall,MaxTRES,MaxTRESPerNode,GrpTRES"
+"""The limits on one job that associations and QOS have; those of Grp are on all jobs together."""
+
+
+def _tables(cluster: Cluster, config: Mapping[str, str]) -> tuple[list[dict[str, str]], dict[str, dict[str, str]]]:
+    """Read this user's associations in the account, and every QOS by name.
+
+    Limits stand there: in the user's associations, of which that of a partition takes the place of the one for all, and
+    in the QOS that jobs get: the one asked for, else an association's default, else 'normal'. Nothing where limits are
+    not enforced.
+    """
+    if not re.search("limits|qos|safe", config.get("AccountingStorageEnforce", "")):
+        return [], {}
+    user = getpass.getuser()
+    try:
+        account = cluster.account or _accounts("user", f"name={user}", "DefaultAccount")[0]["DefaultAccount"]
+        where = [f"user={user}", f"account={account}", f"cluster={config.get('ClusterName', '')}"]
+        associations = _accounts("assoc", *where, f"Partition,DefaultQOS,MaxSubmit,GrpSubmit,{JOB_LIMITS}")
+        columns = f"Name,MaxSubmitPU,MaxSubmitPA,GrpSubmit,{JOB_LIMITS},MaxTRESPU,MaxTRESPA,Flags"
+        every_qos = {row["Name"]: row for row in _accounts("qos", columns)}
+    except (SlurmError, IndexError):  # no accounting, or nothing there about this user
+        return [], {}
+    source = {"source": f"the association of user {user} with account {account}"}
+    return [row | source for row in associations], every_qos
+
+
+def _check_accounting(cluster: Cluster, mine: Sequence[Mapping[str, str]]) -> None:
+    """Refuse what the accounting's limits keep from ever starting.
+
+    Slurm takes such jobs, and lets them wait. `mine` are the partitions: a job needs only one of them to start.
+    """
+    associations, every_qos = _tables(cluster, client.configuration())
+    if not associations:
+        return
+    refusals = []
+    for partition in mine:
+        by_partition = {row["Partition"]: row for row in associations}
+        association = by_partition.get(partition["PartitionName"]) or by_partition.get("", {"source": ""})
+        # Of limits of one kind, the first that is set counts: a partition's own QOS, the job's QOS, the association.
+        # Example: MaxWall is 10 minutes in the QOS and 5 in the association: jobs may ask for 10.
+        names = [partition.get("QoS", ""), cluster.qos or association.get("DefaultQOS") or "normal"]
+        if "OverPartQOS" in every_qos.get(names[1], {}).get("Flags", ""):
+            names.reverse()
+        sources = [every_qos[name] | {"source": f"QOS {name}"} for name in names if name in every_qos]
+        refusals.append(next(_exceeded(cluster, [*sources, association]), None))
+    if refusals and refusals[0] is not None and None not in refusals:
+        raise InputError(refusals[0])
+
+
+def _exceeded(cluster: Cluster, sources: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Tell which limits a job would be above; the strongest source comes first."""
+    fix = "or name another slurm.qos or slurm.account."
+    walls = [(source, client.limit_seconds(source["MaxWall"]) / 60) for source in sources if source.get("MaxWall")]
+    for source, minutes in walls[:1]:
+        if cluster.timeout_min > minutes:
+            yield (
+                f"slurm.timeout_min = {cluster.timeout_min}: {source['source']} allows {minutes:g} minutes at most "
+                f"(MaxWall). A job that reaches the limit goes on in another one, so a lower value costs little: lower "
+                f"it, {fix}"
+            )
+    for column in ("MaxTRES", "MaxTRESPerNode", "MaxTRESPU", "MaxTRESPA", "GrpTRES"):
+        for resource, settings, needed, unit in _needs(cluster):
+            amounts = ((source["source"], _amount(source.get(column, ""), resource)) for source in sources)
+            limits = [(name, most) for name, most in amounts if most is not None]
+            # Limits on all jobs together hold at every level, other than those on one job.
+            for name, most in limits if column == "GrpTRES" else limits[:1]:
+                if needed > most:
+                    yield (
+                        f"{settings}: a job would need {needed:g} {unit}, and {name} allows {most:g} "
+                        f"({column} {resource}). Lower it, {fix}"
+                    )
+
+
+def _amount(text: str, resource: str) -> float | None:
+    """Read how much of a resource a limit allows, memory in GB.
+
+    None without a limit. Example: of 'cpu=4,gres/gpu=1,mem=2048M', the amount of 'mem' is 2.
+    """
+    limits = client.pairs(text.replace(",", "\n"), "\n")
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGTP]?)", limits.get(resource, ""))
+    if match is None:
+        return None
+    amount, unit = float(match[1]), match[2]
+    return amount * 1024.0 ** ("KMGTP".index(unit or "M") - 2) if resource == "mem" else amount
+
+
+def _accounts(what: str, *where: str) -> list[dict[str, str]]:
+    """Read rows of the accounting's own tables, by column.
 
     The last argument names the columns.
     """
     answer = client.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *where[:-1], f"format={where[-1]}")
-    return [line.split("|") for line in answer.splitlines()]
+    columns = where[-1].split(",")
+    return [dict(zip(columns, line.split("|"), strict=False)) for line in answer.splitlines()]
