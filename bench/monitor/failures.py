@@ -22,10 +22,13 @@ LOG_LINES = 5
 
 
 CLASSES = {
-    "out of memory": "OUT_OF_MEMORY|[Oo]ut[ -]of[ -]memory|OutOfMemory|MemoryError|Cannot allocate|bad_alloc|oom.?kill",
+    "out of memory": "OUT_OF_MEMORY|[Oo]ut[ -][Oo]f[ -][Mm]emory|OutOfMemory|MemoryError|Cannot allocate|bad_alloc"
+    "|oom.?kill|[Ee]xceeded (job )?memory limit",
     "time-out": r"\bTIMEOUT\b|\bDEADLINE\b|DUE TO TIME LIMIT|no progress in",
-    "node": "finds no GPU|NODE_FAIL|BOOT_FAIL|NODE FAILURE|SIGBUS|CUDA driver|CUDA-capable|ECC error|Input/output"
-    "|Stale file handle",
+    "node": "finds no GPU|No CUDA GPUs|NODE_FAIL|BOOT_FAIL|NODE FAILURE|SIGBUS|CUDA driver|CUDA-capable|ECC error"
+    "|Input/output|Stale file handle",
+    "setup": r"slurm\.setup failed|JobLaunchFailure|launch failed|RaisedSignal:53|ModuleNotFoundError|ImportError"
+    r"|command not found|bad interpreter|execve\(\)|before it had begun",
     "data": "[Dd]amaged|checksum|NotPrepared|No space left|quota exceeded|Read-only file|FileNotFound|PermissionError",
     "diverged": r"\bDiverged: ",
     "code": "",
@@ -33,10 +36,23 @@ CLASSES = {
 """Class of a failure -> what tells it; the first that fits counts."""
 
 
+GUESSES = r"\(often the system's out-of-memory killer\)|JobLaunchFailure|, \d+ times before it had begun.*"
+"""Parts of reasons that count only where nothing else tells more.
+
+Slurm itself says JobLaunchFailure of a job that it killed for its memory.
+"""
+
+
+SLURMS_LINE = r"slurmstepd\S*: |srun: |slurm\.setup failed"
+"""The beginning of a line of a log in which Slurm, or the job's shell, says why a job ended."""
+
+
 FIXES = {
     "out of memory": "ask for more (slurm.mem_gb; on a GPU lower slurm.runs_per_job) or lower the batch size",
     "time-out": "raise slurm.timeout_min or lower grid.checkpoint_steps, so that every attempt gets further",
     "node": "if it is always the same node, keep away from it: slurm.extra = ['exclude=NODE']",
+    "setup": "mend the line of slurm.setup or the package that the message names; if it is always the same node, keep "
+    "away from it: slurm.extra = ['exclude=NODE']",
     "data": "free or repair what the message names",
     "diverged": "lower the learning rate or clip gradients; a search goes on with its other candidates",
     "code": "read the log (--log CELL) and mend what it tells of",
@@ -66,15 +82,22 @@ def describe_failures(plan: Plan, store: Store, view: Look) -> str:
     return "\n\n".join([*blocks, again]) if blocks else "no stage failed"
 
 
-def classify(reason: str, log: str) -> str:
+def classify(reason: str, *logs: str) -> str:
     """Return the class of a failure.
 
-    Its reason decides, or the end of its log where that tells nothing. Example: the reason 'OUT_OF_MEMORY' is 'out of
-    memory' whatever the log says; the reason 'exit status 1' fits no class, and with 'No space left on device' at the
-    end of the log it is 'data'; 'code' is left for all else.
+    `logs` are the ends of the logs of the stage and of its job. The first of these that fits a class decides, and
+    'code' is left for all else:
+
+    1. The reason, without what in it is a guess: a log may hold messages of errors that were got over. 'OUT_OF_MEMORY'
+       is 'out of memory' whatever the logs say.
+    2. What Slurm says in a log, its last word first. 'exit status 1' fits no class; with 'slurmstepd: error: Detected 1
+       oom_kill event' it is 'out of memory'.
+    3. The logs. With 'No space left on device' it is 'data'.
+    4. The guess. 'signal SIGKILL (often the system's out-of-memory killer)' is 'out of memory' if the logs are silent,
+       and 'time-out' if one of them says DUE TO TIME LIMIT.
     """
-    # The reason first, in all classes: a log may hold messages of errors that were got over.
-    for text in (reason, log):
+    by_slurm = [line for log in logs for line in log.splitlines() if re.match(SLURMS_LINE, line)]
+    for text in (re.sub(GUESSES, "", reason), *reversed(by_slurm), *logs, reason):
         for kind, pattern in CLASSES.items():
             if pattern and re.search(pattern, text):
                 return kind

@@ -509,7 +509,7 @@ def test_a_narrow_terminal_gets_the_tasks_in_several_tables(site: Site) -> None:
         ("TimeoutError: a lock", "", "code"),
         ("the worker process died: exit status 1", "slurmstepd: error: Detected 1 oom_kill event", "out of memory"),
         ("its job ended: FAILED NonZeroExitCode", "CANCELLED AT 12:00 DUE TO TIME LIMIT", "time-out"),
-        ("the worker process died: exit status 1", "ModuleNotFoundError: No module named 'x'", "code"),
+        ("the worker process died: exit status 1", "ModuleNotFoundError: No module named 'x'", "setup"),
     ],
 )
 def test_failures_are_told_apart(reason: str, log: str, kind: str) -> None:

@@ -221,9 +221,13 @@ def _lines(text: str, noted: Mapping[str, float]) -> dict[str, JobState]:
 def _exit_code(text: str) -> str:
     """Return status and signal, as sacct has them: '1:0'.
 
-    squeue gives both in one number, 256 x status + signal: 768 is 3:0, and 9 is 0:9.
+    squeue gives both in one number, as the system does: 768 is 256 x 3, hence 3:0, and 9 is 0:9. Where there was a
+    signal, nothing else counts.
     """
-    return f"{int(text) >> 8}:{int(text) & 127}" if text.isdigit() else text
+    if not text.isdigit():
+        return text
+    status, signal = int(text) >> 8, int(text) & 127
+    return f"0:{signal}" if signal else f"{status}:0"
 
 
 def limit_seconds(text: str) -> float:

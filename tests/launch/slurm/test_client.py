@@ -112,6 +112,13 @@ def test_every_program_is_waited_for_a_bounded_time(fake: Fake, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
+    ("text", "code"), [("0", "0:0"), ("768", "3:0"), ("9", "0:9"), ("4021", "0:53"), ("137:0", "137:0"), ("", "")]
+)
+def test_exit_codes_of_both_programs_read_alike(text: str, code: str) -> None:
+    assert client._exit_code(text) == code
+
+
+@pytest.mark.parametrize(
     ("text", "seconds"),
     [("UNLIMITED", float("inf")), ("30:00", 1800), ("2:00:00", 7200), ("1-00:00:00", 86400), ("3-12:30:15", 304215)],
 )

@@ -1,0 +1,62 @@
+"""How jobs fail on a real Slurm, in its own words, and the class that is read from them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.launch.slurm import client
+from bench.launch.slurm.client import JobState
+from bench.monitor.failures import classify
+from tests.slurm.conftest import DevCluster, wait_for
+
+pytestmark = pytest.mark.group("slurm")
+
+EATER = "import time; memory = b'x' * 200 * 2**20; time.sleep(60)"
+MEMORY_KILL = "JobAcctGatherParams=OverMemoryKill\n"
+
+
+@pytest.fixture
+def memory_limits(slurm: DevCluster) -> Iterator[None]:
+    """Jobs that use more memory than they asked for are killed, within 5 s."""
+    before = slurm.configuration.read_text()
+    slurm.configuration.write_text(before + MEMORY_KILL)
+    slurm.ask("scontrol", "reconfigure")
+    yield
+    slurm.configuration.write_text(before)
+    slurm.ask("scontrol", "reconfigure")
+
+
+def _end(slurm: DevCluster, *options: str) -> JobState:
+    """Submit a job, wait until it has ended, and return its last state."""
+    name = "bench-fails-00000000"
+    job = slurm.ask("sbatch", "--parsable", f"--job-name={name}", *options)
+    wait_for(lambda: not client.queue([name])[job].live, 60)
+    return client.queue([name], [job])[job]
+
+
+def _class(state: JobState, log: str = "") -> str:
+    return classify(f"its job ended: {state.state} {state.reason}", "", log)
+
+
+def test_a_job_above_its_memory_limit(slurm: DevCluster, memory_limits: None, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    state = _end(slurm, "--mem=50", f"--output={log}", "--wrap", f'exec {sys.executable} -c "{EATER}"')
+    assert (state.exit_code, state.node in ("n1", "n2")) == ("0:9", True)
+    assert _class(state, log.read_text()) == "out of memory"
+
+
+def test_a_job_that_slurm_could_not_launch(slurm: DevCluster) -> None:
+    state = _end(slurm, "--mem=10", "--output=/nowhere/at/all/log", "--wrap", "true")
+    assert state.exit_code == "0:53"
+    assert _class(state) == "setup"
+
+
+def test_a_job_whose_interpreter_is_missing(slurm: DevCluster, tmp_path: Path) -> None:
+    script, log = tmp_path / "script", tmp_path / "log"
+    script.write_text("#!/nowhere/bash\ntrue\n")
+    state = _end(slurm, "--mem=10", f"--output={log}", str(script))
+    assert _class(state, log.read_text()) == "setup"
