@@ -16,7 +16,7 @@ from typing import Any
 
 import bench
 from bench.doctor.computer import Fact, existing
-from bench.launch.slurm import client
+from bench.launch.slurm import client, reasons
 from bench.launch.slurm.client import SlurmError
 from bench.specs.cluster import Cluster
 from bench.store.files import read_json
@@ -31,26 +31,38 @@ LATE_SECONDS = 60.0
 
 _ON_NODE = """
 import os, pathlib, platform, sys
+from bench.store.files import write_json
+folder = pathlib.Path(sys.argv[1])
+if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0:
+    write_json(folder / "again.json", {"node": platform.node()})
+    sys.exit()
 import torch
 from bench import device
 from bench.doctor import computer
-from bench.store.files import write_json
 from bench.store.provenance import cores
 answer = {"node": platform.node(), "data": os.path.isdir(sys.argv[2]), "torch": torch.__version__,
           "cores": cores(), "gpus": device.gpu_count(), "devices": list(computer.devices())}
-write_json(pathlib.Path(sys.argv[1], "answer.json"), answer)
+write_json(folder / "answer.json", answer)
+try:
+    from bench.launch.slurm import supervisor
+    supervisor._requeue(supervisor.job_name())
+except Exception as error:
+    write_json(folder / "refused.json", {"why": str(error)})
 """
+"""What the job runs: it answers and requeues itself, by the code that all jobs use; started again, it says so."""
 
 
 def test_job(store: Path, data: Path, cluster: Cluster) -> Iterator[Fact]:
     """Run a small job that writes into the store; read its answer.
 
-    It takes five minutes at most, and gets what a stage would get.
+    It gets what a stage would get, and is requeued once, as a stage that was interrupted. It takes five minutes at most
+    for each of the two.
     """
     from bench.launch.slurm import sbatch  # needs submitit
 
     # The traces that the job leaves tell how far it came: `began` that its node sees the store, `error` what its Python
-    # said, `answer.json` that all is well. `_answer` reads them in the opposite order.
+    # said, `answer.json` that all is well. `_answer` reads them in the opposite order. After that come `again.json` of
+    # its second start, or `refused.json`. Where it never comes to Python, its shell leaves `setup-….txt`.
     name = f"bench-doctor-{int(time.time()):08x}{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory(dir=existing(store), prefix=".bench-doctor-", ignore_cleanup_errors=True) as path:
         folder = Path(path)
@@ -66,13 +78,15 @@ def test_job(store: Path, data: Path, cluster: Cluster) -> Iterator[Fact]:
         script = sbatch.write_script(folder, small, name, command)
         job = client.ask("sbatch", "--parsable", "--chdir=/", str(script)).strip().partition(";")[0]
         try:
-            began, state = time.monotonic(), _wait(folder, name, f"{job}_0")
-            yield _answer(folder, state, time.monotonic() - began, store)
+            began, state = time.monotonic(), _wait(folder, name, f"{job}_0", "answer.json")
+            yield _answer(folder, state, time.monotonic() - began, store, f"{job}_0")
+            if (folder / "answer.json").exists():
+                yield from _granted(read_json(folder / "answer.json", "Try again."), cluster, data)
+                began, state = time.monotonic(), _wait(folder, name, f"{job}_0", "again.json", "refused.json")
+                yield _requeued(folder, state, time.monotonic() - began, f"{job}_0")
         finally:
             with contextlib.suppress(SlurmError):  # it has ended
                 client.ask("scancel", job)
-        if (folder / "answer.json").exists():
-            yield from _granted(read_json(folder / "answer.json", "Try again."), cluster, data)
 
 
 def _granted(answer: dict[str, Any], cluster: Cluster, data: Path) -> Iterator[Fact]:
@@ -92,23 +106,32 @@ def _granted(answer: dict[str, Any], cluster: Cluster, data: Path) -> Iterator[F
         yield Fact(verdict, f"in that job: {text}", fix)
 
 
-def _wait(folder: Path, name: str, job: str) -> client.JobState:
-    """Wait until the job's answer is there, or clearly will not come.
+def _wait(folder: Path, name: str, job: str, *awaited: str) -> client.JobState:
+    """Wait until one of the job's files is there, or clearly will not come.
 
     Returns the job's last state.
     """
     # A job that has begun and ended has left its files; one that ended without a trace may have done so on a node whose
-    # file system is shown here late.
+    # file system is shown here late. One that waits for somebody is not waited for, but its reason may be momentary.
     end, state = time.monotonic() + JOB_SECONDS, client.JobState("PENDING")
-    while time.monotonic() < end and "answer.json" not in os.listdir(folder):  # listing has a network file system look
+    while time.monotonic() < end:
+        files = os.listdir(folder)  # has a network file system look
+        if not {*awaited}.isdisjoint(files) or any(map(_is_trouble, files)):
+            break
         time.sleep(1.0)
         state = client.queue([name]).get(job, client.JobState(client.GONE))
         if not state.live:
             end = min(end, time.monotonic() + (2.0 if "began" in os.listdir(folder) else LATE_SECONDS))
+        elif reasons.judge(state.reason, state.state).needs_somebody:
+            end = min(end, time.monotonic() + LATE_SECONDS)
     return state
 
 
-def _answer(folder: Path, state: client.JobState, seconds: float, store: Path) -> Fact:
+def _is_trouble(file: str) -> bool:
+    return file.startswith("setup-") and file.endswith(".txt")
+
+
+def _answer(folder: Path, state: client.JobState, seconds: float, store: Path, job: str) -> Fact:
     """Report what the job's files and its last state tell."""
     files = os.listdir(folder)
     reason = f"{state.state} {state.reason}".strip()
@@ -116,12 +139,39 @@ def _answer(folder: Path, state: client.JobState, seconds: float, store: Path) -
         answer = read_json(folder / "answer.json", "Try again.")
         wrote = f"a job on node {answer['node']} wrote into the store and imported torch {answer['torch']}"
         return Fact("ok", f"{wrote} ({seconds:.0f} s)")
+    for file in filter(_is_trouble, files):
+        _, node, status, line = (folder / file).read_text(errors="replace").splitlines()
+        text = f"a job ends in slurm.setup on node {node}, with exit status {status}: {line}"
+        return Fact("problem", text, "mend that line of slurm.setup, or keep away from that node: slurm.extra")
     if "began" in files and not state.live:
         lines = (folder / "error").read_text(errors="replace").strip().splitlines() if "error" in files else []
         text = f"a compute node sees the store, but this Python does not work there: {lines[-1] if lines else reason}"
         return Fact("problem", text, "install the environment where all nodes see it")
     if state.state in ("PENDING", "CONFIGURING"):
+        wait = reasons.judge(state.reason, state.state, job)
+        if wait.needs_somebody:
+            return Fact("problem", f"a test job does not start: {reason}", wait.fix)
         text = f"a test job did not start within {JOB_SECONDS:.0f} s ({reason}): visibility is unknown"
         return Fact("warning", text, "try again, or name an idle partition in slurm.partition")
     text = f"--store {store}: what a job writes there is not seen here (job: {reason})"
     return Fact("problem", text, "name a store on a file system that all nodes share")
+
+
+def _requeued(folder: Path, state: client.JobState, seconds: float, job: str) -> Fact:
+    """Report whether a job that requeued itself started again."""
+    files = os.listdir(folder)
+    reason = f"{state.state} {state.reason}".strip()
+    ask = "ask the administrators to let jobs requeue themselves; until then, run the grid again after interruptions"
+    if "again.json" in files:
+        node = read_json(folder / "again.json", "Try again.")["node"]
+        return Fact("ok", f"that job requeued itself, and started a second time on node {node} ({seconds:.0f} s)")
+    if "refused.json" in files:
+        why = read_json(folder / "refused.json", "Try again.")["why"]
+        return Fact("problem", f"a job cannot requeue itself: {why}", ask)
+    if not state.live:
+        return Fact("problem", f"a job that requeued itself ended instead of starting again: {reason}", ask)
+    wait = reasons.judge(state.reason, state.state, job)
+    if wait.needs_somebody:
+        return Fact("problem", f"a job that requeued itself does not start again: {reason}", f"{wait.fix}; {ask}")
+    text = f"a job that requeued itself did not start again within {seconds:.0f} s ({reason})"
+    return Fact("warning", text, "try again when the partition is idle: stages that are interrupted wait as long")

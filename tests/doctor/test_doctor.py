@@ -42,6 +42,13 @@ PartitionName=low Default=NO GraceTime=20 MaxTime=1-00:00:00 DefaultTime=01:00:0
 PartitionName=hasty Default=NO GraceTime=0 MaxTime=60 DefaultTime=NONE PreemptMode=CANCEL State=UP
 PartitionName=shut Default=NO GraceTime=0 MaxTime=60 DefaultTime=NONE PreemptMode=OFF State=DOWN
 """
+SBATCH = """\
+for script in "$@"; do :; done
+cat "$script" > {folder}/script
+export SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=0 SLURMD_NODENAME=n1
+bash "$script" >&2
+case "$(cat {folder}/scontrol.calls)" in *"requeue 7_0"*) SLURM_RESTART_COUNT=1 bash "$script" >&2;; esac
+echo 7"""
 SCONTROL = 'case "$*" in *config*) cat {config};; *) cat {partitions};; esac'
 
 
@@ -58,7 +65,7 @@ class Programs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
-        for name in ("cat", "sh", "touch", "sleep", "env", "ln"):
+        for name in ("cat", "sh", "bash", "touch", "sleep", "env", "ln", "mkdir", "mv"):
             found = next(Path(place) / name for place in ("/bin", "/usr/bin") if (Path(place) / name).exists())
             (folder / name).symlink_to(found)
 
@@ -72,7 +79,7 @@ class Programs:
         return path.read_text().splitlines() if path.exists() else []
 
     def slurm(self, **changes: str) -> None:
-        """A cluster with these settings; its sbatch runs the job at once."""
+        """A cluster with these settings; its sbatch runs the job at once, and again if that asked for it."""
         config, partitions = self.folder / "config", self.folder / "partitions"
         lines = [f"{name:23} = {value}" for name, value in (CONFIG | changes).items()]
         config.write_text("\n".join(["Configuration data as of now", *lines]) + "\n")
@@ -82,8 +89,7 @@ class Programs:
         for name in ("scancel", "squeue", "srun"):
             self.make(name, "true")
         self.make("sinfo", "for p in main* low; do echo $p'|(null)|8|16000|n1|idle'; done")
-        run = f'for script in "$@"; do :; done\ncat "$script" > {self.folder}/script\nsh "$script" >&2'
-        self.make("sbatch", f"{run}\necho 7")
+        self.make("sbatch", SBATCH.format(folder=self.folder))
 
 
 @pytest.fixture
@@ -99,7 +105,8 @@ def fast_job(monkeypatch: pytest.MonkeyPatch) -> None:
     light = (
         "import types, bench; torch = types.SimpleNamespace(__version__='2')\n"
         "sys.modules['bench.device'] = bench.device = types.SimpleNamespace(gpu_count=lambda: 1)\n"
-        "from bench.doctor import computer; computer.devices = lambda: [computer.Fact('ok', 'CPU: fine')]"
+        "from bench.doctor import computer; computer.devices = lambda: [computer.Fact('ok', 'CPU: fine')]\n"
+        "from bench.launch.slurm import supervisor; supervisor.REQUEUE_TRIES = 1"
     )
     monkeypatch.setattr(
         sample_job, "_ON_NODE", sample_job._ON_NODE.replace("import torch", light).replace("cores()", "2")
@@ -403,13 +410,84 @@ def test_a_store_that_the_node_does_not_see_is_a_problem(programs: Programs, fas
     assert programs.calls("scancel") == ["7"]
 
 
+def test_a_job_that_starts_again_after_its_requeue_is_well(programs: Programs, fast_job: None, tmp_path: Path) -> None:
+    programs.slurm()
+    texts = [fact.text for fact in sample_job.test_job(tmp_path, tmp_path, Cluster())]
+    assert programs.calls("scontrol") == ["requeue 7_0"]
+    assert "started a second time" in texts[-1]
+
+
+def test_a_requeue_that_slurm_refuses_is_a_problem_in_its_words(
+    programs: Programs, fast_job: None, tmp_path: Path
+) -> None:
+    programs.slurm()
+    programs.make("scontrol", "echo 'Requested operation is presently disabled' >&2; exit 1")
+    programs.make("sbatch", "\n".join((programs.folder / "sbatch").read_text().splitlines()[2:-2]) + "\necho 7")
+    ((verdict, text),) = bad(sample_job.test_job(tmp_path, tmp_path, Cluster()))
+    assert verdict == "problem" and "cannot requeue itself" in text and "presently disabled" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict", "part"),
+    [
+        ("COMPLETED|{now}|{now}|None", "problem", "ended instead of starting again: COMPLETED"),
+        ("PENDING|{now}|N/A|JobHeldUser", "problem", "does not start again: PENDING JobHeldUser"),
+        ("PENDING|{now}|N/A|BeginTime", "warning", "did not start again within"),
+    ],
+)
+def test_a_requeued_job_that_does_not_start_again_is_told(
+    line: str,
+    verdict: str,
+    part: str,
+    programs: Programs,
+    fast_job: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    programs.slurm()
+    programs.make("sbatch", "\n".join((programs.folder / "sbatch").read_text().splitlines()[2:-2]) + "\necho 7")
+    monkeypatch.setattr(sample_job, "JOB_SECONDS", 3.0)
+    monkeypatch.setattr(sample_job.secrets, "token_hex", lambda _: "0123abcd")
+    now = int(time.time())
+    monkeypatch.setattr("bench.doctor.sample_job.time.time", lambda: now)
+    programs.make("squeue", f"echo '7_0|bench-doctor-{now:08x}0123abcd|{line.format(now=now)}'")
+    assert [(verdict, True)] == [
+        (found, part in text) for found, text in bad(sample_job.test_job(tmp_path, tmp_path, Cluster()))
+    ]
+
+
+def test_a_setup_that_fails_is_a_problem_with_its_line(programs: Programs, fast_job: None, tmp_path: Path) -> None:
+    programs.slurm()
+    cluster = Cluster(setup=("true", "module load cuda"))
+    ((verdict, text),) = bad(sample_job.test_job(tmp_path, tmp_path, cluster))
+    assert verdict == "problem" and "on node n1, with exit status 127: module load cuda" in text
+
+
+def test_a_test_job_that_never_starts_is_a_problem_with_its_fix(
+    programs: Programs, fast_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs.slurm()
+    monkeypatch.setattr(sample_job, "LATE_SECONDS", 0.5)
+    monkeypatch.setattr(sample_job.secrets, "token_hex", lambda _: "0123abcd")
+    now = int(time.time())
+    monkeypatch.setattr("bench.doctor.sample_job.time.time", lambda: now)
+    programs.make("sbatch", "echo 7")
+    programs.make(
+        "squeue", f"echo '7_0|bench-doctor-{now:08x}0123abcd|PENDING|{now}|N/A|QOSMaxWallDurationPerJobLimit'"
+    )
+    began = time.monotonic()
+    (fact,) = sample_job.test_job(tmp_path, tmp_path, Cluster())
+    assert fact.verdict == "problem" and "QOSMaxWall" in fact.text and "slurm.timeout_min" in fact.fix
+    assert time.monotonic() - began < sample_job.JOB_SECONDS / 3
+
+
 def test_a_python_that_the_node_does_not_have_is_a_problem(
     programs: Programs, fast_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     programs.slurm()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     ((verdict, text),) = bad(sample_job.test_job(tmp_path, tmp_path, Cluster()))
-    assert verdict == "problem" and "this Python does not work there" in text and "not found" in text
+    assert verdict == "problem" and "this Python does not work there" in text and "/nowhere/python" in text
 
 
 def test_a_job_that_does_not_start_is_cancelled_and_nothing_is_claimed(
