@@ -747,15 +747,15 @@ MUTATIONS = (
     Mutation(
         "accounting is asked for what is still queued",
         "bench/launch/slurm/client.py",
-        "for job in known if job not in answered",
-        "for job in known",
+        "for job in expected if job not in answered",
+        "for job in expected",
         ("tests/launch/slurm/test_client.py::test_accounting_is_asked_only_for_what_left_the_queue",),
     ),
     Mutation(
         "accounting's word counts more than the queue's",
         "bench/launch/slurm/client.py",
-        "    return {**_finished(noted, None if known is None else _forgotten(known, states)), **states}",
-        "    return {**states, **_finished(noted, None if known is None else _forgotten(known, states))}",
+        "    return {**_finished(noted, None if expected is None else _forgotten(expected, states)), **states}",
+        "    return {**states, **_finished(noted, None if expected is None else _forgotten(expected, states))}",
         ("tests/launch/slurm/test_client.py::test_accounting_is_asked_only_for_what_left_the_queue",),
     ),
     Mutation(

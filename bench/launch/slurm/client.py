@@ -125,12 +125,12 @@ def pairs(text: str, between: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, equals, value in split if equals}
 
 
-def queue(names: Iterable[str], known: Collection[str] | None = None) -> dict[str, JobState]:
+def queue(names: Iterable[str], expected: Collection[str] | None = None) -> dict[str, JobState]:
     """Ask for every job and array element with one of these names.
 
     Returns their states by id: '123' or '123_4'. Asks squeue, then sacct for what has left the queue; without
-    accounting, what ended some minutes ago is not there. `known` are ids of jobs ('123') or elements ('123_4') that the
-    caller wants to hear of: sacct is asked for those alone that squeue has forgotten, and not at all where it has
+    accounting, what ended some minutes ago is not there. `expected` are ids of jobs ('123') or elements ('123_4') that
+    the caller wants to hear of: sacct is asked for those alone that squeue has forgotten, and not at all where it has
     forgotten none. With None, it is asked for all names. Raises SlurmError where squeue cannot be asked: then nothing
     is known, which is not the same as nothing runs.
     """
@@ -142,7 +142,7 @@ def queue(names: Iterable[str], known: Collection[str] | None = None) -> dict[st
         options = ["--noheader", "--array", "--states=all", f"--Format={SQUEUE_FIELDS}", f"--name={listed}"]
         states.update(_lines(ask("squeue", *options, seconds=QUERY_SECONDS), noted))
     # An element that both know was requeued, or has ended just now: squeue's word counts.
-    return {**_finished(noted, None if known is None else _forgotten(known, states)), **states}
+    return {**_finished(noted, None if expected is None else _forgotten(expected, states)), **states}
 
 
 def _arguments(words: Iterable[str]) -> Iterator[str]:
@@ -159,14 +159,14 @@ def _arguments(words: Iterable[str]) -> Iterator[str]:
         yield ",".join(listed)
 
 
-def _forgotten(known: Collection[str], states: Mapping[str, JobState]) -> list[str]:
-    """List the ids of jobs of which squeue lacks something that the caller knows.
+def _forgotten(expected: Collection[str], states: Mapping[str, JobState]) -> list[str]:
+    """List the ids of jobs of which squeue lacks something that is expected.
 
-    Example: of the known 7, 8_0 and 8_1, squeue lists 7_3 and 8_0. That is a part of 7, which is enough for a whole
+    Example: of the expected 7, 8_0 and 8_1, squeue lists 7_3 and 8_0. That is a part of 7, which is enough for a whole
     job, and not the element 8_1: 8 is to be asked for.
     """
     answered = states.keys() | {element.partition("_")[0] for element in states}
-    return list(dict.fromkeys(job.partition("_")[0] for job in known if job not in answered))
+    return list(dict.fromkeys(job.partition("_")[0] for job in expected if job not in answered))
 
 
 def _finished(noted: Mapping[str, float], jobs: Collection[str] | None) -> dict[str, JobState]:

@@ -47,7 +47,7 @@ def test_node_time_exit_code_and_comment_of_jobs(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "asked"),
+    ("expected", "asked"),
     [
         ([], []),
         (["7_0", "7_1", "7", "8"], []),
@@ -55,12 +55,12 @@ def test_node_time_exit_code_and_comment_of_jobs(fake: Fake) -> None:
         (["9", "7_0", "8_5", "9_1"], ["9", "8"]),
     ],
 )
-def test_accounting_is_asked_only_for_what_left_the_queue(known: list[str], asked: list[str], fake: Fake) -> None:
+def test_accounting_is_asked_only_for_what_left_the_queue(expected: list[str], asked: list[str], fake: Fake) -> None:
     (name,) = _names(1)
     now = int(time.time())
     fake("squeue", "".join(f"{job}|{name}|RUNNING|{now}|{now}|None\n" for job in ("7_0", "7_1", "8_4")))
     log = fake("sacct", f"7_2|{name}|COMPLETED|{now}|{now}\n7_0|{name}|FAILED|{now}|{now}\n")
-    states = client.queue([name], known)
+    states = client.queue([name], expected)
     assert _asked_for("--jobs=", _calls(log)) == asked
     assert len(_calls(log)) == (1 if asked else 0)
     assert "--name" not in "".join(_calls(log))

@@ -92,10 +92,10 @@ def test_a_job_above_a_limit_of_the_accounting_is_refused(
     name = {"qos": "small"} if of_qos else {}
     limits.check(Cluster(**legal, **name), 1, {})
     if too_much is not None:
-        told = refusal(**too_much, **name)
-        assert all(word in told for word in words)
-        assert ("QOS small" if of_qos else "with account lab") in told
-        assert "slurm.qos or slurm.account" in told
+        message = refusal(**too_much, **name)
+        assert all(word in message for word in words)
+        assert ("QOS small" if of_qos else "with account lab") in message
+        assert "slurm.qos or slurm.account" in message
 
 
 @pytest.mark.parametrize("column", ["MaxTRESPU", "MaxTRESPA"])
