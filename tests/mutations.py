@@ -773,11 +773,11 @@ MUTATIONS = (
         ("tests/launch/slurm/test_sbatch.py::test_a_line_of_the_setup_that_fails_ends_the_job",),
     ),
     Mutation(
-        "Python runs under the traps of the setup",
+        "what follows the setup runs under its traps",
         "bench/launch/slurm/sbatch.py",
         'UNGUARD = "trap - ERR EXIT TERM; set +e"',
         'UNGUARD = "trap - ERR TERM"',
-        ("tests/launch/slurm/test_sbatch.py::test_a_setup_that_succeeds_changes_nothing_for_python",),
+        ("tests/launch/slurm/test_sbatch.py::test_after_the_setup_a_shell_fails_as_any_other",),
     ),
     Mutation(
         "a broken setup is tried again for ever",

@@ -185,3 +185,13 @@ def test_a_script_of_its_own_leaves_its_troubles_beside_it(requeued: Path, tmp_p
     subprocess.run(["bash", str(script)], check=False, env={**os.environ, "SLURM_ARRAY_JOB_ID": "7"})
     assert [path.name for path in folder.iterdir() if path.name.startswith("setup-")] == ["setup-7_-0.txt"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "programs"]
+
+
+def test_after_the_setup_a_shell_fails_as_any_other(requeued: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    script = sbatch.write_script(folder, Cluster(setup=("set -e",)), "bench-test", "false\nexit 5")
+    environment = {**os.environ, "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
+    assert subprocess.run(["bash", str(script)], check=False, env=environment).returncode == 5
+    assert not any(path.name.startswith("setup-") for path in folder.iterdir())
+    assert not requeued.exists()
