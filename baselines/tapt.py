@@ -40,7 +40,7 @@ def further_pretrain(cell: Cell, times: int = 1) -> Stage:
     return cell.stage(
         "further_pretrain",
         objective=MaskedAutoEncoding(),
-        schedule=dataclasses.replace(schedule, **budget),
+        schedule=schedule if times == 1 else dataclasses.replace(schedule, **budget),
         optimizer=cell.configure(OPTIMIZERS[modality], "further_pretrain"),
     )
 

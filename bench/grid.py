@@ -72,13 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"preparing {name} in {data}: ", end="", flush=True)
             print(plan.catalogue.prepare(name, data), flush=True)
         plan = make_plan(options.gin, options.set, options.only, data, store, options.again)
+    to_run = plan.to_run(options.retry)
+    if not to_run:
+        print(describe_plan(plan), flush=True)
+        return write_tables(plan, store, options.results, plan.records)
     earlier = earlier_records(plan, options.results)  # refuses now what the tables could not be merged with at the end
     print(describe_plan(plan), flush=True)
     if plan.again:
         _set_aside(plan, options, store, [*earlier.cells.values()])
-    del earlier  # others may write the file while this grid runs: it is read again
-    if not plan.to_run(options.retry):
-        return write_tables(plan, store, options.results)
+    # Others may write the file while this grid runs, and set stages aside: all is read again for the tables.
+    del earlier
+    plan.records.clear()
     if options.launcher == "slurm":
         return _submit(plan, options, store, data)
     interrupted = _run(plan, options, store, data, devices)

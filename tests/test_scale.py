@@ -89,7 +89,7 @@ def test_tables_read_each_record_and_the_records_file_once(
     assert len(files) == 1
 
 
-def test_an_unchanged_run_reads_everything_for_its_plan_and_for_its_table(
+def test_an_unchanged_run_reads_each_record_and_the_records_file_once(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path / "runs")
@@ -98,5 +98,43 @@ def test_an_unchanged_run_reads_everything_for_its_plan_and_for_its_table(
     places = ["--data", str(prepared), "--store", str(store.root), "--results", str(tmp_path / "results")]
     arguments = ["--gin", str(tmp_path / "tiny.gin"), "--set", "grid.seeds = [0, 1, 2, 3, 4]", *places]
     assert grid.main(["--device", "cpu", *arguments]) == 0
-    assert len(read) == 2 * len({each.key for _, each in read})
-    assert len(files) == 2  # before it begins, and when it is its turn to write
+    assert len(read) == len({each.key for _, each in read})
+    assert len(files) == 1
+
+
+def test_lines_that_the_store_leads_to_again_are_not_read(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, results = Store(tmp_path / "runs"), tmp_path / "results"
+    fill(store, many_seeds(tmp_path, prepared, 5, store).stages)
+    plan = many_seeds(tmp_path, prepared, 5, store)
+    assert write_tables(plan, store, results) == 0
+    before = {path: path.read_bytes() for path in results.rglob("*.*")}
+    checked = calls(monkeypatch, records, "shaped")
+    assert write_tables(plan, store, results) == 0
+    assert checked == []
+    assert {path: path.read_bytes() for path in results.rglob("*.*")} == before
+
+
+def test_a_run_reads_all_records_again_for_its_table(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # While it runs another process sets a finished stage aside and computes it anew, to another number.
+    store = Store(tmp_path / "runs")
+    *finished, last = many_seeds(tmp_path, prepared, 2, store).stages
+    cell = next(cell for cell in many_seeds(tmp_path, prepared, 2, store).cells if cell.stage.key != last.key)
+    fill(store, finished)
+
+    def run(*_: object) -> bool:
+        store.set_aside(cell.stage)
+        fill(store, [last, cell.stage])
+        return False
+
+    monkeypatch.setattr(grid, "_run", run)
+    places = ["--data", str(prepared), "--store", str(store.root), "--results", str(tmp_path / "results")]
+    arguments = ["--gin", str(tmp_path / "tiny.gin"), "--set", "grid.seeds = [0, 1]", "grid.name = 'two'", *places]
+    assert grid.main(["--device", "cpu", *arguments]) == 0
+    record = store.record(cell.stage)
+    assert record is not None
+    table = records.read_records(tmp_path / "results" / "two" / "records.jsonl")
+    assert table[cell.stage.key, cell.name]["metrics"] == record["metrics"] != {}

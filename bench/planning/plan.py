@@ -72,6 +72,8 @@ class Plan:
     """The stages to run again, whatever the store holds of them."""
     outdated: dict[str, str] = field(default_factory=dict)
     """Key of a finished stage -> why it would not come out the same today: other code, other weights of a parent."""
+    records: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    """Key of a finished stage -> its record, as it was looked up: who runs stages drops them."""
     cluster: Cluster = field(default_factory=Cluster)
     source: str = ""
     """Its origin with the files' paths: which grid a job belongs to."""
@@ -161,7 +163,7 @@ def make_plan(
         look_up(plan, store)
     plan.again = _stages_again(plan, _select(cells, again, "--again"))
     for stage in plan.again:
-        for state in (plan.done, plan.failed, plan.outdated):
+        for state in (plan.done, plan.failed, plan.outdated, plan.records):
             state.pop(stage.key, None)
     return plan
 
@@ -325,7 +327,7 @@ def look_up(plan: Plan, store: Store) -> None:
         return record
 
     there = store.each(read, (stage for stage in plan.stages if not stage.unprepared))
-    records = {key: record for key, record in there.items() if record is not None}
+    records = plan.records = {key: record for key, record in there.items() if record is not None}
     for stage in plan.stages:  # parents first
         if stage.key in records:
             plan.done[stage.key] = float(records[stage.key]["seconds"])

@@ -9,10 +9,10 @@ import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from bench.errors import SpecError
-from bench.specs.values import coerce
+from bench.specs.values import coerce, legal_classes
 
 Json = dict[str, Any]
 
@@ -51,10 +51,9 @@ class Spec:
         SPECS[cls.__name__] = cls
 
     def __post_init__(self) -> None:
-        for name, annotation in field_types(type(self)).items():
+        for name, annotation, legal, _ in _fields(type(self)):
             value = getattr(self, name)
-            coerced = coerce(value, annotation, name)
-            if coerced is not value:
+            if not isinstance(value, legal) and (coerced := coerce(value, annotation, name)) is not value:
                 object.__setattr__(self, name, coerced)
         self.check()
 
@@ -65,11 +64,10 @@ class Spec:
         """Return the canonical JSON of every field by its name."""
         # {"type": '"Execution"', "version": "1", "precision": '"float32"', "deterministic": "false"}: its field
         # `compile` was added later and stands there only when it is true.
-        values = {field: getattr(self, field.name) for field in dataclasses.fields(self)}
         fields = {
-            field.name: part_json(value)
-            for field, value in values.items()
-            if not (field.metadata.get(ADDED) and value == field.default)
+            name: part_json(value)
+            for name, _, _, left_out in _fields(type(self))
+            if (value := getattr(self, name)) != left_out or left_out is dataclasses.MISSING
         }
         return {"type": _quoted(type(self).__name__), "version": part_json(self.VERSION), **fields}
 
@@ -99,15 +97,39 @@ class Spec:
             raise SpecError(field, f"{type(self).__name__}.{field} = {getattr(self, field)!r}: must be {what}.")
 
 
-_FIELD_TYPES: dict[type[Spec], dict[str, Any]] = {}
+class _Field(NamedTuple):
+    """What is asked of a field of every spec of a class."""
+
+    name: str
+    annotation: Any
+    legal: tuple[type, ...]
+    """Classes whose instances are legal as they are."""
+    left_out: Any
+    """The value with which it is left out of the canonical JSON; MISSING where there is none."""
+
+
+_FIELDS: dict[type[Spec], list[_Field]] = {}
+
+
+def _fields(cls: type[Spec]) -> list[_Field]:
+    # Worked out once for a class: a large grid makes tens of thousands of its instances.
+    if cls not in _FIELDS:
+        hints = typing.get_type_hints(cls, localns=dict(SPECS))  # a subclass elsewhere inherits fields that name Stage
+        _FIELDS[cls] = [
+            _Field(
+                field.name,
+                hints[field.name],
+                legal_classes(hints[field.name]),
+                field.default if field.metadata.get(ADDED) else dataclasses.MISSING,
+            )
+            for field in dataclasses.fields(cls)
+        ]
+    return _FIELDS[cls]
 
 
 def field_types(cls: type[Spec]) -> dict[str, Any]:
     """Return the annotations of a spec's fields, resolved."""
-    if cls not in _FIELD_TYPES:
-        hints = typing.get_type_hints(cls, localns=dict(SPECS))  # a subclass elsewhere inherits fields that name Stage
-        _FIELD_TYPES[cls] = {field.name: hints[field.name] for field in dataclasses.fields(cls)}
-    return _FIELD_TYPES[cls]
+    return {field.name: field.annotation for field in _fields(cls)}
 
 
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
@@ -122,6 +144,17 @@ def canonical_json(spec: Spec) -> str:
     """
     # Put together from the texts of the spec's parts. Each part keeps its own, and thousands of stages share a part.
     return "{" + ",".join(f"{_quoted(name)}:{text}" for name, text in sorted(spec._canonical().items())) + "}"
+
+
+def canonical_data(spec: Spec) -> Json:
+    """Return what the canonical JSON of a spec holds.
+
+    Nobody may change it: specs that share a part share its data.
+    """
+    return {name: _parsed(text) for name, text in spec._canonical().items()}
+
+
+_parsed = functools.cache(json.loads)
 
 
 def part_json(value: Any) -> str:

@@ -40,7 +40,7 @@ class Backbone(Spec):
     name: str
     weights: Stage | PublicWeights | None
 
-    @property
+    @cached_property
     def random(self) -> Self:
         """The same architecture without its pre-trained weights.
 

@@ -26,7 +26,8 @@ def coerce(value: Any, annotation: Any, field: str) -> Any:
         True, int                       refused: a truth value is no number here
     """
     alternatives = _alternatives(annotation)
-    if type(value) in alternatives and type(value) is not float:  # the commonest case: it stays as it is
+    kind = type(value)
+    if kind in alternatives and (kind is not float or abs(value) <= FLOAT32_MAX):  # the commonest case: it stays
         return value
     if _matches(value, alternatives):
         converted = _convert(value, alternatives)
@@ -46,6 +47,15 @@ def coerce(value: Any, annotation: Any, field: str) -> Any:
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     return typing.get_args(annotation) if is_union else (annotation,)
+
+
+@functools.cache
+def legal_classes(annotation: Any) -> tuple[type, ...]:
+    """Return the classes whose every instance `coerce` leaves as it is.
+
+    Numbers are none of them: a truth value is an int, too, and a float has limits.
+    """
+    return tuple(each for each in _alternatives(annotation) if isinstance(each, type) and each not in (int, float))
 
 
 def _matches(value: Any, alternatives: tuple[Any, ...]) -> bool:

@@ -150,7 +150,7 @@ def read_json(path: Path, fix: str, shape: Any = dict[str, Any]) -> dict[str, An
     Raises DamagedStore, naming the file and `fix`, where it holds none or one of another shape (`bench.store.shape`).
     """
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data: dict[str, Any] = json.loads(path.read_bytes().decode())
         shaped(data, shape)
     except (OSError, ValueError, RecursionError, SpecError) as error:
         raise DamagedStore(f"{path}: damaged or unreadable ({error}). {fix}") from error

@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from bench.errors import SpecError
-from bench.specs import coerce
+from bench.specs.values import coerce, legal_classes
 
 
 def shaped(value: Any, annotation: Any, field: str = "") -> Any:
@@ -21,17 +21,15 @@ def shaped(value: Any, annotation: Any, field: str = "") -> Any:
         {"train": {…}}, dict[str, SplitFacts]                                   {"train": SplitFacts(…)}
         [1, 2], tuple[int, ...]                                                 (1, 2)
     """
-    if annotation is Any:
-        return value
-    if not is_dataclass(annotation) and typing.get_origin(annotation) is not dict:
-        return coerce(value, annotation, field)
+    kind, inner = _kind(annotation)
+    if kind is object:
+        return value if isinstance(value, inner) else coerce(value, annotation, field)
     if not isinstance(value, dict):
         raise SpecError(field, f"{field or 'it'} holds no JSON object")
     prefix = f"{field}." if field else ""
-    if not isinstance(annotation, type):
-        inner = typing.get_args(annotation)[1]
+    if kind is dict:
         return {key: shaped(entry, inner, f"{prefix}{key}") for key, entry in value.items()}
-    annotations, required = _fields(annotation)
+    annotations, required = inner
     for name in required:
         if name not in value:
             raise SpecError(name, f"{prefix}{name} is missing")
@@ -40,6 +38,19 @@ def shaped(value: Any, annotation: Any, field: str = "") -> Any:
 
 
 @functools.cache
+def _kind(annotation: Any) -> tuple[Any, Any]:
+    """Tell what JSON data an annotation asks for, worked out once for the thousands of files of a store.
+
+    Returned are, for a dataclass, itself and its `_fields`; `dict` and the annotation of its values; and for any other
+    value `object` and the classes whose instances are legal as they are.
+    """
+    if is_dataclass(annotation) and isinstance(annotation, type):
+        return annotation, _fields(annotation)
+    if typing.get_origin(annotation) is dict:
+        return dict, typing.get_args(annotation)[1]
+    return object, (object,) if annotation is Any else legal_classes(annotation)
+
+
 def _fields(kind: type) -> tuple[dict[str, Any], list[str]]:
     """Return the annotations of a dataclass's fields, and the names of those without a default."""
     hints = typing.get_type_hints(kind)

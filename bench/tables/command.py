@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -18,7 +18,7 @@ from bench.errors import InputError
 from bench.planning.plan import Plan, make_plan
 from bench.store.store import Store
 from bench.tables.rebuild import changed_cells, joined_files, refuse_missing
-from bench.tables.records import read_file
+from bench.tables.records import NONE_READ, Record, read_file
 from bench.tables.table import collate, rebuilt
 
 
@@ -50,14 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return write_tables(plan, store, options.results)
 
 
-def write_tables(plan: Plan, store: Store, results: Path) -> int:
+def write_tables(plan: Plan, store: Store, results: Path, read_before: Mapping[str, Record] = NONE_READ) -> int:
     """Print and write the tables; return the exit status.
 
-    It is 0 if every cell of the grid has a number, or the store has those of all selected cells, else 1. Raises
-    OSError, which names the folder, where the tables cannot be written; printed they are all the same.
+    It is 0 if every cell of the grid has a number, or the store has those of all selected cells, else 1. The records in
+    `read_before`, by stage key, are not read again. Raises OSError, which names the folder, where the tables cannot be
+    written; printed they are all the same.
     """
     with _alone(plan.table_name, results):
-        tables = collate(plan, store, results)
+        tables = collate(plan, store, results, read_before)
         print(f"\n{tables.markdown}", flush=True)
         try:
             set_aside = tables.write()

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bench.data.metrics import NO_ENTRY
 from bench.errors import InputError, SpecError
 from bench.planning.plan import Plan, PlannedCell
-from bench.specs import Stage, canonical_json, walk
+from bench.specs import Stage, canonical_data, walk
 from bench.store.activity import ActivityFacts
 from bench.store.code import other_weights
 from bench.store.files import digest, write_text
@@ -24,6 +25,9 @@ Earlier = dict[tuple[str, str], Record]
 """The cells of a records file, by key and cell."""
 
 
+NONE_READ: Mapping[str, Record] = MappingProxyType({})
+
+
 class RecordsFile(NamedTuple):
     """What a records file holds, and the file of stages beside it.
 
@@ -33,6 +37,9 @@ class RecordsFile(NamedTuple):
     grid: GridFacts | None
     cells: Earlier
     stages: dict[str, Record]
+
+
+NOTHING = RecordsFile(None, {}, {})
 
 
 @dataclass(frozen=True)
@@ -95,32 +102,35 @@ def stages_path(records: Path) -> Path:
     return records.with_name("stages.jsonl")
 
 
-def earlier_records(plan: Plan, results: Path) -> RecordsFile:
-    """Read what a grid's records file has already.
+def earlier_records(plan: Plan, results: Path, computed: RecordsFile = NOTHING) -> RecordsFile:
+    """Read what a grid's records file has already; `computed` is what it may have of the store.
 
     Refuses a file that the plan's numbers could not be merged with; a run asks before it begins.
     """
     path = records_path(results, plan.table_name)
-    earlier = read_file(path)
+    earlier = read_file(path, computed)
     _refuse_unknown_keys(plan, earlier.cells, path)
     return earlier
 
 
-def computed_records(plan: Plan, store: Store) -> RecordsFile:
+def computed_records(plan: Plan, store: Store, read_before: Mapping[str, Record] = NONE_READ) -> RecordsFile:
     """Build the records of the cells that the store holds finished, and those of the stages behind them.
 
-    Each stage's record is read once, however many cells need it.
+    Each stage's record is read once, however many cells need it, and not at all if it is in `read_before`, by key.
     """
+    records: dict[str, Record | None] = dict(read_before)
+
+    def read(stages: Iterable[Stage]) -> None:
+        records.update(store.each(store.record, (stage for stage in stages if stage.key not in records)))
+
     prepared = [cell for cell in plan.cells if not cell.stage.unprepared]
-    records = store.each(store.record, (cell.stage for cell in prepared))
+    read(cell.stage for cell in prepared)
     finished = [cell for cell in prepared if records.get(cell.stage.key) is not None]
-    behind = (stage for stage in walk(*(cell.stage for cell in finished)) if stage.key not in records)
-    records |= store.each(store.record, behind)
+    behind = list(walk(*(cell.stage for cell in finished)))
+    read(behind)
     cells = {(cell.stage.key, cell.name): cell_record(cell, records) for cell in finished}
     stages = {
-        stage.key: stage_record(stage, record)
-        for stage in walk(*(cell.stage for cell in finished))
-        if (record := records.get(stage.key)) is not None
+        stage.key: stage_record(stage, record) for stage in behind if (record := records.get(stage.key)) is not None
     }
     return RecordsFile(None, cells, stages)
 
@@ -132,7 +142,7 @@ def merged_records(plan: Plan, store: Store, computed: RecordsFile, results: Pat
     """
     # Example: the file has 42 cells. `--only` with an empty store runs 6 of them: the file keeps the other 36, by key.
     # With other settings the keys differ: there are 42 new records, and the 42 old ones are others.
-    earlier, path = earlier_records(plan, results), records_path(results, plan.table_name)
+    earlier, path = earlier_records(plan, results, computed), records_path(results, plan.table_name)
     others, records = dict(earlier.cells), Earlier()
     for cell in plan.cells:
         identity = (cell.stage.key, cell.name)
@@ -147,7 +157,8 @@ def merged_records(plan: Plan, store: Store, computed: RecordsFile, results: Pat
             others[identity] = kept  # computed anew since, with --again
         record = own or (None if kept is None else _of_cell(kept, cell, path))
         if record is not None:
-            records[identity] = {"devices": [_kind(record["provenance"])], **record}  # those before GPUs name none
+            # Records from before GPUs name no device.
+            records[identity] = record if "devices" in record else {"devices": [_kind(record["provenance"])], **record}
     return _with_stages(None, records, earlier, computed), _with_stages(earlier.grid, others, earlier)
 
 
@@ -186,31 +197,39 @@ def read_records(path: Path) -> Earlier:
     return read_file(path).cells
 
 
-def read_file(path: Path) -> RecordsFile:
+def read_file(path: Path, expected: RecordsFile = NOTHING) -> RecordsFile:
     """Read a records file and the stages beside it; empty where there is none.
 
-    Refuses, by its number, a line that is no record.
+    A line that says what `expected` says is taken from there. Refuses, by its number, any other that is no record.
     """
+    # A file that a grid wrote before holds mostly what its store holds. To write such a line and find it in the file is
+    # faster than to read it and check what it holds.
     grid: GridFacts | None = None
     records: Earlier = {}
     stages = {}
-    for number, line in _lines(stages_path(path)):
+    lines = _lines(stages_path(path))
+    same_lines = {line_of(stage): stage for stage in expected.stages.values()} if lines else {}
+    for number, line in lines:
         try:
-            stage = json.loads(line)
-            shaped(stage, StageLine)
+            stage = same_lines.get(line) or _stage_of(json.loads(line))
         except (ValueError, TypeError, RecursionError, SpecError) as error:
             raise _no_record(stages_path(path), number, error) from error
         stages[stage["key"]] = stage
     checked: set[str] = set()
-    for number, line in _lines(path):
+    lines = _lines(path)
+    same_lines = {line_of(record): record for record in expected.cells.values()} if lines else {}
+    for number, line in lines:
+        if line in same_lines:
+            record = same_lines[line]
+            records[record["key"], record["cell"]] = record
+            continue
         try:
             record = json.loads(line)
             if number == 1 and isinstance(record, dict) and "grid" in record:
                 grid = read_facts(record)
                 continue
             if isinstance(record, dict) and record.keys() == {"stage"}:  # in a file of records that were set aside
-                shaped(record["stage"], StageLine)
-                stages[record["stage"]["key"]] = record["stage"]
+                stages[record["stage"]["key"]] = _stage_of(record["stage"])
                 continue
             signature = _signature(record)
             if not signature or signature not in checked:
@@ -232,6 +251,13 @@ def read_file(path: Path) -> RecordsFile:
             raise _no_record(path, number, error) from error
         records[key, cell] = record
     return RecordsFile(grid, records, stages)
+
+
+def _stage_of(line: Any) -> Record:
+    """Return the JSON data of a stage's line. Refuses another shape."""
+    shaped(line, StageLine)
+    stage: Record = line
+    return stage
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -287,7 +313,11 @@ def write_aside(others: RecordsFile, results: Path, name: str) -> Path | None:
 
 def lines_of(records: Iterable[Record]) -> str:
     """Write records as JSON lines."""
-    return "".join(json.dumps(record, sort_keys=True, ensure_ascii=False) + "\n" for record in records)
+    return "".join(line_of(record) + "\n" for record in records)
+
+
+line_of = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+"""Write a record as a line."""
 
 
 def cell_record(cell: PlannedCell, records: Mapping[str, Record | None]) -> Record:
@@ -348,7 +378,7 @@ def stage_record(stage: Stage, record: Record) -> Record:
         "task": stage.data.task,
         "seed": stage.seed,
         "parents": [parent.key for parent in stage.parents],
-        "spec": json.loads(canonical_json(stage)),
+        "spec": canonical_data(stage),
         "weights": record["weights"]["sha256"],
         **{name: record[name] for name in (*facts, "provenance") if name in record},
     }

@@ -24,6 +24,7 @@ from bench.tables.compare import FINE_TUNING_ONLY, Difference, OverTasks, RunTab
 from bench.tables.comparison import CONDITIONAL, baseline_row, cost_line, difference_rows, differences_to, runs_of
 from bench.tables.grid_facts import GridFacts, facts_of
 from bench.tables.records import (
+    NONE_READ,
     Record,
     RecordsFile,
     computed_records,
@@ -87,13 +88,13 @@ class Results:
         return set_aside
 
 
-def collate(plan: Plan, store: Store, results: Path) -> Results:
+def collate(plan: Plan, store: Store, results: Path, read_before: Mapping[str, Record] = NONE_READ) -> Results:
     """Make the tables and the records of a grid. They hold every finished cell, selected or not.
 
-    A number that the records file has already is kept, whatever the store holds. Refuses a file that disagrees with the
-    store, and one that cannot be read.
+    A number that the records file has already is kept, whatever the store holds. The records in `read_before`, by stage
+    key, are not read again. Refuses a file that disagrees with the store, and one that cannot be read.
     """
-    computed = computed_records(plan, store)
+    computed = computed_records(plan, store, read_before)
     content, others = merged_records(plan, store, computed, results)
     records = list(content.cells.values())
     # A number that --again set aside stays in the table until there is a new one: nothing is lost, but it is told.
