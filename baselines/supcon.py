@@ -112,7 +112,7 @@ class SupervisedContrastive(Objective):
     def check(self) -> None:
         self.require("temperature", 0 < self.temperature <= 1e6, "above 0, at most a million")
         self.require("base_temperature", 0 < self.base_temperature <= 1e6, "above 0, at most a million")
-        self.require("projection", self.projection >= 1, "at least 1")
+        self.require("projection", 1 <= self.projection <= 10**5, "at least 1, at most 100000")
 
     def check_stage(self, stage: Stage) -> None:
         schedule = stage.schedule

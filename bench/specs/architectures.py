@@ -19,7 +19,7 @@ LARGEST = 1_000_000
 def _check_sizes(backbone: Backbone, names: tuple[str, ...]) -> None:
     for name in names:
         size = getattr(backbone, name)
-        backbone.require(name, size <= LARGEST, f"at most {LARGEST}")
+        backbone.require(name, size is None or size <= LARGEST, f"at most {LARGEST}")
 
 
 def _block_weights(width: int, mlp_width: int) -> int:
@@ -89,6 +89,7 @@ class MaskedAutoEncoder(Backbone):
         self.require(
             "image_size", self.image_size % self.patch_size == 0, f"a multiple of patch_size ({self.patch_size})"
         )
+        self.require("image_size", self.patches <= LARGEST, f"so small that an image has at most {LARGEST} patches")
         for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
             self.require(heads, getattr(self, heads) >= 1, "at least 1")
             legal = getattr(self, width) > 0 and getattr(self, width) % getattr(self, heads) == 0
@@ -130,6 +131,10 @@ class MaskedAutoEncoder(Backbone):
     @property
     def least_parameters(self) -> int:
         return self.depth * _block_weights(self.width, self.mlp_width)
+
+    @property
+    def least_decoder_parameters(self) -> int:
+        return self.decoder_depth * _block_weights(self.decoder_width, self.decoder_mlp_width)
 
     @property
     def patches(self) -> int:
@@ -182,7 +187,7 @@ class LanguageModel(Backbone):
     mask_ratio: float = 0.15
 
     def check(self) -> None:
-        _check_sizes(self, ("width", "depth", "heads", "mlp_width", "max_length", "pad_to_multiple_of"))
+        _check_sizes(self, (*SIZES, "max_length", "pad_to_multiple_of", "vocabulary", "positions", "segments"))
         self.require("heads", self.heads >= 1, "at least 1")
         self.require("width", self.width > 0 and self.width % self.heads == 0, f"a multiple of heads ({self.heads})")
         for size in ("depth", "mlp_width"):

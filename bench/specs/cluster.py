@@ -13,6 +13,8 @@ LEAST_DELAY_SECONDS = 20
 """Of the announcement: half of it is kept for ending the workers and for Slurm."""
 START_SECONDS = 30
 """What a job takes before its first step."""
+MOST = 10**6
+"""No cluster has more of anything, and no job more minutes."""
 SIGNALS = ("USR2", "USR1")
 """Those that mean nothing else to a worker; NCCL has a use of its own for USR1."""
 OURS = {
@@ -69,8 +71,8 @@ class Cluster(Spec):
 
     def check(self) -> None:
         for name in ("cpus", "timeout_min", "runs_per_job", "array_parallelism", "give_up_after"):
-            self.require(name, getattr(self, name) >= 1, "at least 1")
-        self.require("gpus", self.gpus >= 0, "0 or more")
+            self.require(name, 1 <= getattr(self, name) <= MOST, "at least 1, at most a million")
+        self.require("gpus", 0 <= self.gpus <= MOST, "0 or more, at most a million")
         self.require("mem_gb", self.mem_gb is None or 0 < self.mem_gb < 1e6, "above 0, or None for the default")
         for name in ("partition", "account", "qos", "constraint"):
             value = getattr(self, name)

@@ -107,7 +107,8 @@ class Schedule(Spec):
         self.require("lr", math.isfinite(self.lr) and self.lr > 0, "above 0 and finite")
         if self.warmup_steps is not None and self.warmup_fraction is not None:
             raise SpecError("warmup_steps", "Schedule: give warmup_steps or warmup_fraction, not both.")
-        self.require("warmup_steps", self.warmup_steps is None or self.warmup_steps >= 0, "0 or more")
+        legal = self.warmup_steps is None or 0 <= self.warmup_steps <= MOST_STEPS
+        self.require("warmup_steps", legal, "0 or more, at most a billion")
         fraction = self.warmup_fraction
         self.require("warmup_fraction", fraction is None or 0 <= fraction < 1, "in [0, 1)")
         if self.steps is not None and self.warmup_steps is not None:

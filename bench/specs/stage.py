@@ -79,6 +79,11 @@ class Backbone(Spec):
         """How many parameters its encoder has at least, as far as that is cheap to tell."""
         return 0
 
+    @property
+    def least_decoder_parameters(self) -> int:
+        """How many parameters its decoder has at least, beside the encoder's."""
+        return 0
+
     def decayed_roles(self, labelled: bool) -> tuple[str, ...]:
         """Return the parameter roles under weight decay.
 

@@ -48,6 +48,8 @@ COPIES = 4
 def refuse_too_large(stage: Stage, device: torch.device) -> None:
     """Refuse a network whose training alone takes more memory than there is. Activations come on top."""
     parameters, free = stage.backbone.least_parameters, free_memory(device)
+    if "decoder" in stage.objective.needs:
+        parameters += stage.backbone.least_decoder_parameters
     needed = COPIES * weight_type(stage).itemsize * parameters
     if needed > free:
         raise InputError(

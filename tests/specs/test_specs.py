@@ -2,12 +2,20 @@
 
 import dataclasses
 import json
+import re
+import typing
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from baselines.tapt import further_pretrain
 from bench.errors import SpecError
+from bench.planning.bindings import Bindings
+from bench.planning.cell import Expansion
+from bench.planning.settings import Grid
 from bench.specs import (
     RANDOM,
     SPECS,
@@ -17,12 +25,15 @@ from bench.specs import (
     added,
     canonical_json,
     expanded,
+    field_types,
     from_canonical,
     part_json,
     stream,
     walk,
 )
+from bench.specs.architectures import LanguageModel, MaskedLanguageModel, TransformersEncoder
 from bench.specs.objectives import AdamW, MaskedAutoEncoding
+from tests import tiny_grid
 from tests.examples import finetuning, pretraining, tiny_backbone
 
 
@@ -220,6 +231,65 @@ def test_impossible_values_are_refused(make: Any, field: str) -> None:
     with pytest.raises(SpecError) as refusal:
         make()
     assert refusal.value.field == field
+
+
+WITHOUT_CEILING = {
+    "Data.examples": "counted, never set",
+    "Data.classes": "counted, never set",
+    "Data.subset": "at most the examples there are",
+    "Data.subset_seed": "seeds are hashed",
+    "DataSettings.subset": "at most the examples there are, where Data is made of it",
+    "DataSettings.subset_seed": "seeds are hashed",
+    "Grid.seeds": "seeds are hashed",
+    "Grid.base_seed": "seeds are hashed",
+    "Stage.seed": "seeds are hashed",
+    "Selected.seed": "seeds are hashed",
+    "Grid.checkpoint_steps": "more than a stage has means no checkpoint in between",
+    "RecAdam.t0": "at most the steps of the stage, which it is held against",
+}
+"""The whole numbers of specs that may be as large as anyone likes, and why nothing hangs or takes memory for them."""
+
+EXAMPLES: dict[str, Callable[[], Spec]] = {
+    "Schedule": lambda: Schedule(steps=1),
+    "Grid": lambda: Grid(rows=("finetune",), tasks=("digits",)),
+    "MaskedAutoEncoder": tiny_backbone,
+    "LanguageModel": lambda: LanguageModel("a", None, None, None, positions=512),
+    "MaskedLanguageModel": lambda: MaskedLanguageModel("a", None, None, None, positions=512),
+    "TransformersEncoder": lambda: TransformersEncoder("a", None, None, None, positions=512),
+}
+"""A legal spec of each class that has a field without a default."""
+
+WHOLE_NUMBERS = sorted(
+    f"{name}.{field}"
+    for name, cls in SPECS.items()
+    if cls.__module__.partition(".")[0] in ("bench", "baselines")
+    for field, annotation in field_types(cls).items()
+    if annotation is int or {int, tuple[int, ...]} & {annotation, *typing.get_args(annotation)}
+)
+
+
+@pytest.mark.parametrize("setting", WHOLE_NUMBERS)
+def test_no_whole_number_may_be_so_large_that_a_run_hangs_or_takes_all_memory(setting: str) -> None:
+    if setting in WITHOUT_CEILING:
+        return
+    name, _, field = setting.partition(".")
+    spec = EXAMPLES.get(name, SPECS[name])()
+    is_tuple = isinstance(getattr(spec, field), tuple)
+    with pytest.raises(SpecError, match=re.escape(str(10**30))):
+        dataclasses.replace(spec, **{field: (10**30,) if is_tuple else 10**30})
+
+
+def test_each_whole_number_without_a_ceiling_is_one() -> None:
+    assert WITHOUT_CEILING.keys() <= set(WHOLE_NUMBERS)
+    assert {"Schedule.steps", "LanguageModel.vocabulary", "LanguageModel.positions"} <= set(WHOLE_NUMBERS)
+
+
+@pytest.mark.parametrize("times", [10**9, 10**30])
+def test_a_multiple_of_a_schedule_has_the_ceiling_of_a_schedule(times: int, prepared: Path, tmp_path: Path) -> None:
+    plan = tiny_grid.plan(tmp_path, prepared, ["finetune"])
+    cell = Expansion(plan.grid, Bindings([]), prepared).cell("finetune", "digits", 0)
+    with pytest.raises(SpecError, match="at most a billion"):
+        further_pretrain(cell, times=times)
 
 
 def test_durations_become_steps_in_one_place() -> None:

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.errors import InputError
 from bench.interfaces.hooks import Activity, Loss
 from bench.specs import Stage
 from bench.store import code
 from bench.store.files import digest, sha256
 from bench.store.states import StageState
 from bench.store.store import Store
-from bench.training.networks import new_model
+from bench.training.networks import new_model, refuse_too_large
 from bench.training.protocol import Outcome, Settings
 from bench.training.worker import run
 from tests import tiny_grid
@@ -94,6 +95,16 @@ def test_a_network_that_no_memory_can_hold_is_refused_before_it_is_made(
         assert outcome.state == state
         assert ("million parameters" in outcome.reason) == (state == StageState.REFUSED)
     assert store.failure(stage) is None
+
+
+def test_a_decoder_that_no_memory_can_hold_is_refused_where_it_is_trained(tmp_path: Path, prepared: Path) -> None:
+    large = "photos_mae/backbone.decoder_width = 960000"
+    stages = tiny_grid.plan(tmp_path, prepared, ["finetune"], large).stages
+    source = next(stage for stage in stages if stage.name == "source_pretrain" and stage.data.task == "photographs")
+    with pytest.raises(InputError, match="million parameters"):
+        refuse_too_large(source, torch.device("cpu"))
+    tuned = next(stage for stage in stages if stage.name == "finetune" and stage.data.task == "digits")
+    refuse_too_large(tuned, torch.device("cpu"))  # its network has no decoder
 
 
 @pytest.mark.parametrize("backbone", ["digits", "pydocs"])
