@@ -17,7 +17,7 @@ import baselines
 from bench import cli
 from bench.monitor.failures import describe_failures, print_log
 from bench.monitor.matrix import describe_states
-from bench.monitor.states import ENDED, UNDER_WAY, Look, look
+from bench.monitor.states import ENDED, UNDER_WAY, Finished, Look, look
 from bench.planning.plan import Plan, make_plan
 from bench.store.states import StageState
 from bench.store.store import Store
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ended_by_second_signal():
             return _watch(options)
     store, plan = Store(options.store), _plan(options)
-    view = look(plan, store, set())
+    view = look(plan, store, {})
     if options.log is not None:
         print_log(plan, store, view, options.log)
         return 0
@@ -65,7 +65,8 @@ def _watch(options: argparse.Namespace) -> int:
 
     Or until nothing more will happen by itself. Ctrl-C ends only the watching.
     """
-    store, done, before, last_active = Store(options.store), set[str](), "", time.monotonic()
+    store, before, last_active = Store(options.store), "", time.monotonic()
+    done: Finished = {}
     try:
         plan = _plan(options)
         while True:

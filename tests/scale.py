@@ -52,6 +52,7 @@ def fill(store: Store, stages: Iterable[Stage]) -> None:
                 "seconds": 1.0,
                 "provenance": PROVENANCE,
                 "weights": {"file": weights.name, "sha256": files.sha256(weights), "bytes": 7},
+                "parents": {parent.folder: files.sha256(weights) for parent in stage.parents},
             }
             store.publish(attempt, stage, record)
 

@@ -29,7 +29,7 @@ def follow(
     pending = {stage.key: (number, stage) for number, stage in enumerate(plan.stages) if stage.key in keys}
     ends: dict[StageState, dict[str, str]] = {StageState.FAILED: {}, StageState.BLOCKED: {}}
     running: set[str] = set()
-    done: set[str] = set()
+    done: states.Finished = {}
     lost: dict[str, float] = {}
     warned = ""
     while pending and not stop():

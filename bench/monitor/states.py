@@ -17,7 +17,7 @@ from bench.launch.slurm.ledger import Submission
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Stage
 from bench.store.activity import inactive
-from bench.store.code import why_outdated
+from bench.store.code import outdated
 from bench.store.ownership import Attempt
 from bench.store.states import UNSUCCESSFUL, StageState, is_alive, state_in_store, why_blocked
 from bench.store.store import Store
@@ -81,10 +81,16 @@ class Look:
         return attempts[-1] if attempts else None
 
 
-def look(plan: Plan, store: Store, done: set[str]) -> Look:
+Finished = dict[str, dict[str, Any]]
+"""Key of a finished stage -> what its record says of FACTS; kept from look to look, as it does not change."""
+
+FACTS = ("code", "parents", "weights", "activity")
+
+
+def look(plan: Plan, store: Store, done: Finished) -> Look:
     """Read the folder of every needed stage and ask Slurm, each once.
 
-    The keys of finished stages are added to `done`.
+    Finished stages are added to `done`, and those behind them, whose code they rest on.
     """
     view = Look()
     damage = _read(plan, store, done, view)
@@ -103,57 +109,40 @@ def look(plan: Plan, store: Store, done: set[str]) -> Look:
     return view
 
 
-def _read(plan: Plan, store: Store, done: set[str], view: Look) -> dict[str, str]:
+def _read(plan: Plan, store: Store, done: Finished, view: Look) -> dict[str, str]:
     """Note the finished stages, and the attempts at the others.
 
     Returns, by stage key, what is damaged.
     """
     damage: dict[str, str] = {}
-    records: dict[str, dict[str, Any] | None] = {}
 
     def read(stage: Stage) -> None:
         try:
             record = store.record(stage)
             if record is not None:
-                done.add(stage.key)
-                del view.attempts[stage.key]
-                if reason := why_outdated(record, _there(stage.parents, store, records)):
-                    view.outdated[stage.key] = reason
-                for name, meaning in inactive(record.get("activity", {})).items():
-                    view.inactive.append((name, meaning, f"{stage.name} on {stage.data.task}"))
-            else:
+                done[stage.key] = {name: record[name] for name in FACTS if name in record}
+                view.attempts.pop(stage.key, None)
+            elif stage.key in view.attempts:
                 view.attempts[stage.key] = store.attempts(stage)
         except (InputError, OSError) as error:
             damage[stage.key] = str(error)
 
-    # From the cells' own stages backwards, a generation at a time: what lies behind a finished stage is never read.
-    # Example: of A -> B -> C, with a cell of C and B done, C is read, then B, and A never.
+    # From the cells' own stages backwards, a generation at a time, to what is not needed any more: it lies behind a
+    # finished stage. Example: of A -> B -> C, with a cell of C and B done, C is read, then B, and A is not needed.
     level = {cell.stage.key: cell.stage for cell in plan.selected}
     while level := {key: stage for key, stage in level.items() if key not in done and key not in view.attempts}:
         view.attempts.update((key, []) for key in level)
         store.each(read, (stage for stage in level.values() if not stage.unprepared))
         unfinished = [stage for stage in level.values() if stage.key not in done]
         level = {parent.key: parent for stage in unfinished for parent in stage.parents}
+    # Of A only the record counts: what B began with. That it is missing or damaged is nobody's concern.
+    behind = (stage for stage in plan.stages if stage.key not in done and stage.key not in view.attempts)
+    store.each(read, [stage for stage in behind if not stage.unprepared])
+    view.outdated = outdated(plan.stages, done)
+    for stage in plan.stages:
+        for name, meaning in inactive(done.get(stage.key, {}).get("activity", {})).items():
+            view.inactive.append((name, meaning, f"{stage.name} on {stage.data.task}"))
     return damage
-
-
-def _there(
-    stages: Iterable[Stage], store: Store, records: dict[str, dict[str, Any] | None]
-) -> dict[str, dict[str, Any]]:
-    """Return the records of finished stages, by folder, each read once into `records`.
-
-    What is missing or damaged is nobody's concern any more: it lies behind what is finished.
-    """
-    there = {}
-    for stage in stages:
-        if stage.key not in records:
-            try:
-                records[stage.key] = store.record(stage)
-            except (InputError, OSError):
-                records[stage.key] = None
-        if (record := records[stage.key]) is not None:
-            there[stage.folder] = record
-    return there
 
 
 def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look) -> dict[str, JobState]:

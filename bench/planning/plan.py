@@ -24,7 +24,7 @@ from bench.planning.settings import Grid
 from bench.planning.sharing import _splits
 from bench.specs import Selected, Stage, walk
 from bench.specs.cluster import Cluster
-from bench.store.code import why_outdated
+from bench.store.code import outdated
 from bench.store.files import digest
 from bench.store.store import Store
 
@@ -328,10 +328,5 @@ def look_up(plan: Plan, store: Store) -> None:
 
     there = store.each(read, (stage for stage in plan.stages if not stage.unprepared))
     records = plan.records = {key: record for key, record in there.items() if record is not None}
-    for stage in plan.stages:  # parents first
-        if stage.key in records:
-            plan.done[stage.key] = float(records[stage.key]["seconds"])
-            parents = {parent.folder: records[parent.key] for parent in stage.parents if parent.key in records}
-            behind = [plan.outdated[parent.key] for parent in stage.parents if parent.key in plan.outdated]
-            if reason := why_outdated(records[stage.key], parents) or next(iter(behind), ""):
-                plan.outdated[stage.key] = reason
+    plan.done.update((key, float(record["seconds"])) for key, record in records.items())
+    plan.outdated.update(outdated(plan.stages, records))

@@ -49,6 +49,23 @@ def why_outdated(record: Mapping[str, Any], parents: Mapping[str, Mapping[str, A
     return f"other weights of {', '.join(swapped)}" if swapped else ""
 
 
+def outdated(stages: Iterable[Stage], records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Say of finished stages why today's store and code would not lead to them again, by key.
+
+    `stages` stand with parents first, `records` are by key. A reason holds for all that began with the stage, too.
+    """
+    # Example: A -> B -> C, of which all three were finished and B was deleted since. Was A's code edited, then so was
+    # what C began with: C has A's reason, by way of B, which is told of no more.
+    reasons: dict[str, str] = {}
+    for stage in stages:
+        parents = {parent.folder: records[parent.key] for parent in stage.parents if parent.key in records}
+        own = why_outdated(records[stage.key], parents) if stage.key in records else ""
+        behind = (reasons[parent.key] for parent in stage.parents if parent.key in reasons)
+        if reason := own or next(behind, ""):
+            reasons[stage.key] = reason
+    return {key: reason for key, reason in reasons.items() if key in records}
+
+
 def other_weights(record: Mapping[str, Any], parents: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """List the parents, by folder, that have other weights now than when a record was made."""
     began_with = record.get("parents", {})

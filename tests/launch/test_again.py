@@ -11,14 +11,16 @@ import pytest
 from bench import grid, status
 from bench.errors import InputError
 from bench.launch.again import set_aside
+from bench.monitor.states import Finished, look
 from bench.planning.plan import Plan, PlannedCell, make_plan
-from bench.specs import Stage
+from bench.specs import Stage, walk
 from bench.store import code
 from bench.store.files import digest
 from bench.store.store import Store
 from bench.tables import command
 from bench.tables.records import read_records
 from tests import tiny_grid
+from tests.scale import fill
 
 Edit = Callable[[str], None]
 
@@ -108,6 +110,36 @@ def test_other_code_is_told_by_plan_status_and_legend(
         assert main(place.arguments(*arguments)) == 0
         assert "MarsProjection" in capsys.readouterr().out
     assert "MarsProjection (1)" in (place.results / "tiny.md").read_text()
+
+
+def test_plan_and_status_tell_of_all_that_rests_on_other_weights(prepared: Path, tmp_path: Path) -> None:
+    # further pre-training -> distillation -> fine-tuning: the first was computed anew, to other weights.
+    store = Store(tmp_path / "runs")
+    stages = tiny_grid.plan(tmp_path, prepared, ["self_distillation"]).stages
+    fill(store, stages)
+    first = next(stage for stage in stages if stage.name == "further_pretrain")
+    path = store.folder(first) / "record.json"
+    record: dict[str, Any] = json.loads(path.read_text())
+    del record["digest"]
+    record["weights"]["sha256"] = "0" * 64
+    path.write_text(json.dumps({**record, "digest": digest(record)}))
+    plan = tiny_grid.plan(tmp_path, prepared, ["self_distillation"])
+    resting = [stage for stage in stages if first in walk(stage) and stage != first]
+    assert [stage.name for stage in resting] == ["self_distill_1", "finetune"]
+    assert plan.outdated == {stage.key: f"other weights of {first.folder}" for stage in resting}
+    done: Finished = {}
+    for _ in range(2):  # a second look reads no finished stage again
+        assert look(plan, store, done).outdated == plan.outdated
+
+
+def test_what_rests_on_other_code_is_told_across_stages_that_were_deleted(prepared: Path, tmp_path: Path) -> None:
+    stages = tiny_grid.plan(tmp_path, prepared, ["self_distillation"]).stages
+    last = next(stage for stage in reversed(stages) if stage.name == "finetune")
+    first = next(stage for stage in walk(last) if stage.name == "further_pretrain")
+    assert first not in last.parents
+    weights = {"sha256": "0" * 64}
+    records = {first.key: {"code": {"Gone": ["0"]}, "weights": weights}, last.key: {"code": {}, "weights": weights}}
+    assert code.outdated(stages, records) == dict.fromkeys(records, "other code of Gone")
 
 
 def test_again_runs_what_is_outdated_behind_a_cell_and_all_that_starts_from_it(place: Workplace, edit: Edit) -> None:

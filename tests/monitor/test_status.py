@@ -114,7 +114,7 @@ class Site:
         (self.store.folder(stage) / "log.txt").write_text(text)
 
     def look(self) -> Look:
-        return look(self.plan, self.store, set())
+        return look(self.plan, self.store, {})
 
     def state(self, stage: Stage) -> str:
         return self.look().seen[stage.key].state
@@ -149,7 +149,7 @@ def tables(text: str) -> list[str]:
 
 
 def test_without_a_store_everything_is_planned(tmp_path: Path, site: Site) -> None:
-    found = look(site.plan, Store(tmp_path / "nothing"), set())
+    found = look(site.plan, Store(tmp_path / "nothing"), {})
     assert {seen.state for seen in found.seen.values()} == {"planned"}
     assert not (tmp_path / "nothing").exists()
 
@@ -483,7 +483,7 @@ def test_a_narrow_terminal_gets_the_tasks_in_several_tables(site: Site) -> None:
         for task in ("birds", "flowers", "pets")
     ]
     plan = Plan(site.plan.grid, "", cells, cells, site.plan.stages, Catalogue(), site.folder, [])
-    found = look(plan, site.store, set())
+    found = look(plan, site.store, {})
     lines = matrix.describe_states(plan, found, width=30).splitlines()
     assert [line.split() for line in lines if line.startswith("row")] == [["row", "birds", "flowers"], ["row", "pets"]]
     assert max(map(len, lines)) <= 30

@@ -47,7 +47,7 @@ class Place:
         assert grid.main([*self.arguments, "--launcher", "slurm"]) == 0
 
     def look(self) -> Look:
-        found = look(self.plan, self.store, set())
+        found = look(self.plan, self.store, {})
         assert found.warning == ""
         return found
 
