@@ -34,6 +34,45 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
+    # --------------------------------------------------------------------------------------- no wrong number
+    Mutation(
+        "status reads no record behind finished stages",
+        "bench/monitor/states.py",
+        "store.each(read, [stage for stage in behind if not stage.unprepared])",
+        "list(behind)",
+        ("tests/launch/test_again.py::test_plan_and_status_tell_of_all_that_rests_on_other_weights",),
+    ),
+    Mutation(
+        "what a stage began with is judged one stage back",
+        "bench/store/code.py",
+        'if reason := own or next(behind, ""):',
+        "if reason := own:",
+        ("tests/launch/test_again.py::test_plan_and_status_tell_of_all_that_rests_on_other_weights",),
+    ),
+    Mutation(
+        "a vocabulary has no ceiling",
+        "bench/specs/architectures.py",
+        '"pad_to_multiple_of", "vocabulary", "positions"',
+        '"pad_to_multiple_of", "positions"',
+        (
+            "tests/specs/test_specs.py::"
+            "test_no_whole_number_may_be_so_large_that_a_run_hangs_or_takes_all_memory[LanguageModel.vocabulary]",
+        ),
+    ),
+    Mutation(
+        "a decoder takes no memory",
+        "bench/training/networks.py",
+        "parameters += stage.backbone.least_decoder_parameters",
+        "parameters += 0",
+        ("tests/training/test_fit.py::test_a_decoder_that_no_memory_can_hold_is_refused_where_it_is_trained",),
+    ),
+    Mutation(
+        "lines that the store leads to again are read all the same",
+        "bench/tables/records.py",
+        "same_lines = {line_of(record): record for record in expected.cells.values()} if lines else {}",
+        "same_lines: dict[str, Record] = {}",
+        ("tests/test_scale.py::test_lines_that_the_store_leads_to_again_are_not_read",),
+    ),
     # ---------------------------------------------------------------------------------------- self-distillation
     Mutation(
         "distillation averages over features",

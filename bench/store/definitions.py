@@ -15,7 +15,9 @@ reformatting or moving code changes no digest, editing it does. Example:
 Of other packages it covers which name of theirs is used: `from torch.nn.functional import l1_loss as distance` is
 another definition than `mse_loss as distance`.
 
-Nothing is imported to find that out, files are only read.
+Nothing is imported to find that out, files are only read. So it does not see what is looked up by a text at run time
+(`globals()["f"]`, `getattr(module, name)`), nor what lies within other packages, which count by name only: the versions
+of those that numbers depend on stand in each record's provenance.
 """
 
 from __future__ import annotations
