@@ -67,7 +67,7 @@ class Spec:
         fields = {
             name: part_json(value)
             for name, _, _, left_out in _fields(type(self))
-            if (value := getattr(self, name)) != left_out or left_out is dataclasses.MISSING
+            if (value := getattr(self, name)) != left_out
         }
         return {"type": _quoted(type(self).__name__), "version": part_json(self.VERSION), **fields}
 
