@@ -78,7 +78,9 @@ def test_wheel_holds_both_packages_their_data_and_the_grids_only(wheel: Path) ->
     tokenizer = "bench/data/sources/docstrings_tokenizer.json"
     code = {name for name in names if name.startswith(("bench/", "baselines/"))}
     page = {f"bench/report/page.{ending}" for ending in ("html", "css", "js")}
-    assert code == sources | grids | {tokenizer} | page
+    published = "bench/tables/published.json"
+    assert code == sources | grids | {tokenizer, published} | page
+    assert zipfile.ZipFile(wheel).read(published) == (ROOT / "results" / "published.json").read_bytes()
     assert zipfile.ZipFile(wheel).read(tokenizer) == (ROOT / tokenizer).read_bytes()
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+Direction = Literal["higher", "lower"]
+"""Which numbers are the better ones."""
 MetricName = Literal[
     "accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "binary_f1", "mcc", "auroc", "loss"
 ]  # those of METRICS
@@ -23,7 +25,7 @@ class Metric:
     """
 
     title: str
-    better: Literal["higher", "lower"] = "higher"
+    better: Direction = "higher"
     unit: Literal["%", ""] = "%"
     needs_positive_class: bool = False
 
@@ -79,15 +81,26 @@ def metric_of(entry: str) -> Metric:
 
 def describe(entry: str) -> str:
     """Put the name of a record's entry into words, such as `F1 of the class equivalent`."""
-    name, positive_class = _parts(entry)
+    name, positive_class, _ = _parts(entry)
     return METRICS[name].title + ("" if positive_class is None else f" of the class {positive_class}")
 
 
-def _parts(entry: str) -> tuple[MetricName, str | None]:
-    """Split the name of a record's entry into its metric and its class."""
+def split_of(entry: str) -> str | None:
+    """Return the further split that an entry is about; None for the one that a stage's own number comes from."""
+    return _parts(entry)[2]
+
+
+def without_split(entry: str) -> str:
+    """Return the entry of the same metric for the split that a stage's own number comes from."""
+    name, positive_class, _ = _parts(entry)
+    return entry_name(name, positive_class)
+
+
+def _parts(entry: str) -> tuple[MetricName, str | None, str | None]:
+    """Split the name of a record's entry into its metric, its class and its further split."""
     # A class may have any name: of "mismatched/binary_f1[a/b]", the first slash ends the split and the first bracket
     # the metric.
-    match = re.fullmatch(r"(?:\w+/)?(\w+)(?:\[(.*)\])?", entry, re.DOTALL)
-    if match is None or match[1] not in METRICS:
+    match = re.fullmatch(r"(?:(\w+)/)?(\w+)(?:\[(.*)\])?", entry, re.DOTALL)
+    if match is None or match[2] not in METRICS:
         raise KeyError(entry)
-    return match[1], match[2]
+    return match[2], match[3], match[1]

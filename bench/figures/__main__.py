@@ -15,10 +15,11 @@ import baselines
 from bench import cli
 from bench.errors import InputError
 from bench.figures import draw
-from bench.figures.charts import KINDS, NoFigure, Source
+from bench.figures.charts import KINDS, Source
 from bench.planning.plan import make_plan
 from bench.store.store import Store
 from bench.tables.grid_facts import facts_of
+from bench.tables.quantities import NothingToShow
 from bench.tables.rebuild import joined_files
 from bench.tables.records import RecordsFile, computed_records
 from bench.tables.table import rebuilt
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kind in options.kind or KINDS:
         try:
             chart = KINDS[kind](source)
-        except NoFigure as reason:
+        except NothingToShow as reason:
             if options.kind:
                 raise InputError(f"--kind {kind}: {reason}.") from reason
             print(f"no figure {kind}: {reason}")

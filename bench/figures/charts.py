@@ -1,35 +1,32 @@
 """What each kind of figure shows: its points, as they also stand in a CSV file, and the words around them.
 
-A kind is a function from a `Source` to a `Chart`. It raises `NoFigure` where the data have no such figure.
+A kind is a function from a `Source` to a `Chart`. It raises `NothingToShow` where the data have no such figure.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import re
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.data.metrics import describe, metric_of
+from bench.data.metrics import metric_of
 from bench.errors import InputError
 from bench.tables.compare import LEVEL, RunTable
 from bench.tables.comparison import runs_of
 from bench.tables.grid_facts import GridFacts
+from bench.tables.layout import AXES, Axis, behind, positions_with_numbers, spots
+from bench.tables.quantities import QUANTITIES, NothingToShow, by_column
 from bench.tables.records import Record, RecordsFile
 from bench.training.curve import read_curve
 
 Point = dict[str, Any]
 Form = Literal["dots", "lines", "pareto", "curves"]
-
-
-class NoFigure(InputError):
-    """The data have no figure of this kind."""
 
 
 @dataclass(frozen=True)
@@ -84,50 +81,10 @@ class Source:
 
     def behind(self, record: Record) -> list[Record]:
         """Return the stages behind a cell, its own last; refuses figures for which one is missing."""
-        stages = [self.content.stages.get(key) for key in record.get("stages", ())]
-        complete = [stage for stage in stages if stage is not None]
-        if not complete or len(complete) < len(stages):
-            raise NoFigure(f"stages.jsonl beside the records lacks stages behind {record['cell']}")
-        return complete
+        return behind(record, self.content.stages)
 
 
 # ------------------------------------------------------------------------------------------------ values over seeds
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What is shown of a cell: an entry of what was measured, or its metric (None)."""
-
-    title: str
-    entry: str | None = None
-    unit: str = ""
-    explanation: str = ""
-
-    def values(self, records: Iterable[Record], metric: str) -> list[float]:
-        """Return the values of some cells, as they are shown; those without one are left out."""
-        if self.entry is None:
-            return [metric_of(metric).scale * record["value"] for record in records]
-        measured = (record.get("measured", {}).get(self.entry) for record in records)
-        return [value for value in measured if isinstance(value, int | float)]
-
-    def label(self, metric: str) -> str:
-        """Name the values at an axis, with their unit."""
-        if self.entry is not None:
-            return f"{self.title.lower()} ({self.unit})"
-        lower = ", lower is better" if metric_of(metric).better == "lower" else ""
-        return f"{describe(metric)} ({metric_of(metric).unit or 'nats'}{lower})"
-
-
-METRIC = Quantity("Test metric")
-GAP = Quantity(
-    "Generalisation gap",
-    "generalisation_gap",
-    "nats",
-    "The gap is the cross-entropy on test less that on training data.",
-)
-DISTANCE = Quantity(
-    "Encoder distance", "encoder_distance", "no unit", "The distance is ‖θ − θ_init‖₂ over all encoder parameters."
-)
 
 
 def summary(values: Sequence[float], planned: int) -> Point:
@@ -150,16 +107,26 @@ def summary(values: Sequence[float], planned: int) -> Point:
     }
 
 
-def _summaries(source: Source, quantity: Quantity) -> list[tuple[Point, list[Record]]]:
+def _title(quantity: str | None) -> str:
+    title = QUANTITIES[quantity].title if quantity else "test metric"
+    return f"{title[0].upper()}{title[1:]}"
+
+
+def _labels(source: Source, quantity: str | None = None) -> dict[str, str]:
+    """Name the values of each task, with their unit."""
+    return {task: shown.label for task, shown in by_column(source.grid, quantity).items()}
+
+
+def _summaries(source: Source, quantity: str | None = None) -> list[tuple[Point, list[Record]]]:
     """Return the point of every row and task, with its records; refuses what no cell has."""
-    planned = len(source.grid.seeds)
+    planned, shown = len(source.grid.seeds), by_column(source.grid, quantity)
     pairs = []
     for (row, task), of_seed in source.cells.items():
         records = list(of_seed.values())
-        values = quantity.values(records, source.grid.metrics[task])
+        values = [value for record in records if (value := shown[task].value(record)) is not None]
         pairs.append(({"task": task, "row": row, **summary(values, planned)}, records))
     if not any(point["n"] or point["not_finite"] for point, _ in pairs):
-        raise NoFigure(f"no record has the {quantity.title.lower()}" if quantity.entry else "no cell has a number")
+        raise NothingToShow(f"no record has the {QUANTITIES[quantity].title}" if quantity else "no cell has a number")
     return pairs
 
 
@@ -189,11 +156,11 @@ def _caption(points: Sequence[Point], *sentences: str) -> str:
 # ------------------------------------------------------------------------------------------------ rows side by side
 
 
-def rows_of(quantity: Quantity, source: Source) -> Chart:
+def rows_of(quantity: str, source: Source) -> Chart:
     """Show a quantity of every row, task by task (Figures 5a and 5b)."""
     points = [point for point, _ in _summaries(source, quantity)]
-    labels = {task: quantity.label(metric) for task, metric in source.grid.metrics.items()}
-    return Chart(quantity.title, "dots", points, labels, _caption(points, BARS, quantity.explanation))
+    caption = _caption(points, BARS, QUANTITIES[quantity].explanation)
+    return Chart(_title(quantity), "dots", points, _labels(source, quantity), caption)
 
 
 def forest(source: Source) -> Chart:
@@ -206,7 +173,7 @@ def forest(source: Source) -> Chart:
         for row in others
     ]
     if not any(point["n"] for point in points):
-        raise NoFigure(f"no row has a seed in common with the reference row {reference}")
+        raise NothingToShow(f"no row has a seed in common with the reference row {reference}")
     units = {task: metric_of(metric).unit for task, metric in source.grid.metrics.items()}
     labels = {task: f"better by ({'points' if unit else 'nats'})" for task, unit in units.items()}
     squares = sum(point["conditional"] for point in points)
@@ -235,80 +202,31 @@ def paired_difference(source: Source, row: str, reference: str, task: str) -> Po
 # ------------------------------------------------------------------------------------------------ over an axis
 
 
-@dataclass(frozen=True)
-class Axis:
-    """What rows of one method differ in.
-
-    `position` reads it from the stages behind a cell, the cell's own last; None where a cell has no place on it.
-    """
-
-    title: str
-    label: str
-    position: Callable[[Sequence[Record]], int | None]
-
-
-def _pretraining_steps(stages: Sequence[Record]) -> int | None:
-    """Return the steps of further pre-training behind a cell; 0 is plain fine-tuning."""
-    counts = {
-        stage["spec"].get("schedule", {}).get("steps") or stage.get("steps")  # the latter where epochs are bound
-        for stage in stages
-        if stage["name"] == "further_pretrain"
-    }
-    return counts.pop() if len(counts) == 1 else None if counts else 0
-
-
-def _training_examples(stages: Sequence[Record]) -> int | None:
-    data: dict[str, int | None] = stages[-1]["spec"].get("data", {})
-    return data.get("subset") or data.get("examples")
-
-
-def _rounds(stages: Sequence[Record]) -> int | None:
-    """Return the rounds of self-distillation behind a cell; 0 is further pre-training."""
-    names = {stage["name"] for stage in stages}
-    if "further_pretrain" not in names:
-        return None
-    return max((int(match[1]) for name in names if (match := re.fullmatch(r"self_distill_(\d+)", name))), default=0)
-
-
-STEPS = Axis("pre-training steps", "steps of further pre-training", _pretraining_steps)
-SIZE = Axis("training-set size", "training examples", _training_examples)
-ROUNDS = Axis("rounds", "rounds of self-distillation", _rounds)
-
-
-def over(axis: Axis, quantity: Quantity, source: Source) -> Chart:
+def over(axis: Axis, source: Source, quantity: str | None = None) -> Chart:
     """Show a quantity over an axis, one series for each method (Figures 1, 3, 4 and 5c)."""
-    # Example: the rows a/tapt and b/tapt, with 10 and 20 steps, are the points x = 10 and x = 20 of the series tapt.
-    points, elsewhere = [], []
-    for point, records in _summaries(source, quantity):
-        positions = {axis.position(source.behind(record)) for record in records}
-        if len(positions) > 1 or None in positions:
+    summaries = _summaries(source, quantity)
+    of = spots(axis, {cell: of_seed.values() for cell, of_seed in source.cells.items()}, source.content.stages)
+    points, elsewhere, with_numbers = [], [], []
+    for point, _ in summaries:
+        cell = (point["row"], point["task"])
+        if cell not in of:
             elsewhere.append(f"{point['row']} on {point['task']}")
             continue
         # Where a row without any record belongs is not known; the caption names it.
-        x = positions.pop() if positions else None
-        points.append({**point, "series": point["row"].rpartition("/")[2], "x": x})
-    # Rows of one method at the same position differ in something else: each is a series of its own.
-    rows_at = Counter((point["task"], point["series"], point["x"]) for point in points if point["x"] is not None)
-    ambiguous = {series for (_, series, _), count in rows_at.items() if count > 1}
-    positions_of: dict[tuple[str, str], set[int]] = defaultdict(set)
-    for point in points:
-        if point["series"] in ambiguous:
-            point["series"] = point["row"]
-        if point["mean"] is not None and point["x"] is not None:
-            positions_of[point["task"], point["series"]].add(point["x"])
-    if max(map(len, positions_of.values()), default=0) < 2:
-        raise NoFigure(f"no method has numbers at two different counts of {axis.label}")
-    labels = {task: quantity.label(metric) for task, metric in source.grid.metrics.items()}
+        points.append({**point, "series": of[cell].series, "x": of[cell].position})
+        if point["mean"] is not None:
+            with_numbers.append(cell)
+    positions_of = positions_with_numbers(axis, of, with_numbers)
     single = any(len(positions) == 1 for positions in positions_of.values())
     sentences = [
         BARS,
-        quantity.explanation,
+        QUANTITIES[quantity].explanation if quantity else "",
         "Series stand a little apart where they share a position.",
         "A dotted line goes on from a method with one point only." if single else "",
         f"Without a place on this axis: {', '.join(elsewhere)}." if elsewhere else "",
     ]
-    title = f"{quantity.title} over {axis.title}"
-    return Chart(title, "lines", points, labels, _caption(points, *sentences), axis.label)
+    title = f"{_title(quantity)} over {axis.title}"
+    return Chart(title, "lines", points, _labels(source, quantity), _caption(points, *sentences), axis.label)
 
 
 # ------------------------------------------------------------------------------------------------ cost
@@ -323,9 +241,9 @@ def cost(source: Source) -> Chart:
         for stage in source.behind(record)
     }
     if len(devices) > 1:
-        raise NoFigure(f"its stages ran on {' and '.join(sorted(devices))}, whose hours cannot be added")
+        raise NothingToShow(f"its stages ran on {' and '.join(sorted(devices))}, whose hours cannot be added")
     points = []
-    for point, records in _summaries(source, METRIC):
+    for point, records in _summaries(source):
         # Cells share stages: each counts once. Example: three seeds fine-tuned for 10 s each from one pre-training of
         # 60 s cost 90 s.
         stages = {stage["key"]: stage for record in records for stage in source.behind(record)}
@@ -334,12 +252,12 @@ def cost(source: Source) -> Chart:
     for task, metric in source.grid.metrics.items():
         _mark_front([point for point in points if point["task"] == task], metric)
     unit = "core-hours" if devices == {"cpu"} else "GPU-hours"
-    labels = {task: METRIC.label(metric) for task, metric in source.grid.metrics.items()}
     costs = (
         f"Cost is the {unit} of all distinct stages behind a row, over its seeds, with those that it shares with other "
         "rows. Grey steps join the rows with all seeds than which none is both cheaper and better."
     )
-    return Chart(f"{METRIC.title} and cost", "pareto", points, labels, _caption(points, BARS, costs), f"cost ({unit})")
+    caption = _caption(points, BARS, costs)
+    return Chart(f"{_title(None)} and cost", "pareto", points, _labels(source), caption, f"cost ({unit})")
 
 
 def _hours(stage: Record) -> float:
@@ -370,7 +288,7 @@ def _mark_front(points: Sequence[Point], metric: str) -> None:
 def curves(source: Source) -> Chart:
     """Show the training loss over the steps of every stage on a task's data, as the store has it."""
     if source.store is None:
-        raise NoFigure("learning curves are in the store: name it with --store")
+        raise NothingToShow("learning curves are in the store: name it with --store")
     if not source.store.is_dir():
         raise InputError(f"--store {source.store}: no such folder. Name the store that the grid was run in.")
     folders = {folder.name[-16:]: folder for folder in source.store.iterdir()}  # they end in a part of the key
@@ -390,7 +308,7 @@ def curves(source: Source) -> Chart:
         for step in read_curve(folder) if folder is not None else []:
             points.append({**head, "x": step["step"], "loss": step.get("loss"), "lr": step.get("lr")})
     if not points:
-        raise NoFigure(f"the store {source.store} has no learning curve of these stages")
+        raise NothingToShow(f"the store {source.store} has no learning curve of these stages")
     panels = dict.fromkeys(point["panel"] for point in points)
     lines = len({point["key"] for point in points})
     caption = (
@@ -404,13 +322,11 @@ def curves(source: Source) -> Chart:
 
 KINDS: dict[str, Callable[[Source], Chart]] = {
     "forest": forest,
-    "steps": functools.partial(over, STEPS, METRIC),
-    "size": functools.partial(over, SIZE, METRIC),
-    "rounds": functools.partial(over, ROUNDS, METRIC),
-    "gap": functools.partial(rows_of, GAP),
-    "distance": functools.partial(rows_of, DISTANCE),
-    "gap_rounds": functools.partial(over, ROUNDS, GAP),
-    "distance_rounds": functools.partial(over, ROUNDS, DISTANCE),
+    **{name: functools.partial(over, axis) for name, axis in AXES.items()},
+    "gap": functools.partial(rows_of, "generalisation_gap"),
+    "distance": functools.partial(rows_of, "encoder_distance"),
+    "gap_rounds": functools.partial(over, AXES["rounds"], quantity="generalisation_gap"),
+    "distance_rounds": functools.partial(over, AXES["rounds"], quantity="encoder_distance"),
     "cost": cost,
     "curves": curves,
 }

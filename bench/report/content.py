@@ -12,10 +12,12 @@ from typing import Any
 from bench.data.metrics import describe, metric_of
 from bench.monitor.states import tail
 from bench.report.differences import Difference, differences, first_records
+from bench.tables.compare import Summary
 from bench.tables.comparison import runs_of
 from bench.tables.grid_facts import GridFacts
 from bench.tables.records import Record, RecordsFile
 from bench.tables.table import inactive_parts, lost_candidates
+from bench.tables.verdicts import Judged, judged
 from bench.training.curve import read_curve
 
 CELL_FIELDS = (
@@ -39,7 +41,8 @@ def report(content: RecordsFile, folders: Mapping[str, Path] | None) -> dict[str
     grid = content.grid
     assert grid is not None
     records = list(content.cells.values())
-    compared, runs = differences(content), runs_of(grid, first_records(content), content.stages)
+    first = first_records(content)
+    compared, runs = differences(content), runs_of(grid, first, content.stages)
     keys = dict.fromkeys(key for record in records for key in record.get("stages", ()))
     return {
         "name": grid.name,
@@ -51,12 +54,27 @@ def report(content: RecordsFile, folders: Mapping[str, Path] | None) -> dict[str
         "differences": [dataclasses.asdict(difference) for difference in compared],
         "warnings": list(_warnings(content)),
         "legend": [*grid.legend, *lost_candidates(records)],
+        "published": [_published(cell) for cell in judged(grid, first, content.stages, runs)],
         "table": [[row, *(runs.summary(row, task).text() for task in grid.tasks)] for row in grid.rows],
         "shared": SHARED_FIELDS,
         "cells": [_cell(record, content) for record in records],
         "stages": {key: _rounded(stage) for key, stage in content.stages.items()},
         "store": None if folders is None else _from_store({key: folders[key] for key in keys if key in folders}),
         "provenance": [[what, values.most_common()] for what, values in _origins(content).items()],
+    }
+
+
+def _published(cell: Judged) -> dict[str, Any]:
+    """Return a cell with its published counterpart and the verdict."""
+    published, verdict = cell.published, cell.verdict
+    return {
+        "row": cell.row,
+        "task": cell.task,
+        "ours": cell.ours.text(),
+        "published": Summary(published.n, published.n, published.mean, published.std).text(),
+        "source": cell.table,
+        **{name: getattr(verdict, name) for name in ("kind", "mean", "low", "high", "reason", "caveat")},
+        "notes": published.notes,
     }
 
 

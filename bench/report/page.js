@@ -206,6 +206,30 @@ function answer() {
   ];
 }
 
+// What papers print for the same cells. A grid of which nothing is published has no such section.
+function published() {
+  const columns = [
+    { title: "cell", value: (each) => `${each.row} on ${each.task}` },
+    { title: "verdict", value: (each) => each.kind },
+    { title: "ours", value: (each) => each.ours, number: true },
+    { title: "published", value: (each) => `${each.published}, ${each.source}`, number: true },
+    {
+      title: "ours − published", value: (each) => each.mean, number: true,
+      show: ({ mean, low, high }) => mean === null ? "–"
+        : `${signed(mean)}${low === null ? "" : ` [${signed(low)}, ${signed(high)}]`}`,
+    },
+    { title: "why, and with which reservation", value: ({ reason, caveat }) => [reason, caveat].filter(Boolean).join("; ") },
+  ];
+  const notes = (each) => each.notes.length ? list(each.notes) : element("p", { class: "quiet" }, "Nothing is noted of this number.");
+  return [
+    element("p", { class: "quiet" },
+      "Reproduced: the 90 % interval of ours − published lies within ± the table's margin; different: it lies wholly outside; "
+      + "undecided: neither, or there is no interval. Not comparable: a setting differs. A cell opens to what is noted of the "
+      + "published number."),
+    ...sortableTable("published", data.published, columns, notes).nodes,
+  ];
+}
+
 function matrix(drill) {
   const names = data.rows;
   const texts = new Map(data.table.map((line) => [line[0], line.slice(1)]));
@@ -377,6 +401,7 @@ async function main() {
   document.getElementById("report").append(
     section("Answer", answer()),
     section("Warnings", warnings()),
+    ...(data.published.length ? [section("Published numbers", published())] : []),
     section("Rows and tasks", matrix(table.drill)),
     element("section", null, ...table.nodes),
     section("Provenance", [facts(provenance())]),

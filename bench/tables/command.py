@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,9 +19,11 @@ from bench import cli
 from bench.errors import InputError
 from bench.planning.plan import Plan, make_plan
 from bench.store.store import Store
+from bench.tables.layout import AXES
+from bench.tables.quantities import QUANTITIES
 from bench.tables.rebuild import changed_cells, joined_files, refuse_missing
 from bench.tables.records import NONE_READ, Record, read_file
-from bench.tables.table import collate, rebuilt
+from bench.tables.table import Results, View, collate, rebuilt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,11 +39,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--against", type=Path, metavar="FILE", help="another records.jsonl: list the cells that differ"
     )
+    parser.add_argument(
+        "--measure",
+        nargs="+",
+        default=(),
+        choices=list(QUANTITIES),
+        metavar="NAME",
+        help=f"also tables of what else was measured: {', '.join(QUANTITIES)}",
+    )
+    parser.add_argument(
+        "--layout",
+        nargs="+",
+        default=(),
+        choices=list(AXES),
+        metavar="NAME",
+        help=f"also tables of methods over what their rows differ in, or of --measure over it: {', '.join(AXES)}",
+    )
     options = parser.parse_args(arguments)
     if bool(options.records) == bool(options.gin):
         raise InputError("give --gin, whose store the tables are made from, or --records, and not both.")
+    pairs = itertools.product(options.measure or (None,), options.layout or (None,))
+    views = [view for view in dict.fromkeys(View(*pair) for pair in pairs) if view != View()]
+    if options.against and views:
+        raise InputError("--against: lists cells and writes no table, so that --measure and --layout mean nothing.")
     if options.records:
-        return _rebuild(options.records, options.against, options.results)
+        return _rebuild(options.records, options.against, options.results, views)
     if options.against:
         raise InputError("--against: compares records files; name the other ones with --records.")
     baselines.register()
@@ -47,10 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store.check_exists()
     plan = make_plan(options.gin, options.set, (), cli.data_root(options), None, check_sources=False)
     cli.check_results(options.results, plan.table_name)
-    return write_tables(plan, store, options.results)
+    return write_tables(plan, store, options.results, views)
 
 
-def write_tables(plan: Plan, store: Store, results: Path, read_before: Mapping[str, Record] = NONE_READ) -> int:
+def write_tables(
+    plan: Plan,
+    store: Store,
+    results: Path,
+    views: Sequence[View] = (),
+    read_before: Mapping[str, Record] = NONE_READ,
+) -> int:
     """Print and write the tables; return the exit status.
 
     It is 0 if every cell of the grid has a number, or the store has those of all selected cells, else 1. The records in
@@ -58,7 +88,7 @@ def write_tables(plan: Plan, store: Store, results: Path, read_before: Mapping[s
     written; printed they are all the same.
     """
     with _alone(plan.table_name, results):
-        tables = collate(plan, store, results, read_before)
+        tables = dataclasses.replace(collate(plan, store, results, read_before), views=tuple(views))
         print(f"\n{tables.markdown}", flush=True)
         try:
             set_aside = tables.write()
@@ -67,13 +97,19 @@ def write_tables(plan: Plan, store: Store, results: Path, read_before: Mapping[s
                 f"--results {results}: the tables could not be written there ({error.strerror or error}). Their "
                 f"numbers are in the store {store.root}: python -m bench.collate writes them."
             ) from error
-    print(f"table: {tables.table}\nrecords: {tables.records_file}")
+    _say_where(tables)
     if set_aside is not None:
         print(f"records that are not of this plan were moved to {set_aside}")
     return 0 if tables.selected_done or len(tables.records) == len(plan.cells) else 1
 
 
-def _rebuild(files: Sequence[Path], against: Path | None, results: Path) -> int:
+def _say_where(tables: Results) -> None:
+    for path in tables.shown:
+        print(f"table: {path}")
+    print(f"records: {tables.records_file}")
+
+
+def _rebuild(files: Sequence[Path], against: Path | None, results: Path, views: Sequence[View]) -> int:
     """Write the tables of records files again, or list the cells in which they differ from another file."""
     refuse_missing((*files, *([] if against is None else [against])))
     content, disagreements = joined_files(files)
@@ -81,14 +117,15 @@ def _rebuild(files: Sequence[Path], against: Path | None, results: Path) -> int:
         lines = list(changed_cells(read_file(against), content))
         print("\n".join(lines or ["no cell differs"]))
         return 1 if lines else 0
-    tables = rebuilt(content, disagreements, results)
+    tables = dataclasses.replace(rebuilt(content, disagreements, results), views=tuple(views))
     cli.check_results(results, tables.name)
+    text = tables.markdown  # a view that the records do not have is refused before anything is written
     with _alone(tables.name, results):
         if (other := tables.records_file).is_file() and other.resolve() not in [path.resolve() for path in files]:
             raise InputError(f"--results {results}: {other} is there already; name it among --records, or move it.")
-        print(f"\n{tables.markdown}", flush=True)
+        print(f"\n{text}", flush=True)
         tables.write()
-    print(f"table: {tables.table}\nrecords: {tables.records_file}")
+    _say_where(tables)
     return 0
 
 

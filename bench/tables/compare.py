@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
-from bench.data.metrics import entry_name
+from bench.data.metrics import Direction, entry_name
 from bench.errors import InputError, nearest
 
 LEVEL = 0.95
@@ -46,11 +45,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Column:
-    """A task with the direction and the unit of its metric."""
+    """A task with the direction and the unit of what it shows.
+
+    `better` is None where neither direction is the better one: nothing there is best, and no row has a rank.
+    """
 
     task: str
-    better: Literal["higher", "lower"] = "higher"
+    better: Direction | None = "higher"
     unit: str = "%"
+    decimals: int = 2
+
+    @property
+    def sign(self) -> int:
+        """The factor that makes more better; a difference without a direction is the plain one."""
+        return -1 if self.better == "lower" else 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Summary:
     mean: float | None
     std: float | None
     not_finite: tuple[float, ...] = ()
+    decimals: int = 2
 
     @property
     def complete(self) -> bool:
@@ -75,8 +84,8 @@ class Summary:
         """Write `mean ± std (n)`. Gaps read `(3/5)`, and `(3/5; 1 × nan)` where a run gave no finite number."""
         count = str(self.planned) if self.complete else f"{self.n}/{self.planned}"
         others = "".join(f"; {times} × {value}" for value, times in Counter(map(str, self.not_finite)).items())
-        mean = "–" if self.mean is None else f"{self.mean:.2f}"
-        spread = "" if self.std is None else f" ± {self.std:.2f}"
+        mean = "–" if self.mean is None else f"{self.mean:.{self.decimals}f}"
+        spread = "" if self.std is None else f" ± {self.std:.{self.decimals}f}"
         return f"{mean}{spread} ({count}{others})"
 
 
@@ -84,8 +93,9 @@ class Summary:
 class Difference:
     """How much better a row is than another on a task, seed by seed.
 
-    Positive means better, also where a lower metric is better. `low` and `high` are the t interval of the mean; where
-    there is none, `reason` says why. A `conditional` interval is to be labelled FINE_TUNING_ONLY.
+    Positive means better, also where a lower metric is better; in a column without a direction it means more. `low`
+    and `high` are the t interval of the mean; where there is none, `reason` says why. A `conditional` interval is to be
+    labelled FINE_TUNING_ONLY.
     """
 
     task: str
@@ -189,7 +199,7 @@ class RunTable:
         others = [self._cells[row, task][seed].value for seed in sorted(self.seeds_not_finite(row, task))]
         mean = float(np.mean(values)) if values else None
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return Summary(len(self.seeds), len(values), mean, std, tuple(others))
+        return Summary(len(self.seeds), len(values), mean, std, tuple(others), self.column(task).decimals)
 
     def _pairs(self, row: str, other: str, task: str) -> list[tuple[Run, Run]]:
         """Pair the finite runs of two rows by their common seeds."""
@@ -198,7 +208,7 @@ class RunTable:
 
     def difference(self, row: str, other: str, task: str) -> Difference:
         """Compare two rows on a task over the seeds that both have."""
-        sign = 1 if self.column(task).better == "higher" else -1
+        sign = self.column(task).sign
         pairs = self._pairs(row, other, task)
         differences = [sign * (left.value - right.value) for left, right in pairs]
         # The difference of two rows is conditional if something that only one of them has is the same for several
@@ -222,7 +232,9 @@ class RunTable:
         It has all planned seeds and the best mean, and its difference to every other row that has a value is
         unconditional, with an interval that excludes 0. None where no row is, so where two are tied.
         """
-        sign = 1 if self.column(task).better == "higher" else -1
+        if self.column(task).better is None:
+            return None
+        sign = self.column(task).sign
         summaries = {row: self.summary(row, task) for row in self.rows}
         means = {row: sign * cell.mean for row, cell in summaries.items() if cell.mean is not None}
         if len(means) < 2:
@@ -246,9 +258,9 @@ class RunTable:
         rows = [
             row for row, cells in summaries.items() if all(cell.complete and cell.mean is not None for cell in cells)
         ]
-        if not rows or not self.columns:
+        if not rows or not self.columns or any(column.better is None for column in self.columns):
             return {}
-        signs = np.array([-1 if column.better == "higher" else 1 for column in self.columns])
+        signs = np.array([-column.sign for column in self.columns])
         # Rounded, so that means that only rounding tells apart are ties.
         means = np.round([[cell.mean for cell in summaries[row]] for row in rows], 9)
         ranks = rankdata(signs * means, axis=0).mean(axis=1)
@@ -302,7 +314,8 @@ class RunTable:
         low, high, p = test or (None, None, None)
         result = replace(result, mean=float(np.mean(means)), low=low, high=high, p=p, reason=reason)
         rope = ROPE.get(unit) if rope is None else rope
-        if len(means) < SIGNED_RANK_TASKS or rope is None:
+        directions = {self.column(task).better for task in result.tasks}
+        if len(means) < SIGNED_RANK_TASKS or rope is None or None in directions:
             return result
         worse, equivalent, better = _signed_rank(means, rope, draws)
         return replace(result, rope=rope, better=better, equivalent=equivalent, worse=worse)

@@ -5,28 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.data.metrics import metric_of
+from bench.data.metrics import metric_of, without_split
 from bench.tables.compare import Column, Difference, OverTasks, Run, RunTable, majority_baseline
 from bench.tables.grid_facts import GridFacts
+from bench.tables.quantities import Quantity, by_column
 from bench.tables.records import Record
 
 CONDITIONAL = "°"
 """Marks a difference whose interval holds fine-tuning noise only."""
 
 
-def runs_of(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record]) -> RunTable:
-    """Make the runs of a grid: its numbers as tables show them, with the stages on the task's data behind each."""
-    metrics = {task: metric_of(metric) for task, metric in facts.metrics.items()}
-    columns = tuple(Column(task, metrics[task].better, metrics[task].unit) for task in facts.tasks)
+def runs_of(
+    facts: GridFacts,
+    records: Sequence[Record],
+    stages: Mapping[str, Record],
+    quantities: Mapping[str, Quantity] | None = None,
+) -> RunTable:
+    """Make the runs of a grid: its numbers as tables show them, with the stages on the task's data behind each.
+
+    `quantities` are what the columns show; without them it is the metric of each. A record without a value is no run.
+    """
+    shown = by_column(facts) if quantities is None else quantities
+    columns = tuple(Column(task, shown[task].better, shown[task].unit, shown[task].decimals) for task in facts.tasks)
     runs = tuple(
-        Run(
-            record["method"],
-            record["task"],
-            record["seed"],
-            metrics[record["task"]].scale * record["value"],
-            frozenset(_stages_on_task(record, stages)),
-        )
+        Run(record["method"], record["task"], record["seed"], value, frozenset(_stages_on_task(record, stages)))
         for record in records
+        if (value := shown[record["task"]].value(record)) is not None
     )
     return RunTable(facts.rows, columns, facts.seeds, runs)
 
@@ -56,14 +60,16 @@ def _keys(spec: Any, task: str | None) -> Iterator[str]:
             yield from _keys(part, task)
 
 
-def baseline_row(facts: GridFacts) -> list[str]:
-    """Say what always answering with the test set's most frequent class would score, in each column."""
+def baseline_row(facts: GridFacts, metrics: Mapping[str, str]) -> list[str]:
+    """Say what always answering with the test set's most frequent class would score in these metrics, by column."""
     cells = []
-    for task, metric in facts.metrics.items():
+    for task, metric in metrics.items():
         test = facts.test.get(task)
-        counts = {} if test is None or test.per_class is None else dict(enumerate(test.per_class))
-        named = {str(number): count for number, count in counts.items()}
-        value = majority_baseline(named).get(metric.rpartition("/")[2]) if any(named.values()) else None
+        counts = () if test is None or test.per_class is None else test.per_class
+        # Classes without a name go by their numbers: only the F1 of one class asks for it by name.
+        names = test.class_names if test is not None and test.class_names else map(str, range(len(counts)))
+        named = dict(zip(names, counts, strict=True))
+        value = majority_baseline(named).get(without_split(metric)) if any(named.values()) else None
         cells.append("–" if value is None else f"{metric_of(metric).scale * value:.2f}")
     return cells
 
@@ -75,31 +81,37 @@ def differences_to(table: RunTable, reference: str) -> dict[str, list[Difference
 
 
 def difference_rows(
-    differences: Mapping[str, Sequence[Difference]], reference: str, over_tasks: Sequence[OverTasks]
+    differences: Mapping[str, Sequence[Difference]],
+    reference: str,
+    over_tasks: Sequence[OverTasks] = (),
+    decimals: int = 2,
 ) -> list[list[str]]:
     """Write the differences: a line of heads, then one for each row; nothing where there is no other row.
 
     `over_tasks` has the comparison over tasks of each of them, or of none.
     """
-    over = {result.row: [_over_text(result)] for result in over_tasks}
-    body = [[row, *map(difference_text, of_tasks), *over.get(row, [])] for row, of_tasks in differences.items()]
+    over = {result.row: [_over_text(result, decimals)] for result in over_tasks}
+    body = [
+        [row, *(difference_text(each, decimals) for each in of_tasks), *over.get(row, [])]
+        for row, of_tasks in differences.items()
+    ]
     tasks = [difference.task for difference in next(iter(differences.values()), ())]
     return [[f"minus {reference}", *tasks, *(["over tasks"] if over else [])], *body] if body else []
 
 
-def difference_text(difference: Difference) -> str:
+def difference_text(difference: Difference, decimals: int = 2) -> str:
     """Write `+1.20 [−0.30, 2.70]`, marked where the interval holds fine-tuning noise only."""
     if difference.mean is None:
         return "–"
     mark = CONDITIONAL if difference.conditional else ""
-    interval = "" if difference.low is None else f" [{difference.low:.2f}, {difference.high:.2f}]"
-    return f"{difference.mean:+.2f}{interval}{mark}".replace("-", "−")
+    interval = "" if difference.low is None else f" [{difference.low:.{decimals}f}, {difference.high:.{decimals}f}]"
+    return f"{difference.mean:+.{decimals}f}{interval}{mark}".replace("-", "−")
 
 
-def _over_text(result: OverTasks) -> str:
+def _over_text(result: OverTasks, decimals: int) -> str:
     if result.mean is None:
         return "–"
-    parts = [f"{result.mean:+.2f}".replace("-", "−")]
+    parts = [f"{result.mean:+.{decimals}f}".replace("-", "−")]
     if result.p is not None:
         parts.append(f"p = {result.p:.2g}")
     if result.better is not None:

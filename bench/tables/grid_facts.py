@@ -22,10 +22,15 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class TestFacts:
-    """The test set of a column: its size, and how many examples each class has (None where nobody counted)."""
+    """The test set of a column: its size, and how many examples each class has (None where nobody counted).
+
+    `class_names` are in the order of the counts. Only two classes have them here, for the F1 of one of them; files of
+    before have none.
+    """
 
     examples: int
     per_class: tuple[int, ...] | None
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,12 @@ class GridFacts:
 
     def as_line(self) -> dict[str, Any]:
         """Return it as the first line of a records file."""
-        return {"grid": dataclasses.asdict(self)}
+        facts = dataclasses.asdict(self)
+        for test in facts["test"].values():
+            # A file of before has no such entry, and is to be written back byte for byte.
+            if test["class_names"] is None:
+                del test["class_names"]
+        return {"grid": facts}
 
 
 def read_facts(line: Mapping[str, Any]) -> GridFacts:
@@ -66,6 +76,9 @@ def read_facts(line: Mapping[str, Any]) -> GridFacts:
         raise ValueError("its metrics or its reference are those of other columns or rows")
     for metric in facts.metrics.values():
         metric_of(metric)
+    for column, test in facts.test.items():
+        if test.class_names is not None and len(set(test.class_names)) != len(test.per_class or test.class_names):
+            raise ValueError(f"test.{column} has {len(test.class_names)} class names for other classes")
     return facts
 
 
@@ -92,7 +105,10 @@ def _test_sets(plan: Plan) -> dict[str, TestFacts]:
         task, split = FURTHER_EVALUATIONS.get(column, (column, "test"))
         manifest = read_manifest(task, plan.data_root)
         if manifest is not None and split in manifest.splits:
-            facts[column] = TestFacts(manifest.splits[split].examples, manifest.splits[split].per_class)
+            test, names = manifest.splits[split], manifest.class_names
+            facts[column] = TestFacts(
+                test.examples, test.per_class, names if names is not None and len(names) == 2 else None
+            )
     return facts
 
 
@@ -121,6 +137,10 @@ def _legend(plan: Plan) -> list[str]:
     ]
 
 
+METRIC_LINE = "Metric, "
+"""How the lines of a legend begin that name the columns' metrics."""
+
+
 def _metrics(plan: Plan) -> list[str]:
     """Name the metric of each column, those in percent first, and say where less is better."""
     titles: dict[str, dict[str, str]] = {"%": {}, "": {}}
@@ -128,7 +148,7 @@ def _metrics(plan: Plan) -> list[str]:
         metric = metric_of(cell.metric)
         lower = " (lower is better)" if metric.better == "lower" else ""
         titles[metric.unit][cell.task] = f"{cell.task}: {describe(cell.metric)}{lower}"
-    headings = {"%": "Metric, in percent", "": "Metric, not in percent"}
+    headings = {"%": f"{METRIC_LINE}in percent", "": f"{METRIC_LINE}not in percent"}
     return [f"{headings[unit]}: {'; '.join(columns.values())}." for unit, columns in titles.items() if columns]
 
 

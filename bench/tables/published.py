@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -52,8 +53,18 @@ class Verdict:
     caveat: str = ""
 
 
+def published_file() -> Path:
+    """Return the file of published numbers: inside the installed wheel, or in results/ of a checkout."""
+    package = Path(str(resources.files("bench")))
+    packaged = package / "tables" / "published.json"
+    return packaged if packaged.is_file() else package.parent / "results" / "published.json"
+
+
 def read_published(path: Path) -> dict[tuple[str, str, str], PublishedCell]:
-    """Read all published cells by table, row and task."""
+    """Read all published cells by table, row and task.
+
+    The fields of a cell are those of its table, of its pre-training where it has some, of its column and of its row.
+    """
     try:
         tables = json.loads(path.read_text(encoding="utf-8"))["tables"]
         cells = [
@@ -69,6 +80,8 @@ def read_published(path: Path) -> dict[tuple[str, str, str], PublishedCell]:
                     **table["fields"],
                     **(table["pretraining_fields"] if entry["pretraining"] != "none" else {}),
                     **column,
+                    **entry.get("fields", {}),
+                    **entry.get("column_fields", {}).get(task, {}),
                 },
                 pretraining=entry["pretraining"],
                 notes=(*table["notes"], *table["errata"].get(task, ()), *table["errata"].get(f"{row}/{task}", ())),

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from bench.data.metrics import METRICS
 from bench.errors import InputError
 from bench.planning.plan import Plan
 from bench.store.activity import describe_inactive, inactive
@@ -21,8 +22,18 @@ from bench.store.code import other_code
 from bench.store.files import write_text
 from bench.store.store import Store
 from bench.tables.compare import FINE_TUNING_ONLY, Difference, OverTasks, RunTable
-from bench.tables.comparison import CONDITIONAL, baseline_row, cost_line, difference_rows, differences_to, runs_of
-from bench.tables.grid_facts import GridFacts, facts_of
+from bench.tables.comparison import (
+    CONDITIONAL,
+    baseline_row,
+    cost_line,
+    difference_rows,
+    difference_text,
+    differences_to,
+    runs_of,
+)
+from bench.tables.grid_facts import METRIC_LINE, GridFacts, facts_of
+from bench.tables.layout import AXES, Arranged, arranged
+from bench.tables.quantities import QUANTITIES, NothingToShow, by_column
 from bench.tables.records import (
     NONE_READ,
     Record,
@@ -34,6 +45,29 @@ from bench.tables.records import (
     stages_path,
     write_aside,
 )
+from bench.tables.verdicts import Judged, judged, published_csv, published_legend, published_rows
+
+
+@dataclass(frozen=True)
+class View:
+    """What a table shows: a quantity of this name, over an axis of this name.
+
+    None are the columns' own metrics, and no axis.
+    """
+
+    measure: str | None = None
+    layout: str | None = None
+
+    @property
+    def suffix(self) -> str:
+        """What its files have behind the grid's name: an `@` is in no grid's."""
+        return "".join(f"@{name}" for name in (self.measure, self.layout) if name is not None)
+
+    @property
+    def options(self) -> str:
+        """What asks for it on the command line."""
+        named = {"--measure": self.measure, "--layout": self.layout}
+        return " ".join(f"{option} {name}" for option, name in named.items() if name is not None)
 
 
 @dataclass(frozen=True)
@@ -47,6 +81,8 @@ class Results:
     """What the records file has of other plans."""
     selected_done: bool = True
     """Whether the store has the number of every selected cell."""
+    views: tuple[View, ...] = ()
+    """What other tables there are to be beside that of the columns' metrics."""
 
     @property
     def records(self) -> list[Record]:
@@ -59,22 +95,31 @@ class Results:
         return self.content.grid.name
 
     @property
-    def table(self) -> Path:
-        return self.folder / f"{self.name}.md"
-
-    @property
     def records_file(self) -> Path:
         return records_path(self.folder, self.name)
 
     @cached_property
-    def tables(self) -> dict[str, str]:
-        """The table in every format, by the ending of its file."""
+    def texts(self) -> dict[str, str]:
+        """Every table in every format, by the name of its file; refuses a view that the records do not have."""
         assert self.content.grid is not None
-        return tables(self.content.grid, self.records, self.content.stages)
+        texts: dict[str, str] = {}
+        for view in (View(), *self.views):
+            try:
+                written = tables(self.content.grid, self.records, self.content.stages, view)
+            except NothingToShow as reason:
+                raise InputError(f"{view.options}: {reason}.") from reason
+            texts |= {f"{self.name}{view.suffix}{ending}": text for ending, text in written.items()}
+        return texts
+
+    @property
+    def shown(self) -> list[Path]:
+        """The tables that a person asked for."""
+        return [self.folder / f"{self.name}{view.suffix}.md" for view in self.views or (View(),)]
 
     @property
     def markdown(self) -> str:
-        return self.tables["md"]
+        """The text of the tables that a person asked for."""
+        return "\n".join(self.texts[path.name] for path in self.shown)
 
     def write(self) -> Path | None:
         """Write all files, and the others into one of their own, whose path is returned."""
@@ -83,8 +128,8 @@ class Results:
         set_aside = write_aside(self.others, self.folder, self.name)
         write_text(stages_path(self.records_file), lines_of(self.content.stages.values()))
         write_text(self.records_file, lines_of([self.content.grid.as_line(), *self.records]))
-        for ending, text in self.tables.items():
-            write_text(self.table.with_name(f"{self.name}.{ending}"), text)
+        for name, text in self.texts.items():
+            write_text(self.folder / name, text)
         return set_aside
 
 
@@ -135,27 +180,135 @@ def rebuilt(content: RecordsFile, disagreements: int, results: Path) -> Results:
 
 BOLD = ("\x02", "\x03")
 """Stand around what is to be bold until the format is known."""
+Lines = list[list[str]]
+"""A line of heads, then one for each row."""
 
 
-def tables(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record]) -> dict[str, str]:
-    """Write the table in every format, by the ending of its file."""
-    runs = runs_of(facts, records, stages)
-    head, *body = array(facts, runs)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *([_bold(cell, "", "") for cell in row] for row in body)])
-    latex = tabulate(body, headers=head, tablefmt="latex_booktabs", disable_numparse=True)
-    latex = _bold(latex, r"\textbf{", "}").replace("±", r"$\pm$").replace("–", "--")
-    # The differences to the reference row and the legend stand in Markdown alone.
+@dataclass(frozen=True)
+class Table:
+    """A table still to be written in every format.
+
+    Markdown alone has the title, the `further` tables below and the legend.
+    """
+
+    title: str
+    lines: Lines
+    further: tuple[Lines, ...]
+    legend: tuple[str, ...]
+
+    def markdown(self) -> str:
+        parts = [_in_markdown(lines) for lines in (self.lines, *self.further) if len(lines) > 1]
+        legend = "".join(f"- {line}\n" for line in self.legend)
+        return "\n\n".join([f"# {self.title}", *parts, legend])
+
+    def csv(self) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([[_bold(cell, "", "") for cell in row] for row in self.lines])
+        return text.getvalue()
+
+    def latex(self) -> str:
+        head, *body = self.lines
+        latex = tabulate(body, headers=head, tablefmt="latex_booktabs", disable_numparse=True)
+        return _bold(latex, r"\textbf{", "}").replace("±", r"$\pm$").replace("–", "--") + "\n"
+
+
+def tables(
+    facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record], view: View | None = None
+) -> dict[str, str]:
+    """Write a table in every format, by the ending of its file.
+
+    Refuses a view that the records do not have.
+    """
+    view = view or View()
+    shown = by_column(facts, view.measure)
+    runs = runs_of(facts, records, stages, shown)
+    if view.measure is not None and not runs.runs:
+        reason = "no cell has finished"
+        if records:
+            title = QUANTITIES[view.measure].title
+            reason = f"no record has the {title}: older versions did not measure it, and --again computes it anew"
+        raise NothingToShow(reason)
+    if view.layout is not None:
+        table, published = _laid_out(facts, records, stages, view, runs), []
+    else:
+        published = judged(facts, records, stages, runs, view.measure)
+        table = _row_by_row(facts, records, stages, view, runs, published)
+    texts = {".md": table.markdown(), ".csv": table.csv(), ".tex": table.latex()}
+    return texts | ({"@published.csv": published_csv(published)} if published else {})
+
+
+def _row_by_row(
+    facts: GridFacts,
+    records: Sequence[Record],
+    stages: Mapping[str, Record],
+    view: View,
+    runs: RunTable,
+    published: Sequence[Judged],
+) -> Table:
+    """Make the table of rows and tasks."""
     differences = differences_to(runs, facts.reference)
     over_tasks = runs.over_tasks(facts.reference) if len(facts.tasks) > 1 else []
-    compared = difference_rows(differences, facts.reference, over_tasks)
-    legend = [*_comparison(facts, differences, over_tasks), *cost_line(facts, records, stages)]
-    parts = [_in_markdown(lines) for lines in ([head, *body], compared) if lines]
-    markdown = "\n\n".join([f"# {facts.name}", *parts, _legend(facts, records, legend)])
-    return {"md": markdown, "csv": text.getvalue(), "tex": f"{latex}\n"}
+    decimals = runs.columns[0].decimals
+    further = difference_rows(differences, facts.reference, over_tasks, decimals), published_rows(published)
+    every = [difference for of_row in differences.values() for difference in of_row]
+    compared = [*_comparison(facts.reference, runs, every), *_over_tasks(facts, over_tasks)]
+    cost = [] if view.measure else cost_line(facts, records, stages)
+    legend = _legend(facts, records, view, [*compared, *published_legend(published), *cost])
+    title = facts.name if view.measure is None else f"{facts.name}: {QUANTITIES[view.measure].label}"
+    return Table(title, array(facts, runs, _test_metrics(facts, view.measure)), further, tuple(legend))
 
 
-def _in_markdown(lines: list[list[str]]) -> str:
+def _laid_out(
+    facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record], view: View, runs: RunTable
+) -> Table:
+    """Make the table of methods over an axis: a line for each task and method, a column for each position."""
+    assert view.layout is not None
+    axis = AXES[view.layout]
+    cells: dict[tuple[str, str], list[Record]] = {(row, task): [] for row in facts.rows for task in facts.tasks}
+    for record in records:
+        cells[record["method"], record["task"]].append(record)
+    laid = arranged(axis, runs, cells, stages)
+    best = {column: laid.runs.best(column) for column in laid.columns.values()}
+    lines = _over_positions(laid, facts, "method", lambda row, column: _cell(laid.runs, row, column, best[column]))
+    reference = laid.series.get(facts.reference)
+    differences = {
+        (row, column): laid.runs.difference(row, reference, column)
+        for row, column in laid.spots
+        if reference is not None and row != reference and (reference, column) in laid.spots
+    }
+    texts = {cell: difference_text(each, laid.runs.columns[0].decimals) for cell, each in differences.items()}
+    compared = _over_positions(laid, facts, f"minus {reference}", lambda row, column: texts.get((row, column), ""))
+    notes = [
+        f"Columns: {axis.label}. A line is a method, whose rows differ in them; or a row, where two share a column.",
+        *([f"Not in the table: {'; '.join(laid.unplaced)}."] if laid.unplaced else []),
+        *_comparison(reference, laid.runs, list(differences.values())),
+    ]
+    quantity = "test metric" if view.measure is None else QUANTITIES[view.measure].label
+    title = f"{facts.name}: {quantity} over {axis.title}"
+    return Table(title, lines, (compared,), tuple(_legend(facts, records, view, notes)))
+
+
+def _over_positions(laid: Arranged, facts: GridFacts, head: str, text: Callable[[str, str], str]) -> Lines:
+    """Write a line for each task and row that has a text, and a column for each position.
+
+    `text` is handed a row and a column of the arranged runs.
+    """
+    # Positions of another task stay empty. Example: digits has rows at 100 and 1000 examples, pydocs at 100 and 2000:
+    #   task    method    100          1000         2000
+    #   digits  finetune  80.00 (1)    90.00 (1)
+    #   pydocs  finetune  70.00 (1)                 95.00 (1)
+    several = len(facts.tasks) > 1
+    body = []
+    for task in facts.tasks:
+        for row in laid.runs.rows:
+            columns = [laid.columns.get((task, position)) for position in laid.positions]
+            cells = [text(row, column) if column and (row, column) in laid.spots else "" for column in columns]
+            if any(cells):
+                body.append([*([task] if several else []), row, *cells])
+    return [[*(["task"] if several else []), head, *map(str, laid.positions)], *body]
+
+
+def _in_markdown(lines: Lines) -> str:
     head, *body = lines
     return _bold(tabulate(body, headers=head, tablefmt="github", disable_numparse=True), "**", "**")
 
@@ -164,50 +317,85 @@ def _bold(text: str, before: str, after: str) -> str:
     return text.replace(BOLD[0], before).replace(BOLD[1], after)
 
 
-def array(facts: GridFacts, runs: RunTable) -> list[list[str]]:
-    """Fill the table: a line of heads, one for each row of the grid, then what the test sets are."""
+def _test_metrics(facts: GridFacts, measure: str | None) -> dict[str, str]:
+    """Return the metric that each column shows, by its name in a record; none where it is another quantity."""
+    if measure is None:
+        return facts.metrics
+    return dict.fromkeys(facts.tasks, measure) if measure in METRICS else {}
+
+
+def array(facts: GridFacts, runs: RunTable, metrics: Mapping[str, str]) -> Lines:
+    """Fill the table: a line of heads, one for each row of the grid, then what the test sets are.
+
+    `metrics` are those of the columns; without them nothing is said of test sets.
+    """
     # A cell of the table is a method on a task; its values are one for each seed that has finished. Example: accuracies
     # .90 and .92 of three planned seeds read "91.00 ± 1.41 (2/3)".
     best = {task: runs.best(task) for task in facts.tasks}
     ranks = runs.average_ranks() if len(facts.tasks) > 1 else {}
     body = []
     for row in facts.rows:
-        cells = [runs.summary(row, task).text() for task in facts.tasks]
-        cells = [f"{BOLD[0]}{cell}{BOLD[1]}" if best[t] == row else cell for t, cell in zip(best, cells, strict=True)]
+        cells = [_cell(runs, row, task, best[task]) for task in facts.tasks]
         body.append([row, *cells, *([f"{ranks[row]:.1f}" if row in ranks else "–"] if ranks else [])])
     padding = [""] if ranks else []
     sizes = [str(facts.test[task].examples) if task in facts.test else "–" for task in facts.tasks]
-    tests = [["most frequent class", *baseline_row(facts), *padding], ["test examples", *sizes, *padding]]
-    return [["method", *facts.tasks, *(["average rank"] if ranks else [])], *body, *(tests if facts.test else [])]
+    tests = [["most frequent class", *baseline_row(facts, metrics), *padding], ["test examples", *sizes, *padding]]
+    head = ["method", *facts.tasks, *(["average rank"] if ranks else [])]
+    return [head, *body, *(tests if facts.test and metrics else [])]
 
 
-def _legend(facts: GridFacts, records: Sequence[Record], of_comparison: Sequence[str]) -> str:
+def _cell(runs: RunTable, row: str, column: str, best: str | None) -> str:
+    text = runs.summary(row, column).text()
+    return f"{BOLD[0]}{text}{BOLD[1]}" if best == row else text
+
+
+def _legend(facts: GridFacts, records: Sequence[Record], view: View, of_table: Sequence[str]) -> list[str]:
+    """Say all that a reader of a table needs; `of_table` are the lines about what it compares."""
     files = f"{facts.name}/records.jsonl (the grid, then a JSON object per finished cell) and stages.jsonl beside it"
-    lines = [
-        *facts.legend,
+    options = f" with {view.options}" if view.options else ""
+    return [
+        *(facts.legend if view.measure is None else _legend_of_quantity(facts, records, view.measure)),
         *lost_candidates(records),
-        *of_comparison,
+        *of_table,
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
         *_mixed_devices(records),
         *(f"Warning: {line}." for line in inactive_parts(records)),
         *facts.warnings,
-        f"Records: {files}; python -m bench.collate --records rebuilds this table from them.",
+        f"Records: {files}; python -m bench.collate --records{options} rebuilds this table from them.",
     ]
-    return "".join(f"- {line}\n" for line in lines)
 
 
-def _comparison(
-    facts: GridFacts, differences: Mapping[str, Sequence[Difference]], over_tasks: Sequence[OverTasks]
-) -> list[str]:
-    """Say what bold, differences, p and P mean, as far as they occur."""
+def _legend_of_quantity(facts: GridFacts, records: Sequence[Record], measure: str) -> list[str]:
+    """Name a quantity in place of the columns' metrics, and how many cells lack it."""
+    quantity, shown = QUANTITIES[measure], by_column(facts, measure)
+    lacking = sum(shown[record["task"]].value(record) is None for record in records)
+    return [
+        f"Quantity: {quantity.label}. {quantity.explanation}".rstrip(),
+        *([f"Warning: {lacking} finished cells have no {quantity.title}; they count as missing."] if lacking else []),
+        *(line for line in facts.legend if not line.startswith(METRIC_LINE)),
+    ]
+
+
+def _comparison(reference: str | None, runs: RunTable, differences: Sequence[Difference]) -> list[str]:
+    """Say what bold and differences mean, as far as they occur."""
+    directed = all(column.better is not None for column in runs.columns)
     lines = ["Bold: complete, and better than every other row of its column by an interval that excludes 0."]
-    if len(facts.rows) > 1:
-        what = "mean over common seeds of the paired differences, positive where the row is better"
-        lines.append(f"Differences to {facts.reference}: {what}, with its 95 % t interval.")
-    if any(difference.conditional for of_tasks in differences.values() for difference in of_tasks):
+    if not directed:
+        lines = ["No bold and no ranks: neither direction is the better one."]
+    if differences:
+        sign = "positive where the row is better" if directed else "positive where the row has more"
+        what = f"mean over common seeds of the paired differences, {sign}"
+        lines.append(f"Differences to {reference}: {what}, with its 95 % t interval.")
+    if any(difference.conditional for difference in differences):
         why = "a stage or choice that only one of the two rows has is the same for several seeds"
         lines.append(f"{CONDITIONAL} {FINE_TUNING_ONLY}: {why}, so its luck is in all of them; such pairs get no bold.")
+    return lines
+
+
+def _over_tasks(facts: GridFacts, over_tasks: Sequence[OverTasks]) -> list[str]:
+    """Say what p and P mean, as far as they occur."""
+    lines = []
     if any(result.p is not None for result in over_tasks):
         counts = f"{len(facts.tasks)} task means, {len(facts.seeds)} seeds planned"
         lines.append(f"p: paired t test over tasks ({counts}), by Holm for all rows together.")

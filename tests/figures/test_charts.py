@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from bench.errors import InputError
-from bench.figures.charts import KINDS, Chart, NoFigure, paired_difference, summary
+from bench.figures.charts import KINDS, Chart, paired_difference, summary
 from bench.planning.plan import make_plan
 from bench.store.files import sha256
 from bench.store.store import Store
 from bench.tables.grid_facts import facts_of
+from bench.tables.quantities import NothingToShow
 from bench.tables.records import RecordsFile, computed_records
 from tests import tiny_grid
 from tests.figures.made_up import PROVENANCE, MadeUp, stage
@@ -197,21 +198,21 @@ def test_core_hours_count_threads_and_gpu_hours_do_not() -> None:
         chart = KINDS["cost"](made_up.source())
         assert (chart.points[0]["x"], chart.x_label) == (hours, f"cost ({unit})")
     next(iter(made_up.content.stages.values()))["provenance"] = PROVENANCE
-    with pytest.raises(NoFigure, match="cpu and cuda"):
+    with pytest.raises(NothingToShow, match="cpu and cuda"):
         KINDS["cost"](made_up.source())
 
 
 def test_what_the_data_do_not_have_is_no_figure() -> None:
     made_up = MadeUp(["finetune"])
     for kind in KINDS:
-        with pytest.raises(NoFigure):
+        with pytest.raises(NothingToShow):
             KINDS[kind](made_up.source())
     made_up.add("finetune", [0.5, 0.5])
     for kind in KINDS.keys() - {"cost"}:
-        with pytest.raises(NoFigure):
+        with pytest.raises(NothingToShow):
             KINDS[kind](made_up.source())
     made_up.content.stages.clear()
-    with pytest.raises(NoFigure, match=r"stages\.jsonl"):
+    with pytest.raises(NothingToShow, match=r"stages\.jsonl"):
         KINDS["cost"](made_up.source())
 
 
