@@ -74,7 +74,7 @@ def _published(cell: Judged) -> dict[str, Any]:
         "published": Summary(published.n, published.n, published.mean, published.std).text(),
         "source": cell.table,
         **{name: getattr(verdict, name) for name in ("kind", "mean", "low", "high", "reason", "caveat")},
-        "notes": published.notes,
+        "notes": (f"{cell.table} of {published.source}", *published.notes),
     }
 
 

@@ -220,13 +220,12 @@ function published() {
     },
     { title: "why, and with which reservation", value: ({ reason, caveat }) => [reason, caveat].filter(Boolean).join("; ") },
   ];
-  const notes = (each) => each.notes.length ? list(each.notes) : element("p", { class: "quiet" }, "Nothing is noted of this number.");
   return [
     element("p", { class: "quiet" },
       "Reproduced: the 90 % interval of ours − published lies within ± the table's margin; different: it lies wholly outside; "
-      + "undecided: neither, or there is no interval. Not comparable: a setting differs. A cell opens to what is noted of the "
-      + "published number."),
-    ...sortableTable("published", data.published, columns, notes).nodes,
+      + "undecided: neither, or there is no interval. Not comparable: a setting differs. A cell opens to the paper and to "
+      + "what is noted of its number."),
+    ...sortableTable("published", data.published, columns, (each) => list(each.notes)).nodes,
   ];
 }
 

@@ -35,6 +35,8 @@ class PublishedCell:
     pretraining: Pretraining
     notes: tuple[str, ...]
     """Errata and what the paper leaves open, of this cell's table, row and column."""
+    source: str = ""
+    """The paper."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def read_published(path: Path) -> dict[tuple[str, str, str], PublishedCell]:
     The fields of a cell are those of its table, of its pre-training where it has some, of its column and of its row.
     """
     try:
-        tables = json.loads(path.read_text(encoding="utf-8"))["tables"]
+        content = json.loads(path.read_text(encoding="utf-8"))
         cells = [
             PublishedCell(
                 name,
@@ -85,8 +87,9 @@ def read_published(path: Path) -> dict[tuple[str, str, str], PublishedCell]:
                 },
                 pretraining=entry["pretraining"],
                 notes=(*table["notes"], *table["errata"].get(task, ()), *table["errata"].get(f"{row}/{task}", ())),
+                source=content["source"],
             )
-            for name, table in tables.items()
+            for name, table in content["tables"].items()
             for row, entry in table["rows"].items()
             for (task, column), (mean, std) in zip(table["columns"].items(), entry["cells"], strict=True)
         ]

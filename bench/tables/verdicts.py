@@ -166,7 +166,8 @@ def published_legend(cells: Sequence[Judged]) -> list[str]:
     if not cells:
         return []
     tables = ", ".join(sorted({each.table for each in cells}))
-    lines = [f"Minus published: this table's mean less the one in {tables} (results/published.json says whose)."]
+    source = "; ".join(dict.fromkeys(each.published.source for each in cells))
+    lines = [f"Minus published: the mean of each cell less the one in {tables} of {source}."]
     margins = {each.published.margin for each in cells if each.verdict.low is not None}
     if margins:
         margin = ", ".join(f"{margin:g}" for margin in margins if margin is not None)
@@ -199,7 +200,7 @@ def _grouped(what: str, reasons: Iterable[tuple[str, Judged]]) -> Iterator[str]:
     yield from (f"{what}, as {reason}: {', '.join(of_reason)}." for reason, of_reason in cells.items())
 
 
-def as_columns(each: Judged) -> dict[str, Any]:
+def _as_columns(each: Judged) -> dict[str, Any]:
     """Return all that there is to say of a cell, by the columns of a CSV file."""
     ours, published, verdict = each.ours, each.published, each.verdict
     return {
@@ -225,9 +226,15 @@ def as_columns(each: Judged) -> dict[str, Any]:
 
 
 def published_csv(cells: Sequence[Judged]) -> str:
-    """Write the verdicts as CSV, a line for each cell."""
+    """Write the verdicts as CSV, a line for each cell.
+
+    Numbers have six digits behind the point: their last bits depend on the machine.
+    """
     text = io.StringIO()
-    lines = [as_columns(each) for each in cells]
+    lines = [
+        {name: round(value, 6) if isinstance(value, float) else value for name, value in _as_columns(each).items()}
+        for each in cells
+    ]
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
