@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     to_run = plan.to_run(options.retry)
     if not to_run:
         print(describe_plan(plan), flush=True)
-        return write_tables(plan, store, options.results, plan.records)
+        return write_tables(plan, store, options.results, read_before=plan.records)
     earlier = earlier_records(plan, options.results)  # refuses now what the tables could not be merged with at the end
     print(describe_plan(plan), flush=True)
     if plan.again:

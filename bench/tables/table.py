@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -209,6 +210,8 @@ class Table:
     def latex(self) -> str:
         head, *body = self.lines
         latex = tabulate(body, headers=head, tablefmt="latex_booktabs", disable_numparse=True)
+        # A hyphen before a number is a minus. Names of rows and tasks hold no space or brace, which stand before those.
+        latex = re.sub(rf"(?<=[ {BOLD[0]}])-(?=\d)", "$-$", latex)
         return _bold(latex, r"\textbf{", "}").replace("±", r"$\pm$").replace("–", "--") + "\n"
 
 

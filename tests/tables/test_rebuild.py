@@ -10,6 +10,7 @@ import pytest
 from bench import collate
 from bench.errors import InputError
 from bench.tables.command import main
+from bench.tables.layout import AXES
 from bench.tables.records import read_file
 from tests.tables.test_records import Place
 
@@ -36,10 +37,19 @@ def rebuild(results: Path, *files: Path) -> dict[str, bytes]:
     return files_of(results)
 
 
+def option_of(name: str) -> str:
+    """The option that asks for a quantity or an axis of this name."""
+    return f"--layout={name}" if name in AXES else f"--measure={name}"
+
+
 @pytest.mark.parametrize("path", COMMITTED, ids=[path.parent.name for path in COMMITTED])
 def test_committed_tables_are_those_of_their_records(path: Path, tmp_path: Path) -> None:
     name = path.parent.name
     rebuilt = rebuild(tmp_path / "rebuilt", path)
+    for table in path.parents[1].glob(f"{name}@*.md"):
+        options = map(option_of, table.stem.split("@")[1:])
+        assert main(["--records", str(path), "--results", str(tmp_path / table.stem), *options]) == 0
+        rebuilt |= files_of(tmp_path / table.stem)
     assert rebuilt.keys() >= {
         f"{name}.md",
         f"{name}.csv",
