@@ -21,6 +21,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 CHARTS = "tests/figures/test_charts.py"
 LABELS = "tests/baselines/test_label_regularization.py"
+LAYOUT = "tests/tables/test_layout.py"
+QUANTITIES = "tests/tables/test_quantities.py"
+VERDICTS = "tests/tables/test_verdicts.py"
 
 
 class Mutation(NamedTuple):
@@ -706,6 +709,69 @@ MUTATIONS = (
         "(row, task, seed) not in seeds]",
         "not seeds]",
         ("tests/report/test_content.py::test_missing_seeds_are_named_by_row_and_task",),
+    ),
+    Mutation(
+        "a quantity without a direction has a best row",
+        "bench/tables/compare.py",
+        "if self.column(task).better is None:",
+        "if not self.rows:",
+        (f"{QUANTITIES}::test_without_a_direction_nothing_is_best_and_nothing_has_a_rank",),
+    ),
+    Mutation(
+        "the log of the loss has another base",
+        "bench/tables/quantities.py",
+        "math.log(loss)",
+        "math.log10(loss)",
+        (f"{QUANTITIES}::test_the_log_of_the_loss_is_taken_seed_by_seed",),
+    ),
+    Mutation(
+        "the gap of a further split is that of the first one",
+        "bench/tables/quantities.py",
+        "    if split is None:\n        return _measured",
+        "    if True:\n        return _measured",
+        (f"{QUANTITIES}::test_the_gap_is_that_of_the_split_which_a_column_shows",),
+    ),
+    Mutation(
+        "a row without a place on the axis is left out silently",
+        "bench/tables/layout.py",
+        'unplaced.append(f"{row} on {task}, which has no one count of {axis.label}")',
+        "continue",
+        (f"{LAYOUT}::test_rows_without_a_place_are_named_under_the_table",),
+    ),
+    Mutation(
+        "rows at the same position are one line",
+        "bench/tables/layout.py",
+        "replace(spot, series=row) if spot.series in ambiguous else spot",
+        "spot",
+        (f"{LAYOUT}::test_rows_at_the_same_place_are_lines_of_their_own",),
+    ),
+    Mutation(
+        "settings that differ between seeds are those of the last one",
+        "bench/tables/verdicts.py",
+        "values[name][value] = None",
+        "values[name] = {value: None}",
+        (f"{VERDICTS}::test_settings_that_differ_between_seeds_are_both_named",),
+    ),
+    Mutation(
+        "any number of rounds is comparable with the paper's one",
+        "bench/tables/verdicts.py",
+        '"self_distillation.rounds", rounds(behind)',
+        '"self_distillation.rounds", 1',
+        (f"{VERDICTS}::test_rounds_and_the_weight_of_the_loss_decide_too",),
+    ),
+    Mutation(
+        "shared pre-training passes for one of its own",
+        "bench/tables/verdicts.py",
+        "max(earlier.values()) > 1",
+        "max(earlier.values()) > len(cells)",
+        (f"{VERDICTS}::test_pretraining_is_shared_where_seeds_have_a_stage_in_common",),
+    ),
+    Mutation(
+        "the most frequent class goes by its number where it has a name",
+        "bench/tables/comparison.py",
+        "names = test.class_names if test is not None and test.class_names else map(str, range(len(counts)))",
+        "names = map(str, range(len(counts)))",
+        ("tests/tables/test_comparison.py::test_the_most_frequent_class_has_an_f1_where_the_classes_have_names",),
     ),
     # ---------------------------------------------------------------------------------------- plan and store
     Mutation(

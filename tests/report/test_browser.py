@@ -11,6 +11,7 @@ from bench.report.content import report
 from bench.tables.records import RecordsFile
 from tests.report.browser import Browser
 from tests.report.sample import HOSTILE, records_of, sample
+from tests.tables.test_verdicts import paper
 
 pytestmark = pytest.mark.group("chromium")
 
@@ -193,3 +194,19 @@ def test_numbers_that_are_none_are_shown_and_sorted_last(browser: Browser, tmp_p
     assert column(browser, "answer", 1) == ["+1.00 (n = 1)"]
     browser.evaluate("document.querySelectorAll('#cells th button')[4].click()")
     assert column(browser, "cells", 4) == ["50.00", "50.10", "51.00", "NaN"]
+
+
+def test_published_numbers_sort_and_open_where_there_are_some(browser: Browser, tmp_path: Path) -> None:
+    browser.show(390)
+    browser.open(write(paper().content, None, tmp_path / "page.html"))
+    assert column(browser, "published", 1) == ["reproduced", "not comparable", "different", "undecided", "reproduced"]
+    assert column(browser, "published", 4)[:3] == ["+0.05 [−0.56, +0.66]", "–", "+4.65 [+3.90, +5.40]"]
+    assert column(browser, "published", 5)[1] == "training_examples is 3760 here and 4230 in the paper"
+    click(browser, "#published tbody button")
+    assert "5,594 training images" in browser.evaluate("document.querySelector('#published td.detail').innerText")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    browser.evaluate("document.querySelectorAll('#published th button')[4].click()")
+    assert column(browser, "published", 0)[-1] == "finetune on dtd"  # without a difference
+    browser.open(write(sample(ROWS, TASKS, [0]), None, tmp_path / "other.html"))
+    assert browser.evaluate("document.querySelector('#published') === null")
+    assert browser.complaints == []
