@@ -80,7 +80,7 @@ def test_wheel_holds_both_packages_their_data_and_the_grids_only(wheel: Path) ->
     page = {f"bench/report/page.{ending}" for ending in ("html", "css", "js")}
     published = "bench/tables/published.json"
     assert code == sources | grids | {tokenizer, published} | page
-    assert zipfile.ZipFile(wheel).read(published) == (ROOT / "results" / "published.json").read_bytes()
+    assert zipfile.ZipFile(wheel).read(published) == (ROOT / published).read_bytes()
     assert zipfile.ZipFile(wheel).read(tokenizer) == (ROOT / tokenizer).read_bytes()
     assert any(name.endswith("licenses/LICENSE") for name in names)
 

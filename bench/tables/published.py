@@ -1,11 +1,10 @@
-"""What papers print, from `results/published.json`, and whether a cell of ours reproduces it."""
+"""What papers print, from `published.json` beside this module, and whether a cell of ours reproduces it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,8 @@ from bench.tables.compare import Summary
 LEVEL = 0.90
 """The level of the interval: it lies within a margin exactly where two one-sided tests at 5 % say so."""
 
+FILE = Path(__file__).with_name("published.json")
+"""The published numbers; `results/published.json` is a link to it, and may be deleted with the results."""
 Pretraining = Literal["none", "per_seed", "shared", "unstated"]
 """How often unlabelled stages ran: never, for every seed, once for all seeds, or the paper does not say."""
 
@@ -55,14 +56,7 @@ class Verdict:
     caveat: str = ""
 
 
-def published_file() -> Path:
-    """Return the file of published numbers: inside the installed wheel, or in results/ of a checkout."""
-    package = Path(str(resources.files("bench")))
-    packaged = package / "tables" / "published.json"
-    return packaged if packaged.is_file() else package.parent / "results" / "published.json"
-
-
-def read_published(path: Path) -> dict[tuple[str, str, str], PublishedCell]:
+def read_published(path: Path = FILE) -> dict[tuple[str, str, str], PublishedCell]:
     """Read all published cells by table, row and task.
 
     The fields of a cell are those of its table, of its pre-training where it has some, of its column and of its row.

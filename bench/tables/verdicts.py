@@ -18,7 +18,6 @@ from bench.tables.published import (
     PublishedCell,
     Verdict,
     compare_with_published,
-    published_file,
     read_published,
 )
 from bench.tables.records import Record
@@ -58,7 +57,7 @@ def judged(
 
     `runs` are what the table shows: the columns' metrics, or the quantity that `measure` names.
     """
-    published = list(read_published(published_file()).values())
+    published = list(read_published().values())
     of_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         of_cell[record["method"], record["task"]].append(record)

@@ -12,7 +12,6 @@ import bench
 from bench.report.content import report
 from bench.tables.command import main
 from bench.tables.comparison import runs_of
-from bench.tables.published import published_file
 from bench.tables.quantities import by_column
 from bench.tables.records import read_file
 from bench.tables.table import View, tables
@@ -237,4 +236,3 @@ def test_the_files_are_rebuilt_from_records_alone(tmp_path: Path) -> None:
     assert "made_up@published.csv" in first
     assert main(["--records", str(path), "--results", str(tmp_path)]) == 0
     assert {file.name: file.read_bytes() for file in tmp_path.glob("made_up*.*")} == first
-    assert published_file().name == "published.json"

@@ -13,11 +13,10 @@ from bench.errors import DamagedStore
 from bench.planning import gin_files
 from bench.store import provenance
 from bench.store.files import digest, sha256, sync, write_json
-from bench.tables.published import published_file
 
 
 def snapshot(store_root: Path) -> Path:
-    """Copy the packages as imported now, the grids and the published numbers into the store.
+    """Copy the packages as imported now, and the grids, into the store.
 
     Returns the folder for PYTHONPATH. The folder is named by its contents, so that equal code is copied once. Raises
     DamagedStore if an earlier copy was changed since.
@@ -35,9 +34,6 @@ def snapshot(store_root: Path) -> Path:
             _copy(Path(package.__file__).parent, temporary / package.__name__)
         if not (temporary / "bench" / "gin").is_dir():  # else the wheel carries them inside
             _copy(gin_files.shipped_gin(), temporary / "gin")
-        if not (temporary / "bench" / "tables" / "published.json").is_file():
-            (temporary / "results").mkdir()
-            shutil.copyfile(published_file(), temporary / "results" / "published.json")
         contents = _digest(temporary, commit)
         write_json(temporary / provenance.SNAPSHOT, {"commit": commit, "contents": contents})
         copy = folder / contents[:16]
