@@ -86,12 +86,15 @@ def describe(entry: str) -> str:
 
 
 def split_of(entry: str) -> str | None:
-    """Return the further split that an entry is about; None for the one that a stage's own number comes from."""
+    """Return the further split that an entry is about.
+
+    It is None for the split that a stage's own number comes from.
+    """
     return _parts(entry)[2]
 
 
 def without_split(entry: str) -> str:
-    """Return the entry of the same metric for the split that a stage's own number comes from."""
+    """Return the entry of the same metric without its further split."""
     name, positive_class, _ = _parts(entry)
     return entry_name(name, positive_class)
 

@@ -205,18 +205,18 @@ def paired_difference(source: Source, row: str, reference: str, task: str) -> Po
 def over(axis: Axis, source: Source, quantity: str | None = None) -> Chart:
     """Show a quantity over an axis, one series for each method (Figures 1, 3, 4 and 5c)."""
     summaries = _summaries(source, quantity)
-    of = spots(axis, {cell: of_seed.values() for cell, of_seed in source.cells.items()}, source.content.stages)
+    spot_of = spots(axis, {cell: of_seed.values() for cell, of_seed in source.cells.items()}, source.content.stages)
     points, elsewhere, with_numbers = [], [], []
     for point, _ in summaries:
         cell = (point["row"], point["task"])
-        if cell not in of:
+        if cell not in spot_of:
             elsewhere.append(f"{point['row']} on {point['task']}")
             continue
         # Where a row without any record belongs is not known; the caption names it.
-        points.append({**point, "series": of[cell].series, "x": of[cell].position})
+        points.append({**point, "series": spot_of[cell].series, "x": spot_of[cell].position})
         if point["mean"] is not None:
             with_numbers.append(cell)
-    positions_of = positions_with_numbers(axis, of, with_numbers)
+    positions_of = positions_with_numbers(axis, spot_of, with_numbers)
     single = any(len(positions) == 1 for positions in positions_of.values())
     sentences = [
         BARS,

@@ -21,9 +21,10 @@ def runs_of(
     stages: Mapping[str, Record],
     quantities: Mapping[str, Quantity] | None = None,
 ) -> RunTable:
-    """Make the runs of a grid: its numbers as tables show them, with the stages on the task's data behind each.
+    """Make the runs of a grid: its numbers as tables show them.
 
-    `quantities` are what the columns show; without them it is the metric of each. A record without a value is no run.
+    Each has the stages on its task's data that are behind it. `quantities` are what the columns show; without them it
+    is the metric of each. A record without a value is no run.
     """
     shown = by_column(facts) if quantities is None else quantities
     columns = tuple(Column(task, shown[task].better, shown[task].unit, shown[task].decimals) for task in facts.tasks)
@@ -61,7 +62,10 @@ def _keys(spec: Any, task: str | None) -> Iterator[str]:
 
 
 def baseline_row(facts: GridFacts, metrics: Mapping[str, str]) -> list[str]:
-    """Say what always answering with the test set's most frequent class would score in these metrics, by column."""
+    """Say what the most frequent class would score in each column.
+
+    It is the answer to every example of the test set; `metrics` are those of the columns.
+    """
     cells = []
     for task, metric in metrics.items():
         test = facts.test.get(task)

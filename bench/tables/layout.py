@@ -60,7 +60,10 @@ AXES = {
 
 
 def behind(record: Record, stages: Mapping[str, Record]) -> list[Record]:
-    """Return the stages behind a cell, its own last; refuses what needs them where one is missing."""
+    """Return the stages behind a cell, its own last.
+
+    Refuses a cell of which one is missing.
+    """
     there = [stages.get(key) for key in record.get("stages", ())]
     complete = [stage for stage in there if stage is not None]
     if not complete or len(complete) < len(there):
@@ -79,10 +82,10 @@ class Spot:
 def spots(
     axis: Axis, cells: Mapping[tuple[str, str], Iterable[Record]], stages: Mapping[str, Record]
 ) -> dict[tuple[str, str], Spot]:
-    """Place rows on an axis, by row and task; `cells` are their records.
+    """Place rows on an axis, by row and task.
 
-    What has no place on the axis, or another one for each seed, is left out; a row without any record has a spot
-    without a position.
+    `cells` are their records. What has no place on the axis, or another one for each seed, is left out; a row without
+    any record has a spot without a position.
     """
     # Example: the rows a/tapt and b/tapt, with 10 and 20 steps, stand at 10 and 20 in the series tapt. A third row
     # c/tapt, with 20 steps and another learning rate, shares a position with b/tapt: then each is a series of its own.
@@ -100,15 +103,16 @@ def spots(
 
 
 def positions_with_numbers(
-    axis: Axis, of: Mapping[tuple[str, str], Spot], numbers: Iterable[tuple[str, str]]
+    axis: Axis, spot_of: Mapping[tuple[str, str], Spot], numbers: Iterable[tuple[str, str]]
 ) -> dict[tuple[str, str], set[int]]:
-    """Return the positions of each task and series at which rows have numbers.
+    """Return at which positions each task and series has numbers.
 
-    `numbers` are the rows and tasks that have one. Refuses an axis on which no series has two.
+    `spot_of` is where rows stand, `numbers` are the rows and tasks that have one. Refuses an axis on which no series
+    has two.
     """
     positions: dict[tuple[str, str], set[int]] = defaultdict(set)
     for row, task in numbers:
-        spot = of.get((row, task))
+        spot = spot_of.get((row, task))
         if spot is not None and spot.position is not None:
             positions[task, spot.series].add(spot.position)
     if max(map(len, positions.values()), default=0) < 2:
@@ -142,30 +146,33 @@ class Arranged:
 def arranged(
     axis: Axis, runs: RunTable, cells: Mapping[tuple[str, str], Sequence[Record]], stages: Mapping[str, Record]
 ) -> Arranged:
-    """Arrange the runs of a grid on an axis; refuses one on which no method stands at two positions."""
+    """Arrange the runs of a grid on an axis.
+
+    Refuses an axis on which no method stands at two positions.
+    """
     # Example: the rows a/tapt and b/tapt on cub, with 10 and 20 steps, are the row tapt with the columns "cub at 10"
     # and "cub at 20". These are compared as tasks are: a column has one best row, and rows are paired seed by seed.
-    of = spots(axis, cells, stages)
-    positions_with_numbers(axis, of, {(run.row, run.task) for run in runs.runs})
-    places = {cell: spot.position for cell, spot in of.items() if spot.position is not None}
+    spot_of = spots(axis, cells, stages)
+    positions_with_numbers(axis, spot_of, {(run.row, run.task) for run in runs.runs})
+    position_of = {cell: spot.position for cell, spot in spot_of.items() if spot.position is not None}
     columns = {
         (task.task, position): f"{task.task} at {position}"
         for task in runs.columns
-        for position in sorted({position for (_, name), position in places.items() if name == task.task})
+        for position in sorted({position for (_, name), position in position_of.items() if name == task.task})
     }
     moved: list[Run] = [
-        replace(run, row=of[cell].series, task=columns[run.task, places[cell]])
+        replace(run, row=spot_of[cell].series, task=columns[run.task, position_of[cell]])
         for run in runs.runs
-        if (cell := (run.row, run.task)) in places
+        if (cell := (run.row, run.task)) in position_of
     ]
     unplaced = []
     for row, task in cells:
-        if (row, task) not in of:
+        if (row, task) not in spot_of:
             unplaced.append(f"{row} on {task}, which has no one count of {axis.label}")
-        elif (row, task) not in places:
+        elif (row, task) not in position_of:
             unplaced.append(f"{row} on {task}, of which no cell has finished")
     table = RunTable(
-        rows=tuple(dict.fromkeys(of[cell].series for cell in places)),
+        rows=tuple(dict.fromkeys(spot_of[cell].series for cell in position_of)),
         columns=tuple(replace(runs.column(task), task=name) for (task, _), name in columns.items()),
         seeds=runs.seeds,
         runs=tuple(moved),
@@ -173,9 +180,9 @@ def arranged(
     return Arranged(
         table,
         columns,
-        series={row: of[row, task].series for row, task in places},
+        series={row: spot_of[row, task].series for row, task in position_of},
         spots=dict.fromkeys(
-            (of[row, task].series, columns[task, position]) for (row, task), position in places.items()
+            (spot_of[row, task].series, columns[task, position]) for (row, task), position in position_of.items()
         ),
         unplaced=tuple(unplaced),
     )

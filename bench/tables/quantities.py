@@ -43,16 +43,20 @@ class Quantity:
 
     @property
     def label(self) -> str:
-        """Name the values at an axis or over a table, with their unit."""
+        """Name the values, with their unit."""
         return f"{self.title} ({self.unit}{', lower is better' if self.better == 'lower' else ''})"
 
     def value(self, record: Record) -> float | None:
-        """Return the value of a cell as it is shown, or None where its record has none."""
+        """Return a cell's value as it is shown, or None."""
         number = self.read(record, self.split)
-        return self.scale * number if isinstance(number, int | float) else None
+        return self.scale * number if _is_number(number) else None
 
 
 # ------------------------------------------------------------------------------------------------ readers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _metric(name: str) -> Reader:
@@ -64,18 +68,24 @@ def _measured(name: str) -> Reader:
 
 
 def _log_train_loss(record: Record, split: str | None) -> float | None:
+    """Read the logarithm of the train cross-entropy: -inf for 0, NaN for what has none."""
     loss = _measured("train_loss")(record, split)
-    if loss == 0:
-        return -math.inf
-    return None if loss is None else math.log(loss)
+    if not _is_number(loss):
+        return None
+    if loss > 0:
+        return math.log(loss)
+    return -math.inf if loss == 0 else math.nan
 
 
 def _generalisation_gap(record: Record, split: str | None) -> Any:
-    """Read the gap on the split that a column shows; records hold the one on a stage's own test split."""
+    """Read the gap on the split that a column shows.
+
+    Records hold the one on a stage's own test split; that on a further one is computed from its cross-entropy.
+    """
     if split is None:
         return _measured("generalisation_gap")(record, split)
-    losses = (_metric("loss")(record, split), _measured("train_loss")(record, split))
-    return None if None in losses else losses[0] - losses[1]
+    test_loss, train_loss = _metric("loss")(record, split), _measured("train_loss")(record, split)
+    return test_loss - train_loss if _is_number(test_loss) and _is_number(train_loss) else None
 
 
 # ------------------------------------------------------------------------------------------------ quantities
@@ -150,7 +160,10 @@ def task_metric(entry: str) -> Quantity:
 
 
 def by_column(facts: GridFacts, name: str | None = None) -> dict[str, Quantity]:
-    """Return what each column shows: the quantity of this name, or the column's own metric."""
+    """Return what each column shows.
+
+    It is the quantity of this name; without a name, the column's own metric.
+    """
     return {
         task: replace(QUANTITIES[name], split=split_of(metric)) if name else task_metric(metric)
         for task, metric in facts.metrics.items()

@@ -73,6 +73,7 @@ class RecordLine:
     value: float
     metrics: dict[str, float]
     provenance: Provenance
+    measured: dict[str, Any] = field(default_factory=dict)
     metric: str | None = None
     search: Any = None
     devices: tuple[str, ...] = ()

@@ -101,7 +101,10 @@ class Results:
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """Every table in every format, by the name of its file; refuses a view that the records do not have."""
+        """Every table in every format, by the name of its file.
+
+        Refuses a view that the records do not have.
+        """
         assert self.content.grid is not None
         texts: dict[str, str] = {}
         for view in (View(), *self.views):
@@ -264,7 +267,7 @@ def _row_by_row(
 def _laid_out(
     facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record], view: View, runs: RunTable
 ) -> Table:
-    """Make the table of methods over an axis: a line for each task and method, a column for each position."""
+    """Make the table of methods over an axis."""
     assert view.layout is not None
     axis = AXES[view.layout]
     cells: dict[tuple[str, str], list[Record]] = {(row, task): [] for row in facts.rows for task in facts.tasks}
@@ -292,9 +295,9 @@ def _laid_out(
 
 
 def _over_positions(laid: Arranged, facts: GridFacts, head: str, text: Callable[[str, str], str]) -> Lines:
-    """Write a line for each task and row that has a text, and a column for each position.
+    """Write a line for each task and row that has a text.
 
-    `text` is handed a row and a column of the arranged runs.
+    It has a column for each position. `text` is handed a row and a column of the arranged runs.
     """
     # Positions of another task stay empty. Example: digits has rows at 100 and 1000 examples, pydocs at 100 and 2000:
     #   task    method    100          1000         2000
@@ -321,7 +324,10 @@ def _bold(text: str, before: str, after: str) -> str:
 
 
 def _test_metrics(facts: GridFacts, measure: str | None) -> dict[str, str]:
-    """Return the metric that each column shows, by its name in a record; none where it is another quantity."""
+    """Return the metric that each column shows, by its name in a record.
+
+    There is none where the columns show what is no metric.
+    """
     if measure is None:
         return facts.metrics
     return dict.fromkeys(facts.tasks, measure) if measure in METRICS else {}
@@ -353,7 +359,10 @@ def _cell(runs: RunTable, row: str, column: str, best: str | None) -> str:
 
 
 def _legend(facts: GridFacts, records: Sequence[Record], view: View, of_table: Sequence[str]) -> list[str]:
-    """Say all that a reader of a table needs; `of_table` are the lines about what it compares."""
+    """Say all that a reader of a table needs.
+
+    `of_table` are the lines about what it compares.
+    """
     files = f"{facts.name}/records.jsonl (the grid, then a JSON object per finished cell) and stages.jsonl beside it"
     options = f" with {view.options}" if view.options else ""
     return [
@@ -370,7 +379,10 @@ def _legend(facts: GridFacts, records: Sequence[Record], view: View, of_table: S
 
 
 def _legend_of_quantity(facts: GridFacts, records: Sequence[Record], measure: str) -> list[str]:
-    """Name a quantity in place of the columns' metrics, and how many cells lack it."""
+    """Name a quantity in place of the columns' metrics.
+
+    Says how many finished cells lack it.
+    """
     quantity, shown = QUANTITIES[measure], by_column(facts, measure)
     lacking = sum(shown[record["task"]].value(record) is None for record in records)
     return [

@@ -53,9 +53,10 @@ def judged(
     runs: RunTable,
     measure: str | None = None,
 ) -> list[Judged]:
-    """Judge every cell that has a published counterpart, in the order of the rows.
+    """Judge every cell that has a published counterpart.
 
-    `runs` are what the table shows: the columns' metrics, or the quantity that `measure` names.
+    They come in the order of the rows. `runs` are what the table shows: the columns' metrics, or the quantity that
+    `measure` names.
     """
     published = list(read_published().values())
     of_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
@@ -78,7 +79,7 @@ def judged(
 def _counterpart(
     published: Iterable[PublishedCell], row: str, task: str, metric: str, measure: str | None
 ) -> PublishedCell | None:
-    """Return the published cell to hold a cell of ours against, or None."""
+    """Return the published counterpart of a cell of ours, or None."""
     # A row is published under its own name or that of its method: tapt_10k/tapt is held against the published tapt,
     # and its steps then say that it is not comparable. What the paper prints in several tables counts once, in the
     # first; a table without a margin (of losses) is none that a row's metric is held against, unless it is that metric.
@@ -90,9 +91,10 @@ def _counterpart(
 
 
 def _fields(cells: Sequence[Record], stages: Mapping[str, Record]) -> dict[str, str | float]:
-    """Collect what decides whether cells are comparable, by the names of published fields.
+    """Collect what decides whether cells are comparable.
 
-    Where cells, or stages of one kind, differ in a field, its values are joined with "and".
+    It goes by the names of published fields. Where cells, or stages of one kind, differ in a field, its values are
+    joined with "and".
     """
     values: dict[str, dict[Any, None]] = defaultdict(dict)
     for record in cells:
@@ -103,7 +105,10 @@ def _fields(cells: Sequence[Record], stages: Mapping[str, Record]) -> dict[str, 
 
 
 def _fields_of(record: Record, stages: Mapping[str, Record]) -> Iterator[tuple[str, Any]]:
-    """Yield the fields of a cell; those of stages that nobody knows are left out."""
+    """Yield the fields of a cell.
+
+    Where a stage behind it is not known, only those are left that its record says itself.
+    """
     yield "backbone", record["backbone"]
     behind = [stages[key] for key in record.get("stages", ()) if key in stages]
     if not behind or len(behind) < len(record["stages"]):
@@ -146,7 +151,7 @@ def _pretraining(facts: GridFacts, cells: Sequence[Record], stages: Mapping[str,
 
 
 def published_rows(cells: Sequence[Judged]) -> list[list[str]]:
-    """Write the verdicts: a line of heads, then one for each row; nothing where nothing is published."""
+    """Write the verdicts: a line of heads, then one for each row."""
     tasks = list(dict.fromkeys(each.task for each in cells))
     texts = {(each.row, each.task): verdict_text(each.verdict) for each in cells}
     rows = dict.fromkeys(each.row for each in cells)
@@ -161,7 +166,10 @@ def verdict_text(verdict: Verdict) -> str:
 
 
 def published_legend(cells: Sequence[Judged]) -> list[str]:
-    """Say what the verdicts mean, and which cells have none or one with a reservation."""
+    """Say what the verdicts mean, and why cells have none.
+
+    A verdict whose interval does not hold the noise of pre-training is named, too.
+    """
     if not cells:
         return []
     tables = ", ".join(sorted({each.table for each in cells}))
@@ -174,20 +182,13 @@ def published_legend(cells: Sequence[Judged]) -> list[str]:
             f"Reproduced: Welch's 90 % interval of that difference lies within ± {margin}; different: it lies wholly "
             "outside; undecided: neither, or there is no interval."
         )
+    not_comparable = [each for each in cells if each.verdict.kind == "not comparable"]
+    without_interval = [each for each in cells if each.verdict.kind == "undecided" and each.verdict.low is None]
     return [
         *lines,
-        *_grouped(
-            "Not comparable", ((each.verdict.reason, each) for each in cells if each.verdict.kind == "not comparable")
-        ),
-        *_grouped(
-            "Undecided",
-            (
-                (each.verdict.reason, each)
-                for each in cells
-                if each.verdict.kind == "undecided" and each.verdict.low is None
-            ),
-        ),
-        *_grouped("Fine-tuning noise only", ((each.verdict.caveat, each) for each in cells if each.verdict.caveat)),
+        *_grouped("Not comparable", [(each.verdict.reason, each) for each in not_comparable]),
+        *_grouped("Undecided", [(each.verdict.reason, each) for each in without_interval]),
+        *_grouped("Fine-tuning noise only", [(each.verdict.caveat, each) for each in cells if each.verdict.caveat]),
     ]
 
 
@@ -200,7 +201,7 @@ def _grouped(what: str, reasons: Iterable[tuple[str, Judged]]) -> Iterator[str]:
 
 
 def _as_columns(each: Judged) -> dict[str, Any]:
-    """Return all that there is to say of a cell, by the columns of a CSV file."""
+    """Return all facts of a cell, by the columns of a CSV file."""
     ours, published, verdict = each.ours, each.published, each.verdict
     return {
         "row": each.row,
