@@ -364,7 +364,7 @@ def _legend(facts: GridFacts, records: Sequence[Record], view: View, of_table: S
     `of_table` are the lines about what it compares.
     """
     files = f"{facts.name}/records.jsonl (the grid, then a JSON object per finished cell) and stages.jsonl beside it"
-    options = f" with {view.options}" if view.options else ""
+    options = f"{view.options} --records".strip()
     return [
         *(facts.legend if view.measure is None else _legend_of_quantity(facts, records, view.measure)),
         *lost_candidates(records),
@@ -374,7 +374,7 @@ def _legend(facts: GridFacts, records: Sequence[Record], view: View, of_table: S
         *_mixed_devices(records),
         *(f"Warning: {line}." for line in inactive_parts(records)),
         *facts.warnings,
-        f"Records: {files}; python -m bench.collate --records{options} rebuilds this table from them.",
+        f"Records: {files}; python -m bench.collate {options} rebuilds this table from them.",
     ]
 
 

@@ -72,7 +72,7 @@ def test_a_layout_of_a_measured_quantity() -> None:
     ]
     text = table(rounds(), View("encoder_distance", "rounds"))[".md"]
     assert text.startswith("# made_up: encoder distance (no unit) over rounds\n")
-    assert "--measure encoder_distance --layout rounds rebuilds" in text and "minus" not in text
+    assert "--measure encoder_distance --layout rounds --records rebuilds" in text and "minus" not in text
 
 
 def test_rows_without_a_place_are_named_under_the_table() -> None:

@@ -49,7 +49,10 @@ def test_a_measured_quantity_is_a_table_of_its_own() -> None:
     }
     assert lines_of(measured(), "train_loss")["mars"] == ["0.1250 ± 0.0000 (2)"] * 2
     text = table(measured(), View("encoder_distance"))[".md"]
-    assert text.startswith("# made_up: encoder distance (no unit)\n") and "--measure encoder_distance rebuilds" in text
+    assert (
+        text.startswith("# made_up: encoder distance (no unit)\n")
+        and "--measure encoder_distance --records rebuilds" in text
+    )
     assert "−10.00" in text  # mars moves less: without a direction, a difference is the plain one
 
 
@@ -108,6 +111,15 @@ def test_cells_without_the_quantity_are_counted() -> None:
     del next(iter(made_up.content.cells.values()))["measured"]["encoder_distance"]
     assert lines_of(made_up, "encoder_distance")["finetune"][0] == "20.10 (1/2)"
     assert "Warning: 1 finished cells have no encoder distance" in table(made_up, View("encoder_distance"))[".md"]
+
+
+@pytest.mark.parametrize(("loss", "text"), [("x", "– (0/2)"), (None, "– (0/2)"), (-1.0, "– (0/2; 2 × nan)")])
+def test_a_damaged_measurement_is_no_number(loss: object, text: str) -> None:
+    made_up = measured()
+    for record in made_up.content.cells.values():
+        if record["method"] == "mars":
+            record["measured"]["train_loss"] = loss
+    assert lines_of(made_up, "log_train_loss")["mars"] == [text] * 2
 
 
 def test_every_metric_is_a_quantity_with_its_own_direction() -> None:
