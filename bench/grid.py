@@ -19,7 +19,7 @@ import baselines
 from bench import cli
 from bench.errors import InputError
 from bench.planning.describe import describe_plan
-from bench.planning.plan import Plan, make_plan, source
+from bench.planning.plan import Plan, look_up, make_plan, source
 from bench.specs import Selected, Stage
 from bench.store.code import keep_todays
 from bench.store.files import in_threads
@@ -262,7 +262,8 @@ def _plan_jobs(plan: Plan, options: argparse.Namespace, store: Store, data: Path
     _check_cluster(plan, options, data)
     drafted = draft(plan, store, options.retry)
     print(f"jobs: {len(drafted.arrays)} sbatch calls for {len(drafted.stages)} stages, and one for the tables")
-    print(describe_submission(drafted))
+    if drafted.arrays:
+        print(describe_submission(drafted))
 
 
 def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -> int:
@@ -289,26 +290,44 @@ def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -
     repeated += [("--data", [options.data])] if options.data else []
     follow_arguments = [str(text) for option, values in repeated if values for text in (option, *values)]
     print(f"to follow: {shlex.join(['python', '-m', 'bench.status', *follow_arguments])}", flush=True)
-    refused = submitted.refused or ("" if options.wait else submitted.tables_refused)  # who waits writes the tables
+    if options.wait:  # who waits submits what is refused now when there is room, and writes the tables
+        return _follow(plan, options, store, submitted)
+    refused = submitted.refused or submitted.tables_refused
     if refused:
         print(f"error: {refused}\nWhen jobs have ended, run the same command to go on.", file=sys.stderr)
-    status = _follow(plan, options, store, submitted) if options.wait else 0
-    return max(status, 1 if refused else 0)
+    return 1 if refused else 0
 
 
 def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Submitted) -> int:
+    """Follow the jobs, and submit what they leave, until all is done or has failed for good."""
     from bench.launch.reporter import Reporter
-    from bench.monitor.follow import follow
+    from bench.launch.slurm.submit import CommandLine, progress, submit
+    from bench.monitor.follow import Ended, follow
     from bench.training.signals import StopFlag
 
     keys = {*(stage.key for stage in submitted.stages), *submitted.in_flight}
-    stop = StopFlag()
+    command_line = CommandLine(options.gin, options.set, options.results, cli.data_root(options))
+    stop, ended = StopFlag(), Ended()
     with stop.on_signals(), Reporter(len(keys), _rows(plan)) as report:
-        failed, blocked = follow(plan, keys, store, stop, report)
+        while keys and not stop():
+            before = progress(plan, store)
+            ended.add(follow(plan, keys, store, stop, report))
+            keys = {*ended.left}
+            if not keys or stop():
+                break
+            # Nobody is left to run these: jobs were cancelled, or lost, or too few were allowed at once.
+            look_up(plan, store)
+            if progress(plan, store) <= before:
+                break
+            report.console.print(f"submitting again: no job is left for {len(keys)} stages", markup=False)
+            submitted = submit(plan, store, command_line)
+            keys = {*(stage.key for stage in submitted.stages), *submitted.in_flight}
     if stop():
         print("detached: the jobs go on; the same command follows them again, --cancel ends them", file=sys.stderr)
         return 130
-    _report_failures(plan, store, failed, {**submitted.blocked, **blocked})
+    for reason, folders in ended.left_by_reason(plan).items():
+        print(f"left: {len(folders)} stages, such as {folders[0]}: {reason}; run the same command to go on")
+    _report_failures(plan, store, ended.failed, {**submitted.blocked, **ended.blocked})
     return write_tables(plan, store, options.results)
 
 

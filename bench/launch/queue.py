@@ -17,7 +17,7 @@ class Queue:
     """
 
     def __init__(self, stages: Sequence[Stage], done: Iterable[str], failed: Mapping[str, str]) -> None:
-        ahead = _steps_ahead(stages)
+        ahead = steps_ahead(stages)
         self.waiting = sorted(stages, key=lambda stage: -ahead[stage.key])
         self.done = set(done)
         self.failed = dict(failed)
@@ -62,7 +62,7 @@ class Queue:
         return not self.waiting and not self.running
 
 
-def _steps_ahead(stages: Sequence[Stage]) -> dict[str, int]:
+def steps_ahead(stages: Sequence[Stage]) -> dict[str, int]:
     """Count the optimiser steps of the longest chain from each stage on.
 
     The counts go by stage key; `stages` have parents first. Example: of A (100 steps) with the children B (10) and C

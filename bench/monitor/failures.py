@@ -67,7 +67,7 @@ def describe_failures(plan: Plan, store: Store, view: Look) -> str:
     classes: dict[str, list[str]] = defaultdict(list)
     for stage in plan.stages:
         seen = view.seen.get(stage.key)
-        if seen is not None and seen.state == StageState.FAILED:
+        if seen is not None and (seen.state == StageState.FAILED or seen.job in states.ENDED_BADLY):
             log = states.log(stage, store, view)
             lines = states.tail(log).rstrip().splitlines()[-LOG_LINES:] if log else []
             last = view.last_attempt(stage)

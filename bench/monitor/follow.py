@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 
 from bench.launch.reporter import Reporter
 from bench.monitor import states
@@ -15,25 +17,47 @@ from bench.store.store import Store
 from bench.training.protocol import Outcome
 
 POLL_SECONDS = 5.0
+"""Between two looks at the store; Slurm is asked less often."""
 LOST_SECONDS = 120.0
 """For so long a stage may be neither in the queue nor in the store: files appear late on network file systems."""
 
 
-def follow(
-    plan: Plan, keys: Collection[str], store: Store, stop: Callable[[], bool], report: Reporter
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Report on these stages until they end or a stop is requested.
+@dataclass
+class Ended:
+    """How the stages ended that were followed: reasons by key.
 
-    Returns what failed and what is blocked, with the reasons by key.
+    `left` are those that no job is left to run.
     """
+
+    failed: dict[str, str] = field(default_factory=dict)
+    blocked: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def add(self, later: Ended) -> None:
+        """Add what was seen later, which takes the place of what was left before."""
+        self.failed.update(later.failed)
+        self.blocked.update(later.blocked)
+        self.left = later.left
+
+    def left_by_reason(self, plan: Plan) -> dict[str, list[str]]:
+        """Group the folders of stages that are left by what is known of each."""
+        folders: dict[str, list[str]] = defaultdict(list)
+        for stage in plan.stages:
+            if stage.key in self.left:
+                folders[self.left[stage.key]].append(stage.folder)
+        return folders
+
+
+def follow(plan: Plan, keys: Collection[str], store: Store, stop: Callable[[], bool], report: Reporter) -> Ended:
+    """Report on these stages until they end, no job is left for them, or a stop is requested."""
     pending = {stage.key: (number, stage) for number, stage in enumerate(plan.stages) if stage.key in keys}
-    ends: dict[StageState, dict[str, str]] = {StageState.FAILED: {}, StageState.BLOCKED: {}}
+    ended, queue = Ended(), states.PatientQueue()
     running: set[str] = set()
     done: states.Finished = {}
     lost: dict[str, float] = {}
     warned = ""
     while pending and not stop():
-        view = states.look(plan, store, done)
+        view = states.look(plan, store, done, queue)
         if view.warning and not warned:  # the controller may be restarting; the jobs go on
             report.console.print(f"warning: {view.warning}", markup=False)
         warned = view.warning
@@ -46,37 +70,43 @@ def follow(
                     running.add(key)
                     report.started(stage, number)
                 report.progress(number, round(seen.share * stage.total_steps), stage.total_steps, float("nan"))
-            outcome = _outcome(stage, store, seen, view, lost)
-            if outcome is not None:
+            if seen.state in ENDED:
                 del pending[key]
-                report.ended(stage, number, outcome)
-                if outcome.state != StageState.DONE:
-                    ends[outcome.state][key] = outcome.reason
-        if pending:
-            _sleep(stop)
-    return ends[StageState.FAILED], ends[StageState.BLOCKED]
+                report.ended(stage, number, _outcome(stage, store, seen))
+                if seen.state == StageState.FAILED:
+                    ended.failed[key] = seen.note
+                elif seen.state == StageState.BLOCKED:
+                    ended.blocked[key] = seen.note
+        ended.left = _left(pending, view, lost)
+        if len(ended.left) == len(pending):  # while one is under way, there is a job that may take the others
+            break
+        _sleep(stop)
+    return ended
 
 
-def _outcome(stage: Stage, store: Store, seen: Seen, view: Look, lost: dict[str, float]) -> Outcome | None:
-    """Say how a stage ended; None while it has not.
+def _left(pending: Collection[str], view: Look, lost: dict[str, float]) -> dict[str, str]:
+    """Return the stages that no job is left to run, with what is known of each.
 
-    `lost` notes since when neither Slurm nor the store knows of it.
+    `lost` notes since when neither Slurm nor the store knows of a stage. A stage behind one that is under way is not
+    left, as its own jobs may have ended before.
     """
+    left, now = {}, time.monotonic()
+    for key in pending:
+        seen = view.seen.get(key)
+        if seen is None or seen.state in UNDER_WAY or view.warning:
+            lost.pop(key, None)
+        elif now - lost.setdefault(key, now) >= LOST_SECONDS or seen.state in (StageState.PLANNED, StageState.STALE):
+            left[key] = seen.note or seen.state
+    return left
+
+
+def _outcome(stage: Stage, store: Store, seen: Seen) -> Outcome:
+    """Say how a stage ended."""
     if seen.state == StageState.DONE:
         attempts = store.attempts(stage)
         last = attempts[-1].facts if attempts else {}
         return Outcome(StageState.DONE, from_step=last.get("from_step") or 0, warnings=tuple(last.get("warnings", ())))
-    if seen.state in ENDED:
-        return Outcome(seen.state, seen.note)
-    if seen.state in UNDER_WAY or view.warning:
-        lost.pop(stage.key, None)
-        return None
-    now = time.monotonic()
-    if now - lost.setdefault(stage.key, now) < LOST_SECONDS:
-        return None
-    return Outcome(
-        StageState.FAILED, f"it has no record ({seen.note or seen.state}); run the grid again to go on with it"
-    )
+    return Outcome(seen.state, seen.note)
 
 
 def _sleep(stop: Callable[[], bool]) -> None:

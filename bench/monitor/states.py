@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bench.errors import DamagedStore, InputError
-from bench.launch.slurm import client, ledger
+from bench.launch.slurm import client, ledger, troubles, worklist
 from bench.launch.slurm.client import JobState, SlurmError
+from bench.launch.slurm.cover import Cover, covered
 from bench.launch.slurm.ledger import Submission
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Stage
@@ -32,8 +34,14 @@ ENDED = frozenset((StageState.DONE, StageState.FAILED, StageState.BLOCKED))
 ENDED_BADLY = frozenset(("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"))
 HELD = frozenset(("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"))
 WAITING = HELD | {"PENDING", "CONFIGURING"}
+ASK_SECONDS = (5.0, 45.0)
+"""Between two questions to the controller, the shortest and the longest."""
 UNASKED = JobState("UNASKED", "Slurm could not be asked")
 """Our word for the state of a job when Slurm does not answer."""
+
+
+AskQueue = Callable[[Iterable[str]], dict[str, JobState]]
+"""A function of jobs' names that returns the states of jobs and elements by id."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,52 @@ class Seen:
 
 
 @dataclass
+class Jobs:
+    """The jobs that were submitted for the unfinished stages of a grid."""
+
+    submissions: list[Submission] = field(default_factory=list)
+    """Those whose jobs may run some of them, oldest first."""
+    queued: dict[str, JobState] = field(default_factory=dict)
+    """What Slurm says of their elements."""
+    covering: dict[str, Cover] = field(default_factory=dict)
+    """Folder of a stage -> from which worklist a live job will pull it."""
+    listed: dict[str, Submission] = field(default_factory=dict)
+    """Folder of a stage -> the last submission that was to run it."""
+    stopped: str = ""
+    """Why the grid's jobs take no further stage, if they do not."""
+    excluded: dict[str, str] = field(default_factory=dict)
+    """Nodes that jobs keep away from, and why."""
+
+    def of(self, attempt: Attempt | None) -> JobState | None:
+        """Return the state of the job that made an attempt; None if it is none of these."""
+        submission = self.submission_of(attempt)
+        if attempt is None or submission is None:
+            return None
+        index = int(str(attempt.facts["owner"]["job"]).rpartition("_")[2])
+        return ledger.element_state(submission, index, self.queued)
+
+    def submission_of(self, attempt: Attempt | None) -> Submission | None:
+        """Return the submission whose job made an attempt; None if it is none of these."""
+        job = "" if attempt is None else str(attempt.facts["owner"].get("job", ""))
+        array = job.partition("_")[0]
+        return next((each for each in self.submissions if "_" in job and each.job_id == array), None)
+
+    def waiting_for(self, folder: str) -> str:
+        """Say what a stage waits for whose jobs are live."""
+        worklist = self.covering[folder].worklist
+        live = [
+            state
+            for submission in self.submissions
+            if submission.worklist == worklist
+            for state in ledger.states(submission, self.queued)
+            if state.live
+        ]
+        if any(state.state not in WAITING for state in live):
+            return "a job that runs will take it"
+        return next((state.reason for state in live if state.reason), "")
+
+
+@dataclass
 class Look:
     """One look at a grid, without what lies behind finished stages."""
 
@@ -59,8 +113,8 @@ class Look:
     """Stage key -> the stage that tells how far it is: itself, or the earliest unfinished one behind it."""
     attempts: dict[str, list[Attempt]] = field(default_factory=dict)
     """Key of an unfinished stage -> the attempts at it."""
-    elements: dict[str, tuple[Submission, int]] = field(default_factory=dict)
-    """Folder of an unfinished stage -> its last submission, and the index of its element there."""
+    jobs: Jobs = field(default_factory=lambda: Jobs())
+    """What Slurm runs, or is to run, of the unfinished stages."""
     outdated: dict[str, str] = field(default_factory=dict)
     """Key of a finished stage -> why it would not come out the same today."""
     inactive: list[tuple[str, str, str]] = field(default_factory=list)
@@ -87,15 +141,16 @@ Finished = dict[str, dict[str, Any]]
 FACTS = ("code", "parents", "weights", "activity")
 
 
-def look(plan: Plan, store: Store, done: Finished) -> Look:
+def look(plan: Plan, store: Store, done: Finished, queue: AskQueue = client.queue) -> Look:
     """Read the folder of every needed stage and ask Slurm, each once.
 
-    Finished stages are added to `done`, and those behind them, whose code they rest on.
+    Finished stages are added to `done`, and those behind them, whose code they rest on; `queue` asks for jobs by their
+    names.
     """
     view = Look()
     damage = _read(plan, store, done, view)
     unfinished = [stage for stage in plan.stages if stage.key in view.attempts]
-    queued = _ask(store, plan.source, unfinished, view)
+    _ask(store, plan.source, unfinished, view, queue)
     for stage in plan.stages:  # parents first
         if stage.key in done:
             view.seen[stage.key], view.shown[stage.key] = Seen(StageState.DONE), stage
@@ -103,7 +158,7 @@ def look(plan: Plan, store: Store, done: Finished) -> Look:
             if stage.key in damage:
                 seen = Seen(StageState.UNKNOWN, damage[stage.key])
             else:
-                seen = _seen(stage, store, view, queued)
+                seen = _seen(stage, store, view)
             view.seen[stage.key] = _behind_failure(stage, seen, view)
             view.shown[stage.key] = _shown(stage, view)
     return view
@@ -145,21 +200,24 @@ def _read(plan: Plan, store: Store, done: Finished, view: Look) -> dict[str, str
     return damage
 
 
-def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look) -> dict[str, JobState]:
-    """Note which submissions hold these stages.
-
-    Returns what Slurm says of them.
-    """
-    folders = {stage.folder for stage in unfinished}
-    submissions: list[Submission] = []
-    queued: dict[str, JobState] = {}
+def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look, queue: AskQueue) -> None:
+    """Note which jobs are to run these stages, and what Slurm says of them."""
+    folders, jobs = {stage.folder for stage in unfinished}, view.jobs
     try:
         noted = ledger.submissions(store.root)
-        submissions = [each for each in noted if any(not folders.isdisjoint(task) for task in each.tasks)]
-        tables = [each for each in noted if each.source == source and not each.tasks][-1:]
-        queued = client.queue([each.name for each in (*submissions, *tables)])
-        for submission in ledger.identified(tables, queued):
-            state = ledger.element_state(submission, 0, queued)
+        lists = {each.token: _folders(store, each) & folders for each in noted if each.runs_stages}
+        mine = [each for each in noted if lists.get(each.token)]
+        tables = [each for each in noted if each.source == source and not each.runs_stages][-1:]
+        jobs.queued = queue([each.name for each in (*mine, *tables)])
+        jobs.submissions = ledger.identified(mine, jobs.queued)
+        for submission in jobs.submissions:
+            jobs.listed.update(dict.fromkeys(lists[submission.token], submission))
+        jobs.covering = covered(store.root, jobs.submissions, jobs.queued)
+        of_grid = [each.worklist for each in jobs.submissions if each.source == source]
+        jobs.stopped = (troubles.stopped(store.root, of_grid[-1]) or "") if of_grid else ""
+        jobs.excluded = troubles.excluded(store.root) if jobs.submissions else {}
+        for submission in ledger.identified(tables, jobs.queued):
+            state = ledger.element_state(submission, 0, jobs.queued)
             if state.state in ENDED_BADLY:
                 view.tables = f"{state.state}, see {ledger.log_folder(store.root, submission.token)}"
                 view.tables_time = submission.time
@@ -167,64 +225,125 @@ def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look) -> 
         view.warning = str(error)
     except SlurmError as error:
         view.warning = f"{UNASKED.reason}: {error}"
-    # Oldest first: a later submission takes the place of an earlier one, unless that is still to run or running.
-    # Example: a stage is in 7_0, which still runs, and was submitted again as 9_3: 7_0 tells how the stage stands.
-    for submission in ledger.identified(submissions, queued):
-        for index, task in enumerate(submission.tasks):
-            for folder in task:
-                earlier = view.elements.get(folder)
-                if earlier is None or not ledger.element_state(*earlier, queued).live:
-                    view.elements[folder] = submission, index
-    return queued
+
+
+def _folders(store: Store, submission: Submission) -> frozenset[str]:
+    """Return the folders of the stages that a submission was to run."""
+    if not submission.worklist:
+        return frozenset(folder for task in submission.tasks for folder in task)
+    try:
+        entries = worklist.read(store.root, submission.worklist).entries
+    except DamagedStore:  # nobody can pull from it any more
+        return frozenset()
+    return frozenset(entry.folder for entry in entries if entry.generation <= submission.generation)
+
+
+class PatientQueue:
+    """Asks Slurm for jobs by name, and not again before some time has passed, however often it is called.
+
+    That time grows to a minute while nothing changes, and differs from process to process, so that many followers do
+    not ask a controller in step.
+    """
+
+    def __init__(self) -> None:
+        self._answer: tuple[list[str], dict[str, JobState]] | None = None
+        self._again_at = 0.0
+        self._wait = ASK_SECONDS[0]
+
+    def __call__(self, names: Iterable[str]) -> dict[str, JobState]:
+        """Return the states of jobs and elements by id, as `client.queue` does, maybe of a minute ago."""
+        listed = list(names)
+        if self._answer is None or listed != self._answer[0] or time.monotonic() >= self._again_at:
+            before, states = self._answer, client.queue(listed)
+            changed = before is None or before != (listed, states)
+            self._wait = ASK_SECONDS[0] if changed else min(1.5 * self._wait, ASK_SECONDS[1])
+            self._answer, self._again_at = (listed, states), time.monotonic() + self._wait * random.uniform(0.7, 1.3)
+        return self._answer[1]
 
 
 # --------------------------------------------------------------------------------------------------------- one stage
 
 
-def _seen(stage: Stage, store: Store, view: Look, queued: Mapping[str, JobState]) -> Seen:
+def _seen(stage: Stage, store: Store, view: Look) -> Seen:
     """Decide the state of an unfinished stage, whatever those behind it do.
 
-    Two witnesses tell of it: the attempts in the store, and Slurm's word for the job that was to run it. They can
-    disagree, and the first case below that applies counts. Example: the store holds an open attempt of job 7_0, whose
-    heartbeat is still fresh, and Slurm says that 7_0 is PENDING. Its node was lost, so the stage is "requeued" (case
-    2), though by the store alone it would be "running".
+    Two witnesses tell of it: the attempts in the store, and Slurm's word for the jobs. They can differ, and the first
+    case below that applies counts. Example: the store holds an open attempt of job 7_0, whose heartbeat is still fresh,
+    and Slurm says that 7_0 is PENDING. Its node was lost, so the stage is "requeued" (case 3), though by the store
+    alone it would be "running".
     """
     last = view.last_attempt(stage)
     by_store = _seen_in_store(stage, store, last)
-    if stage.folder not in view.elements:
+    jobs, share = view.jobs, by_store.share
+    cover, job = jobs.covering.get(stage.folder), jobs.of(last)
+    # 1. Slurm cannot be asked. A living process runs, a failure is one; of all else nothing is known.
+    if view.warning:
+        certain = by_store.state in (StageState.RUNNING, StageState.FAILED) or not _was_submitted(stage, store)
+        return by_store if certain else Seen(StageState.UNKNOWN, UNASKED.reason, share)
+    # 2. A failure that the store holds has the best reason, unless a live job is to try the stage again: it was listed
+    #    after the failure, or was no fault of the stage.
+    if by_store.state == StageState.FAILED and not _tried_again(stage, store, view, cover):
+        return replace(by_store, job=job.state if job is not None else "")
+    # 3. The job of the last attempt is live. Slurm's word counts more than a heartbeat, which is late.
+    if job is not None and job.live and last is not None and (last.end is None or job.state in WAITING):
+        if job.state not in WAITING:
+            return Seen(StageState.RUNNING, "", share)
+        when = f"starts after {moment(job.start)}" if job.start is not None else job.reason
+        return Seen(StageState.REQUEUED, "held" if job.state == "REQUEUE_HOLD" else when, share)
+    # 4. An open attempt of a process that is no live job's: another launcher's, or of a job that is gone.
+    if by_store.state == StageState.RUNNING and (job is None or job.state == client.GONE):
         return by_store
-    submission, index = view.elements[stage.folder]
-    job = UNASKED if view.warning else ledger.element_state(submission, index, queued)
-    share = by_store.share
-    # Whether this very element made the last attempt, and whether anybody made it after the submission.
-    ours = last is not None and last.facts["owner"].get("job", "") == submission.element(index)
-    tried_since = ours or (last is not None and float(last.facts["began"]) >= submission.time)
+    # 5. Some live job will take it.
+    if cover is not None:
+        was = f"its job ended: {_words(job)}; " if job is not None and job.state in ENDED_BADLY else ""
+        return Seen(StageState.QUEUED, f"{was}{jobs.waiting_for(stage.folder)}", share)
+    # 6. Nobody will. How its last job ended, or the jobs that were to run it, says why.
+    if job is not None and last is not None and last.end is None and job.state in ENDED_BADLY:
+        return Seen(StageState.STALE, f"its job ended: {_words(job)}; run the grid again to go on", share, job.state)
+    submission = jobs.listed.get(stage.folder)
+    if submission is None or (last is not None and float(last.facts["began"]) >= submission.time):
+        return by_store
+    return _seen_without_jobs(submission, by_store, jobs)
 
-    # 1. A failure that the store holds has the best reason. But one from before the submission is what the job is to
-    #    put right: it counts only once the job is neither live nor known to have failed in its own way.
-    if by_store.state == StageState.FAILED and (tried_since or not (job.live or job.state in ENDED_BADLY)):
-        return replace(by_store, job=job.state)
-    # 2. A live job counts more than any open attempt: heartbeats are late, Slurm is not.
-    if job.live:
-        return _seen_of_live_job(job, by_store, ours)
-    # 3. Somebody else took the stage over after the job was submitted, so how the job ended is of no interest.
-    if tried_since and not ours:
+
+def _was_submitted(stage: Stage, store: Store) -> bool:
+    """Tell whether jobs were submitted for a stage, as far as that can be read."""
+    try:
+        return any(stage.folder in _folders(store, each) for each in ledger.submissions(store.root))
+    except DamagedStore:
+        return True
+
+
+def _tried_again(stage: Stage, store: Store, view: Look, cover: Cover | None) -> bool:
+    """Tell whether a live job is to try a stage again whose last attempt failed or was refused."""
+    attempts = view.attempts[stage.key]
+    if cover is None or cover.attempts == len(attempts):
+        return cover is not None
+    end = attempts[-1].end
+    refused = end is not None and end["state"] == StageState.REFUSED
+    return refused and troubles.given_up(store.root, cover.worklist, stage.folder) is None
+
+
+def _seen_without_jobs(submission: Submission, by_store: Seen, jobs: Jobs) -> Seen:
+    """Show a stage that was submitted, never begun since, and that no live job will take."""
+    states = ledger.states(submission, jobs.queued)
+    bad = next((state for state in states if state.state in ENDED_BADLY), None)
+    words, share = {state.state for state in states}, by_store.share
+    if jobs.stopped:
+        return Seen(StageState.PLANNED, f"the grid was stopped: {jobs.stopped}", share)
+    if bad is not None:
+        return Seen(StageState.PLANNED, f"its jobs ended before they began it: {_words(bad)}", share, bad.state)
+    if "CANCELLED" in words:
+        return Seen(StageState.PLANNED, "its jobs were cancelled", share)
+    if words <= {client.GONE}:
+        return Seen(StageState.UNKNOWN, states[0].reason, share)
+    if words <= {ledger.UNSUBMITTED}:
         return by_store
-    # 4. Slurm knows how the job ended. "Completed" without a record is no success: files may only be late.
-    if job.state in ENDED_BADLY:
-        return Seen(StageState.FAILED, f"its job ended: {job.state} {job.reason}".rstrip(), share, job.state)
-    if job.state == "CANCELLED":
-        return Seen(StageState.PLANNED, "its job was cancelled", share)
-    if job.state == "COMPLETED":
-        return Seen(StageState.UNKNOWN, "its job completed, but its record is not to be seen (yet)", share)
-    # 5. Slurm never got the job, or has a word for it that decides nothing: the store tells the rest.
-    if job.state not in (client.GONE, UNASKED.state):
-        return by_store
-    # 6. Slurm says nothing. A living process runs; a dead one is stale if its job is gone too. That Slurm cannot be
-    #    asked proves nothing of the kind, and without an open attempt nothing is known.
-    if by_store.state == StageState.RUNNING or (by_store.state == StageState.STALE and job.state == client.GONE):
-        return by_store
-    return Seen(StageState.UNKNOWN, job.reason, share)
+    return Seen(StageState.PLANNED, "no job is left to run it: run the grid again", share)
+
+
+def _words(job: JobState | None) -> str:
+    return "" if job is None else f"{job.state} {job.reason}".rstrip()
 
 
 def _seen_in_store(stage: Stage, store: Store, last: Attempt | None) -> Seen:
@@ -237,22 +356,6 @@ def _seen_in_store(stage: Stage, store: Store, last: Attempt | None) -> Seen:
     if state == StageState.STALE:
         return Seen(state, "its process is gone; run the grid again to go on", share)
     return Seen(state, _end(last, "state"), share)
-
-
-def _seen_of_live_job(job: JobState, by_store: Seen, ours: bool) -> Seen:
-    """Show a stage whose job is to run or running.
-
-    `ours` says that the job has tried the stage before.
-    """
-    share = by_store.share
-    if job.state not in WAITING:
-        begun = by_store.state in (StageState.RUNNING, StageState.STALE)
-        return Seen(StageState.RUNNING, "" if begun else "starting", share)
-    if ours or job.state in HELD:
-        when = f"starts after {moment(job.start)}" if job.start is not None else job.reason
-        return Seen(StageState.REQUEUED, "held" if job.state == "REQUEUE_HOLD" else when, share)
-    # Before the job's first attempt, another process may have the stage.
-    return by_store if by_store.state == StageState.RUNNING else Seen(StageState.QUEUED, job.reason, share)
 
 
 def _end(last: Attempt | None, fact: str) -> str:
@@ -325,13 +428,11 @@ def log(stage: Stage, store: Store, view: Look) -> Path | None:
     Returns None without either.
     """
     own, last = store.folder(stage) / "log.txt", view.last_attempt(stage)
-    if stage.folder in view.elements:
-        submission, index = view.elements[stage.folder]
-        if last is None or last.facts["began"] < submission.time:
-            folder = ledger.log_folder(store.root, submission.token)
-            printed = sorted(folder.glob(f"{submission.element(index)}_*log.out"))
-            if printed:
-                return printed[-1]
+    submission = view.jobs.listed.get(stage.folder)
+    if submission is not None and (last is None or last.facts["began"] < submission.time):
+        printed = sorted(ledger.log_folder(store.root, submission.token).glob("*log.out"))
+        if printed:
+            return printed[-1]
     return own if own.exists() else None
 
 

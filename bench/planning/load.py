@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from bench.planning.gin_files import read_bindings
 from bench.planning.left_out import included_grid, left_out, may_be_left_out
 from bench.planning.registry import configurable_names, settings_of
 from bench.planning.settings import Grid, Row
-from bench.specs.cluster import Cluster
+from bench.specs import Stage
+from bench.specs.cluster import Cluster, stage_kind
 
 
 def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bindings]:
@@ -51,11 +52,39 @@ def load_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
 
 
 def load_cluster(bindings: Bindings) -> Cluster:
-    """Read what the bindings ask of a cluster.
+    """Read what the bindings ask of a cluster for every stage.
 
     Raises InputError for impossible values.
     """
     values, lines = _unscoped("slurm", bindings)
+    return _cluster(values, lines)
+
+
+def load_clusters(bindings: Bindings, stages: Iterable[Stage]) -> dict[str, Cluster]:
+    """Read what each kind of stage asks of a cluster, by kind.
+
+    Example: with `slurm.mem_gb = 4.0` and `further_pretrain/slurm.mem_gb = 16.0`, a job of a further pre-training has
+    16 GB for each of its stages, a job of any other kind 4. A kind that no stage of the grid has is refused.
+    """
+    kinds = sorted({stage_kind(stage.name) for stage in stages})
+    for binding in bindings.all:
+        if binding.configurable == "slurm" and binding.scope not in ("", *kinds):
+            raise InputError(
+                f"{binding.location}: {binding.target}: no stage of this grid is of the kind '{binding.scope}'."
+                f"{nearest(binding.scope, kinds)}"
+            )
+    clusters = {}
+    for kind in kinds:
+        values, lines = {}, {}
+        for (name, setting), (_, binding) in bindings.layers(("", kind)).items():
+            if name == "slurm":
+                values[setting], lines[setting] = checked(binding), binding.location
+                bindings.used.add(binding)
+        clusters[kind] = _cluster(values, lines)
+    return clusters
+
+
+def _cluster(values: Mapping[str, Any], lines: Mapping[str, str]) -> Cluster:
     try:
         return Cluster(**values)
     except SpecError as error:
@@ -119,7 +148,9 @@ def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
     for binding in bindings.all:
         if binding.scope in tolerated and may_be_left_out(binding, bindings):
             continue
-        if binding.configurable in ("grid", "slurm") and binding.scope:
+        if binding.configurable == "slurm":  # its scopes are kinds of stages: see load_clusters
+            continue
+        if binding.configurable == "grid" and binding.scope:
             raise InputError(f"{binding.location}: {binding.target} takes no scope: it describes the whole grid.")
         of_task = binding.configurable == "task" and binding.setting != "backbone"
         if of_task and binding.scope.split("/")[-1] in rows:

@@ -19,7 +19,7 @@ from bench.planning.catalogue import Catalogue
 from bench.planning.cell import Expansion
 from bench.planning.gin_files import find_gin
 from bench.planning.left_out import describe_left_out
-from bench.planning.load import load_cluster, load_grid, refuse_unused
+from bench.planning.load import load_cluster, load_clusters, load_grid, refuse_unused
 from bench.planning.settings import Grid
 from bench.planning.sharing import _splits
 from bench.specs import Selected, Stage, walk
@@ -75,6 +75,8 @@ class Plan:
     records: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     """Key of a finished stage -> its record, as it was looked up: who runs stages drops them."""
     cluster: Cluster = field(default_factory=Cluster)
+    clusters: dict[str, Cluster] = field(default_factory=dict)
+    """Kind of a stage -> what its jobs ask of a cluster."""
     source: str = ""
     """Its origin with the files' paths: which grid a job belongs to."""
     suffix: str = ""
@@ -142,6 +144,7 @@ def make_plan(
     cluster = load_cluster(bindings)
     expansion = Expansion(grid, bindings, data_root, check_sources=check_sources)
     cells = [_cell(expansion, row, task, seed) for row in expansion.rows for task in grid.tasks for seed in grid.seeds]
+    clusters = load_clusters(bindings, walk(*(cell.stage for cell in cells)))
     not_here = refuse_unused(expansion)
     _refuse_unequal_search(cells)
     selected = _select(cells, only, "--only") if only else cells
@@ -156,6 +159,7 @@ def make_plan(
         list(_splits(expansion)),
         [*describe_left_out(not_here), *_warnings(cells)],
         cluster=cluster,
+        clusters=clusters,
         source=source(files, overrides, bindings),
         suffix=_suffix(bindings),
     )

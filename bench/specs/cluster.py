@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from bench.errors import SpecError
@@ -42,15 +43,23 @@ FIXED = frozenset(
 """sbatch options on which restarting, dependencies or logs rest."""
 
 
+def stage_kind(stage_name: str) -> str:
+    """Return the kind of a stage, under which gin files set what its jobs ask for.
+
+    It is the name without the number of a round: self_distill_2 is of the kind self_distill.
+    """
+    return re.sub(r"_\d+$", "", stage_name)
+
+
 @dataclass(frozen=True)
 class Cluster(Spec):
     """What `slurm.…` sets: what every job of a grid asks for.
 
-    None of it changes a result. `cpus` and `mem_gb` are for one stage; `gpus` for one job, whose `runs_per_job` stages
-    share them. A job that reaches `timeout_min` goes on in another: `signal_delay_s` before, `signal` tells it to
-    checkpoint. `give_up_after` attempts in a row without a further step end the retries. `extra` are sbatch options
-    ('name=value', or 'name'), `setup` lines of shell to run before Python. A value of None leaves the choice to the
-    cluster.
+    `KIND/slurm.…` sets it for the jobs of one kind of stage. None of it changes a result. `cpus` and `mem_gb` are for
+    one stage; `gpus` for one job, whose `runs_per_job` stages share them. A job that reaches `timeout_min` goes on in
+    another: `signal_delay_s` before, `signal` tells it to checkpoint. `give_up_after` attempts in a row without a
+    further step end the retries. `extra` are sbatch options ('name=value', or 'name'), `setup` lines of shell to run
+    before Python. A value of None leaves the choice to the cluster.
     """
 
     partition: str | None = None
@@ -100,6 +109,20 @@ class Cluster(Spec):
             raise SpecError("extra", f"slurm.extra: '{option}' has a setting of its own: slurm.{OURS[name]}.")
         if name in FIXED:
             raise SpecError("extra", f"slurm.extra: '{option}' cannot be set: restarting and dependencies rest on it.")
+
+    def serves(self, other: Cluster) -> bool:
+        """Tell whether a job of these settings can run a stage that asks for others.
+
+        It can where a stage gets as many cores, as much memory and as great a share of a GPU here.
+        """
+        memory, needed = self.mem_gb, other.mem_gb
+        return (
+            self.cpus >= other.cpus
+            and (memory == needed or (memory is not None and needed is not None and memory >= needed))
+            and self.gpus * other.runs_per_job >= other.gpus * self.runs_per_job
+            and bool(self.gpus) == bool(other.gpus)
+            and self.constraint == other.constraint
+        )
 
     @property
     def options(self) -> dict[str, str | bool]:

@@ -37,6 +37,9 @@ from bench.store.states import StageState, diverged
 
 T = TypeVar("T")
 
+GONE = "its process is gone"
+"""The reason of an attempt that ended without a word, as the next one notes it."""
+
 
 class Store:
     """A folder of stages. Every method is safe against other processes on the same store."""
@@ -109,7 +112,7 @@ class Store:
         if last is not None and last.alive:
             return None
         if last is not None and last.end is None:
-            self.finish(last, StageState.DIED, "its process is gone")
+            self.finish(last, StageState.DIED, GONE)
         number = last.number + 1 if last else 1
         path = self.folder(stage) / "attempts" / f"{number:06}.json"
         facts = {"attempt": number, "owner": this_process(), "began": now(), "from_step": None, "warnings": []}

@@ -8,7 +8,6 @@ import shutil
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from bench import grid
 from bench.errors import InputError
 from bench.launch.reporter import Reporter
 from bench.launch.slurm import ledger
+from bench.launch.slurm.cover import covered
 from bench.planning.plan import Plan, make_plan
 from bench.store.store import Store
 from tests import tiny_grid
@@ -60,16 +60,9 @@ class Place:
     def run(self, *more: str) -> int:
         return grid.main(self.arguments("--launcher", "slurm", *more))
 
-    def queued(self) -> Counter[str]:
-        """Folder name of a stage -> the live elements that are to run it."""
-        known, queued = ledger.look(self.store.root)
-        return Counter(
-            name
-            for made in known
-            for index, task in enumerate(made.tasks)
-            for name in task
-            if ledger.element_state(made, index, queued).live
-        )
+    def queued(self) -> set[str]:
+        """The folder names of stages that live jobs are to run, or have run."""
+        return set(covered(self.store.root, *ledger.look(self.store.root)))
 
     def weights(self) -> dict[str, str]:
         records = {stage.folder: self.store.record(stage) for stage in self.plan.stages}
@@ -108,7 +101,7 @@ def test_a_second_time_attaches(
     place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], LATER)
     assert place.run() == 0
     before = slurm.ask("squeue", "--noheader", "--array", "--format=%i")
-    assert place.queued() == Counter({stage.folder: 1 for stage in place.plan.stages})
+    assert place.queued() == {stage.folder for stage in place.plan.stages}
     capsys.readouterr()
     assert place.run() == 0
     assert "attached: 8 stages" in capsys.readouterr().out
@@ -134,7 +127,7 @@ def test_killed_between_sbatch_and_its_note(
             place.run()
     assert len(calls) == after + 1
     assert place.run() == 0
-    assert place.queued() == Counter({stage.folder: 1 for stage in place.plan.stages})
+    assert place.queued() == {stage.folder for stage in place.plan.stages}
     assert all(one.job_id is not None for one in ledger.submissions(place.store.root))
 
 
@@ -146,7 +139,7 @@ def test_ctrl_c_detaches(slurm: DevCluster, tmp_path: Path, prepared: Path) -> N
     place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
     process = multiprocessing.get_context("fork").Process(target=_run, args=(place, "--wait"))
     process.start()
-    wait_for(lambda: any(not one.tasks and one.job_id for one in ledger.submissions(place.store.root)))
+    wait_for(lambda: any(not one.runs_stages and one.job_id for one in ledger.submissions(place.store.root)))
     time.sleep(2)  # by now it follows
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
@@ -167,7 +160,7 @@ def test_two_grids_at_once_on_one_store(slurm: DevCluster, tmp_path: Path, prepa
         process.join(120)
         assert process.exitcode == 0
     stages = {stage.folder for place in places for stage in place.plan.stages}
-    assert places[0].queued() == Counter(dict.fromkeys(stages, 1))
+    assert places[0].queued() == stages
 
 
 def test_cancelling_a_grid_leaves_everything_else(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
@@ -183,11 +176,11 @@ def test_cancelling_a_grid_leaves_everything_else(slurm: DevCluster, tmp_path: P
     assert other.run() == 0
     assert variant.run() == 0
     assert mine.run("--cancel") == 0
-    wait_for(lambda: not own & mine.queued().keys())
-    assert {stage.folder for stage in variant.plan.stages} <= mine.queued().keys(), "of the same name and store"
-    tables = {one.source: one for one in ledger.submissions(mine.store.root, "tiny") if not one.tasks}
+    wait_for(lambda: not own & mine.queued())
+    assert {stage.folder for stage in variant.plan.stages} <= mine.queued(), "of the same name and store"
+    tables = {one.source: one for one in ledger.submissions(mine.store.root, "tiny") if not one.runs_stages}
     assert [slurm.job(f"{one.job_id}_0")["JobState"] for one in tables.values()] == ["CANCELLED", "PENDING"]
-    assert same_name_elsewhere.queued() == Counter(dict.fromkeys(own, 1))
+    assert same_name_elsewhere.queued() == own
     assert slurm.job(strange)["JobState"] == "PENDING"
 
 
@@ -250,7 +243,7 @@ def test_arrays_at_and_above_the_limit(slurm: DevCluster, tmp_path: Path, prepar
     assert place.run() == 0
     sizes = [len(one.tasks) for one in ledger.submissions(place.store.root)]
     assert sizes == [1, 1001, 1, 0]
-    assert place.queued() == Counter({stage.folder: 1 for stage in place.plan.stages})
+    assert place.queued() == {stage.folder for stage in place.plan.stages}
     assert place.run("--cancel") == 0
 
 

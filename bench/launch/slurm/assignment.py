@@ -1,28 +1,28 @@
-"""What one element of a job array is told to run; submitit hands it to the job with the function that reads it."""
+"""What the jobs of an array are told; submitit hands it to them with the function that reads it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.specs.cluster import Cluster
 from bench.training.protocol import Settings
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one element of a job array runs, and how.
+    """What every job of an array is to do: the same for all of them.
 
-    `stages` are names of folders of the store, which `settings` have run, the device left open. `signal_delay_s` is how
-    long before the end Slurm sends the signal SIG`signal`; `give_up_after` is a number of attempts in a row without
-    progress; `gpus` are those of the whole job, which the stages share; `code` is a snapshot of the packages. Paths are
-    absolute, since a job's working directory is not that of the submitter.
+    A job pulls the stages of the generations 0 to `generation` from the `worklist` of that token, as far as `cluster`,
+    which says what the job asked for, serves them. `settings` have them run, the device left open; `code` is a snapshot
+    of the packages; `scontrol` is that program, as it was found where the job was submitted. Paths are absolute, since
+    a job's working directory is not that of the submitter.
     """
 
     store: Path
     code: Path
     settings: Settings
-    gpus: int
-    signal: str
-    signal_delay_s: int
-    give_up_after: int
-    stages: tuple[str, ...]
+    worklist: str
+    generation: int
+    cluster: Cluster
+    scontrol: str

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-
-from bench.launch.slurm.arrays import Array, Element
 from bench.launch.slurm.submit import Submitted
 
 
@@ -16,27 +12,10 @@ def describe_submission(submitted: Submitted) -> str:
     """
     lines = []
     for number, array in enumerate(submitted.arrays):
-        names = Counter(stage.name for task in array.tasks for stage in task)
-        what = ", ".join(f"{count} {name}" for name, count in names.items())
         id_ = f"job {submitted.job_ids[number]}: " if number < len(submitted.job_ids) else ""
-        tasks = len(array.indices)
-        lines.append(f"  array {number}: {id_}{tasks} {'task' if tasks == 1 else 'tasks'}: {what}{_waits(array)}")
+        jobs = f"{array.jobs} {'job' if array.jobs == 1 else 'jobs'}"
+        waits = f"; when array {', '.join(map(str, array.after))} has ended" if array.after else ""
+        lines.append(f"  array {number}: {id_}{jobs} for {array.stages} stages ({', '.join(array.kinds)}){waits}")
+    if submitted.fewer:
+        lines.append(f"  fewer jobs than stages that could run at once: {submitted.fewer}; each job takes more of them")
     return "\n".join(lines)
-
-
-def _waits(array: Array) -> str:
-    parts = [f"until {_listed(array.ok)} succeeded"] if array.ok else []
-    parts += [f"until {_listed(array.ended)} ended"] if array.ended else []
-    if array.corresponding is not None:
-        parts.append(f"each until the same task of array {array.corresponding} succeeded")
-    return f"; waits {' and '.join(parts)}" if parts else ""
-
-
-def _listed(waited: Sequence[Element | str]) -> str:
-    def words(item: Element | str) -> str:
-        if isinstance(item, str):
-            return f"job {item}"
-        return f"array {item.array}" if item.index is None else f"task {item.index} of array {item.array}"
-
-    rest = f" and {len(waited) - 3} more" if len(waited) > 3 else ""
-    return ", ".join(map(words, waited[:3])) + rest

@@ -26,9 +26,10 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from bench.errors import DamagedStore
 from bench.launch.slurm.client import GONE, JobState, queue
@@ -40,28 +41,43 @@ UNSUBMITTED = "UNSUBMITTED"
 """Our word for a submission that was noted but that Slurm never got."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SubmissionFile:
     """What the file of a submission holds; its name is the token."""
 
     grid: str
     name: str
     job_id: str | None
-    tasks: tuple[tuple[str, ...], ...]
     time: float
     source: str
+    worklist: str = ""
+    generation: int = 0
+    jobs: int = 1
+    again: int = 0
+    tasks: tuple[tuple[str, ...], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Submission(SubmissionFile):
     """One sbatch call.
 
-    `tasks[i]` are the folder names of the stages of array element i; the tables' job has no tasks. `source` is what of
-    the command line says which grid it was; `job_id` is None from before the call until the id is noted; `time` in
-    seconds since 1970.
+    Its array has `jobs` elements, which serve the generations up to `generation` of the `worklist` of that token; the
+    tables' job has none, and knows how often the grid was submitted `again` by itself. `source` is what of the command
+    line says which grid it was; `job_id` is None from before the call until the id is noted; `time` in seconds since
+    1970. Earlier versions bound stages to elements, with their folders in `tasks`.
     """
 
     token: str
+
+    @property
+    def runs_stages(self) -> bool:
+        """Whether its jobs run stages; else it is a tables' job."""
+        return bool(self.worklist or self.tasks)
+
+    @property
+    def elements(self) -> int:
+        """The number of its array's elements."""
+        return len(self.tasks) or self.jobs
 
     def element(self, index: int) -> str | None:
         """Return the id of an array element as Slurm writes it: '123_4'.
@@ -84,12 +100,20 @@ def log_folder(store_root: Path, token: str) -> Path:
     return folder(store_root) / "log" / token
 
 
-def note(store_root: Path, grid: str, source: str, tasks: Sequence[Sequence[str]]) -> Submission:
-    """Write down a submission that is about to be made."""
-    now = time.time()
-    token = f"{int(now):08x}{secrets.token_hex(4)}"
-    stages = tuple(tuple(task) for task in tasks)
-    submission = Submission(grid, f"bench-{grid}-{token}", None, stages, round(now, 3), source, token)
+def new_token() -> str:
+    """Return a name for a submission or worklist that no other one has: the time and a random number."""
+    return f"{int(time.time()):08x}{secrets.token_hex(4)}"
+
+
+def note(store_root: Path, grid: str, source: str, what: str = "tables", **facts: Any) -> Submission:
+    """Write down a submission that is about to be made.
+
+    `what` its jobs do stands in their name; `facts` are fields of it.
+    """
+    token = new_token()
+    name = f"bench-{grid}-{what}-{token}"
+    moment = round(time.time(), 3)
+    submission = Submission(grid=grid, name=name, job_id=None, time=moment, source=source, token=token, **facts)
     create_json(_path(store_root, token), _facts(submission))
     return submission
 
@@ -120,9 +144,7 @@ def submissions(store_root: Path, grid: str | None = None) -> list[Submission]:
             if path.exists():
                 raise
             continue  # forgotten meanwhile
-        tasks = tuple(map(tuple, data["tasks"]))
-        texts = data["grid"], data["name"], data["job_id"]
-        submission = Submission(*texts, tasks, data["time"], data["source"], path.stem)
+        submission = Submission(**{**data, "tasks": tuple(map(tuple, data.get("tasks", ())))}, token=path.stem)
         if grid is None or submission.grid == grid:
             read.append(submission)
     return sorted(read, key=lambda submission: submission.time)
@@ -136,6 +158,11 @@ def identified(noted: Iterable[Submission], queued: Mapping[str, JobState]) -> l
     """
     ids = {state.name: element.partition("_")[0] for element, state in queued.items()}
     return [each if each.job_id is not None else replace(each, job_id=ids.get(each.name)) for each in noted]
+
+
+def states(submission: Submission, queued: Mapping[str, JobState]) -> list[JobState]:
+    """Return the states of all elements of an array."""
+    return [element_state(submission, index, queued) for index in range(submission.elements)]
 
 
 def element_state(submission: Submission, index: int, queued: Mapping[str, JobState]) -> JobState:

@@ -276,3 +276,17 @@ def _accounts(what: str, *where: str) -> list[dict[str, str]]:
     answer = client.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *where[:-1], f"format={where[-1]}")
     columns = where[-1].split(",")
     return [dict(zip(columns, line.split("|"), strict=False)) for line in answer.splitlines()]
+    return [line.split("|") for line in answer.splitlines()]
+
+
+def room(cluster: Cluster) -> tuple[int, str]:
+    """Return how many more jobs this user may have queued, at least 2, and a sentence on what limits them.
+
+    The sentence is '' without a limit.
+    """
+    limits = _submit_limits(cluster, client.configuration())
+    if not limits:
+        return 10**9, ""
+    queued = client.ask("squeue", f"--user={getpass.getuser()}", "--noheader", "--array", "--format=%i").split()
+    left = min(limits) - len(queued)
+    return max(2, left), f"you may queue {max(0, left)} more jobs here (limit {min(limits)}, queued {len(queued)})"

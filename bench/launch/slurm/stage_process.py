@@ -1,4 +1,4 @@
-"""One stage under the supervisor: its process, what is asked of it, and how it ended."""
+"""One stage of a job: its process, what is asked of it, and how it ended."""
 
 from __future__ import annotations
 
@@ -13,25 +13,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from bench.errors import DamagedStore, InputError
-from bench.launch.devices import visible_devices
+from bench.errors import InputError
 from bench.launch.slurm.assignment import Assignment
+from bench.launch.slurm.troubles import NODES, TIMES
 from bench.specs import Stage
 from bench.specs.cluster import SIGNALS
 from bench.store.ownership import Attempt
 from bench.store.states import UNSUCCESSFUL, StageState
-from bench.store.store import Store
-from bench.training.protocol import EXIT_STATUS, MOST_FALSE_STARTS, death
+from bench.store.store import GONE, Store
+from bench.training.protocol import EXIT_STATUS, death
 from bench.training.signals import STOPS
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CONCLUSIVE = UNSUCCESSFUL | {StageState.DONE}
 LOOK_SECONDS = 3.0
-"""Between two looks at the files of a stage that another process holds, or of a parent."""
-
-
-PARENT_SECONDS = 90.0
-"""For so long a parent's record may be invisible: network file systems cache for up to a minute what is not there."""
+"""Before a worker is started again that somebody else told to stop."""
 
 
 def _say(text: str) -> None:
@@ -56,39 +52,30 @@ class _Worker(NamedTuple):
 
 
 class StageProcess:
-    """A stage of this element and its worker.
+    """A stage that this job took, and its worker.
 
-    `end` is None while there is something left to do for the stage. `gpu` is what CUDA_VISIBLE_DEVICES holds for the
-    worker, '' for none; `beside` are the others that use it. Where that was too much for its memory, the stage is tried
-    again `alone`: while none of those has a worker.
+    `end` is None while there is something left to do for the stage. `attempts_before` is how many attempts it had
+    before its worklist was made: those count for nothing. `gpu` is what CUDA_VISIBLE_DEVICES holds for the worker, ''
+    for none. Where other stages use that GPU, too, and it was too much for its memory, the stage is tried again
+    `alone`: while none of those has a worker.
 
-    The supervisor calls `look` again and again. An undisturbed stage goes through: not visible yet (a parent's record
-    is late), a worker is started, the worker runs, it has exited and the record is there: `end` is done. A stage whose
-    worker died of a full device goes from there back to the start, with `alone` set.
+    The supervisor calls `look` again and again. An undisturbed stage goes through: a worker is started, the worker
+    runs, it has exited and the record is there: `end` is done. A stage whose worker died of a full device goes back to
+    the start, with `alone` set.
     """
 
-    def __init__(self, number: int, assignment: Assignment, job: str) -> None:
+    def __init__(self, stage: Stage, attempts_before: int, gpu: str, assignment: Assignment) -> None:
+        self.stage = stage
         self.end: End | None = None
         self.alone = False
         self.beside: list[StageProcess] = []
-        self.folder = assignment.store / assignment.stages[number]
-        gpus = visible_devices(assignment.gpus)
-        self.gpu = gpus[number % len(gpus)] if gpus else ""
+        """The other stages of this job on the same GPU, as they are now; the supervisor keeps it up."""
+        self.gpu = gpu
         self._assignment = assignment
-        self._job = job
         self._store = Store(assignment.store)
-        self._loaded: Stage | None = None
+        self._attempts_before = attempts_before
         self._worker: _Worker | None = None
-        # When to look at the files again, and when a parent that is still invisible counts as missing.
         self._next_look = 0.0
-        self._refuse_at = time.monotonic() + PARENT_SECONDS
-        self._waiting_is_told = False
-        self._false_starts = 0
-        # Numbers of attempts in the ledger. Those before this job's first one: a failure among them was there before,
-        # and may be tried again. And those from which progress is judged: a stage that turned out to need the GPU
-        # alone made none before, through no fault of its own.
-        self._before_job: int | None = None
-        self._judged_from = 0
 
     def look(self, stopping: bool) -> None:
         """Notice what has changed, and start the worker when it may start.
@@ -103,38 +90,17 @@ class StageProcess:
             elif stopping:
                 self.end = End(StageState.INTERRUPTED, "before its worker was started")
             elif time.monotonic() >= self._next_look:
-                self._next_look = time.monotonic() + LOOK_SECONDS
-                self.end = self._end_before_start()
+                self.end = self._start_or_give_up()
         except (InputError, OSError) as error:  # a damaged, full, read-only or unreachable store
             self.end = End(StageState.REFUSED, str(error))
         if self.end is not None:
-            _say(f"{self.folder.name}: {', '.join(filter(None, self.end))}")
+            _say(f"{self.stage.folder}: {', '.join(filter(None, self.end))}")
 
     # ------------------------------------------------------------------------------------------------ before it runs
 
-    def _end_before_start(self) -> End | None:
-        """Start the worker if there is something left for it to do.
-
-        Returns how the stage ended if there is nothing to start; None where the worker was started, or is to be waited
-        for: a parent's record is late, another process holds the stage, or the GPU is not free.
-        """
-        missing = self._not_yet_visible()
-        if missing is not None:
-            return End(StageState.REFUSED, missing) if time.monotonic() >= self._refuse_at else None
-        if self._store.record(self._stage) is not None:
-            return End(StageState.DONE)
-        attempts = self._store.attempts(self._stage)
-        if self._before_job is None:
-            self._before_job = self._count_before_job(attempts)
-        if attempts and attempts[-1].alive:
-            if not self._waiting_is_told:
-                self._waiting_is_told = True
-                _say(f"{self.folder.name}: held by another process; waiting for its record")
-            return None
-        failure = self._store.failure(self._stage)
-        if failure is not None and len(attempts) > self._before_job:
-            return End(StageState.FAILED, failure)
-        stuck = self._no_progress(attempts)
+    def _start_or_give_up(self) -> End | None:
+        attempts = self._store.attempts(self.stage)
+        stuck = self._stuck(attempts)
         if stuck is not None:
             return self._give_up(stuck)
         if not any(other.running and (self.alone or other.alone) for other in self.beside):
@@ -146,58 +112,16 @@ class StageProcess:
         """Whether it has a worker."""
         return self._worker is not None
 
-    @property
-    def _stage(self) -> Stage:
-        assert self._loaded is not None, "visible, else nothing would have been started"
-        return self._loaded
+    def _stuck(self, attempts: Sequence[Attempt]) -> str | None:
+        cluster, since = self._assignment.cluster, attempts[self._attempts_before :]
+        full_seconds = (60 * cluster.timeout_min - cluster.signal_delay_s) / 2
+        return no_progress(since, cluster.give_up_after, full_seconds) or kills_its_jobs(since)
 
-    def _count_before_job(self, attempts: Sequence[Attempt]) -> int:
-        """Count the attempts that do not count for this job.
-
-        Those are the ones from before the job's first attempt. A requeued job does not try again what failed in it.
-        Example: the ledger has attempts of the jobs 7_0, 8_0 and 8_0. For 8_0, requeued, one attempt was before; for a
-        new job 9_0 all three were.
-        """
-        if int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0:
-            for number, attempt in enumerate(attempts):
-                if attempt.facts["owner"].get("job") == self._job:
-                    return number
-        # An attempt that is still under way, in another process, ends while this job looks on: its failure counts here.
-        return len(attempts) - (1 if attempts and attempts[-1].alive else 0)
-
-    def _not_yet_visible(self) -> str | None:
-        """Say what this stage needs and the store does not show.
-
-        None where nothing is missing. A network file system may only be late.
-        """
-        for folder in (self._assignment.store, self.folder):
-            if folder.is_dir():
-                os.listdir(folder)  # has it look again
-        if not (self.folder / "spec.json").is_file():
-            return f"{self.folder / 'spec.json'}: missing. Run the grid again to write it."
-        if self._loaded is None:
-            self._loaded = self._store.load(self.folder)
-        for parent in self._loaded.parents:
-            if self._store.folder(parent).is_dir():
-                os.listdir(self._store.folder(parent))
-        try:
-            for parent in self._store.missing_parents(self._loaded):
-                return f"its parent {parent.folder} has no record. Run the grid again to make it."
-        except DamagedStore as error:  # or a record that is seen before its weights
-            return str(error)
-        return None
-
-    def _no_progress(self, attempts: Sequence[Attempt]) -> str | None:
-        return no_progress(attempts[self._judged_from :], self._assignment.give_up_after)
-
-    def _give_up(self, reason: str) -> End | None:
-        """Note a failure in the ledger.
-
-        Returns None where another process has the stage by now.
-        """
-        attempt = self._store.claim(self._stage)
+    def _give_up(self, reason: str) -> End:
+        """Note a failure in the ledger. Another process may have the stage by now: then it is left to that one."""
+        attempt = self._store.claim(self.stage)
         if attempt is None:
-            return None
+            return End(StageState.BUSY)
         self._store.finish(attempt, StageState.FAILED, reason)
         return End(StageState.FAILED, reason)
 
@@ -214,13 +138,13 @@ class StageProcess:
         shared = bool(self.beside) and not self.alone
         settings = replace(assignment.settings, device="cuda:0" if self.gpu else "cpu", shared=shared)
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench.training.worker", *settings.arguments(), str(self.folder)],
+            [sys.executable, "-m", "bench.training.worker", *settings.arguments(), str(self._store.folder(self.stage))],
             stdin=subprocess.DEVNULL,
             env=environment,
             start_new_session=True,
             preexec_fn=_child_of(os.getpid()),
         )
-        _say(f"{self.folder.name}: started, process {process.pid}")
+        _say(f"{self.stage.folder}: started, process {process.pid}")
         return _Worker(process, attempts_before)
 
     def _end_of_worker(self, worker: _Worker, stopping: bool) -> End | None:
@@ -239,9 +163,9 @@ class StageProcess:
         status = worker.process.wait()
         self._worker = None
         # 1. There is a record, whoever wrote it.
-        if self._store.record(self._stage) is not None:
+        if self._store.record(self.stage) is not None:
             return End(StageState.DONE)
-        attempts = self._store.attempts(self._stage)[worker.attempts_before :]
+        attempts = self._store.attempts(self.stage)[worker.attempts_before :]
         own = [attempt for attempt in attempts if attempt.facts["owner"]["pid"] == pid]
         attempt = own[-1] if own else None
         # 2. The worker noted itself that nothing goes on from here.
@@ -260,25 +184,25 @@ class StageProcess:
             return End(StageState.INTERRUPTED)
         # 5. The others on its GPU left it too little memory: again, when they have ended.
         if status == EXIT_STATUS[StageState.CROWDED]:
-            self.alone, self._judged_from = True, worker.attempts_before + len(own)
-            _say(f"{self.folder.name}: out of memory; tried again when no other stage uses the device")
+            self.alone = True
+            _say(f"{self.stage.folder}: out of memory; tried again when no other stage uses the device")
             return None
-        # 6. A signal that did not reach this process (yet), or that the worker was too young to handle; or another
-        #    process was faster: look again soon.
-        self._next_look = time.monotonic() + LOOK_SECONDS
-        if status in (EXIT_STATUS[StageState.INTERRUPTED], EXIT_STATUS[StageState.BUSY], *(-each for each in STOPS)):
+        # 6. Another process has it: the job may take another stage.
+        if status == EXIT_STATUS[StageState.BUSY]:
+            return End(StageState.BUSY)
+        # 7. A signal that did not reach this process (yet), or that the worker was too young to handle: soon again.
+        if status in (EXIT_STATUS[StageState.INTERRUPTED], *(-each for each in STOPS)):
+            self._next_look = time.monotonic() + LOOK_SECONDS
             return None
-        # 7. It died before it had begun, of what is wrong with this node or this code: nothing is held against the
-        #    stage. Tried again here, but not for ever.
+        # 8. It died before its first step, of what is wrong with this node or this code: nothing is held against the
+        #    stage, which another job may try.
         reason = f"the worker process died: {death(status)}"
-        if attempt is None:
-            self._false_starts += 1
-            if self._false_starts < MOST_FALSE_STARTS:
-                _say(f"{self.folder.name}: {reason}, before it had begun; tried again")
-                return None
-            what = f"{MOST_FALSE_STARTS} times before it had begun; what it printed stands above, in the job's log"
+        if attempt is None or attempt.facts["from_step"] is None:
+            if attempt is not None:
+                self._store.finish(attempt, StageState.DIED, reason)
+            what = "before its first step; what it printed stands above, in the job's log, and in the stage's"
             return End(StageState.REFUSED, f"{reason}, {what}")
-        # 8. It died in the middle without a word: a failure that is noted for it.
+        # 9. It died in the middle without a word: a failure that is noted for it.
         self._store.finish(attempt, StageState.FAILED, reason)
         return End(StageState.FAILED, reason)
 
@@ -294,36 +218,52 @@ class StageProcess:
             _kill_group(self._worker.process.pid)
             self._worker.process.wait()
 
-    def give_up_if_stuck(self) -> None:
-        """Turn an interruption into a failure where another attempt would be pointless."""
-        if self._loaded is None:
-            return
-        try:
-            stuck = self._no_progress(self._store.attempts(self._loaded))
-            if stuck is not None:
-                self.end = self._give_up(stuck) or self.end
-        except (InputError, OSError) as error:
-            self.end = End(StageState.REFUSED, str(error))
 
+def no_progress(attempts: Sequence[Attempt], give_up_after: int, full_seconds: float) -> str | None:
+    """Say why a stage that gets no further is given up; None while it is not.
 
-def no_progress(attempts: Sequence[Attempt], give_up_after: int) -> str | None:
-    """Say why a stage is given up; None while it is not.
-
-    It is given up when so many attempts in a row began at one step and none got beyond it. Example, with 3 attempts:
-    they began at the steps 0, 40, 40, and the newest checkpoint is that of step 40. The last two made no progress; the
-    third from the end did, so that the stage is tried again.
+    It is given up when so many attempts in a row began at one step, had `full_seconds` or more, and none got beyond
+    that step. What was ended early by a preemption, a lost node or a person says nothing of the stage and is passed
+    over. Example, with 3 attempts of an hour each: they began at the steps 0, 40, 40, and the newest checkpoint is that
+    of step 40. The last two made no progress; the third from the end did, so that the stage is tried again.
     """
-    last = attempts[-give_up_after:]
-    if len(last) < give_up_after or any(attempt.alive for attempt in last):
+    if not attempts or attempts[-1].alive:
         return None
-    if any(attempt.end is not None and attempt.end["state"] in CONCLUSIVE for attempt in last):
+    full = [each for each in attempts if each.end is not None and _seconds(each) >= full_seconds]
+    last = full[-give_up_after:]
+    if len(last) < give_up_after or any(each.end is None or each.end["state"] in CONCLUSIVE for each in last):
         return None
     # An attempt that ended before it had begun tells of no step: it made no progress whatever the others' was.
     begun = {step for attempt in last if (step := attempt.facts["from_step"]) is not None}
-    if len(begun) > 1 or any(_newest_checkpoint(last[-1]) > step for step in begun):
+    if len(begun) > 1 or any(_newest_checkpoint(attempts[-1]) > step for step in begun):
         return None
     where = f"all began at step {begun.pop()}" if begun else "none came to its first step"
     return f"no progress in {give_up_after} attempts: {where}"
+
+
+def kills_its_jobs(attempts: Sequence[Attempt]) -> str | None:
+    """Say that a stage is given up since its jobs die without a word; None while it is not.
+
+    That is so after three nodes, or six times in all, in a row and without progress. Example: out of the memory that
+    Slurm allows, a job is killed with all its processes, and nobody is left to note why.
+    """
+    silent: list[Attempt] = []
+    for attempt in reversed(attempts):
+        if attempt.alive or (attempt.end is not None and attempt.end["reason"] != GONE):
+            break
+        silent.append(attempt)
+    begun = {attempt.facts["from_step"] or 0 for attempt in silent}
+    if len(begun) != 1 or _newest_checkpoint(silent[0]) > min(begun):
+        return None
+    hosts = {str(attempt.facts["owner"]["machine"]).partition(" ")[0] for attempt in silent}
+    if len(hosts) < NODES and len(silent) < TIMES:
+        return None
+    return f"its job died without a word {len(silent)} times, on {', '.join(sorted(hosts))}, without progress"
+
+
+def _seconds(attempt: Attempt) -> float:
+    assert attempt.end is not None
+    return float(attempt.end["time"]) - float(attempt.facts["began"])
 
 
 def _newest_checkpoint(attempt: Attempt) -> int:

@@ -1,32 +1,37 @@
-"""Hand a plan to Slurm: job arrays with dependencies, submitted through submitit; nothing waits for them here.
+"""Hand a plan to Slurm: a worklist, and job arrays that pull from it, submitted through submitit; nothing waits here.
 
-Submitting is idempotent: what is queued or running already is left alone, also where an earlier submission was killed
-before it noted an id. Jobs never submit; the whole graph is planned here.
+Submitting is idempotent: stages for which jobs are queued or running already are left to those, also where an earlier
+submission was killed before it noted an id. The jobs that run stages never submit; only the one that writes the tables
+does, for what they left (`bench.launch.slurm.again`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import baselines
 from bench.errors import InputError
-from bench.launch.slurm import client, ledger, sbatch, supervisor
-from bench.launch.slurm.arrays import Array, Queued, arrange
+from bench.launch.slurm import client, ledger, limits, sbatch, supervisor, troubles, worklist
+from bench.launch.slurm.arrays import Array, arrange
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import JobState, SlurmError
+from bench.launch.slurm.cover import covered
 from bench.launch.slurm.ledger import Submission
-from bench.launch.slurm.limits import array_size
 from bench.launch.slurm.snapshot import snapshot
+from bench.launch.slurm.worklist import Worklist
 from bench.planning.gin_files import copy_gin
 from bench.planning.load import load_grid
-from bench.planning.plan import Plan, look_up
+from bench.planning.plan import Plan, look_up, make_plan
 from bench.specs import Stage
+from bench.specs.cluster import Cluster
 from bench.store.states import why_blocked
 from bench.store.store import Store
 from bench.tables.command import run_as_job
@@ -42,43 +47,50 @@ TABLES_MINUTES = 15
 class Submitted:
     """What a submission came to: arrays, ids, and what hindered it."""
 
+    stages: list[Stage] = field(default_factory=list)
+    """Those for which jobs were submitted."""
     arrays: list[Array] = field(default_factory=list)
     job_ids: list[str] = field(default_factory=list)
-    in_flight: dict[str, Queued] = field(default_factory=dict)
-    """Key of a stage that was queued or running before -> its element."""
+    in_flight: dict[str, str] = field(default_factory=dict)
+    """Key of a stage that jobs submitted before are to run -> the worklist that they pull from."""
     blocked: dict[str, str] = field(default_factory=dict)
     """Key of a stage that was not submitted -> which failure is in its way."""
+    fewer: str = ""
+    """A sentence on the limit that leaves room for fewer jobs than the grid is wide."""
     tables_job: str | None = None
     refused: str = ""
     """Slurm's words where it refused an array after others were submitted."""
     tables_refused: str = ""
     """Slurm's words where it refused the job that writes the tables."""
 
-    @property
-    def stages(self) -> list[Stage]:
-        """The stages that were submitted."""
-        return [stage for array in self.arrays for task in array.tasks for stage in task]
-
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What the command line names: gin files, `--set` lines, and folders."""
+    """What the command line names: gin files, `--set` lines, and folders.
+
+    `again` counts how often jobs have submitted the grid again since a person did.
+    """
 
     gin: Sequence[str]
     set: Sequence[str]
     results: Path
     data: Path
+    again: int = 0
 
-    def for_tables(self, folder: Path, store_root: Path) -> list[str]:
-        """Return the arguments of `bench.collate` for the job that writes tables.
+    def copied(self, folder: Path) -> CommandLine:
+        """Return what a later job is to be told: absolute paths, and copies of the gin files in a folder.
 
-        The gin files may change meanwhile, so that the arguments name copies of them in a folder.
+        The files themselves may change meanwhile.
         """
         copies = [str(path) for path in copy_gin(self.gin, folder)]
         load_grid(copies, self.set)  # what cannot be read is better told now than by the last job
-        arguments = ["--gin", *copies, *(["--set", *self.set] if self.set else [])]
+        return CommandLine(copies, self.set, self.results.absolute(), self.data.absolute(), self.again)
+
+    def of_tables(self, store_root: Path) -> list[str]:
+        """Return the arguments of `bench.collate` that write the tables."""
+        arguments = ["--gin", *self.gin, *(["--set", *self.set] if self.set else [])]
         for option, path in (("--store", store_root), ("--results", self.results), ("--data", self.data)):
-            arguments += [option, str(path.absolute())]
+            arguments += [option, str(path)]
         return arguments
 
 
@@ -86,12 +98,11 @@ class CommandLine:
 
 
 def submit(plan: Plan, store: Store, command_line: CommandLine, retry: bool = False) -> Submitted:
-    """Submit what is neither done nor queued, then the tables' job.
+    """Submit what is neither done nor in other jobs' hands, then the tables' job.
 
     Raises InputError with sbatch's own words if it refuses the first one; what was submitted before another refusal
     stays queued, and the same command goes on from there.
     """
-    size = array_size(plan.cluster)
     with ledger.submitting(store.root):
         # 1. What is in the queue already: ids that a killed submission never noted are noted now.
         noted = ledger.submissions(store.root)
@@ -99,142 +110,137 @@ def submit(plan: Plan, store: Store, command_line: CommandLine, retry: bool = Fa
         for before, now in zip(noted, submissions, strict=False):
             if before.job_id is None and now.job_id is not None:
                 ledger.complete(store.root, before, now.job_id)
+        refuse_stopped(plan, store, submissions, retry)
         # 2. What is left to submit, by what the store holds after that look: a job may have ended meanwhile.
         look_up(plan, store)
-        submitted = _missing(plan, store, submissions, queued, retry, size)
-        # 3. The specs, which the jobs read, then the arrays, then the tables' job, which waits for all of them.
+        submitted, listed = _missing(plan, store, submissions, queued, retry)
+        # 3. The specs and the worklist, which the jobs read, then the arrays, then the tables' job, the last one.
         if submitted.arrays:
             with ThreadPoolExecutor(16) as pool:  # each waits for the disk
                 list(pool.map(store.add, (stage for stage in plan.stages if not stage.unprepared)))
-            _submit_arrays(submitted, plan, store, command_line.data)
+            worklist.write(store.root, listed)
+            _submit_arrays(submitted, listed, plan, store, command_line.data)
         if not submitted.refused:
             _submit_tables(submitted, plan, store, command_line, submissions, queued)
     return submitted
 
 
 def _settled(plan: Plan, store: Store) -> tuple[list[Submission], dict[str, JobState]]:
-    """Ask Slurm, and wait for this plan's jobs that are just ending.
+    """Ask Slurm, and wait for this grid's jobs that are just ending.
 
     It is not known yet whether those are to be requeued. After ENDING_SECONDS they are waited for no more.
     """
-    open_stages = {stage.folder for stage in plan.stages if stage.key not in plan.done}
     end, waiting_is_told = time.monotonic() + ENDING_SECONDS, False
     while True:
         submissions, queued = ledger.look(store.root)
         ending = sum(
-            not open_stages.isdisjoint(task) and ledger.element_state(submission, index, queued).state == "COMPLETING"
+            state.state == "COMPLETING"
             for submission in submissions
-            for index, task in enumerate(submission.tasks)
+            if submission.runs_stages and submission.source == plan.source
+            for state in ledger.states(submission, queued)
         )
         if not ending or time.monotonic() >= end:
             return submissions, queued
         if not waiting_is_told:
             waiting_is_told = True
-            print(f"waiting: {ending} jobs of these stages are just ending", flush=True)
+            print(f"waiting: {ending} jobs of this grid are just ending", flush=True)
         time.sleep(1)
 
 
 def draft(plan: Plan, store: Store, retry: bool = False) -> Submitted:
     """Return what `submit` would submit now; writes nothing."""
     submissions, queued = ledger.look(store.root)
-    return _missing(plan, store, submissions, queued, retry, array_size(plan.cluster))
-
-
-def _in_flight(
-    plan: Plan, store: Store, submissions: Iterable[Submission], queued: Mapping[str, JobState]
-) -> dict[str, Queued]:
-    """Map stages to the elements of earlier submissions that run them.
-
-    Stages are named by their keys; the elements run or are to run.
-    """
-    by_folder = {stage.folder: stage for stage in plan.stages if stage.key not in plan.done}
-    in_flight = {}
-    for submission in submissions:
-        for index, task in enumerate(submission.tasks):
-            element = submission.element(index)
-            if element is None or not task or not ledger.element_state(submission, index, queued).live:
-                continue
-            for folder in task:
-                stage = by_folder.get(folder)
-                if stage is not None and not _failed_since(submission.time, stage, plan, store):
-                    in_flight[stage.key] = Queued(element, packed=len(task) > 1)
-    return in_flight
-
-
-def _failed_since(moment: float, stage: Stage, plan: Plan, store: Store) -> bool:
-    """Tell whether a stage failed after a moment.
-
-    The element that was submitted then will not try again.
-    """
-    if stage.key not in plan.failed:
-        return False
-    end = store.attempts(stage)[-1].end
-    return end is not None and float(end.get("time", 0.0)) > moment
+    return _missing(plan, store, submissions, queued, retry)[0]
 
 
 def _missing(
-    plan: Plan,
-    store: Store,
-    submissions: Sequence[Submission],
-    queued: Mapping[str, JobState],
-    retry: bool,
-    max_array_size: int,
-) -> Submitted:
-    """Decide which arrays are to be submitted.
+    plan: Plan, store: Store, submissions: Sequence[Submission], queued: Mapping[str, JobState], retry: bool
+) -> tuple[Submitted, Worklist]:
+    """Decide what is to be submitted, and in which arrays.
 
-    Every stage that is to run is one of three: in flight, if an earlier submission runs it; blocked, if a stage that it
-    needs failed; else runnable. Example: of A, B and C, each the parent of the next, A failed and a job with C is still
-    queued. With `retry`, all three are runnable: C's own job would find no B, and give up. Without, B and C are
-    blocked.
+    Every stage that is to run is one of three: in flight, if live jobs will pull it; blocked, if a stage that it needs
+    failed; else missing. Example: of A, B and C, each the parent of the next, A failed, and the worklist of a live job
+    holds all three. With `retry`, all three are missing, since that job takes A for failed and so pulls none of them;
+    without, B and C are blocked.
     """
-    in_flight = _in_flight(plan, store, submissions, queued)
-    submitted = Submitted(in_flight=in_flight)
-    failed = {} if retry else {key: reason for key, reason in plan.failed.items() if key not in in_flight}
-    runnable: list[Stage] = []
+    submitted = Submitted()
+    covering = covered(store.root, submissions, queued)
+    attempts = store.each(lambda stage: len(store.attempts(stage)), plan.to_run(retry))
+    failed = {} if retry else dict(plan.failed)
+    missing: list[Stage] = []
     for stage in plan.to_run(retry):  # parents first
-        # A failed parent that does not block is one that a search can do without: nothing is to be waited for.
         reason = why_blocked(stage, failed, submitted.blocked)
-        ended = plan.done.keys() | failed.keys() | submitted.blocked.keys()
-        parents_come = reason is None and all(
-            parent.key in ended or parent.key in in_flight for parent in stage.parents
-        )
-        if parents_come and stage.key in in_flight:
-            continue
-        in_flight.pop(stage.key, None)  # what is to run it will find a parent missing
-        if reason is None:
-            runnable.append(stage)
-        else:
+        if reason is not None:
             submitted.blocked[stage.key] = reason
-    ended = plan.done.keys() | failed.keys() | submitted.blocked.keys()
-    submitted.arrays = arrange(runnable, ended, plan.cluster.runs_per_job, max_array_size, in_flight)
-    return submitted
+            continue
+        cover = covering.get(stage.folder)
+        will_be_tried = stage.key not in plan.failed or (cover is not None and cover.attempts == attempts[stage.key])
+        if cover is not None and will_be_tried and not _any_of(stage.parents, missing):
+            submitted.in_flight[stage.key] = cover.worklist
+        else:
+            missing.append(stage)
+    submitted.stages = missing
+    # What is missing may wait for what is in flight, which other jobs run: it is listed, too, for its turn to come.
+    keys = {stage.key for stage in missing}
+    listed_stages = [stage for stage in plan.to_run(retry) if stage.key in keys or stage.key in submitted.in_flight]
+    listed = worklist.worklist(ledger.new_token(), listed_stages if missing else (), attempts, plan.clusters)
+    if missing:
+        room, submitted.fewer = limits.room(plan.cluster)
+        submitted.arrays = arrange(listed, room - 1, limits.array_size(plan.cluster))  # one is for the tables
+        width = sum(array.jobs for array in arrange(listed, len(listed.entries), len(listed.entries)))
+        if sum(array.jobs for array in submitted.arrays) >= width:
+            submitted.fewer = ""
+    return submitted, listed
 
 
-def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, data: Path) -> None:
+def refuse_stopped(plan: Plan, store: Store, submissions: Sequence[Submission], retry: bool) -> None:
+    """Refuse a grid that stopped itself since its stages failed alike, unless they are to be tried again."""
+    mine = [each for each in submissions if each.source == plan.source and each.worklist]
+    reason = troubles.stopped(store.root, mine[-1].worklist) if mine else None
+    if reason is not None and not retry:
+        raise InputError(
+            f"this grid was stopped: {reason}. bench.status --failed shows the logs. Mend the cause, then go on with "
+            "--retry."
+        )
+
+
+def progress(plan: Plan, store: Store) -> int:
+    """Return a number that grows whenever a stage of a grid gets further: finished stages and steps in checkpoints."""
+    steps = [
+        max((int(path.stem.partition("-")[2]) for path in checkpoints.glob("step-*.json")), default=0)
+        for stage in plan.stages
+        if stage.key not in plan.done and (checkpoints := store.folder(stage) / "checkpoints").is_dir()
+    ]
+    return sum(stage.total_steps for stage in plan.stages if stage.key in plan.done) + sum(steps)
+
+
+def _any_of(stages: Sequence[Stage], missing: Sequence[Stage]) -> bool:
+    keys = {stage.key for stage in missing}
+    return any(stage.key in keys for stage in stages)
+
+
+def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: Store, data: Path) -> None:
     """Submit one array after another.
 
     A refusal of the first is raised, that of a later one noted.
     """
-    cluster, grid = plan.cluster, plan.grid
+    grid = plan.grid
     code = snapshot(store.root).absolute()
-    assignment = Assignment(
-        store=store.root.absolute(),
-        code=code,
-        settings=Settings(data.absolute(), "cpu", grid.threads, grid.checkpoint_steps, grid.cuda_graphs),
-        gpus=cluster.gpus,
-        signal=cluster.signal,
-        signal_delay_s=cluster.signal_delay_s,
-        give_up_after=cluster.give_up_after,
-        stages=(),
-    )
+    settings = Settings(data.absolute(), "cpu", grid.threads, grid.checkpoint_steps, grid.cuda_graphs)
+    scontrol = shutil.which("scontrol") or "scontrol"
+    avoided = sorted(troubles.excluded(store.root))
     # An array's dependencies name the ids of those before it, so each is submitted before the next one is built. A kill
     # in between leaves the arrays so far in the queue, and the next `submit` adds the others to them.
     for array in submitted.arrays:
-        folders = [tuple(stage.folder for stage in task) for task in array.tasks]
-        elements = [(replace(assignment, stages=folders[index]),) for index in array.indices]
-        submission = ledger.note(store.root, str(grid.name), plan.source, folders)
+        assignment = Assignment(
+            store.root.absolute(), code, settings, listed.token, array.generation, array.cluster, scontrol
+        )
+        facts = {"worklist": listed.token, "generation": array.generation, "jobs": array.jobs}
+        submission = ledger.note(store.root, str(grid.name), plan.source, "-".join(array.kinds)[:60], **facts)
         log, dependency = ledger.log_folder(store.root, submission.token), array.dependency(submitted.job_ids)
-        executor = sbatch.executor(log, cluster, submission.name, array.indices, dependency, code)
+        cluster = _without(array.cluster, avoided)
+        executor = sbatch.executor(log, cluster, submission.name, range(array.jobs), dependency, code)
+        elements = [(assignment,)] * array.jobs
         try:
             submitted.job_ids.append(sbatch.make(store.root, submission, executor, supervisor.supervise, elements))
         except SlurmError as error:
@@ -243,6 +249,15 @@ def _submit_arrays(submitted: Submitted, plan: Plan, store: Store, data: Path) -
             submitted.refused = f"{error}\n{len(submitted.job_ids)} of {len(submitted.arrays)} arrays are submitted."
             submitted.arrays = submitted.arrays[: len(submitted.job_ids)]
             return
+
+
+def _without(cluster: Cluster, nodes: Sequence[str]) -> Cluster:
+    """Keep away from nodes, besides those that the cluster's settings exclude."""
+    if not nodes:
+        return cluster
+    others = [option for option in cluster.extra if not option.startswith("exclude")]
+    listed = [str(cluster.options["exclude"])] if "exclude" in cluster.options else []
+    return replace(cluster, extra=(*others, f"exclude={','.join([*listed, *nodes])}"))
 
 
 def _submit_tables(
@@ -258,12 +273,15 @@ def _submit_tables(
     The job replaces an earlier one of the same kind.
     """
     grid = str(plan.grid.name)
-    # `waiting` are the tables' jobs of earlier submissions of this grid, `in_flight` the jobs whose stages are in
-    # flight. Examples: with new arrays, the tables have to wait for those, too, so that a new job replaces the waiting
-    # one. With none, a waiting job is right as it is; and with nothing waiting and nothing in flight, no job is needed.
-    ours = [each.job_id for each in submissions if (each.grid, each.source, each.tasks) == (grid, plan.source, ())]
-    waiting = [job for job in ours if job is not None and f"{job}_0" in queued and queued[f"{job}_0"].live]
-    in_flight = sorted({each.element.partition("_")[0] for each in submitted.in_flight.values()}, key=int)
+    # `waiting` are the tables' jobs of earlier submissions of this grid, `in_flight` the jobs that are to run stages of
+    # it. Examples: with new arrays, the tables have to wait for those, too, so that a new job replaces the waiting one.
+    # With none, a waiting job is right as it is; and with nothing waiting and nothing in flight, no job is needed.
+    ours = [each for each in submissions if (each.grid, each.source, each.runs_stages) == (grid, plan.source, False)]
+    waiting = [each.job_id for each in ours if each.job_id and any(s.live for s in ledger.states(each, queued))]
+    lists = {*submitted.in_flight.values()}
+    running = [each for each in submissions if each.runs_stages and each.worklist in lists and each.job_id]
+    live = [each for each in running if any(state.live for state in ledger.states(each, queued))]
+    in_flight = sorted({str(each.job_id) for each in live}, key=int)
     if not submitted.job_ids and (waiting or not in_flight):
         submitted.tables_job = waiting[-1] if waiting else None
         return
@@ -272,18 +290,50 @@ def _submit_tables(
     # A small job that needs no GPU, so that options of sbatch about GPUs must not come along.
     extra = tuple(option for option in plan.cluster.extra if not re.match(r"gres|tres|[\w-]*gpu", option))
     small = replace(plan.cluster, cpus=1, gpus=0, runs_per_job=1, timeout_min=TABLES_MINUTES, signal_delay_s=120)
-    cluster = replace(small, extra=extra)
+    cluster = _without(replace(small, extra=extra), sorted(troubles.excluded(store.root)))
     copies = ledger.folder(store.root) / "gin"
     copies.mkdir(exist_ok=True)
     try:
-        arguments = command_line.for_tables(Path(tempfile.mkdtemp(dir=copies)), store.root)
-        submission = ledger.note(store.root, grid, plan.source, ())
+        copied = command_line.copied(Path(tempfile.mkdtemp(dir=copies)))
+        submission = ledger.note(store.root, grid, plan.source, again=command_line.again)
         log = ledger.log_folder(store.root, submission.token)
         executor = sbatch.executor(log, cluster, submission.name, (0,), dependency, code)
-        submitted.tables_job = sbatch.make(store.root, submission, executor, run_as_job, [arguments])
+        last = (copied, store.root.absolute(), plan.source, progress(plan, store))
+        submitted.tables_job = sbatch.make(store.root, submission, executor, finish, [last])
     except InputError as error:  # sbatch's, or that of a gin file that was changed since it was read
         submitted.tables_refused = f"the job that writes the tables: {error}"
         return
     if waiting:
         with contextlib.suppress(SlurmError):  # it began meanwhile, or ended; a table more does no harm
             client.ask("scancel", *waiting)
+
+
+# ------------------------------------------------------------------------------------------------------ the last job
+
+
+MOST_AGAIN = 10
+"""So often jobs submit a grid again without a person."""
+
+
+def finish(command_line: CommandLine, store_root: Path, source: str, progress_before: int) -> None:
+    """Write the tables, then submit what the grid's jobs have left, as the last job of a grid.
+
+    Jobs may have been cancelled, or lost with their nodes, or too few were allowed at once. Nothing is submitted if no
+    stage got further since this job was submitted, nor after MOST_AGAIN times. An incomplete table is no failure.
+    """
+    baselines.register()
+    run_as_job(*command_line.of_tables(store_root))
+    store = Store(store_root)
+    plan = make_plan(command_line.gin, command_line.set, (), command_line.data, store)
+    plan.source = source  # that of the files themselves, not of their copies: it says whose jobs these are
+    left = [stage for stage in plan.to_run(retry=False) if why_blocked(stage, plan.failed, {}) is None]
+    if not left:
+        print("nothing is left to submit")
+    elif command_line.again >= MOST_AGAIN:
+        print(f"{len(left)} stages are left, and the grid was submitted again {MOST_AGAIN} times: not once more")
+    elif progress(plan, store) <= progress_before:
+        print(f"{len(left)} stages are left, and no stage got further since the last submission: not submitted again")
+    else:
+        submitted = submit(plan, store, replace(command_line, again=command_line.again + 1))
+        ids = ", ".join(submitted.job_ids) or "none, as other jobs run them"
+        print(f"submitted again: {len(submitted.stages)} stages, jobs {ids}{submitted.refused}")

@@ -1,4 +1,4 @@
-"""What runs inside a Slurm job: starts one worker process per stage, owns the signals, requeues its own element.
+"""What runs inside a Slurm job: takes stages, starts a worker process for each, owns the signals, requeues its own job.
 
 Slurm announces a preemption or the time limit with a signal: SIGUSR2, where `slurm.signal` names no other. Training
 must not run under a handler of it (forked children would inherit it, and a checkpoint in the middle of a step is no
@@ -6,43 +6,58 @@ checkpoint), so this thin process has it, and tells the workers with SIGTERM to 
 Whether a stage is done is read from the store, never from what a process or Slurm says. This module imports neither
 torch nor numpy and starts no threads.
 
-The life of a job that is preempted, with two stages and a signal 120 s before the end:
+The life of a job that is preempted, with two stages at a time and a signal 120 s before the end:
 
-    start         one StageProcess each; `look` starts their workers
-    every 0.2 s   `look`: one worker ends, its record is there, the stage's `end` is done
-    SIGUSR2       `announced` is set; the other worker gets SIGTERM, writes its checkpoint and ends: interrupted
+    start         two stages are taken from the worklist; a StageProcess starts the worker of each
+    every 0.2 s   `look`: one worker ends, its record is there, the stage's `end` is done; the next stage is taken
+    SIGUSR2       `announced` is set; the workers get SIGTERM, write their checkpoints and end: interrupted
     after 110 s   SIGKILL for workers that have not ended (not needed here)
-    at the end    scontrol requeue, exit status 75; the same element starts again later, and goes on from the checkpoint
+    at the end    scontrol requeue, exit status 75; the same job starts again later, with what was interrupted
 """
 
 from __future__ import annotations
 
 import os
+import random
+import re
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from typing import NoReturn
 
 import baselines
 from bench.errors import InputError
-from bench.launch.slurm import client
+from bench.launch.devices import visible_devices
+from bench.launch.slurm import client, partitions, troubles, worklist
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import SlurmError
-from bench.launch.slurm.stage_process import End, StageProcess, _number, _say
+from bench.launch.slurm.pool import Pool
+from bench.launch.slurm.stage_process import StageProcess, _number, _say
+from bench.specs.cluster import CHECKPOINT_SECONDS, START_SECONDS
 from bench.store.ownership import JOB_VARIABLE
 from bench.store.provenance import cores
 from bench.store.states import StageState
+from bench.store.store import Store
 from bench.training.protocol import EXIT_STATUS
 
 POLL_SECONDS = 0.2
+TAKE_SECONDS = (2.0, 15.0)
+"""Between two looks for a ready stage, the shortest and the longest."""
+IDLE_SECONDS = 60.0
+"""After so long without a ready stage a job ends."""
 MARGIN_SECONDS = 10.0
 """Of the signal's delay, kept for ending the workers and asking Slurm for the requeue."""
-REQUEUE_TRIES = 5
+REQUEUE_SECONDS = 2.0
+"""Between two tries at a requeue. It is tried for as long as Slurm lets the job live."""
+UNREACHABLE = "contact|onnection|timed out|did not answer|Zero Bytes|ommunication|no program"
+"""What Slurm's programs say where the controller could not be asked, which may pass."""
+OWN_TROUBLES = 3
+"""After so many troubles of its own a job is not requeued any more."""
 
 
 class ElementFailed(Exception):
-    """A stage failed or was refused, so the job must fail, too."""
+    """A stage failed, or this job could run none, so the job must fail, too."""
 
 
 # --------------------------------------------------------------------------------------------- what Slurm asks for
@@ -88,129 +103,277 @@ def job_name() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
-def _requeue(job: str) -> None:
-    """Have Slurm start this element again.
-
-    Raises ElementFailed with Slurm's own words if it refuses.
-    """
-    for _ in range(REQUEUE_TRIES):
-        try:
-            client.ask("scontrol", "requeue", job, seconds=30)
-            reason = ""
-        except (SlurmError, OSError) as error:
-            reason = str(error)
-        if not reason or "pending" in reason.lower():  # Slurm was faster: it requeues a preempted job by itself
-            _say(f"requeued {job}")
-            return
-        _say(f"scontrol requeue {job}: {reason}")
-        time.sleep(2)  # the controller may be restarting
-    raise ElementFailed(f"Slurm would not requeue {job}: {reason}. The checkpoints are written: submit the grid again.")
-
-
-def _out_of_time(job: str) -> bool | None:
-    """Tell whether Slurm ends this job for its time limit.
-
-    Returns None where Slurm cannot be asked. While the job still runs its last lines, its state is COMPLETING whatever
-    ended it: only the reason tells.
-    """
-    try:
-        return "Reason=TimeLimit" in client.ask("scontrol", "--oneliner", "show", "job", job, seconds=30)
-    except (SlurmError, OSError):
-        return None
-
-
 # --------------------------------------------------------------------------------------------------------- the job
 
 
 def supervise(assignment: Assignment) -> None:
-    """Run the stages of an element until each has its record.
+    """Run stages of a worklist until no more is to be done for this job.
 
     This is what submitit calls inside the job. Ends the process with status 75 when it was interrupted, after requeuing
-    this element if a signal had announced the end; raises ElementFailed if a stage failed, after all others ended.
+    this job if a signal had announced the end; raises ElementFailed if a stage failed, after all others ended.
     """
     asked = Signals()
-    asked.take_over(assignment.signal)
+    asked.take_over(assignment.cluster.signal)
     baselines.register()  # the spec types that a stage may hold
     job = os.environ[JOB_VARIABLE] = job_name()
-    stages = [StageProcess(number, assignment, job) for number in range(len(assignment.stages))]
-    for stage in stages:
-        stage.beside = [other for other in stages if other is not stage and other.gpu == stage.gpu]
-    needed = assignment.settings.threads * len(assignment.stages)
-    _say(f"job {job}: {len(assignment.stages)} stage(s), {cores()} core(s)")
-    if cores() < needed:
-        _say(f"warning: {needed} core(s) are wanted; the workers will share")
+    element = Element(assignment, job, asked)
     try:
-        while not asked and any(stage.end is None for stage in stages):
-            _look(stages, stopping=False)
-        if any(stage.end is None for stage in stages):
-            _checkpoint(stages, asked, assignment.signal_delay_s)
+        element.run()
     finally:  # no worker outlives this process, whatever was raised
-        for stage in stages:
-            stage.close()
-    # Interrupted stages go first: the element is requeued for their sake even where others failed. Those have their
-    # failure in the store, and the requeued job does not try them again but fails with their reason at the end.
-    ends = _ends(stages, requeuing=asked.announced)
-    if any(end.state == StageState.INTERRUPTED for end in ends.values()):
-        _leave(job, asked)
-    failed = [f"{name} {end.state}: {end.reason}" for name, end in ends.items() if end.state != StageState.DONE]
-    if failed:
-        raise ElementFailed("; ".join(failed))
+        element.close()
+    element.leave()
 
 
-def _look(stages: Sequence[StageProcess], stopping: bool) -> None:
-    for stage in stages:
-        stage.look(stopping)
-    time.sleep(POLL_SECONDS)
+class Element:
+    """A job of an array: its slots for stages, and what became of those that it took."""
 
+    def __init__(self, assignment: Assignment, job: str, asked: Signals) -> None:
+        self._assignment, self._cluster, self._job, self._asked = assignment, assignment.cluster, job, asked
+        self._end = time.monotonic() + 60 * self._cluster.timeout_min
+        self._processes: dict[int, StageProcess] = {}
+        """By the number of the slot."""
+        self._gpus: list[str] = []
+        self._pool: Pool | None = None
+        self._failures: list[str] = []
+        self._trouble = ""
+        self._stopped = ""
+        self._interrupted = False
+        self._next_take = 0.0
+        self._wait = TAKE_SECONDS[0]
+        self._idle_since = time.monotonic()
+        self._commenting: list[subprocess.Popen[bytes]] = []
 
-def _checkpoint(stages: Sequence[StageProcess], asked: Signals, signal_delay_s: float) -> None:
-    """Have the workers checkpoint, and wait until they have ended.
+    # ------------------------------------------------------------------------------------------------ its life
 
-    Kills those that are not done shortly before Slurm would.
-    """
-    seconds = max(signal_delay_s - MARGIN_SECONDS, signal_delay_s / 2)
-    _say(f"{'end announced' if asked.announced else 'SIGTERM'}: checkpointing, for {seconds:g} s at most")
-    for stage in stages:
-        stage.send(signal.SIGTERM)
-    end = time.monotonic() + seconds
-    while any(stage.end is None for stage in stages):
-        if time.monotonic() >= end:
-            for stage in stages:
-                stage.send(signal.SIGKILL)
-        _look(stages, stopping=True)
+    def run(self) -> None:
+        """Take stages and run them until an end is asked for, or nothing more is to be done here."""
+        slots, needed = self._cluster.runs_per_job, self._assignment.settings.threads * self._cluster.runs_per_job
+        _say(f"job {self._job} on {troubles.node()}: {slots} stage(s) at a time, {cores()} core(s)")
+        if cores() < needed:
+            _say(f"warning: {needed} core(s) are wanted; the workers will share")
+        try:
+            self._begin()
+            while not self._asked and (self._processes or self._takes_more()):
+                self._take()
+                self._look(stopping=False)
+        except (InputError, OSError) as error:  # a damaged or unreachable store, a GPU that is not there
+            self._note_trouble("", str(error))
+        if self._processes:
+            self._checkpoint()
 
+    def _begin(self) -> None:
+        """Read what is to be done. Refuses a node that does not have what the job asked for."""
+        store = Store(self._assignment.store)
+        reason = troubles.excluded(store.root).get(troubles.node())
+        if reason is not None:
+            self._trouble = f"this node is not used: {reason}"
+            return
+        self._gpus = visible_devices(self._cluster.gpus)
+        listed = worklist.read(store.root, self._assignment.worklist)
+        self._pool = Pool(store, listed, self._cluster, self._assignment.generation)
 
-def _ends(stages: Sequence[StageProcess], requeuing: bool) -> dict[str, End]:
-    """Return how each stage ended, by its folder's name.
+    def _takes_more(self) -> bool:
+        """Tell whether another stage may be taken, now or soon."""
+        if self._trouble or self._stopped or self._pool is None or self._pool.over:
+            return False
+        return self._has_time() and time.monotonic() - self._idle_since < IDLE_SECONDS
 
-    Where this element is to be requeued, an interrupted stage that makes no progress has failed instead.
-    """
-    ends = {}
-    for stage in stages:
-        if requeuing and stage.end is not None and stage.end.state == StageState.INTERRUPTED:
-            stage.give_up_if_stuck()
-        assert stage.end is not None, "looked at until it had one"
-        ends[stage.folder.name] = stage.end
-    return ends
+    def _has_time(self) -> bool:
+        """Tell whether a stage that starts now could still write a checkpoint before the time limit."""
+        least = self._cluster.signal_delay_s + START_SECONDS + CHECKPOINT_SECONDS
+        return self._end - time.monotonic() >= least
 
+    def _take(self) -> None:
+        """Fill the free slots, now and then."""
+        assert self._pool is not None
+        self._pool.leases.beat()
+        if time.monotonic() < self._next_take or not self._takes_more():
+            return
+        for slot in range(self._cluster.runs_per_job):
+            if slot in self._processes:
+                continue
+            stage = self._pool.take()
+            if stage is None:
+                # Nothing is ready: again after a while, which grows, and not in step with all other jobs.
+                self._wait = min(2 * self._wait, TAKE_SECONDS[1])
+                break
+            self._wait = TAKE_SECONDS[0]
+            gpu = self._gpus[slot % len(self._gpus)] if self._gpus else ""
+            before = self._pool.attempts_before(stage)
+            self._processes[slot] = StageProcess(stage, before, gpu, self._assignment)
+            self._comment()
+        self._share_gpus()
+        self._next_take = time.monotonic() + self._wait * random.uniform(0.7, 1.3)
 
-def _leave(job: str, asked: Signals) -> NoReturn:
-    """Requeue this element, unless somebody wants it to end, and exit.
+    def _share_gpus(self) -> None:
+        for process in self._processes.values():
+            others = (other for other in self._processes.values() if other is not process)
+            process.beside = [other for other in others if other.gpu == process.gpu]
 
-    A time limit sends the announcement and, after the signal's delay, SIGTERM, as a cancelled job gets it, so only
-    Slurm can tell those apart:
+    def _look(self, stopping: bool) -> None:
+        """Look at every worker once, and put down the stages that have ended."""
+        for slot, process in list(self._processes.items()):
+            process.look(stopping)
+            if process.end is not None:
+                del self._processes[slot]
+                self._ended(process)
+        if self._processes:
+            self._idle_since = time.monotonic()
+        time.sleep(POLL_SECONDS)
 
-        announced   SIGTERM   Slurm's reason     requeued here
-        no          yes       -                  no: cancelled, or a cluster that preempts without announcing it
-        yes         no        -                  yes
-        yes         yes       TimeLimit          yes
-        yes         yes       anything else      no: cancelled, or preempted, and then Slurm requeues by itself
-        yes         yes       cannot be asked    yes
-    """
-    if not asked.announced:
-        _say("SIGTERM without an announcement: not requeued by the job itself")
-    elif asked.terminated and _out_of_time(job) is False:
-        _say("cancelled, or preempted, after which Slurm requeues where it is set to: not requeued by the job")
-    else:
-        _requeue(job)
-    sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
+    def _ended(self, process: StageProcess) -> None:
+        assert self._pool is not None and process.end is not None
+        stage, (state, reason) = process.stage, process.end
+        self._pool.give_back(stage)
+        self._share_gpus()
+        self._next_take, root = 0.0, self._assignment.store
+        if state == StageState.DONE:
+            troubles.note_success(root)
+        elif state == StageState.FAILED:
+            self._failures.append(f"{stage.folder}: {reason}")
+        elif state == StageState.REFUSED:
+            self._note_trouble(stage.folder, reason)
+        elif state == StageState.INTERRUPTED:
+            self._interrupted = True
+        if state in (StageState.FAILED, StageState.REFUSED):
+            self._pool.look_at(stage)
+            why = troubles.stop_if_hopeless(root, self._assignment.worklist, self._pool.failures, self._pool.finished)
+            self._stopped = why or self._stopped
+
+    def _note_trouble(self, stage: str, reason: str) -> None:
+        # One is enough: on a node that is broken the next stage would end alike, and this job would be the fastest.
+        _say(f"trouble on {troubles.node()}: {reason}")
+        self._trouble = reason
+        troubles.note(self._assignment.store, self._job, self._assignment.worklist, stage, reason)
+
+    def _checkpoint(self) -> None:
+        """Have the workers checkpoint, and wait until they have ended.
+
+        Kills those that are not done shortly before Slurm would.
+        """
+        delay = self._cluster.signal_delay_s
+        seconds = max(delay - MARGIN_SECONDS, delay / 2)
+        what = "end announced" if self._asked.announced else "SIGTERM" if self._asked.terminated else "an error"
+        _say(f"{what}: checkpointing, for {seconds:g} s at most")
+        for process in self._processes.values():
+            process.send(signal.SIGTERM)
+        end = time.monotonic() + seconds
+        while self._processes:
+            if time.monotonic() >= end:
+                for process in self._processes.values():
+                    process.send(signal.SIGKILL)
+            self._look(stopping=True)
+
+    def close(self) -> None:
+        """Kill all workers, and leave their stages to others."""
+        for process in self._processes.values():
+            process.close()
+        if self._pool is not None:
+            self._pool.leases.release_all()
+
+    def _comment(self) -> None:
+        """Have squeue show what this job does (`--Format=Comment`), as far as Slurm takes it; nothing waits for it."""
+        self._commenting = [each for each in self._commenting if each.poll() is None]
+        names = ", ".join(process.stage.folder for process in self._processes.values())
+        try:
+            command = [self._assignment.scontrol, "update", f"JobId={self._job}", f"Comment={names}"]
+            quiet, environment = subprocess.DEVNULL, client.environment()
+            asking = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, env=environment)
+            self._commenting.append(asking)
+        except OSError:  # no scontrol on this node
+            pass
+
+    # ------------------------------------------------------------------------------------------------ its end
+
+    def leave(self) -> None:
+        """End this job, after requeuing it where it is to go on."""
+        if self._asked:
+            if self._interrupted or (self._pool is not None and not self._pool.over):
+                self._leave_as_asked()
+        elif self._stopped:
+            raise ElementFailed(f"the grid was stopped: {self._stopped}")
+        elif self._trouble:
+            self._leave_node()
+        elif self._pool is not None and not self._pool.over and not self._has_time():
+            _say("too little time is left for another stage")
+            self._requeue()
+            sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
+        if self._failures:
+            raise ElementFailed("; ".join(self._failures))
+
+    def _leave_as_asked(self) -> NoReturn:
+        """Requeue this job, unless somebody wants it to end, and exit.
+
+        A time limit sends the announcement and, after the signal's delay, SIGTERM, as a cancelled job gets it, so only
+        Slurm can tell those apart:
+
+            announced   SIGTERM   Slurm's reason     requeued here
+            no          yes       -                  no: cancelled, or a cluster that preempts without announcing it
+            yes         no        -                  yes
+            yes         yes       TimeLimit          yes
+            yes         yes       anything else      no: cancelled, or preempted, and then Slurm requeues by itself
+            yes         yes       cannot be asked    yes
+        """
+        if not self._asked.announced:
+            _say("SIGTERM without an announcement: not requeued by the job itself")
+        elif self._asked.terminated and self._out_of_time() is False:
+            _say("cancelled, or preempted, after which Slurm requeues where it is set to: not requeued by the job")
+        else:
+            self._requeue()
+        sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
+
+    def _leave_node(self) -> NoReturn:
+        """Requeue this job after a trouble, away from this node if it is to blame, a few times."""
+        own = [each for each in troubles.read(self._assignment.store) if each.job == self._job]
+        if len(own) >= OWN_TROUBLES:
+            raise ElementFailed(f"{len(own)} times in trouble, and not requeued any more: {self._trouble}")
+        node = troubles.node()
+        blamed = node in troubles.excluded(self._assignment.store)
+        self._requeue(away_from=node if blamed and self._others_than(node) else "")
+        sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
+
+    def _others_than(self, node: str) -> bool:
+        """Tell whether the cluster has other nodes than this one, as far as it can be asked."""
+        try:
+            return any(each.host != node for each in partitions.nodes())
+        except SlurmError:
+            return False
+
+    def _requeue(self, away_from: str = "") -> None:
+        """Have Slurm start this job again.
+
+        It is tried for as long as Slurm lets the job live. Where it will not, others take what this job leaves: its
+        checkpoints are written.
+        """
+        while True:
+            try:
+                client.ask(self._assignment.scontrol, "requeue", self._job, seconds=30)
+                reason = ""
+            except (SlurmError, OSError) as error:
+                reason = str(error)
+            if not reason or "pending" in reason.lower():  # Slurm was faster: it requeues a preempted job by itself
+                _say(f"requeued {self._job}")
+                break
+            _say(f"scontrol requeue {self._job}: {reason}")
+            # Slurm said no, or this job's time is up. Only a controller that cannot be reached may be back soon.
+            if re.search(UNREACHABLE, reason) is None or time.monotonic() > self._end:
+                raise ElementFailed(f"Slurm would not requeue {self._job}: {reason}. What it leaves, others take.")
+            time.sleep(REQUEUE_SECONDS)
+        if away_from:
+            try:
+                client.ask(self._assignment.scontrol, "update", f"JobId={self._job}", f"ExcNodeList={away_from}")
+                _say(f"it will not start on {away_from} again")
+            except (SlurmError, OSError) as error:
+                _say(f"scontrol update ExcNodeList={away_from}: {error}")
+
+    def _out_of_time(self) -> bool | None:
+        """Tell whether Slurm ends this job for its time limit.
+
+        Returns None where Slurm cannot be asked. While the job still runs its last lines, its state is COMPLETING
+        whatever ended it: only the reason tells.
+        """
+        try:
+            show = ("--oneliner", "show", "job", self._job)
+            return "Reason=TimeLimit" in client.ask(self._assignment.scontrol, *show, seconds=30)
+        except (SlurmError, OSError):
+            return None

@@ -1,0 +1,216 @@
+"""Which stage of a worklist a job takes next.
+
+A stage is ready when all its parents are done, it is neither done nor failed itself, and nobody works on it. Of several
+the first is one that was interrupted, then the one with the longest chain of steps ahead. Everything is read from the
+store; what was seen finished is never looked at again, and nobody tells the jobs what others do.
+
+A job that was submitted for generation g serves the generations 0 to g, its `scope`, and ends when no stage of those is
+left: the jobs of the next generation start then. While others still run stages of its scope and nothing there is ready,
+it takes what is ready of later generations, so that it never idles without need.
+
+Example: P0 and P1 (generation 0) with the children A0, B0, A1 and B1 (generation 1); the first array has two jobs, the
+second four, which wait for the end of the first.
+
+    P0 done, P1 still runs    job 0 takes A0, since the second array cannot start yet
+    P1 done                   job 1 finds its scope finished, and ends
+    A0 done                   job 0 ends; the second array starts with four jobs, for B0, A1 and B1, and the fourth ends
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.launch.slurm import troubles
+from bench.launch.slurm.leases import Leases
+from bench.launch.slurm.worklist import Entry, Worklist
+from bench.specs import Stage
+from bench.specs.cluster import Cluster
+from bench.store.states import StageState, diverged, is_alive
+from bench.store.store import Store
+
+LOOKS = 100
+"""At so many stages that this job cannot run itself it looks at a time, to see whether they have ended."""
+
+
+class _Turn(NamedTuple):
+    """The turn of a stage: the least comes first."""
+
+    minus_ahead: int
+    position: int
+
+
+class Pool:
+    """What one job knows of its worklist, and the stages that it took."""
+
+    def __init__(self, store: Store, listed: Worklist, cluster: Cluster, generation: int) -> None:
+        self.listed = listed
+        self.leases = Leases(store.root)
+        self.failed: dict[str, str] = {}
+        """Folder of a stage that failed for good -> why."""
+        self.finished = 0
+        """How many stages were seen done."""
+        self._store = store
+        self._cluster = cluster
+        self._generation = generation
+        self._positions = {entry.folder: position for position, entry in enumerate(listed.entries)}
+        self._ended: set[int] = set()
+        """Positions of stages that are done, failed or blocked."""
+        self._lost: set[int] = set()
+        """Of those, the ones without a result."""
+        self._children: dict[int, list[int]] = defaultdict(list)
+        for position, entry in enumerate(listed.entries):
+            for parent in entry.parents:
+                self._children[parent].append(position)
+        self._left_in_scope = sum(entry.generation <= generation for entry in listed.entries)
+        # Stages whose parents have all ended: those that this job can run, in the order in which it would, of its
+        # scope and of later generations; and those that only other jobs can.
+        self._ready: tuple[list[_Turn], list[_Turn]] = ([], [])
+        self._foreign: deque[int] = deque()
+        for position, entry in enumerate(listed.entries):
+            if not entry.parents:
+                self._becomes_ready(position)
+
+    @property
+    def over(self) -> bool:
+        """Whether every stage of this job's scope was seen ended."""
+        return self._left_in_scope == 0
+
+    # ------------------------------------------------------------------------------------------------ taking a stage
+
+    def take(self) -> Stage | None:
+        """Take the next ready stage; None if there is none now. It stays this job's until `give_back`."""
+        held = self.leases.look()
+        for _ in range(min(LOOKS, len(self._foreign))):
+            position = self._foreign.popleft()
+            if held.get(self.listed.entries[position].folder, False) or not self._has_ended(position):
+                self._foreign.append(position)
+        # Those that nobody keeps any more were interrupted: they come first.
+        left = {name for name, alive in held.items() if not alive}
+        for heap in self._ready:
+            for turn in sorted(turn for turn in heap if self.listed.entries[turn.position].folder in left):
+                if not self._has_ended(turn.position) and (stage := self._taken(turn.position)) is not None:
+                    return stage
+        taken = self._next(self._ready[0], held)
+        if taken is None and not self.over:
+            taken = self._next(self._ready[1], held)
+        return taken
+
+    def give_back(self, stage: Stage) -> None:
+        """Leave a stage that this job took: it has ended, or another job may go on with it."""
+        self.leases.release(stage.folder)
+
+    def _next(self, heap: list[_Turn], held: Mapping[str, bool]) -> Stage | None:
+        """Take the first stage of a heap that nobody has. A stage that is seen ended leaves the heap for good."""
+        stage, waiting = None, []
+        while heap and stage is None:
+            turn = heapq.heappop(heap)
+            if turn.position in self._ended:
+                continue
+            if held.get(self.listed.entries[turn.position].folder, False):
+                waiting.append(turn)
+            elif not self._has_ended(turn.position):
+                waiting.append(turn)
+                stage = self._taken(turn.position)
+        for turn in waiting:
+            heapq.heappush(heap, turn)
+        return stage
+
+    def _taken(self, position: int) -> Stage | None:
+        """Take the lease of a stage, and look at its folder again; None where another job or launcher has it."""
+        entry = self.listed.entries[position]
+        if not self.leases.take(entry.folder):
+            return None
+        # Between the look and the lease another job may have finished it, and a network file system may show what was
+        # true half a minute ago: the folder is listed, which has it look again, and everything is read anew.
+        stage = self._store.load(self._store.root / entry.folder)
+        os.listdir(self._store.folder(stage))
+        attempts = self._store.attempts(stage)
+        if self._has_ended(position) or (attempts and is_alive(attempts[-1])):
+            self.leases.release(entry.folder)
+            return None
+        return stage
+
+    # ------------------------------------------------------------------------------------------------ what has ended
+
+    def _becomes_ready(self, position: int) -> None:
+        entry = self.listed.entries[position]
+        if not self._cluster.serves(self.listed.clusters[entry.kind]):
+            self._foreign.append(position)
+            return
+        heap = self._ready[0 if entry.generation <= self._generation else 1]
+        heapq.heappush(heap, _Turn(-entry.ahead, position))
+
+    def _has_ended(self, position: int) -> bool:
+        """Look whether a stage is done or has failed for good, and note it."""
+        entry = self.listed.entries[position]
+        folder = self._store.root / entry.folder
+        if (folder / "record.json").exists():
+            if self._store.record(self._store.load(folder)) is not None:
+                self.finished += 1
+                self._note_end(position, lost=False)
+                return True
+        reason = self._failure(entry, folder)
+        if reason is not None:
+            self.failed[entry.folder] = reason
+            self._note_end(position, lost=True)
+        return reason is not None
+
+    def _failure(self, entry: Entry, folder: Path) -> str | None:
+        """Say why a stage is not to be tried again; None if it is.
+
+        Attempts from before the worklist was made do not count, nor does what was no fault of the stage.
+        """
+        if (folder / "attempts").is_dir():
+            last = self._store.attempts(self._store.load(folder))[entry.attempts :][-1:]
+            if last and last[0].end is not None and last[0].end["state"] == StageState.FAILED:
+                return str(last[0].end["reason"])
+        return troubles.given_up(self._store.root, self.listed.token, entry.folder)
+
+    def _note_end(self, position: int, lost: bool) -> None:
+        """Note that a stage ended, and what that means for its children.
+
+        A child is ready when all its parents have ended well. Behind one that was lost it has ended, too, unless it is
+        a search that can do without: example in `bench.store.states.why_blocked`.
+        """
+        if position in self._ended:
+            return
+        self._ended.add(position)
+        if lost:
+            self._lost.add(position)
+        self._left_in_scope -= self.listed.entries[position].generation <= self._generation
+        for child in self._children[position]:
+            entry = self.listed.entries[child]
+            lacking = any(parent in self._lost for parent in entry.parents)
+            if lacking and not entry.may_lack:
+                self._note_end(child, lost=True)
+            elif all(parent in self._ended for parent in entry.parents):
+                if lacking and not self._can_do_without(entry):
+                    self._note_end(child, lost=True)
+                else:
+                    self._becomes_ready(child)
+
+    def _can_do_without(self, entry: Entry) -> bool:
+        """Tell whether a search can run without the parents that it lost."""
+        return not self._store.missing_parents(self._store.load(self._store.root / entry.folder))
+
+    # ------------------------------------------------------------------------------------------------ what it tells
+
+    def attempts_before(self, stage: Stage) -> int:
+        """Return how many attempts a stage had when the worklist was made."""
+        return self.listed.entries[self._positions[stage.folder]].attempts
+
+    def look_at(self, stage: Stage) -> None:
+        """Note whether a stage has ended, which another `take` might not look at."""
+        position = self._positions[stage.folder]
+        if position not in self._ended:
+            self._has_ended(position)
+
+    @property
+    def failures(self) -> list[str]:
+        """Why stages failed for good; those that diverged, as candidates of a search may, are left out."""
+        return [reason for reason in self.failed.values() if not diverged(reason)]

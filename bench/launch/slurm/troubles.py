@@ -1,0 +1,193 @@
+"""Failures of the environment: whose fault they were not, which nodes to keep away from, when to stop a grid.
+
+    STORE/.slurm/troubles/68f1c2d0a1b2c3d4.json    a worker that died before it had begun, a job without its GPU, …
+    STORE/.slurm/troubles/setup-17_3-0.txt         a line of slurm.setup that failed, written by the job's shell
+    STORE/.slurm/troubles/n1.worked                its time: since then the node n1 has finished a stage
+    STORE/.slurm/stopped/68f1c2d09b7e4a51.json     why the jobs of a worklist take no further stage
+
+A trouble is nobody's fault at first: the job ends and its stage is left to others. What is counted decides whose it is:
+
+    three troubles on one node                      the node's: jobs keep away from it until it has finished a stage
+    troubles of one stage on three nodes, or six    the stage's: it is given up
+    troubles alike on three nodes, or six           the grid's, if nothing of it was finished: it is stopped
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import secrets
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import DamagedStore
+from bench.launch.slurm.ledger import folder
+from bench.store.files import create_json, read_json
+from bench.store.ownership import now
+
+OF_NODE = 3
+"""After so many troubles since its last finished stage jobs keep away from a node."""
+NODES = 3
+TIMES = 6
+"""On so many nodes, or so often in all, for a stage or a grid to be at fault."""
+FAILED_ALIKE = 5
+"""After so many stages that failed alike, and more than were finished, a grid is stopped."""
+FORGOTTEN_SECONDS = 24 * 3600.0
+"""After that a node is tried again."""
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """One failure of the environment.
+
+    `time` is in seconds since 1970; `worklist` and `stage` (a folder's name) are empty where the job had not got so
+    far.
+    """
+
+    time: float
+    node: str
+    job: str
+    worklist: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StoppedFile:
+    """What the file of a stopped worklist holds."""
+
+    reason: str
+    time: float
+
+
+def node() -> str:
+    """Name the node that this process runs on, as Slurm does."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node().partition(".")[0]
+
+
+def note(store_root: Path, job: str, worklist: str, stage: str, reason: str) -> None:
+    """Write down that something failed here that is no fault of the stage."""
+    facts = {"time": now(), "node": node(), "job": job, "worklist": worklist, "stage": stage, "reason": reason}
+    name = f"{int(time.time()):08x}{secrets.token_hex(4)}.json"
+    with contextlib.suppress(OSError):  # where nothing can be written, the job's log and its end tell
+        create_json(_folder(store_root) / name, facts)
+
+
+def read(store_root: Path) -> list[Trouble]:
+    """Read all troubles of a store, oldest first; what is damaged is left out, as it only counts towards a limit."""
+    troubles = []
+    for path in _folder(store_root).glob("*"):
+        with contextlib.suppress(DamagedStore, OSError, ValueError):
+            if path.suffix == ".json":
+                troubles.append(Trouble(**read_json(path, "Delete it.", Trouble)))
+            elif path.suffix == ".txt":
+                troubles.append(_of_setup(path))
+    return sorted(troubles, key=lambda trouble: trouble.time)
+
+
+def _of_setup(path: Path) -> Trouble:
+    """Read what a job's shell wrote: seconds since 1970, node, exit status, and the line that failed."""
+    seconds, node_name, status, *line = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    job = path.stem.removeprefix("setup-").rpartition("-")[0]
+    reason = f"a line of slurm.setup failed with exit status {status}: {' '.join(line)}"
+    return Trouble(float(seconds), node_name, job, "", "", reason)
+
+
+# ------------------------------------------------------------------------------------------------------ what follows
+
+
+def excluded(store_root: Path) -> dict[str, str]:
+    """Return the nodes to keep away from, each with its last trouble."""
+    last: dict[str, list[str]] = defaultdict(list)
+    for trouble in read(store_root):
+        if trouble.time > max(_worked(store_root, trouble.node), time.time() - FORGOTTEN_SECONDS):
+            last[trouble.node].append(trouble.reason)
+    return {name: reasons[-1] for name, reasons in last.items() if len(reasons) >= OF_NODE}
+
+
+def note_success(store_root: Path) -> None:
+    """Note that this node has finished a stage: its troubles until now no longer count against it."""
+    if any(trouble.node == node() for trouble in read(store_root)):
+        with contextlib.suppress(OSError):
+            _marker(store_root, node()).touch()
+
+
+def given_up(store_root: Path, worklist: str, stage: str) -> str | None:
+    """Say why a stage is given up for its troubles; None while it is not."""
+    mine = [each for each in read(store_root) if (each.worklist, each.stage) == (worklist, stage)]
+    nodes = sorted({each.node for each in mine})
+    if len(nodes) < NODES and len(mine) < TIMES:
+        return None
+    return f"tried {len(mine)} times on {', '.join(nodes)} and never begun; the last time: {mine[-1].reason}"
+
+
+def most_alike(reasons: Iterable[str]) -> tuple[int, str]:
+    """Count the most frequent reason, and return its last wording; 0 without any.
+
+    Numbers, paths and quoted words do not count: the file a.npy missing and the file b.npy missing are alike.
+    """
+    listed = list(reasons)
+    kinds = [re.sub(r"'[^']*'|\"[^\"]*\"|/\S+|\S*\d\S*", "#", reason) for reason in listed]
+    if not kinds:
+        return 0, ""
+    kind, count = Counter(kinds).most_common(1)[0]
+    return count, listed[len(kinds) - 1 - kinds[::-1].index(kind)]
+
+
+def stop_if_hopeless(store_root: Path, worklist: str, failed: Iterable[str], finished: int) -> str | None:
+    """Stop a worklist where its stages fail alike; return why, also if it was stopped before.
+
+    `failed` are the reasons of stages that failed for good, `finished` counts those that are done.
+    """
+    before = stopped(store_root, worklist)
+    if before is not None:
+        return before
+    count, reason = most_alike(failed)
+    if count >= FAILED_ALIKE and count > finished:
+        return _stop(store_root, worklist, f"{count} stages failed alike, and {finished} were done: {reason}")
+    mine = [each for each in read(store_root) if each.worklist == worklist]
+    count, reason = most_alike(each.reason for each in mine)
+    nodes = {each.node for each in mine}
+    if not finished and (count >= TIMES or (len(nodes) >= NODES and count >= NODES)):
+        where = ", ".join(sorted(nodes))
+        return _stop(store_root, worklist, f"no stage could be begun, tried {count} times on {where}: {reason}")
+    return None
+
+
+def stopped(store_root: Path, worklist: str) -> str | None:
+    """Say why a worklist was stopped; None if it was not."""
+    path = _stopped(store_root, worklist)
+    try:
+        return str(read_json(path, "Delete it to go on.", StoppedFile)["reason"]) if path.exists() else None
+    except DamagedStore:
+        return "stopped, for a reason that cannot be read"
+
+
+def _stop(store_root: Path, worklist: str, reason: str) -> str:
+    with contextlib.suppress(OSError):
+        create_json(_stopped(store_root, worklist), {"reason": reason, "time": now()})
+    return reason
+
+
+def _worked(store_root: Path, node_name: str) -> float:
+    try:
+        return _marker(store_root, node_name).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _folder(store_root: Path) -> Path:
+    return folder(store_root) / "troubles"
+
+
+def _marker(store_root: Path, node_name: str) -> Path:
+    return _folder(store_root) / f"{node_name}.worked"
+
+
+def _stopped(store_root: Path, worklist: str) -> Path:
+    return folder(store_root) / "stopped" / f"{worklist}.json"
