@@ -306,7 +306,7 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
     from bench.training.signals import StopFlag
 
     keys = {*(stage.key for stage in submitted.stages), *submitted.in_flight}
-    command_line = CommandLine(options.gin, options.set, options.results, cli.data_root(options))
+    command_line = CommandLine(options.gin, options.set, options.results, cli.data_root(options), again=1)
     stop, ended = StopFlag(), Ended()
     with stop.on_signals(), Reporter(len(keys), _rows(plan)) as report:
         while keys and not stop():

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from submitit import SlurmExecutor
 
+from bench.launch.slurm import ledger, worklist
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.snapshot import snapshot
 from bench.launch.slurm.supervisor import supervise
 from bench.planning.plan import Plan, make_plan
 from bench.specs import Stage
+from bench.specs.cluster import Cluster
 from bench.store.store import Store
 from bench.training.protocol import Settings
 from bench.training.worker import run
@@ -59,7 +61,7 @@ class Place:
         delay: int = 30,
         code: Path | None = None,
     ) -> list[str]:
-        """One array through submitit (a plain job for one element); returns the elements' ids."""
+        """One array through submitit (a plain job for one element); each element has a worklist of its own stages."""
         executor = SlurmExecutor(
             self.folder / "jobs", max_num_timeout=10**6, python=f"exec {shlex.quote(sys.executable)}"
         )
@@ -77,16 +79,13 @@ class Place:
         with executor.batch():
             jobs = []
             for stages in elements:
-                assignment = Assignment(
-                    store=self.store.root,
-                    code=code,
-                    settings=Settings(self.data, checkpoint_steps=self.plan.grid.checkpoint_steps),
-                    gpus=0,
-                    signal="USR2",
-                    signal_delay_s=delay,
-                    give_up_after=3,
-                    stages=tuple(stage.folder for stage in stages),
-                )
+                token = ledger.new_token()
+                cluster = Cluster(signal_delay_s=delay, timeout_min=minutes, runs_per_job=len(stages))
+                attempts = {stage.key: len(self.store.attempts(stage)) for stage in stages}
+                listed = worklist.worklist(token, stages, attempts, {"finetune": cluster})
+                worklist.write(self.store.root, listed)
+                settings = Settings(self.data, checkpoint_steps=self.plan.grid.checkpoint_steps)
+                assignment = Assignment(self.store.root, code, settings, token, 0, cluster, "scontrol")
                 jobs.append(executor.submit(supervise, assignment))
         return [job.job_id for job in jobs]
 

@@ -119,6 +119,8 @@ def submit(plan: Plan, store: Store, command_line: CommandLine, retry: bool = Fa
             with ThreadPoolExecutor(16) as pool:  # each waits for the disk
                 list(pool.map(store.add, (stage for stage in plan.stages if not stage.unprepared)))
             worklist.write(store.root, listed)
+            if not command_line.again:
+                troubles.forget_nodes(store.root)
             _submit_arrays(submitted, listed, plan, store, command_line.data)
         if not submitted.refused:
             _submit_tables(submitted, plan, store, command_line, submissions, queued)
@@ -228,7 +230,6 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
     code = snapshot(store.root).absolute()
     settings = Settings(data.absolute(), "cpu", grid.threads, grid.checkpoint_steps, grid.cuda_graphs)
     scontrol = shutil.which("scontrol") or "scontrol"
-    avoided = sorted(troubles.excluded(store.root))
     # An array's dependencies name the ids of those before it, so each is submitted before the next one is built. A kill
     # in between leaves the arrays so far in the queue, and the next `submit` adds the others to them.
     for array in submitted.arrays:
@@ -238,7 +239,7 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
         facts = {"worklist": listed.token, "generation": array.generation, "jobs": array.jobs}
         submission = ledger.note(store.root, str(grid.name), plan.source, "-".join(array.kinds)[:60], **facts)
         log, dependency = ledger.log_folder(store.root, submission.token), array.dependency(submitted.job_ids)
-        cluster = _without(array.cluster, avoided)
+        cluster = _without_nodes(array.cluster, store)
         executor = sbatch.executor(log, cluster, submission.name, range(array.jobs), dependency, code)
         elements = [(assignment,)] * array.jobs
         try:
@@ -251,8 +252,9 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
             return
 
 
-def _without(cluster: Cluster, nodes: Sequence[str]) -> Cluster:
-    """Keep away from nodes, besides those that the cluster's settings exclude."""
+def _without_nodes(cluster: Cluster, store: Store) -> Cluster:
+    """Keep away from nodes in trouble, besides those that the cluster's settings exclude."""
+    nodes = sorted(troubles.avoided(store.root))
     if not nodes:
         return cluster
     others = [option for option in cluster.extra if not option.startswith("exclude")]
@@ -290,7 +292,7 @@ def _submit_tables(
     # A small job that needs no GPU, so that options of sbatch about GPUs must not come along.
     extra = tuple(option for option in plan.cluster.extra if not re.match(r"gres|tres|[\w-]*gpu", option))
     small = replace(plan.cluster, cpus=1, gpus=0, runs_per_job=1, timeout_min=TABLES_MINUTES, signal_delay_s=120)
-    cluster = _without(replace(small, extra=extra), sorted(troubles.excluded(store.root)))
+    cluster = _without_nodes(replace(small, extra=extra), store)
     copies = ledger.folder(store.root) / "gin"
     copies.mkdir(exist_ok=True)
     try:

@@ -24,12 +24,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import NoReturn
 
 import baselines
 from bench.errors import InputError
 from bench.launch.devices import visible_devices
-from bench.launch.slurm import client, partitions, troubles, worklist
+from bench.launch.slurm import client, troubles, worklist
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import SlurmError
 from bench.launch.slurm.pool import Pool
@@ -52,6 +53,8 @@ REQUEUE_SECONDS = 2.0
 """Between two tries at a requeue. It is tried for as long as Slurm lets the job live."""
 UNREACHABLE = "contact|onnection|timed out|did not answer|Zero Bytes|ommunication|no program"
 """What Slurm's programs say where the controller could not be asked, which may pass."""
+MOST_RESTARTS = 20
+"""A job in trouble that started so often is not requeued either, whatever the reasons were."""
 OWN_TROUBLES = 3
 """After so many troubles of its own a job is not requeued any more."""
 
@@ -103,6 +106,14 @@ def job_name() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
+def _avoided(store_root: Path) -> dict[str, str]:
+    """Return the nodes that jobs are kept away from; none where Slurm cannot be asked."""
+    try:
+        return troubles.avoided(store_root)
+    except SlurmError:
+        return {}
+
+
 # --------------------------------------------------------------------------------------------------------- the job
 
 
@@ -136,6 +147,8 @@ class Element:
         self._pool: Pool | None = None
         self._failures: list[str] = []
         self._trouble = ""
+        self._noted = True
+        """Whether its troubles could be written down, so that they are counted."""
         self._stopped = ""
         self._interrupted = False
         self._next_take = 0.0
@@ -164,9 +177,9 @@ class Element:
     def _begin(self) -> None:
         """Read what is to be done. Refuses a node that does not have what the job asked for."""
         store = Store(self._assignment.store)
-        reason = troubles.excluded(store.root).get(troubles.node())
+        reason = _avoided(store.root).get(troubles.node())
         if reason is not None:
-            self._trouble = f"this node is not used: {reason}"
+            self._trouble = f"jobs are kept away from this node: {reason}"
             return
         self._gpus = visible_devices(self._cluster.gpus)
         listed = worklist.read(store.root, self._assignment.worklist)
@@ -244,7 +257,7 @@ class Element:
         # One is enough: on a node that is broken the next stage would end alike, and this job would be the fastest.
         _say(f"trouble on {troubles.node()}: {reason}")
         self._trouble = reason
-        troubles.note(self._assignment.store, self._job, self._assignment.worklist, stage, reason)
+        self._noted &= troubles.note(self._assignment.store, self._job, self._assignment.worklist, stage, reason)
 
     def _checkpoint(self) -> None:
         """Have the workers checkpoint, and wait until they have ended.
@@ -325,19 +338,11 @@ class Element:
     def _leave_node(self) -> NoReturn:
         """Requeue this job after a trouble, away from this node if it is to blame, a few times."""
         own = [each for each in troubles.read(self._assignment.store) if each.job == self._job]
-        if len(own) >= OWN_TROUBLES:
-            raise ElementFailed(f"{len(own)} times in trouble, and not requeued any more: {self._trouble}")
-        node = troubles.node()
-        blamed = node in troubles.excluded(self._assignment.store)
-        self._requeue(away_from=node if blamed and self._others_than(node) else "")
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        if len(own) >= OWN_TROUBLES or restarts >= MOST_RESTARTS or not self._noted:
+            raise ElementFailed(f"in trouble, and not requeued any more: {self._trouble}")
+        self._requeue(away_from=",".join(sorted(_avoided(self._assignment.store))))
         sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
-
-    def _others_than(self, node: str) -> bool:
-        """Tell whether the cluster has other nodes than this one, as far as it can be asked."""
-        try:
-            return any(each.host != node for each in partitions.nodes())
-        except SlurmError:
-            return False
 
     def _requeue(self, away_from: str = "") -> None:
         """Have Slurm start this job again.

@@ -3,6 +3,7 @@
     STORE/.slurm/troubles/68f1c2d0a1b2c3d4.json    a worker that died before it had begun, a job without its GPU, …
     STORE/.slurm/troubles/setup-17_3-0.txt         a line of slurm.setup that failed, written by the job's shell
     STORE/.slurm/troubles/n1.worked                its time: since then the node n1 has finished a stage
+    STORE/.slurm/troubles/forgotten                its time: what nodes did before counts no more
     STORE/.slurm/stopped/68f1c2d09b7e4a51.json     why the jobs of a worklist take no further stage
 
 A trouble is nobody's fault at first: the job ends and its stage is left to others. What is counted decides whose it is:
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import DamagedStore
+from bench.launch.slurm import partitions
 from bench.launch.slurm.ledger import folder
 from bench.store.files import create_json, read_json
 from bench.store.ownership import now
@@ -70,12 +72,21 @@ def node() -> str:
     return os.environ.get("SLURMD_NODENAME") or platform.node().partition(".")[0]
 
 
-def note(store_root: Path, job: str, worklist: str, stage: str, reason: str) -> None:
-    """Write down that something failed here that is no fault of the stage."""
+def note(store_root: Path, job: str, worklist: str, stage: str, reason: str) -> bool:
+    """Write down that something failed here that is no fault of the stage; tell whether that could be written."""
     facts = {"time": now(), "node": node(), "job": job, "worklist": worklist, "stage": stage, "reason": reason}
     name = f"{int(time.time()):08x}{secrets.token_hex(4)}.json"
-    with contextlib.suppress(OSError):  # where nothing can be written, the job's log and its end tell
-        create_json(_folder(store_root) / name, facts)
+    try:
+        return create_json(_folder(store_root) / name, facts)
+    except OSError:  # the job's log and its end tell
+        return False
+
+
+def forget_nodes(store_root: Path) -> None:
+    """Let nodes be tried again whatever happened there, as a person who submits anew may have mended them."""
+    with contextlib.suppress(OSError):
+        if _folder(store_root).is_dir():
+            (_folder(store_root) / "forgotten").touch()
 
 
 def read(store_root: Path) -> list[Trouble]:
@@ -104,10 +115,20 @@ def _of_setup(path: Path) -> Trouble:
 def excluded(store_root: Path) -> dict[str, str]:
     """Return the nodes to keep away from, each with its last trouble."""
     last: dict[str, list[str]] = defaultdict(list)
+    forgotten = max(_time(_folder(store_root) / "forgotten"), time.time() - FORGOTTEN_SECONDS)
     for trouble in read(store_root):
-        if trouble.time > max(_worked(store_root, trouble.node), time.time() - FORGOTTEN_SECONDS):
+        if trouble.time > max(_time(_marker(store_root, trouble.node)), forgotten):
             last[trouble.node].append(trouble.reason)
     return {name: reasons[-1] for name, reasons in last.items() if len(reasons) >= OF_NODE}
+
+
+def avoided(store_root: Path) -> dict[str, str]:
+    """Return the nodes that jobs are kept away from: those of `excluded`, unless there are no others.
+
+    Raises SlurmError where Slurm cannot be asked for its nodes.
+    """
+    blamed = excluded(store_root)
+    return {} if blamed and {each.host for each in partitions.nodes()} <= blamed.keys() else blamed
 
 
 def note_success(store_root: Path) -> None:
@@ -174,9 +195,9 @@ def _stop(store_root: Path, worklist: str, reason: str) -> str:
     return reason
 
 
-def _worked(store_root: Path, node_name: str) -> float:
+def _time(path: Path) -> float:
     try:
-        return _marker(store_root, node_name).stat().st_mtime
+        return path.stat().st_mtime
     except OSError:
         return 0.0
 
