@@ -279,6 +279,8 @@ def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -
         )
     if submitted.in_flight:
         print(f"attached: {len(submitted.in_flight)} stages are queued or running already")
+    if submitted.other_code:
+        print(f"{submitted.other_code}; to have yours run: --cancel, then this command again")
     for cell in plan.selected:
         if cell.stage.key in submitted.blocked:
             print(f"blocked: {cell.name}: {submitted.blocked[cell.stage.key]} (--retry runs it again)")

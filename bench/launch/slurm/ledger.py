@@ -54,6 +54,7 @@ class SubmissionFile:
     generation: int = 0
     jobs: int = 1
     again: int = 0
+    code: str = ""
     tasks: tuple[tuple[str, ...], ...] = ()
 
 
@@ -62,7 +63,8 @@ class Submission(SubmissionFile):
     """One sbatch call.
 
     Its array has `jobs` elements, which serve the generations up to `generation` of the `worklist` of that token; the
-    tables' job has none, and knows how often the grid was submitted `again` by itself. `source` is what of the command
+    tables' job has none, and knows how often the grid was submitted `again` by itself. `code` is the name of the copy
+    of the packages that they run. `source` is what of the command
     line says which grid it was; `job_id` is None from before the call until the id is noted; `time` in seconds since
     1970. Earlier versions bound stages to elements, with their folders in `tasks`.
     """

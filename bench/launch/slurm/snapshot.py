@@ -50,6 +50,22 @@ def snapshot(store_root: Path) -> Path:
     return copy
 
 
+def changed_since(store_root: Path, name: str) -> list[str]:
+    """List the Python files that differ between the packages and a copy of them, or that one of the two lacks."""
+    copy = store_root / ".code" / name
+    changed: list[str] = []
+    for package in (bench, baselines):
+        assert package.__file__ is not None
+        ours, theirs = (_contents(root) for root in (Path(package.__file__).parent, copy / package.__name__))
+        differing = (path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
+        changed += [f"{package.__name__}/{path}" for path in sorted(differing)]
+    return changed
+
+
+def _contents(root: Path) -> dict[str, str]:
+    return {str(path.relative_to(root)): sha256(path) for path in _files(root) if path.suffix == ".py"}
+
+
 def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
 

@@ -25,7 +25,7 @@ from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.cover import covered
 from bench.launch.slurm.ledger import Submission
-from bench.launch.slurm.snapshot import snapshot
+from bench.launch.slurm.snapshot import changed_since, snapshot
 from bench.launch.slurm.worklist import Worklist
 from bench.planning.gin_files import copy_gin
 from bench.planning.load import load_grid
@@ -55,6 +55,8 @@ class Submitted:
     """Key of a stage that jobs submitted before are to run -> the worklist that they pull from."""
     blocked: dict[str, str] = field(default_factory=dict)
     """Key of a stage that was not submitted -> which failure is in its way."""
+    other_code: str = ""
+    """A sentence on how the code of jobs submitted before differs from today's."""
     fewer: str = ""
     """A sentence on the limit that leaves room for fewer jobs than the grid is wide."""
     tables_job: str | None = None
@@ -182,6 +184,7 @@ def _missing(
         else:
             missing.append(stage)
     submitted.stages = missing
+    submitted.other_code = _other_code(store, submissions, {*submitted.in_flight.values()})
     # What is missing may wait for what is in flight, which other jobs run: it is listed, too, for its turn to come.
     keys = {stage.key for stage in missing}
     listed_stages = [stage for stage in plan.to_run(retry) if stage.key in keys or stage.key in submitted.in_flight]
@@ -193,6 +196,17 @@ def _missing(
         if sum(array.jobs for array in submitted.arrays) >= width:
             submitted.fewer = ""
     return submitted, listed
+
+
+def _other_code(store: Store, submissions: Sequence[Submission], lists: set[str]) -> str:
+    """Say where the code that jobs of these worklists run differs from today's; '' where it does not."""
+    for submission in submissions:
+        if submission.worklist in lists and submission.code:
+            if files := changed_since(store.root, submission.code):
+                when = time.strftime("%Y-%m-%d %H:%M", time.localtime(submission.time))
+                more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+                return f"queued with the code of {when}; yours differs in {', '.join(files[:3])}{more}"
+    return ""
 
 
 def refuse_stopped(plan: Plan, store: Store, submissions: Sequence[Submission], retry: bool) -> None:
@@ -237,6 +251,7 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
             store.root.absolute(), code, settings, listed.token, array.generation, array.cluster, scontrol
         )
         facts = {"worklist": listed.token, "generation": array.generation, "jobs": array.jobs}
+        facts["code"] = code.name
         submission = ledger.note(store.root, str(grid.name), plan.source, "-".join(array.kinds)[:60], **facts)
         log, dependency = ledger.log_folder(store.root, submission.token), array.dependency(submitted.job_ids)
         cluster = _without_nodes(array.cluster, store)
