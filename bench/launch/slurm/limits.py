@@ -276,7 +276,6 @@ def _accounts(what: str, *where: str) -> list[dict[str, str]]:
     answer = client.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *where[:-1], f"format={where[-1]}")
     columns = where[-1].split(",")
     return [dict(zip(columns, line.split("|"), strict=False)) for line in answer.splitlines()]
-    return [line.split("|") for line in answer.splitlines()]
 
 
 def room(cluster: Cluster) -> tuple[int, str]:
