@@ -39,6 +39,8 @@ from bench.training.protocol import Settings
 
 ENDING_SECONDS = 90.0
 """For so long jobs that are just ending are waited for before their stages are submitted again."""
+LAUNCH_FAILED = frozenset(("FAILED", "NODE_FAIL", "BOOT_FAIL"))
+"""Slurm's words for a job that may never have come to our code."""
 TABLES_MINUTES = 15
 """The time limit of the job that writes the tables."""
 
@@ -112,6 +114,7 @@ def submit(plan: Plan, store: Store, command_line: CommandLine, retry: bool = Fa
         for before, now in zip(noted, submissions, strict=False):
             if before.job_id is None and now.job_id is not None:
                 ledger.complete(store.root, before, now.job_id)
+        _note_launch_failures(store, submissions, queued)
         refuse_stopped(plan, store, submissions, retry)
         # 2. What is left to submit, by what the store holds after that look: a job may have ended meanwhile.
         look_up(plan, store)
@@ -207,6 +210,23 @@ def _other_code(store: Store, submissions: Sequence[Submission], lists: set[str]
                 more = f" and {len(files) - 3} more" if len(files) > 3 else ""
                 return f"queued with the code of {when}; yours differs in {', '.join(files[:3])}{more}"
     return ""
+
+
+def _note_launch_failures(store: Store, submissions: Sequence[Submission], queued: Mapping[str, JobState]) -> None:
+    """Note as troubles of their nodes the jobs that failed before our code could note anything.
+
+    A node that does not see the store, or has another Python, ends them at once: their logs lack the first line.
+    """
+    noted = {trouble.job for trouble in troubles.read(store.root)}
+    for submission in submissions:
+        for index, state in enumerate(ledger.states(submission, queued) if submission.worklist else []):
+            element = submission.element(index)
+            if state.state not in LAUNCH_FAILED or not state.node or element is None or element in noted:
+                continue
+            logs = ledger.log_folder(store.root, submission.token).glob(f"{element}_*log.out")
+            if not any(supervisor.FIRST_WORDS.format(element) in log.read_text(errors="replace") for log in logs):
+                reason = f"its job ended before it began: {state.state} {state.exit_code}".rstrip()
+                troubles.note(store.root, element, submission.worklist, "", reason, state.node)
 
 
 def refuse_stopped(plan: Plan, store: Store, submissions: Sequence[Submission], retry: bool) -> None:

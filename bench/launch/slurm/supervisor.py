@@ -42,6 +42,8 @@ from bench.store.states import StageState
 from bench.store.store import Store
 from bench.training.protocol import EXIT_STATUS
 
+FIRST_WORDS = "job {} on "
+"""What a job's log has, with its id, as soon as this code runs."""
 POLL_SECONDS = 0.2
 TAKE_SECONDS = (2.0, 15.0)
 """Between two looks for a ready stage, the shortest and the longest."""
@@ -161,7 +163,8 @@ class Element:
     def run(self) -> None:
         """Take stages and run them until an end is asked for, or nothing more is to be done here."""
         slots, needed = self._cluster.runs_per_job, self._assignment.settings.threads * self._cluster.runs_per_job
-        _say(f"job {self._job} on {troubles.node()}: {slots} stage(s) at a time, {cores()} core(s)")
+        words = FIRST_WORDS.format(self._job)
+        _say(f"{words}{troubles.node()}: {slots} stage(s) at a time, {cores()} core(s)")
         if cores() < needed:
             _say(f"warning: {needed} core(s) are wanted; the workers will share")
         try:

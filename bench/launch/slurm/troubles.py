@@ -72,9 +72,12 @@ def node() -> str:
     return os.environ.get("SLURMD_NODENAME") or platform.node().partition(".")[0]
 
 
-def note(store_root: Path, job: str, worklist: str, stage: str, reason: str) -> bool:
-    """Write down that something failed here that is no fault of the stage; tell whether that could be written."""
-    facts = {"time": now(), "node": node(), "job": job, "worklist": worklist, "stage": stage, "reason": reason}
+def note(store_root: Path, job: str, worklist: str, stage: str, reason: str, where: str = "") -> bool:
+    """Write down that something failed that is no fault of a stage; tell whether that could be written.
+
+    It failed on the node `where`, by default on this one.
+    """
+    facts = {"time": now(), "node": where or node(), "job": job, "worklist": worklist, "stage": stage, "reason": reason}
     name = f"{int(time.time()):08x}{secrets.token_hex(4)}.json"
     try:
         return create_json(_folder(store_root) / name, facts)

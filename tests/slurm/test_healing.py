@@ -1,0 +1,154 @@
+"""A grid on a real Slurm that gets into trouble and heals itself: nobody at the keyboard."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import grid, status
+from bench.launch.slurm import ledger, troubles
+from tests.slurm.conftest import DevCluster, wait_for
+from tests.slurm.test_faults import Trouble, finish, state
+from tests.slurm.test_faults import undisturbed as undisturbed  # a fixture
+from tests.slurm.test_submit import ONE_TASK, Place
+
+pytestmark = pytest.mark.group("slurm")
+
+SIX = ("grid.seeds = [0, 1, 2, 3, 4, 5]", *ONE_TASK)
+
+
+@pytest.fixture
+def three_jobs(slurm: DevCluster) -> Iterator[None]:
+    """A user who may have three jobs in the queue."""
+    user = ("sacctmgr", "--immediate", "modify", "user", "where", f"name={os.environ.get('USER') or 'root'}", "set")
+    slurm.ask(*user, "MaxSubmitJobs=3")
+    yield
+    subprocess.run(["scancel", "--me"], check=False)
+    slurm.ask(*user, "MaxSubmitJobs=-1")
+
+
+def test_six_seeds_where_three_jobs_may_be_queued(
+    three_jobs: None, slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fewer jobs do the same work, and nobody submits a second time."""
+    place = Place(tmp_path / "a", prepared, "tiny", ["finetune"], *SIX)
+    assert place.run("--plan") == 0
+    assert "you may queue 3 more jobs" in capsys.readouterr().out
+    assert place.run() == 0
+    table = tmp_path / "a" / "results" / "tiny.md"
+    wait_for(lambda: table.is_file() and "(6)" in table.read_text(), 300)
+    inline = Place(tmp_path / "b", prepared, "tiny", ["finetune"], *SIX)
+    assert grid.main(inline.arguments("--launcher", "inline")) == 0
+    assert place.weights() == inline.weights()
+
+
+def test_a_node_whose_setup_fails_costs_no_cell(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    setup = """slurm.setup = ['test "$SLURMD_NODENAME" != n1']"""
+    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, setup)
+    assert place.run("--wait") == 0
+    assert all(place.store.record(cell.stage) is not None for cell in place.plan.cells)
+    nodes = {trouble.node for trouble in troubles.read(place.store.root)}
+    assert nodes == {"n1"}
+    capsys.readouterr()
+    assert status.main(place.arguments()) == 0
+
+
+def test_workers_that_die_on_one_node_before_their_first_step(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The node is named while the grid runs, kept away from, and no stage is failed for it."""
+    # The supervisor's Python runs, and finds no thread for a worker: OpenMP dies of a limit on address space.
+    limit = "if [ $SLURMD_NODENAME = n1 ]; then ulimit -v 900000; fi"
+    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, f"slurm.setup = ['{limit}']")
+    assert place.run("--wait") == 0
+    assert all(place.store.record(cell.stage) is not None for cell in place.plan.cells)
+    assert {trouble.node for trouble in troubles.read(place.store.root)} == {"n1"}
+    assert {str(a.facts["owner"]["machine"]) for stage in place.plan.stages for a in place.store.attempts(stage)}
+
+
+def test_requeued_five_times_within_seconds(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble
+) -> None:
+    """What others do to a job is not held against its stage."""
+    place = Trouble(tmp_path, prepared)
+    assert place.run() == 0
+    place.hold()
+    name = place.element(place.last)
+    for restarts in range(1, 6):
+        slurm.ask("scontrol", "requeue", name)
+        wait_for(lambda restarts=restarts: slurm.job(name)["Restarts"] == str(restarts), 60)
+        wait_for(lambda: state(slurm, name) == "RUNNING", 120)
+    wait_for(lambda: place.store.record(place.last) is not None, 180)
+    wait_for(slurm.empty, 180)
+    place.check_same(undisturbed)
+
+
+def test_the_controller_is_away_for_90_seconds_at_the_end_of_a_job(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble
+) -> None:
+    place = Trouble(tmp_path, prepared)
+    assert place.run() == 0
+    worker, name = place.hold(), place.element(place.last)
+    supervisor = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+    slurm.control("controller-stop")
+    try:
+        os.kill(supervisor, signal.SIGUSR2)
+        wait_for(lambda: "end announced: checkpointing" in place.printed())
+        os.kill(worker, signal.SIGCONT)
+        wait_for(lambda: place.ends() == ["interrupted"])
+        time.sleep(90)  # what is tried again all the while
+    finally:
+        slurm.control("controller-start")
+    wait_for(lambda: slurm.job(name)["Restarts"] == "1", 60)
+    wait_for(slurm.empty, 240)
+    assert place.ends() == ["interrupted", "done"]
+    place.check_same(undisturbed)
+
+
+def test_a_job_without_scontrol_on_its_path_goes_on(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for folder in ("/usr/bin", "/bin"):
+        for path in Path(folder).iterdir():
+            link = programs / path.name
+            if path.name != "scontrol" and not link.exists():
+                link.symlink_to(path)
+    place = Trouble(tmp_path / "place", prepared, f"slurm.setup = ['export PATH={programs}']")
+    assert place.run() == 0
+    worker, name = place.hold(), place.element(place.last)
+    slurm.ask("scancel", "--batch", "--signal=USR2", name)
+    wait_for(lambda: "end announced: checkpointing" in place.printed())
+    os.kill(worker, signal.SIGCONT)
+    wait_for(lambda: slurm.job(name)["Restarts"] == "1", 60)
+    finish(place, slurm)
+    assert place.ends() == ["interrupted", "done"]
+    place.check_same(undisturbed)
+
+
+def test_cancelled_jobs_are_submitted_again_by_who_follows(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble
+) -> None:
+    """As on a cluster that preempts by cancelling: a follower submits what no job is left to run."""
+    place = Trouble(tmp_path, prepared)
+    follower = subprocess.Popen(
+        ["python", "-m", "bench.grid", *place.arguments("--launcher", "slurm", "--wait")], stdout=subprocess.PIPE
+    )
+    worker = place.hold()
+    os.kill(worker, signal.SIGCONT)
+    slurm.ask("scancel", place.element(place.last).partition("_")[0])
+    output, _ = follower.communicate(timeout=400)
+    assert follower.returncode == 0, output
+    assert b"submitting again" in output
+    assert len({each.worklist for each in ledger.submissions(place.store.root) if each.worklist}) == 2
+    wait_for(slurm.empty)
+    place.check_same(undisturbed)
