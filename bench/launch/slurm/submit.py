@@ -284,6 +284,9 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
                 raise
             submitted.refused = f"{error}\n{len(submitted.job_ids)} of {len(submitted.arrays)} arrays are submitted."
             submitted.arrays = submitted.arrays[: len(submitted.job_ids)]
+            reached = max((each.generation for each in submitted.arrays), default=-1)
+            served = {entry.folder for entry in listed.entries if entry.generation <= reached}
+            submitted.stages = [stage for stage in submitted.stages if stage.folder in served]
             return
 
 
