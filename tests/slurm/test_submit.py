@@ -176,7 +176,9 @@ def test_cancelling_a_grid_leaves_everything_else(slurm: DevCluster, tmp_path: P
     assert other.run() == 0
     assert variant.run() == 0
     assert mine.run("--cancel") == 0
-    wait_for(lambda: not own & mine.queued())
+    listed_elsewhere = {stage.folder for stage in other.plan.stages}
+    wait_for(lambda: own & mine.queued() == own & listed_elsewhere)
+    assert own - listed_elsewhere, "what only the cancelled grid needs is in nobody's hands"
     assert {stage.folder for stage in variant.plan.stages} <= mine.queued(), "of the same name and store"
     tables = {one.source: one for one in ledger.submissions(mine.store.root, "tiny") if not one.runs_stages}
     assert [slurm.job(f"{one.job_id}_0")["JobState"] for one in tables.values()] == ["CANCELLED", "PENDING"]
@@ -239,10 +241,11 @@ def test_a_failed_parent_blocks_its_own_children_only(
 
 
 def test_arrays_at_and_above_the_limit(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
-    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, f"grid.seeds = {list(range(1002))}", LATER)
+    """As many jobs as may run at once, and no more than an array may have, are enough for any number of stages."""
+    seeds, many = f"grid.seeds = {list(range(1002))}", "slurm.array_parallelism = 5000"
+    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, seeds, many, LATER)
     assert place.run() == 0
-    sizes = [len(one.tasks) for one in ledger.submissions(place.store.root)]
-    assert sizes == [1, 1001, 1, 0]
+    assert [one.jobs for one in ledger.submissions(place.store.root) if one.runs_stages] == [1, 1001]
     assert place.queued() == {stage.folder for stage in place.plan.stages}
     assert place.run("--cancel") == 0
 
@@ -286,7 +289,7 @@ def test_the_plan_shows_the_calls_and_writes_nothing(
     assert place.run("--plan") == 0
     told = capsys.readouterr().out
     assert "sbatch calls for 8 stages" in told
-    assert "waits until task 0 of array 0 succeeded" in told
+    assert "array 0: 1 job for 2 stages (source_pretrain)" in told
     assert not place.store.root.exists()
     assert slurm.empty()
 
@@ -294,7 +297,7 @@ def test_the_plan_shows_the_calls_and_writes_nothing(
 def test_following_ends_where_slurm_lost_the_jobs(
     slurm: DevCluster, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a wait for ever nor a success: the stage counts as failed, with what Slurm said last."""
+    """Neither a wait for ever nor a success: the stages are left, with what Slurm said last."""
     from bench.monitor import follow
 
     place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
@@ -304,6 +307,6 @@ def test_following_ends_where_slurm_lost_the_jobs(
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.5)
     keys = [stage.key for stage in place.plan.stages]
     with Reporter(len(keys), {}) as report:
-        failed, blocked = follow.follow(place.plan, keys, place.store, lambda: False, report)
-    assert "its job was cancelled" in failed[keys[0]]
-    assert {*failed, *blocked} == {*keys}
+        ended = follow.follow(place.plan, keys, place.store, lambda: False, report)
+    assert ended.left[keys[0]] == "its jobs were cancelled"
+    assert ended.left.keys() == {*keys} and not ended.failed
