@@ -321,7 +321,7 @@ def _tried_again(stage: Stage, store: Store, view: Look, cover: Cover | None) ->
         return cover is not None
     end = attempts[-1].end
     refused = end is not None and end["state"] == StageState.REFUSED
-    return refused and troubles.given_up(store.root, cover.worklist, stage.folder) is None
+    return refused and stage.folder not in troubles.given_up(store.root, cover.worklist)
 
 
 def _seen_without_jobs(submission: Submission, by_store: Seen, jobs: Jobs) -> Seen:

@@ -4,7 +4,8 @@
 
 A lease only spares work: that a stage is never trained twice at once rests on the store's own attempts
 (`bench.store.store`), which every launcher respects. A supervisor that died leaves its lease behind, untouched; the
-next one creates the following number, which exactly one of several can.
+next one creates the following number, which exactly one of several can. One that was interrupted leaves a lease of
+nobody, by which others see that the stage was begun.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from pathlib import Path
 
 from bench.errors import DamagedStore
 from bench.launch.slurm.ledger import folder
-from bench.store.files import create_json, read_json
+from bench.store.files import create_json, read_json, write_json
 from bench.store.ownership import HEARTBEAT_SECONDS, Attempt, OwnedFile, this_process
+
+NOBODY = {"machine": "", "pid": 0, "start": None}
+"""The owner of a lease that was left."""
 
 
 class Leases:
@@ -56,7 +60,15 @@ class Leases:
         """Give a stage back that this process holds."""
         path = self._held.pop(name, None)
         if path is not None:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # on a disk that is gone: then it is stale after a while
+                path.unlink(missing_ok=True)
+
+    def leave(self, name: str) -> None:
+        """Leave a stage that this process holds to others, marked as begun."""
+        path = self._held.pop(name, None)
+        if path is not None:
+            with contextlib.suppress(OSError):  # then it is stale after a while
+                write_json(path, {"owner": NOBODY})
 
     def release_all(self) -> None:
         """Give all stages back that this process holds."""
@@ -73,7 +85,8 @@ class Leases:
 
     def _alive(self, path: Path) -> bool:
         try:
-            return Attempt(0, path, read_json(path, "Delete it.", OwnedFile), None).alive
+            facts = read_json(path, "Delete it.", OwnedFile)
+            return facts["owner"] != NOBODY and Attempt(0, path, facts, None).alive
         except (DamagedStore, OSError):  # given back meanwhile, or half written: its stage's attempts tell the rest
             return False
 

@@ -48,7 +48,7 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
         try:
             client.ask("sbatch", "--test-only", str(script))
         except SlurmError as error:
-            missing = any(re.match("down|drain|fail|maint|reserved|unk", node.state) for node in nodes)
+            missing = any(node.is_away for node in nodes)
             busy = re.search(r"(busy|down)\b", str(error)) or (missing and "not available" in str(error))
             if re.search("(Max|Grp)SubmitJob", str(error)):
                 warnings.append(f"you may not queue more jobs at present: {error}")

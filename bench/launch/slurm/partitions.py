@@ -20,6 +20,11 @@ class Node(NamedTuple):
     host: str
     state: str
 
+    @property
+    def is_away(self) -> bool:
+        """Whether no job starts here at present."""
+        return re.match("down|drain|fail|maint|reserved|unk", self.state) is not None
+
 
 def chosen(names: str | None) -> list[dict[str, str]]:
     """Read the settings of partitions ('main,long'), or of the default one.

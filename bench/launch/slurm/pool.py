@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.errors import DamagedStore
 from bench.launch.slurm import troubles
 from bench.launch.slurm.leases import Leases
 from bench.launch.slurm.worklist import Entry, Worklist
@@ -52,11 +53,12 @@ class Pool:
         self.leases = Leases(store.root)
         self.failed: dict[str, str] = {}
         """Folder of a stage that failed for good -> why."""
-        self.finished = 0
-        """How many stages were seen done."""
+        self.damaged: dict[str, str] = {}
+        """Folder of a stage that could not be read when it was last looked at -> why."""
         self._store = store
         self._cluster = cluster
         self._generation = generation
+        self._given_up: dict[str, str] = {}
         self._positions = {entry.folder: position for position, entry in enumerate(listed.entries)}
         self._ended: set[int] = set()
         """Positions of stages that are done, failed or blocked."""
@@ -83,17 +85,21 @@ class Pool:
     # ------------------------------------------------------------------------------------------------ taking a stage
 
     def take(self) -> Stage | None:
-        """Take the next ready stage; None if there is none now. It stays this job's until `give_back`."""
+        """Take the next ready stage; None if there is none now.
+
+        It stays this job's until `give_back` or `leave`.
+        """
         held = self.leases.look()
+        self._given_up = troubles.given_up(self._store.root, self.listed.token)
         for _ in range(min(LOOKS, len(self._foreign))):
             position = self._foreign.popleft()
             if held.get(self.listed.entries[position].folder, False) or not self._has_ended(position):
                 self._foreign.append(position)
-        # Those that nobody keeps any more were interrupted: they come first.
+        # Those with a lease that nobody keeps any more were interrupted: they come first.
         left = {name for name, alive in held.items() if not alive}
         for heap in self._ready:
             for turn in sorted(turn for turn in heap if self.listed.entries[turn.position].folder in left):
-                if not self._has_ended(turn.position) and (stage := self._taken(turn.position)) is not None:
+                if self._may_run(turn.position) and (stage := self._taken(turn.position)) is not None:
                     return stage
         taken = self._next(self._ready[0], held)
         if taken is None and not self.over:
@@ -101,8 +107,12 @@ class Pool:
         return taken
 
     def give_back(self, stage: Stage) -> None:
-        """Leave a stage that this job took: it has ended, or another job may go on with it."""
+        """Give back a stage that this job took: nothing of it is to be gone on with."""
         self.leases.release(stage.folder)
+
+    def leave(self, stage: Stage) -> None:
+        """Leave an interrupted stage to the next job that takes one."""
+        self.leases.leave(stage.folder)
 
     def _next(self, heap: list[_Turn], held: Mapping[str, bool]) -> Stage | None:
         """Take the first stage of a heap that nobody has. A stage that is seen ended leaves the heap for good."""
@@ -113,9 +123,11 @@ class Pool:
                 continue
             if held.get(self.listed.entries[turn.position].folder, False):
                 waiting.append(turn)
-            elif not self._has_ended(turn.position):
+            elif self._may_run(turn.position):
                 waiting.append(turn)
                 stage = self._taken(turn.position)
+            elif turn.position not in self._ended:  # it cannot be read now
+                waiting.append(turn)
         for turn in waiting:
             heapq.heappush(heap, turn)
         return stage
@@ -127,13 +139,19 @@ class Pool:
             return None
         # Between the look and the lease another job may have finished it, and a network file system may show what was
         # true half a minute ago: the folder is listed, which has it look again, and everything is read anew.
-        stage = self._store.load(self._store.root / entry.folder)
-        os.listdir(self._store.folder(stage))
-        attempts = self._store.attempts(stage)
-        if self._has_ended(position) or (attempts and is_alive(attempts[-1])):
+        folder = self._store.root / entry.folder
+        try:
+            os.listdir(folder)
+            stage = self._store.load(folder)
+            attempts = self._store.attempts(stage)
+        except (DamagedStore, FileNotFoundError) as error:
+            self.damaged[entry.folder] = str(error)
             self.leases.release(entry.folder)
             return None
-        return stage
+        if self._may_run(position) and not (attempts and is_alive(attempts[-1])):
+            return stage
+        self.leases.release(entry.folder)
+        return None
 
     # ------------------------------------------------------------------------------------------------ what has ended
 
@@ -145,20 +163,31 @@ class Pool:
         heap = self._ready[0 if entry.generation <= self._generation else 1]
         heapq.heappush(heap, _Turn(-entry.ahead, position))
 
+    def _may_run(self, position: int) -> bool:
+        """Look whether a stage has not ended, and can be read."""
+        return not self._has_ended(position) and self.listed.entries[position].folder not in self.damaged
+
     def _has_ended(self, position: int) -> bool:
-        """Look whether a stage is done or has failed for good, and note it."""
+        """Look whether a stage is done or has failed for good, and note it.
+
+        What cannot be read has not ended: the record may be visible before its weights, and it is looked at again.
+        """
         entry = self.listed.entries[position]
         folder = self._store.root / entry.folder
-        if (folder / "record.json").exists():
-            if self._store.record(self._store.load(folder)) is not None:
-                self.finished += 1
-                self._note_end(position, lost=False)
-                return True
-        reason = self._failure(entry, folder)
+        if position in self._ended:
+            return True
+        self.damaged.pop(entry.folder, None)
+        try:
+            done = (folder / "record.json").exists() and self._store.record(self._store.load(folder)) is not None
+            reason = None if done else self._failure(entry, folder)
+        except DamagedStore as error:  # one stage's damage is not to end the others'
+            self.damaged[entry.folder] = str(error)
+            return False
         if reason is not None:
             self.failed[entry.folder] = reason
-            self._note_end(position, lost=True)
-        return reason is not None
+        if done or reason is not None:
+            self._note_end(position, lost=not done)
+        return position in self._ended
 
     def _failure(self, entry: Entry, folder: Path) -> str | None:
         """Say why a stage is not to be tried again; None if it is.
@@ -169,7 +198,7 @@ class Pool:
             last = self._store.attempts(self._store.load(folder))[entry.attempts :][-1:]
             if last and last[0].end is not None and last[0].end["state"] == StageState.FAILED:
                 return str(last[0].end["reason"])
-        return troubles.given_up(self._store.root, self.listed.token, entry.folder)
+        return self._given_up.get(entry.folder)
 
     def _note_end(self, position: int, lost: bool) -> None:
         """Note that a stage ended, and what that means for its children.
@@ -196,7 +225,10 @@ class Pool:
 
     def _can_do_without(self, entry: Entry) -> bool:
         """Tell whether a search can run without the parents that it lost."""
-        return not self._store.missing_parents(self._store.load(self._store.root / entry.folder))
+        try:
+            return not self._store.missing_parents(self._store.load(self._store.root / entry.folder))
+        except DamagedStore:  # its own worker will say of what
+            return True
 
     # ------------------------------------------------------------------------------------------------ what it tells
 
@@ -205,10 +237,13 @@ class Pool:
         return self.listed.entries[self._positions[stage.folder]].attempts
 
     def look_at(self, stage: Stage) -> None:
-        """Note whether a stage has ended, which another `take` might not look at."""
-        position = self._positions[stage.folder]
-        if position not in self._ended:
-            self._has_ended(position)
+        """Note whether a stage has ended, which the next `take` might not look at."""
+        self._given_up = troubles.given_up(self._store.root, self.listed.token)
+        self._has_ended(self._positions[stage.folder])
+
+    def count_finished(self) -> int:
+        """Count the stages of the worklist that are done, whoever ran them."""
+        return sum((self._store.root / entry.folder / "record.json").exists() for entry in self.listed.entries)
 
     @property
     def failures(self) -> list[str]:

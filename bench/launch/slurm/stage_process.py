@@ -35,7 +35,7 @@ def _say(text: str) -> None:
 
 
 class End(NamedTuple):
-    """How a stage ended: done, failed, refused or interrupted, and why."""
+    """How a stage ended: done, failed, refused, interrupted or busy, and why."""
 
     state: StageState
     reason: str = ""
@@ -248,12 +248,17 @@ def kills_its_jobs(attempts: Sequence[Attempt]) -> str | None:
     Slurm allows, a job is killed with all its processes, and nobody is left to note why.
     """
     silent: list[Attempt] = []
+    begun: set[int] = set()
+    # The newest ones that ended so and began at one step. As in `no_progress`, one that died before it had begun tells
+    # of no step. Example: of attempts from the steps 0, 40, none and 40 the last three count.
     for attempt in reversed(attempts):
-        if attempt.alive or (attempt.end is not None and attempt.end["reason"] != GONE):
+        step = attempt.facts["from_step"]
+        spoke = attempt.alive or (attempt.end is not None and attempt.end["reason"] != GONE)
+        if spoke or len(begun | {step} - {None}) > 1:
             break
+        begun |= {step} - {None}
         silent.append(attempt)
-    begun = {attempt.facts["from_step"] or 0 for attempt in silent}
-    if len(begun) != 1 or _newest_checkpoint(silent[0]) > min(begun):
+    if not silent or any(_newest_checkpoint(silent[0]) > step for step in begun):
         return None
     hosts = {str(attempt.facts["owner"]["machine"]).partition(" ")[0] for attempt in silent}
     if len(hosts) < NODES and len(silent) < TIMES:

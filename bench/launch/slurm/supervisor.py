@@ -30,15 +30,15 @@ from typing import NoReturn
 import baselines
 from bench.errors import InputError
 from bench.launch.devices import visible_devices
-from bench.launch.slurm import client, troubles, worklist
+from bench.launch.slurm import client, partitions, troubles, worklist
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import SlurmError
 from bench.launch.slurm.pool import Pool
 from bench.launch.slurm.stage_process import StageProcess, _number, _say
-from bench.specs.cluster import CHECKPOINT_SECONDS, START_SECONDS
+from bench.specs.cluster import CHECKPOINT_SECONDS, START_SECONDS, Cluster
 from bench.store.ownership import JOB_VARIABLE
 from bench.store.provenance import cores
-from bench.store.states import StageState
+from bench.store.states import UNSUCCESSFUL, StageState
 from bench.store.store import Store
 from bench.training.protocol import EXIT_STATUS
 
@@ -53,12 +53,14 @@ MARGIN_SECONDS = 10.0
 """Of the signal's delay, kept for ending the workers and asking Slurm for the requeue."""
 REQUEUE_SECONDS = 2.0
 """Between two tries at a requeue. It is tried for as long as Slurm lets the job live."""
-UNREACHABLE = "contact|onnection|timed out|did not answer|Zero Bytes|ommunication|no program"
+UNREACHABLE = "contact|onnection|timed out|did not answer|Zero Bytes|ommunication|standby|temporarily|no program"
 """What Slurm's programs say where the controller could not be asked, which may pass."""
 MOST_RESTARTS = 20
 """A job in trouble that started so often is not requeued either, whatever the reasons were."""
 OWN_TROUBLES = 3
 """After so many troubles of its own a job is not requeued any more."""
+MOST_RESTARTS = 10
+"""Nor after so many restarts, where a trouble cannot be noted, or is the node's that Slurm always chooses."""
 
 
 class ElementFailed(Exception):
@@ -108,12 +110,11 @@ def job_name() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
-def _avoided(store_root: Path) -> dict[str, str]:
-    """Return the nodes that jobs are kept away from; none where Slurm cannot be asked."""
-    try:
-        return troubles.avoided(store_root)
-    except SlurmError:
-        return {}
+def _seconds_left(cluster: Cluster) -> float:
+    """Return how long this job may run still; Slurm counts from before its setup, if it says so."""
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    longest = 60.0 * cluster.timeout_min
+    return min(longest, float(end) - time.time()) if end.isdigit() else longest
 
 
 # --------------------------------------------------------------------------------------------------------- the job
@@ -142,16 +143,18 @@ class Element:
 
     def __init__(self, assignment: Assignment, job: str, asked: Signals) -> None:
         self._assignment, self._cluster, self._job, self._asked = assignment, assignment.cluster, job, asked
-        self._end = time.monotonic() + 60 * self._cluster.timeout_min
+        self._end = time.monotonic() + _seconds_left(self._cluster)
         self._processes: dict[int, StageProcess] = {}
         """By the number of the slot."""
         self._gpus: list[str] = []
         self._pool: Pool | None = None
         self._failures: list[str] = []
         self._trouble = ""
+        """What is wrong with this node or store, so that no stage is taken any more."""
         self._noted = True
         """Whether its troubles could be written down, so that they are counted."""
         self._stopped = ""
+        """Why the worklist was stopped."""
         self._interrupted = False
         self._next_take = 0.0
         self._wait = TAKE_SECONDS[0]
@@ -180,13 +183,14 @@ class Element:
     def _begin(self) -> None:
         """Read what is to be done. Refuses a node that does not have what the job asked for."""
         store = Store(self._assignment.store)
-        reason = _avoided(store.root).get(troubles.node())
-        if reason is not None:
-            self._trouble = f"jobs are kept away from this node: {reason}"
+        reason = troubles.excluded(store.root).get(troubles.node())
+        if reason is not None and self._could_run_elsewhere():
+            self._trouble = f"this node is not used: {reason}"
             return
         self._gpus = visible_devices(self._cluster.gpus)
         listed = worklist.read(store.root, self._assignment.worklist)
         self._pool = Pool(store, listed, self._cluster, self._assignment.generation)
+        self._stopped = troubles.stopped(store.root, self._assignment.worklist) or ""
 
     def _takes_more(self) -> bool:
         """Tell whether another stage may be taken, now or soon."""
@@ -202,8 +206,10 @@ class Element:
     def _take(self) -> None:
         """Fill the free slots, now and then."""
         assert self._pool is not None
-        self._pool.leases.beat()
         if time.monotonic() < self._next_take or not self._takes_more():
+            return
+        self._stopped = self._stopped or troubles.stopped(self._assignment.store, self._assignment.worklist) or ""
+        if self._stopped:
             return
         for slot in range(self._cluster.runs_per_job):
             if slot in self._processes:
@@ -228,6 +234,8 @@ class Element:
 
     def _look(self, stopping: bool) -> None:
         """Look at every worker once, and put down the stages that have ended."""
+        assert self._pool is not None
+        self._pool.leases.beat()
         for slot, process in list(self._processes.items()):
             process.look(stopping)
             if process.end is not None:
@@ -240,20 +248,24 @@ class Element:
     def _ended(self, process: StageProcess) -> None:
         assert self._pool is not None and process.end is not None
         stage, (state, reason) = process.stage, process.end
-        self._pool.give_back(stage)
         self._share_gpus()
         self._next_take, root = 0.0, self._assignment.store
+        if state == StageState.INTERRUPTED:
+            self._interrupted = True
+            self._pool.leave(stage)
+            return
+        self._pool.give_back(stage)
         if state == StageState.DONE:
             troubles.note_success(root)
         elif state == StageState.FAILED:
             self._failures.append(f"{stage.folder}: {reason}")
         elif state == StageState.REFUSED:
             self._note_trouble(stage.folder, reason)
-        elif state == StageState.INTERRUPTED:
-            self._interrupted = True
-        if state in (StageState.FAILED, StageState.REFUSED):
-            self._pool.look_at(stage)
-            why = troubles.stop_if_hopeless(root, self._assignment.worklist, self._pool.failures, self._pool.finished)
+        self._pool.look_at(stage)
+        if state in UNSUCCESSFUL:
+            failed, finished = self._pool.failures, self._pool.count_finished
+            only_node = not self._could_run_elsewhere()
+            why = troubles.stop_if_hopeless(root, self._assignment.worklist, failed, finished, only_node)
             self._stopped = why or self._stopped
 
     def _note_trouble(self, stage: str, reason: str) -> None:
@@ -314,8 +326,9 @@ class Element:
             _say("too little time is left for another stage")
             self._requeue()
             sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
-        if self._failures:
-            raise ElementFailed("; ".join(self._failures))
+        damaged = () if self._pool is None else self._pool.damaged.values()
+        if self._failures or damaged:
+            raise ElementFailed("; ".join([*self._failures, *damaged]))
 
     def _leave_as_asked(self) -> NoReturn:
         """Requeue this job, unless somebody wants it to end, and exit.
@@ -340,39 +353,57 @@ class Element:
 
     def _leave_node(self) -> NoReturn:
         """Requeue this job after a trouble, away from this node if it is to blame, a few times."""
-        own = [each for each in troubles.read(self._assignment.store) if each.job == self._job]
+        own = sum(each.job == self._job for each in troubles.read(self._assignment.store))
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        if len(own) >= OWN_TROUBLES or restarts >= MOST_RESTARTS or not self._noted:
-            raise ElementFailed(f"in trouble, and not requeued any more: {self._trouble}")
-        self._requeue(away_from=",".join(sorted(_avoided(self._assignment.store))))
+        if own >= OWN_TROUBLES or restarts >= MOST_RESTARTS or not self._noted:
+            raise ElementFailed(f"not requeued after {own} troubles and {restarts} restarts: {self._trouble}")
+        self._requeue()
+        excluded = troubles.excluded(self._assignment.store)
+        if troubles.node() in excluded and self._could_run_elsewhere():
+            # The list replaces that of the submission, which named the nodes of `slurm.extra`.
+            listed = [str(self._cluster.options.get("exclude", "")), *sorted(excluded)]
+            self._scontrol("update", f"JobId={self._job}", f"ExcNodeList={','.join(filter(None, listed))}")
         sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
 
-    def _requeue(self, away_from: str = "") -> None:
+    def _could_run_elsewhere(self) -> bool:
+        """Tell whether there is another node for this job.
+
+        If Slurm cannot be asked, there may be.
+        """
+        avoided = {troubles.node(), *troubles.excluded(self._assignment.store)}
+        partition = os.environ.get("SLURM_JOB_PARTITION")
+        try:
+            return any(
+                node.host not in avoided and partition in (None, node.partition) and not node.is_away
+                for node in partitions.nodes()
+            )
+        except (SlurmError, OSError, ValueError):
+            return True
+
+    def _requeue(self) -> None:
         """Have Slurm start this job again.
 
-        It is tried for as long as Slurm lets the job live. Where it will not, others take what this job leaves: its
-        checkpoints are written.
+        Where it will not, others take what this job leaves: its checkpoints are written.
+        """
+        reason = self._scontrol("requeue", self._job)
+        if reason and "pending" not in reason.lower():  # Slurm was faster: it requeues a preempted job by itself
+            raise ElementFailed(f"Slurm would not requeue {self._job}: {reason}. What it leaves, others take.")
+
+    def _scontrol(self, *arguments: str) -> str:
+        """Have scontrol do something, and return its words where it refuses.
+
+        It is tried again while its controller cannot be reached, for as long as Slurm lets this job live.
         """
         while True:
             try:
-                client.ask(self._assignment.scontrol, "requeue", self._job, seconds=30)
+                client.ask(self._assignment.scontrol, *arguments, seconds=30)
                 reason = ""
             except (SlurmError, OSError) as error:
                 reason = str(error)
-            if not reason or "pending" in reason.lower():  # Slurm was faster: it requeues a preempted job by itself
-                _say(f"requeued {self._job}")
-                break
-            _say(f"scontrol requeue {self._job}: {reason}")
-            # Slurm said no, or this job's time is up. Only a controller that cannot be reached may be back soon.
+            _say(f"scontrol {' '.join(arguments)}: {reason or 'done'}")
             if re.search(UNREACHABLE, reason) is None or time.monotonic() > self._end:
-                raise ElementFailed(f"Slurm would not requeue {self._job}: {reason}. What it leaves, others take.")
+                return reason
             time.sleep(REQUEUE_SECONDS)
-        if away_from:
-            try:
-                client.ask(self._assignment.scontrol, "update", f"JobId={self._job}", f"ExcNodeList={away_from}")
-                _say(f"it will not start on {away_from} again")
-            except (SlurmError, OSError) as error:
-                _say(f"scontrol update ExcNodeList={away_from}: {error}")
 
     def _out_of_time(self) -> bool | None:
         """Tell whether Slurm ends this job for its time limit.

@@ -10,7 +10,11 @@ A trouble is nobody's fault at first: the job ends and its stage is left to othe
 
     three troubles on one node                      the node's: jobs keep away from it until it has finished a stage
     troubles of one stage on three nodes, or six    the stage's: it is given up
-    troubles alike on three nodes, or six           the grid's, if nothing of it was finished: it is stopped
+    troubles alike on three nodes, or six on two    the grid's, if nothing of it was finished: it is stopped
+
+What turned out to be the fault of a stage or of a grid no longer counts against the nodes. Example: the code of a grid
+cannot be imported, so that n1 and n2 see three troubles each and are kept away from. With the sixth the grid is
+stopped, and both nodes are used again.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import re
 import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +39,9 @@ from bench.store.ownership import now
 OF_NODE = 3
 """After so many troubles since its last finished stage jobs keep away from a node."""
 NODES = 3
+"""On so many nodes, for a stage or a grid to be at fault."""
 TIMES = 6
-"""On so many nodes, or so often in all, for a stage or a grid to be at fault."""
+"""Or so often in all."""
 FAILED_ALIKE = 5
 """After so many stages that failed alike, and more than were finished, a grid is stopped."""
 FORGOTTEN_SECONDS = 24 * 3600.0
@@ -95,7 +100,11 @@ def forget_nodes(store_root: Path) -> None:
 def read(store_root: Path) -> list[Trouble]:
     """Read all troubles of a store, oldest first; what is damaged is left out, as it only counts towards a limit."""
     troubles = []
-    for path in _folder(store_root).glob("*"):
+    try:
+        names = os.listdir(_folder(store_root))
+    except OSError:  # no trouble yet, or the store cannot be reached
+        names = []
+    for path in map(_folder(store_root).joinpath, names):
         with contextlib.suppress(DamagedStore, OSError, ValueError):
             if path.suffix == ".json":
                 troubles.append(Trouble(**read_json(path, "Delete it.", Trouble)))
@@ -117,9 +126,15 @@ def _of_setup(path: Path) -> Trouble:
 
 def excluded(store_root: Path) -> dict[str, str]:
     """Return the nodes to keep away from, each with its last trouble."""
+    every = read(store_root)
+    of_stages = _faults_of_stages(every)
+    of_grids = {name for name in {trouble.worklist for trouble in every} if name and stopped(store_root, name)}
     last: dict[str, list[str]] = defaultdict(list)
     forgotten = max(_time(_folder(store_root) / "forgotten"), time.time() - FORGOTTEN_SECONDS)
-    for trouble in read(store_root):
+    for trouble in every:
+        mine = of_stages.get((trouble.worklist, trouble.stage), [])
+        if trouble.worklist in of_grids or len({each.node for each in mine}) > 1:
+            continue
         if trouble.time > max(_time(_marker(store_root, trouble.node)), forgotten):
             last[trouble.node].append(trouble.reason)
     return {name: reasons[-1] for name, reasons in last.items() if len(reasons) >= OF_NODE}
@@ -141,45 +156,60 @@ def note_success(store_root: Path) -> None:
             _marker(store_root, node()).touch()
 
 
-def given_up(store_root: Path, worklist: str, stage: str) -> str | None:
-    """Say why a stage is given up for its troubles; None while it is not."""
-    mine = [each for each in read(store_root) if (each.worklist, each.stage) == (worklist, stage)]
-    nodes = sorted({each.node for each in mine})
-    if len(nodes) < NODES and len(mine) < TIMES:
-        return None
-    return f"tried {len(mine)} times on {', '.join(nodes)} and never begun; the last time: {mine[-1].reason}"
+def given_up(store_root: Path, worklist: str) -> dict[str, str]:
+    """Return the stages of a worklist that are given up for their troubles, by folder, and why."""
+    reasons = {}
+    for (its_worklist, stage), mine in _faults_of_stages(read(store_root)).items():
+        if its_worklist == worklist:
+            nodes = ", ".join(sorted({each.node for each in mine}))
+            reasons[stage] = f"tried {len(mine)} times on {nodes} and never begun; the last time: {mine[-1].reason}"
+    return reasons
 
 
-def most_alike(reasons: Iterable[str]) -> tuple[int, str]:
-    """Count the most frequent reason, and return its last wording; 0 without any.
+def _faults_of_stages(every: Iterable[Trouble]) -> dict[tuple[str, str], list[Trouble]]:
+    """Return the troubles, by worklist and stage, that are the stage's fault."""
+    by_stage: dict[tuple[str, str], list[Trouble]] = defaultdict(list)
+    for trouble in every:
+        if trouble.stage:
+            by_stage[trouble.worklist, trouble.stage].append(trouble)
+    return {
+        stage: mine for stage, mine in by_stage.items() if len(mine) >= TIMES or len({t.node for t in mine}) >= NODES
+    }
 
-    Numbers, paths and quoted words do not count: the file a.npy missing and the file b.npy missing are alike.
+
+def most_alike(reasons: Sequence[str]) -> list[int]:
+    """Return the positions of the most frequent reason.
+
+    Numbers, paths and quoted words do not count. Example: of 'no file a1.npy', 'out of memory' and 'no file b2.npy' the
+    first and the last are alike: 0 and 2.
     """
-    listed = list(reasons)
-    kinds = [re.sub(r"'[^']*'|\"[^\"]*\"|/\S+|\S*\d\S*", "#", reason) for reason in listed]
-    if not kinds:
-        return 0, ""
-    kind, count = Counter(kinds).most_common(1)[0]
-    return count, listed[len(kinds) - 1 - kinds[::-1].index(kind)]
+    kinds = [re.sub(r"'[^']*'|\"[^\"]*\"|/\S+|\S*\d\S*", "#", reason) for reason in reasons]
+    most = Counter(kinds).most_common(1)
+    return [position for position, kind in enumerate(kinds) if kind == most[0][0]]
 
 
-def stop_if_hopeless(store_root: Path, worklist: str, failed: Iterable[str], finished: int) -> str | None:
+def stop_if_hopeless(
+    store_root: Path, worklist: str, failed: Sequence[str], finished: Callable[[], int], only_node: bool
+) -> str | None:
     """Stop a worklist where its stages fail alike; return why, also if it was stopped before.
 
-    `failed` are the reasons of stages that failed for good, `finished` counts those that are done.
+    `failed` are the reasons of stages that failed for good; `finished`, which may take its time, counts those that are
+    done. Six jobs that start at once on a broken node say nothing of the grid, unless that is the `only_node` there is.
     """
     before = stopped(store_root, worklist)
     if before is not None:
         return before
-    count, reason = most_alike(failed)
-    if count >= FAILED_ALIKE and count > finished:
-        return _stop(store_root, worklist, f"{count} stages failed alike, and {finished} were done: {reason}")
+    alike = [failed[position] for position in most_alike(failed)]
+    if len(alike) >= FAILED_ALIKE and len(alike) > (done := finished()):
+        return _stop(store_root, worklist, f"{len(alike)} stages failed alike, and {done} were done: {alike[-1]}")
     mine = [each for each in read(store_root) if each.worklist == worklist]
-    count, reason = most_alike(each.reason for each in mine)
-    nodes = {each.node for each in mine}
-    if not finished and (count >= TIMES or (len(nodes) >= NODES and count >= NODES)):
-        where = ", ".join(sorted(nodes))
-        return _stop(store_root, worklist, f"no stage could be begun, tried {count} times on {where}: {reason}")
+    mine = [mine[position] for position in most_alike([each.reason for each in mine])]
+    nodes = sorted({each.node for each in mine})
+    if (len(nodes) >= NODES or (len(mine) >= TIMES and len(nodes) > (0 if only_node else 1))) and not finished():
+        where = ", ".join(nodes)
+        return _stop(
+            store_root, worklist, f"no stage could be begun, tried {len(mine)} times on {where}: {mine[-1].reason}"
+        )
     return None
 
 
