@@ -186,6 +186,7 @@ class Element:
         reason = troubles.excluded(store.root).get(troubles.node())
         if reason is not None and self._could_run_elsewhere():
             self._trouble = f"this node is not used: {reason}"
+            _say(self._trouble)
             return
         self._gpus = visible_devices(self._cluster.gpus)
         listed = worklist.read(store.root, self._assignment.worklist)

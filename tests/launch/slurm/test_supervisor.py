@@ -25,10 +25,10 @@ from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.leases import Leases
 from bench.launch.slurm.snapshot import snapshot
 from bench.launch.slurm.stage_process import kills_its_jobs, no_progress
-from bench.specs import Stage
+from bench.specs import Schedule, Stage
 from bench.specs.cluster import Cluster, stage_kind
 from bench.store.files import create_json, sha256
-from bench.store.ownership import Attempt, this_process
+from bench.store.ownership import Attempt
 from bench.store.provenance import commit
 from bench.store.store import GONE, Store
 from bench.training.protocol import Settings
@@ -115,6 +115,7 @@ print("imported:", sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 SCONTROL = """#!/bin/sh
+ulimit -f unlimited  # it writes elsewhere than on the full disk
 case "$*" in *Comment=*) echo "$@" >> {folder}/comments; exit 0;; esac
 echo "$@" >> {folder}/calls
 case "$*" in *show*) echo "JobId=7 JobState=COMPLETING Reason={reason}"; exit 0;; esac
@@ -209,7 +210,9 @@ class Job:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))) if full else None,
+            preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY)))
+            if full
+            else None,
         )
         self.processes.append(process)
         return process
@@ -507,6 +510,254 @@ def test_a_job_that_slurm_has_requeued_by_itself_is_left_alone(job: Job) -> None
     assert process.wait(timeout=60) == 75
 
 
+def test_a_requeue_is_tried_again_while_the_controller_cannot_be_reached(job: Job) -> None:
+    folder = job.add(FIRST, "train")
+    job.scontrol(status=1, refusal="Unable to contact slurm controller (connect failure)", refusals=2)
+    process = job.start(FIRST)
+    until((folder / "began").exists)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=60) == 75
+    assert job.calls == ["requeue 7_2"] * 3
+
+
+def test_a_requeue_that_slurm_refuses_is_told_in_its_own_words_and_leaves_stages_to_others(job: Job) -> None:
+    folder = job.add(FIRST, "train")
+    job.scontrol(status=1, refusal="Requested operation is presently disabled")
+    token = job.listed(FIRST)
+    process = job.start(token=token)
+    until((folder / "began").exists)
+    process.send_signal(signal.SIGUSR2)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert job.calls == ["requeue 7_2"]
+    assert "would not requeue 7_2" in output and "Requested operation is presently disabled" in output
+    assert job.ends(FIRST) == ["interrupted"]
+    (folder / "behaviour").write_text("publish")
+    assert job.run(token=token, slurm={**ELEMENT, "SLURM_ARRAY_TASK_ID": "3"})[0] == 0
+    assert job.ends(FIRST) == ["interrupted", "done"]
+
+
+def test_an_interrupted_stage_is_the_first_that_the_next_job_takes(job: Job) -> None:
+    long, short = pretraining(schedule=Schedule(steps=99)), FIRST
+    job.add(long, "publish")
+    folder = job.add(short, "train")
+    process = job.start(token=job.listed(short))
+    until((folder / "began").exists)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=60) == 75
+    (folder / "behaviour").write_text("publish")
+    assert job.run(long, short, runs_per_job=1)[0] == 0
+    assert span(job, short)[1] <= span(job, long)[0]
+
+
+# ------------------------------------------------------------------------------------------------- taking stages
+
+
+def test_a_free_slot_is_filled_while_the_others_go_on(job: Job) -> None:
+    stages = [pretraining(seed=seed) for seed in range(4)]
+    held = job.add(stages[0], "hold")
+    for stage in stages[1:]:
+        job.add(stage, "publish")
+    process = job.start(*stages, runs_per_job=2, gpus=2)
+    until(lambda: all(job.ends(stage) == ["done"] for stage in stages[1:]))
+    assert job.ends(stages[0]) == [None]
+    (held / "go").touch()
+    assert process.wait(timeout=60) == 0
+    assert [job.worker(stage)["environment"]["CUDA_VISIBLE_DEVICES"] for stage in stages] == ["0", "1", "1", "1"]
+
+
+def test_children_are_run_once_their_parents_are_done(job: Job) -> None:
+    child = finetuning()
+    for stage in (*child.parents, child):
+        job.add(stage, "publish")
+    assert job.run(*child.parents, child)[0] == 0
+    assert job.ends(child) == ["done"]
+    assert span(job, child.parents[0])[1] <= span(job, child)[0]
+
+
+def test_a_job_ends_when_the_generations_it_serves_are_finished(job: Job) -> None:
+    child = finetuning()
+    for stage in (*child.parents, child):
+        job.add(stage, "publish")
+    status, _ = job.run(*child.parents, child, generation=0, limits={"IDLE_SECONDS": NEVER})
+    assert status == 0
+    assert job.ends(child.parents[0]) == ["done"] and job.ends(child) == []
+
+
+def test_a_job_without_a_ready_stage_ends_after_a_while_and_fails_nothing(job: Job) -> None:
+    job.add(FIRST, "publish")
+    leases = Leases(job.store.root)  # this test is the other job
+    assert leases.take(FIRST.folder)
+    status, output = job.run(FIRST, limits={"IDLE_SECONDS": 2.0})
+    assert status == 0, output
+    assert job.ends(FIRST) == [] and job.calls == []
+
+
+@pytest.mark.parametrize("seconds", [100, 3600])
+def test_nothing_is_started_that_could_not_checkpoint_before_the_limit(seconds: int, job: Job) -> None:
+    job.add(FIRST, "publish")
+    slurm = {**ELEMENT, "SLURM_JOB_END_TIME": str(int(time.time()) + seconds)}
+    status, output = job.run(FIRST, slurm=slurm, limits={"START_SECONDS": 60, "CHECKPOINT_SECONDS": 60})
+    enough = seconds > 60 + 60 + 20
+    assert (status, job.calls) == ((0, []) if enough else (75, ["requeue 7_2"])), output
+    assert job.ends(FIRST) == (["done"] if enough else [])
+
+
+def test_squeue_is_told_which_stage_a_job_runs(job: Job) -> None:
+    folder = job.add(FIRST, "hold")
+    process = job.start(FIRST)
+    until((job.folder / "comments").exists)
+    (folder / "go").touch()
+    assert process.wait(timeout=60) == 0
+    assert f"update JobId=7_2 Comment={FIRST.folder}" in (job.folder / "comments").read_text().splitlines()
+
+
+# ------------------------------------------------------------------------------------------------- the environment
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "reason"), [("crash", "exit status 1, before its first step"), ("refuse", "the store is damaged or")]
+)
+def test_after_one_trouble_a_job_ends_and_is_requeued_a_few_times(behaviour: str, reason: str, job: Job) -> None:
+    stages = [pretraining(seed=seed) for seed in range(3)]
+    for stage in stages:
+        job.add(stage, behaviour)
+    token = job.listed(*stages)
+    for tries in range(1, 4):
+        status, output = job.run(token=token)
+        noted = troubles.read(job.store.root)
+        assert len(noted) == tries
+        assert (noted[-1].node, noted[-1].job, noted[-1].worklist) == ("n1", "7_2", token)
+        assert noted[-1].stage in {stage.folder for stage in stages} and reason in noted[-1].reason
+        assert status == (75 if tries < supervisor.OWN_TROUBLES else 1), output
+    assert job.calls == ["requeue 7_2"] * 2
+    assert all(job.store.failure(stage) is None for stage in stages)
+    # The node is the one to blame, as far as anybody knows: a job that starts there ends without taking a stage.
+    (job.store.folder(stages[0]) / "worker.json").unlink()
+    for stage in stages:
+        (job.store.folder(stage) / "behaviour").write_text("publish")
+    other = {**ELEMENT, "SLURM_ARRAY_TASK_ID": "5"}
+    status, output = job.run(token=token, slurm=other)
+    assert status == 75 and "this node is not used" in output
+    assert job.calls[2:] == ["requeue 7_5", "update JobId=7_5 ExcNodeList=n1"]
+    assert not (job.store.folder(stages[0]) / "worker.json").exists()
+    assert len(troubles.read(job.store.root)) == 3
+    # Elsewhere everything goes on.
+    assert job.run(token=token, slurm={**other, "SLURMD_NODENAME": "n2"})[0] == 0
+    assert [job.ends(stage)[-1] for stage in stages] == ["done"] * 3
+
+
+def test_the_only_node_is_used_however_it_behaves(job: Job) -> None:
+    job.add(FIRST, "publish")
+    job.sinfo("n1")
+    for _ in range(3):
+        create_trouble(job, "n1", "", "")
+    assert job.run(FIRST)[0] == 0
+    assert job.ends(FIRST) == ["done"]
+
+
+def create_trouble(job: Job, node: str, token: str, stage: str, reason: str = "no such library") -> None:
+    facts = {"time": time.time() - 60, "node": node, "job": "6_0", "worklist": token, "stage": stage, "reason": reason}
+    number = len(troubles.read(job.store.root))
+    assert create_json(job.store.root / ".slurm" / "troubles" / f"{number:016x}.json", facts)
+
+
+def test_a_list_of_excluded_nodes_keeps_those_of_before(job: Job) -> None:
+    job.add(FIRST, "publish")
+    for node in ("n1", "n1", "n1", "n3", "n3", "n3"):
+        create_trouble(job, node, "", "")
+    assert job.run(FIRST, extra=("exclude=n7",))[0] == 75
+    assert job.calls == ["requeue 7_2", "update JobId=7_2 ExcNodeList=n7,n1,n3"]
+
+
+def test_a_node_that_finishes_a_stage_is_no_longer_blamed(job: Job) -> None:
+    job.add(FIRST, "publish")
+    for _ in range(2):
+        create_trouble(job, "n1", "", "")
+    assert job.run(FIRST)[0] == 0
+    create_trouble(job, "n1", "", "")
+    assert troubles.excluded(job.store.root) == {}
+
+
+def test_a_job_that_was_given_fewer_gpus_than_it_asked_for_starts_nothing(job: Job) -> None:
+    job.add(FIRST, "publish")
+    status, output = job.run(FIRST, gpus=2, slurm={**ELEMENT, "CUDA_VISIBLE_DEVICES": "0"})
+    assert (status, job.calls) == (75, ["requeue 7_2"])
+    assert "2 GPU(s) are needed, and CUDA_VISIBLE_DEVICES='0' names 1" in output
+    assert "2 GPU(s) are needed" in troubles.read(job.store.root)[0].reason
+    assert job.ends(FIRST) == []
+
+
+def test_a_full_disk_is_told_and_harms_nothing(job: Job) -> None:
+    job.add(FIRST, "publish")
+    status, output = job.run(FIRST, full=True)
+    assert status == 75
+    assert "File too large" in output
+    assert [path.name for path in job.store.folder(FIRST).rglob("*") if path.name != "attempts"] == [
+        *("behaviour", "spec.json")
+    ]
+    assert Leases(job.store.root).look() == {}
+    # A trouble that cannot be noted is counted by Slurm's restarts.
+    assert job.run(FIRST, full=True, slurm={**ELEMENT, "SLURM_RESTART_COUNT": str(supervisor.MOST_RESTARTS)})[0] == 1
+    assert job.run(FIRST)[0] == 0
+
+
+def test_a_worker_on_a_full_disk_refuses_and_nothing_is_held_against_its_stage(job: Job) -> None:
+    job.add(FIRST, "publish")
+    token = job.listed(FIRST)
+    (job.code / "bench" / "training" / "worker.py").write_text(
+        f"import resource, sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        f"exec(open({str(REPOSITORY / 'bench' / 'training' / 'worker.py')!r}).read())\n"
+    )
+    status, output = job.run(token=token)
+    assert status == 75, output
+    assert "File too large" in output and f"{FIRST.folder}: refused" in output
+    assert job.ends(FIRST) == [] and troubles.read(job.store.root)[0].stage == FIRST.folder
+
+
+def test_a_stage_with_troubles_on_three_nodes_is_given_up(job: Job) -> None:
+    job.add(FIRST, "publish")
+    job.add(SECOND, "publish")
+    token = job.listed(FIRST, SECOND)
+    for node in ("n2", "n3", "n4"):
+        create_trouble(job, node, token, FIRST.folder)
+    assert job.run(token=token)[0] == 0
+    assert job.ends(FIRST) == [] and job.ends(SECOND) == ["done"]
+
+
+def test_a_grid_whose_stages_fail_alike_is_stopped_and_no_job_goes_on(job: Job) -> None:
+    stages = [pretraining(seed=seed) for seed in range(troubles.FAILED_ALIKE + 3)]
+    for stage in stages:
+        job.add(stage, "fail")
+    token = job.listed(*stages)
+    status, output = job.run(token=token, runs_per_job=1)
+    assert status == 1
+    assert (
+        f"the grid was stopped: {troubles.FAILED_ALIKE} stages failed alike, and 0 were done: ValueError: no" in output
+    )
+    assert [job.ends(stage) for stage in stages].count(["failed"]) == troubles.FAILED_ALIKE
+    assert "ValueError: no" in (troubles.stopped(job.store.root, token) or "")
+    for stage in stages:
+        (job.store.folder(stage) / "behaviour").write_text("publish")
+    status, output = job.run(token=token)
+    assert status == 1 and "the grid was stopped" in output
+    assert [job.ends(stage) for stage in stages].count([]) == 3
+    assert job.run(*stages)[0] == 0  # a new submission
+
+
+def test_a_damaged_stage_fails_the_job_and_keeps_no_other_from_running(job: Job) -> None:
+    for stage in (FIRST, SECOND):
+        job.add(stage, "publish")
+    publish(job.store, FIRST)
+    (job.store.folder(FIRST) / "weights.safetensors").write_bytes(b"")
+    status, output = job.run(FIRST, SECOND, limits={"IDLE_SECONDS": 2.0})
+    assert status == 1
+    assert "missing or truncated" in output.splitlines()[-1]
+    assert job.ends(SECOND) == ["done"]
+    assert troubles.read(job.store.root) == []
+
+
 # ------------------------------------------------------------------------------------------------- failures
 
 
@@ -695,6 +946,19 @@ def test_what_another_process_leaves_is_gone_on_with_unless_it_failed(state: str
     job.store.finish(attempt, state, "because")
     assert process.wait(timeout=60) == 0
     assert job.ends(FIRST) == [state, *(["done"] if state == "interrupted" else [])]
+
+
+def test_two_jobs_at_once_run_every_stage_exactly_once(job: Job) -> None:
+    stages = [pretraining(seed=seed) for seed in range(8)]
+    for stage in stages:
+        job.add(stage, "publish")
+    token = job.listed(*stages)
+    slots = {"runs_per_job": 2, "limits": {"IDLE_SECONDS": NEVER}}
+    both = [job.start(token=token, slurm={**ELEMENT, "SLURM_ARRAY_TASK_ID": str(task)}, **slots) for task in range(2)]
+    for process in both:
+        assert process.wait(timeout=120) == 0
+    assert [job.ends(stage) for stage in stages] == [["done"]] * 8
+    assert Leases(job.store.root).look() == {}
 
 
 def test_outside_a_job_nothing_is_supervised(job: Job) -> None:
