@@ -191,7 +191,6 @@ class Element:
         self._gpus = visible_devices(self._cluster.gpus)
         listed = worklist.read(store.root, self._assignment.worklist)
         self._pool = Pool(store, listed, self._cluster, self._assignment.generation)
-        self._stopped = troubles.stopped(store.root, self._assignment.worklist) or ""
 
     def _takes_more(self) -> bool:
         """Tell whether another stage may be taken, now or soon."""

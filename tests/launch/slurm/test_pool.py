@@ -9,7 +9,7 @@ import pytest
 from bench.launch.slurm import ledger, pool, worklist
 from bench.launch.slurm.leases import Leases
 from bench.launch.slurm.pool import Pool
-from bench.specs import Schedule, Stage
+from bench.specs import Schedule, Selected, Stage, walk
 from bench.specs.cluster import Cluster, stage_kind
 from bench.store.files import create_json, sha256
 from bench.store.store import Store
@@ -108,6 +108,21 @@ def test_what_a_launcher_without_leases_runs_is_not_taken(grid: Grid) -> None:
     assert Leases(grid.store.root).look() == {}
     grid.store.finish(attempt, "interrupted")  # type: ignore[arg-type]
     assert job.take() == stage
+
+
+def test_what_ends_between_the_look_and_the_lease_is_not_taken(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = length(20), length(10)
+    job = grid.pool(first, second)
+    take = job.leases.take
+
+    def late(name: str) -> bool:
+        if name == first.folder:
+            grid.end(first)
+        return take(name)
+
+    monkeypatch.setattr(job.leases, "take", late)
+    assert job.take() == second
+    assert Leases(grid.store.root).look().keys() == {second.folder}
 
 
 def test_a_child_is_ready_when_all_its_parents_are_done(grid: Grid) -> None:
@@ -223,3 +238,24 @@ def test_a_stage_whose_folder_is_missing_keeps_no_other_from_running(grid: Grid)
     assert all_taken(job) == [other]
     assert missing.folder in job.damaged[missing.folder]
     assert Leases(grid.store.root).look().keys() == {other.folder}
+
+
+def test_a_search_is_ready_without_what_diverged_and_lost_with_any_other_failure(tmp_path: Path) -> None:
+    candidates = tuple(child(length(10, seed=1), seed) for seed in (11, 12))
+    search = Selected.among(candidates, (child(length(10, seed=2), 13),), "accuracy")
+    *others, last = walk(search)
+    assert last == search
+    for number, (reasons, ready) in enumerate(
+        [
+            ({candidates[0].key: "Diverged: nan"}, True),
+            ({candidates[0].key: "OSError: no"}, False),
+            ({each.key: "Diverged: nan" for each in candidates}, False),
+        ]
+    ):
+        grid = Grid(tmp_path / str(number))
+        job = grid.pool(*others, search)
+        for stage in others:
+            grid.end(stage, "failed" if stage.key in reasons else "done", reasons.get(stage.key, ""))
+        assert job.take() == (search if ready else None)
+        assert job.over == (not ready)
+        assert job.failures == [reason for reason in reasons.values() if "Diverged" not in reason]
