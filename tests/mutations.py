@@ -898,8 +898,8 @@ MUTATIONS = (
     Mutation(
         "a lease that is held is taken",
         "bench/launch/slurm/leases.py",
-        "if last is not None and self._alive(last):",
-        "if last is None and self._alive(self._folder):",
+        "if last is not None and _alive(last):",
+        "if last is None and _alive(self._folder):",
         ("tests/launch/slurm/test_leases.py::test_a_stage_is_one_jobs_until_it_is_given_back",),
     ),
     Mutation(

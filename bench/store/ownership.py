@@ -9,7 +9,7 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Attempt:
     @property
     def alive(self) -> bool:
         """Whether its owner still works on it."""
-        return self.end is None and _owner_alive(self.facts["owner"], self.path)
+        return self.end is None and owner_alive(self.facts["owner"], self.path)
 
 
 @contextlib.contextmanager
@@ -127,7 +127,14 @@ def this_process() -> dict[str, Any]:
     return {**owner, "job": os.environ[JOB_VARIABLE]} if JOB_VARIABLE in os.environ else owner
 
 
-def _owner_alive(owner: dict[str, Any], heartbeat: Path) -> bool:
+def file_system_time(folder: Path) -> float:
+    """Return the time by the clock of the file system that a folder is on."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".now-") as clock:
+        return os.fstat(clock.fileno()).st_mtime
+
+
+def owner_alive(owner: dict[str, Any], heartbeat: Path, clock: Callable[[Path], float] = file_system_time) -> bool:
+    """Tell whether the owner of a file lives, which touches it; `clock` tells the time of a folder."""
     # On the same machine the process table knows: the pid lives, and began when the owner did (a pid is used again).
     # From elsewhere only the heartbeat tells, which a paused owner misses too: `Store.owns` then stops that one.
     stat = heartbeat.stat()
@@ -135,5 +142,4 @@ def _owner_alive(owner: dict[str, Any], heartbeat: Path) -> bool:
     if ours and owner["machine"] == _machine():
         return bool(_start_time(owner["pid"]) == owner["start"])
     # Both times by the file system's clock: machines' own clocks may differ by more than the limit.
-    with tempfile.NamedTemporaryFile(dir=heartbeat.parent, prefix=".now-") as clock:
-        return os.fstat(clock.fileno()).st_mtime - stat.st_mtime < STALE_SECONDS
+    return clock(heartbeat.parent) - stat.st_mtime < STALE_SECONDS

@@ -11,14 +11,16 @@ nobody, by which others see that the stage was begun.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.errors import DamagedStore
 from bench.launch.slurm.ledger import folder
 from bench.store.files import create_json, read_json, write_json
-from bench.store.ownership import HEARTBEAT_SECONDS, Attempt, OwnedFile, this_process
+from bench.store.ownership import HEARTBEAT_SECONDS, OwnedFile, file_system_time, owner_alive, this_process
 
 NOBODY = {"machine": "", "pid": 0, "start": None}
 """The owner of a lease that was left."""
@@ -38,7 +40,8 @@ class Leases:
         if self._folder.is_dir():
             for path in sorted(self._folder.glob("*.[0-9]*.json")):
                 newest[path.name.rpartition(".")[0].rpartition(".")[0]] = path
-        return {name: self._alive(path) for name, path in newest.items()}
+        clock = functools.cache(file_system_time)  # one new file for all leases that other machines hold
+        return {name: _alive(path, clock) for name, path in newest.items()}
 
     def take(self, name: str) -> bool:
         """Take the lease of a stage, unless another process holds it; tell whether it was free."""
@@ -46,7 +49,7 @@ class Leases:
         # succeeds and removes the first, the other False.
         numbers = sorted(self._folder.glob(f"{name}.[0-9]*.json")) if self._folder.is_dir() else []
         last = numbers[-1] if numbers else None
-        if last is not None and self._alive(last):
+        if last is not None and _alive(last):
             return False
         path = self._folder / f"{name}.{_number(last) + 1:06}.json"
         if not create_json(path, {"owner": this_process()}):
@@ -83,12 +86,13 @@ class Leases:
                 with contextlib.suppress(OSError):  # a full or unreachable disk shows up where something is written
                     os.utime(path)
 
-    def _alive(self, path: Path) -> bool:
-        try:
-            facts = read_json(path, "Delete it.", OwnedFile)
-            return facts["owner"] != NOBODY and Attempt(0, path, facts, None).alive
-        except (DamagedStore, OSError):  # given back meanwhile, or half written: its stage's attempts tell the rest
-            return False
+
+def _alive(path: Path, clock: Callable[[Path], float] = file_system_time) -> bool:
+    try:
+        owner = read_json(path, "Delete it.", OwnedFile)["owner"]
+        return owner != NOBODY and owner_alive(owner, path, clock)
+    except (DamagedStore, OSError):  # given back meanwhile, or half written: its stage's attempts tell the rest
+        return False
 
 
 def _number(path: Path | None) -> int:

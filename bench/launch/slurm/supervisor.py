@@ -24,7 +24,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import NoReturn
 
 import baselines
@@ -52,7 +51,7 @@ IDLE_SECONDS = 60.0
 MARGIN_SECONDS = 10.0
 """Of the signal's delay, kept for ending the workers and asking Slurm for the requeue."""
 REQUEUE_SECONDS = 2.0
-"""Between two tries at a requeue. It is tried for as long as Slurm lets the job live."""
+"""Between two tries to reach Slurm's controller."""
 UNREACHABLE = "contact|onnection|timed out|did not answer|Zero Bytes|ommunication|standby|temporarily|no program"
 """What Slurm's programs say where the controller could not be asked, which may pass."""
 MOST_RESTARTS = 20
@@ -60,7 +59,7 @@ MOST_RESTARTS = 20
 OWN_TROUBLES = 3
 """After so many troubles of its own a job is not requeued any more."""
 MOST_RESTARTS = 10
-"""Nor after so many restarts, where a trouble cannot be noted, or is the node's that Slurm always chooses."""
+"""Nor after so many restarts: on a full disk a trouble cannot be noted, and so not counted."""
 
 
 class ElementFailed(Exception):
@@ -354,6 +353,7 @@ class Element:
     def _leave_node(self) -> NoReturn:
         """Requeue this job after a trouble, away from this node if it is to blame, a few times."""
         own = sum(each.job == self._job for each in troubles.read(self._assignment.store))
+        # Without this limit a job whose troubles cannot be noted would be requeued for ever.
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         if own >= OWN_TROUBLES or restarts >= MOST_RESTARTS or not self._noted:
             raise ElementFailed(f"not requeued after {own} troubles and {restarts} restarts: {self._trouble}")
@@ -401,6 +401,7 @@ class Element:
             except (SlurmError, OSError) as error:
                 reason = str(error)
             _say(f"scontrol {' '.join(arguments)}: {reason or 'done'}")
+            # Slurm said no, or this job's time is up. Only a controller that cannot be reached may be back soon.
             if re.search(UNREACHABLE, reason) is None or time.monotonic() > self._end:
                 return reason
             time.sleep(REQUEUE_SECONDS)

@@ -7,6 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from bench.launch.slurm import leases
 from bench.launch.slurm.leases import Leases
 from bench.store.files import create_json
@@ -15,8 +17,8 @@ from bench.store.ownership import STALE_SECONDS, this_process
 NAME = "finetune-digits-1a2b3c4d5e6f7a8b"
 
 
-def lease_of_another_machine(root: Path, age: float) -> Path:
-    path = root / ".slurm" / "leases" / f"{NAME}.000001.json"
+def lease_of_another_machine(root: Path, age: float, name: str = NAME) -> Path:
+    path = root / ".slurm" / "leases" / f"{name}.000001.json"
     assert create_json(path, {"owner": {**this_process(), "machine": "elsewhere"}})
     os.utime(path, (time.time() - age, time.time() - age))
     return path
@@ -66,6 +68,19 @@ def test_on_another_machine_only_the_heartbeat_tells(tmp_path: Path) -> None:
     assert not Leases(tmp_path).take(NAME)
     os.utime(path, (0, 0))
     assert Leases(tmp_path).take(NAME)
+
+
+def test_a_look_at_many_leases_of_other_machines_makes_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"finetune-{number:016x}" for number in range(5)]
+    for number, name in enumerate(names):
+        lease_of_another_machine(tmp_path, 2 * STALE_SECONDS * (number % 2), name)
+    folders = []
+    read = leases.file_system_time
+    monkeypatch.setattr(leases, "file_system_time", lambda folder: folders.append(folder) or read(folder))
+    assert list(Leases(tmp_path).look().values()) == [True, False, True, False, True]
+    assert len(folders) == 1
 
 
 def test_a_heartbeat_keeps_what_is_held_and_comes_now_and_then(tmp_path: Path) -> None:
