@@ -21,6 +21,7 @@ from bench.errors import InputError
 from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, look_up, make_plan, source
 from bench.specs import Selected, Stage
+from bench.specs.cluster import Cluster
 from bench.store.code import keep_todays
 from bench.store.files import in_threads
 from bench.store.provenance import cores
@@ -247,7 +248,19 @@ def _report_failures(plan: Plan, store: Store, failed: Mapping[str, str], blocke
 def _check_cluster(plan: Plan, options: argparse.Namespace, data: Path) -> None:
     from bench.launch.slurm import limits
 
-    for warning in limits.check(plan.cluster, plan.grid.threads, {"--store": options.store, "--data": data}):
+    kinds: dict[Cluster, list[str]] = defaultdict(list)
+    for kind, cluster in plan.clusters.items():
+        kinds[cluster].append(kind)
+    warnings: dict[str, None] = {}  # each once, in order
+    for cluster, names in kinds.items():
+        try:
+            of_cluster = limits.check(cluster, plan.grid.threads, {"--store": options.store, "--data": data})
+        except InputError as error:
+            if len(kinds) == 1:
+                raise
+            raise InputError(f"jobs for {', '.join(names)}: {error}") from error
+        warnings.update(dict.fromkeys(of_cluster))
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -309,7 +322,7 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
 
     keys = {*(stage.key for stage in submitted.stages), *submitted.in_flight}
     command_line = CommandLine(options.gin, options.set, options.results, cli.data_root(options), again=1)
-    stop, ended = StopFlag(), Ended()
+    stop, ended, refused = StopFlag(), Ended(), ""
     with stop.on_signals(), Reporter(len(keys), _rows(plan)) as report:
         while keys and not stop():
             before = progress(plan, store)
@@ -322,13 +335,20 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
             if progress(plan, store) <= before:
                 break
             report.console.print(f"submitting again: no job is left for {len(keys)} stages", markup=False)
-            submitted = submit(plan, store, command_line)
+            try:
+                submitted = submit(plan, store, command_line)
+            except InputError as error:  # the grid was stopped, or Slurm refuses: the table is written all the same
+                refused = str(error)
+                break
+            ended.left.clear()
             keys = {*(stage.key for stage in submitted.stages), *submitted.in_flight}
     if stop():
         print("detached: the jobs go on; the same command follows them again, --cancel ends them", file=sys.stderr)
         return 130
     for reason, folders in ended.left_by_reason(plan).items():
         print(f"left: {len(folders)} stages, such as {folders[0]}: {reason}; run the same command to go on")
+    if refused:
+        print(f"error: {refused}", file=sys.stderr)
     _report_failures(plan, store, ended.failed, {**submitted.blocked, **ended.blocked})
     return write_tables(plan, store, options.results)
 

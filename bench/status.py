@@ -16,6 +16,7 @@ from pathlib import Path
 import baselines
 from bench import cli
 from bench.monitor.failures import describe_failures, print_log
+from bench.monitor.jobs import describe_jobs
 from bench.monitor.matrix import describe_states
 from bench.monitor.states import ENDED, UNDER_WAY, Finished, Look, look
 from bench.planning.plan import Plan, make_plan
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--watch", action="store_true", help="look again every few seconds until all has ended")
     what.add_argument("--failed", action="store_true", help="the failed stages by class, with what helps")
+    what.add_argument("--jobs", action="store_true", help="the grid's jobs on a cluster, and what each of them runs")
     what.add_argument("--log", metavar="CELL", help="print the log of a cell: row/task/backbone/seed")
     options = parser.parse_args(arguments)
     baselines.register()
@@ -53,9 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.log is not None:
         print_log(plan, store, view, options.log)
         return 0
-    print(describe_failures(plan, store, view) if options.failed else _text(plan, view, options.results))
+    if options.failed:
+        print(describe_failures(plan, store, view))
+    elif options.jobs:
+        print(describe_jobs(plan, store, view))
+    else:
+        print(_text(plan, view, options.results))
     table = options.results / f"{plan.table_name}.md"
-    if table.is_file() and not options.failed:
+    if table.is_file() and not (options.failed or options.jobs):
         print(f"table: {table}")
     return _exit_status(plan, view)
 

@@ -6,7 +6,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,7 @@ HELD = frozenset(("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"))
 WAITING = HELD | {"PENDING", "CONFIGURING"}
 ASK_SECONDS = (5.0, 45.0)
 """Between two questions to the controller, the shortest and the longest."""
-UNASKED = JobState("UNASKED", "Slurm could not be asked")
-"""Our word for the state of a job when Slurm does not answer."""
+UNASKED = "Slurm could not be asked"
 
 
 AskQueue = Callable[[Iterable[str]], dict[str, JobState]]
@@ -63,12 +62,16 @@ class Jobs:
 
     submissions: list[Submission] = field(default_factory=list)
     """Those whose jobs may run some of them, oldest first."""
+    tables: list[Submission] = field(default_factory=list)
+    """The last one whose job writes the grid's tables, if there is one."""
     queued: dict[str, JobState] = field(default_factory=dict)
     """What Slurm says of their elements."""
     covering: dict[str, Cover] = field(default_factory=dict)
     """Folder of a stage -> from which worklist a live job will pull it."""
     listed: dict[str, Submission] = field(default_factory=dict)
     """Folder of a stage -> the last submission that was to run it."""
+    unasked: frozenset[str] = frozenset()
+    """Folders of the stages of which Slurm might tell more, where it could not be asked."""
     stopped: str = ""
     """Why the grid's jobs take no further stage, if they do not."""
     excluded: dict[str, str] = field(default_factory=dict)
@@ -87,6 +90,13 @@ class Jobs:
         job = "" if attempt is None else str(attempt.facts["owner"].get("job", ""))
         array = job.partition("_")[0]
         return next((each for each in self.submissions if "_" in job and each.job_id == array), None)
+
+    def live(self) -> Iterator[tuple[Submission, str, JobState]]:
+        """Yield the jobs that run or are to run, and that of the tables, with their ids."""
+        for submission in (*self.submissions, *self.tables):
+            for index, state in enumerate(ledger.states(submission, self.queued)):
+                if state.live:
+                    yield submission, str(submission.element(index)), state
 
     def waiting_for(self, folder: str) -> str:
         """Say what a stage waits for whose jobs are live."""
@@ -155,10 +165,7 @@ def look(plan: Plan, store: Store, done: Finished, queue: AskQueue = client.queu
         if stage.key in done:
             view.seen[stage.key], view.shown[stage.key] = Seen(StageState.DONE), stage
         elif stage.key in view.attempts:
-            if stage.key in damage:
-                seen = Seen(StageState.UNKNOWN, damage[stage.key])
-            else:
-                seen = _seen(stage, store, view)
+            seen = Seen(StageState.UNKNOWN, damage[stage.key]) if stage.key in damage else _seen(stage, store, view)
             view.seen[stage.key] = _behind_failure(stage, seen, view)
             view.shown[stage.key] = _shown(stage, view)
     return view
@@ -206,25 +213,26 @@ def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look, que
     try:
         noted = ledger.submissions(store.root)
         lists = {each.token: _folders(store, each) & folders for each in noted if each.runs_stages}
-        mine = [each for each in noted if lists.get(each.token)]
-        tables = [each for each in noted if each.source == source and not each.runs_stages][-1:]
-        jobs.queued = queue([each.name for each in (*mine, *tables)])
-        jobs.submissions = ledger.identified(mine, jobs.queued)
-        for submission in jobs.submissions:
-            jobs.listed.update(dict.fromkeys(lists[submission.token], submission))
+        jobs.submissions = [each for each in noted if lists.get(each.token)]
+        jobs.tables = [each for each in noted if each.source == source and not each.runs_stages][-1:]
+        jobs.listed = {folder: each for each in jobs.submissions for folder in lists[each.token]}
+        jobs.queued = queue([each.name for each in (*jobs.submissions, *jobs.tables)])
+        jobs.submissions = ledger.identified(jobs.submissions, jobs.queued)
+        jobs.tables = ledger.identified(jobs.tables, jobs.queued)
+        jobs.listed = {folder: each for each in jobs.submissions for folder in lists[each.token]}
         jobs.covering = covered(store.root, jobs.submissions, jobs.queued)
         of_grid = [each.worklist for each in jobs.submissions if each.source == source]
         jobs.stopped = (troubles.stopped(store.root, of_grid[-1]) or "") if of_grid else ""
         jobs.excluded = troubles.excluded(store.root) if jobs.submissions else {}
-        for submission in ledger.identified(tables, jobs.queued):
+        for submission in jobs.tables:
             state = ledger.element_state(submission, 0, jobs.queued)
             if state.state in ENDED_BADLY:
                 view.tables = f"{state.state}, see {ledger.log_folder(store.root, submission.token)}"
                 view.tables_time = submission.time
     except DamagedStore as error:
-        view.warning = str(error)
+        view.warning, jobs.unasked = str(error), frozenset(folders)
     except SlurmError as error:
-        view.warning = f"{UNASKED.reason}: {error}"
+        view.warning, jobs.unasked = f"{UNASKED}: {error}", frozenset(jobs.listed)
 
 
 def _folders(store: Store, submission: Submission) -> frozenset[str]:
@@ -255,10 +263,15 @@ class PatientQueue:
         listed = list(names)
         if self._answer is None or listed != self._answer[0] or time.monotonic() >= self._again_at:
             before, states = self._answer, client.queue(listed)
-            changed = before is None or before != (listed, states)
+            changed = before is None or before[0] != listed or _essence(before[1]) != _essence(states)
             self._wait = ASK_SECONDS[0] if changed else min(1.5 * self._wait, ASK_SECONDS[1])
             self._answer, self._again_at = (listed, states), time.monotonic() + self._wait * random.uniform(0.7, 1.3)
         return self._answer[1]
+
+
+def _essence(states: Mapping[str, JobState]) -> dict[str, tuple[str, str]]:
+    """Return what matters of jobs' states: not how long they have run, or when they may start."""
+    return {job: (state.state, state.reason) for job, state in states.items()}
 
 
 # --------------------------------------------------------------------------------------------------------- one stage
@@ -278,8 +291,8 @@ def _seen(stage: Stage, store: Store, view: Look) -> Seen:
     cover, job = jobs.covering.get(stage.folder), jobs.of(last)
     # 1. Slurm cannot be asked. A living process runs, a failure is one; of all else nothing is known.
     if view.warning:
-        certain = by_store.state in (StageState.RUNNING, StageState.FAILED) or not _was_submitted(stage, store)
-        return by_store if certain else Seen(StageState.UNKNOWN, UNASKED.reason, share)
+        certain = by_store.state in (StageState.RUNNING, StageState.FAILED) or stage.folder not in jobs.unasked
+        return by_store if certain else Seen(StageState.UNKNOWN, UNASKED, share)
     # 2. A failure that the store holds has the best reason, unless a live job is to try the stage again: it was listed
     #    after the failure, or was no fault of the stage.
     if by_store.state == StageState.FAILED and not _tried_again(stage, store, view, cover):
@@ -304,14 +317,6 @@ def _seen(stage: Stage, store: Store, view: Look) -> Seen:
     if submission is None or (last is not None and float(last.facts["began"]) >= submission.time):
         return by_store
     return _seen_without_jobs(submission, by_store, jobs)
-
-
-def _was_submitted(stage: Stage, store: Store) -> bool:
-    """Tell whether jobs were submitted for a stage, as far as that can be read."""
-    try:
-        return any(stage.folder in _folders(store, each) for each in ledger.submissions(store.root))
-    except DamagedStore:
-        return True
 
 
 def _tried_again(stage: Stage, store: Store, view: Look, cover: Cover | None) -> bool:

@@ -244,7 +244,8 @@ def _computing(files: Sequence[str], overrides: Sequence[str], bindings: Binding
     for binding in bindings.all:
         of_file[Path(binding.location.rpartition(":")[0]).name].add(binding.configurable)
     named = [name for name in files if of_file.get(find_gin(name).name) != {"slurm"}]
-    return named, [text for text in overrides if not text.lstrip().startswith("slurm.")]
+    # Of a cluster are 'slurm.mem_gb = 4.0' and, for one kind of stages, 'further_pretrain/slurm.mem_gb = 16.0'.
+    return named, [text for text in overrides if re.match(r"\s*([\w/.-]+/)?slurm\.", text) is None]
 
 
 def _published(override: str) -> str:

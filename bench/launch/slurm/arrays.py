@@ -16,6 +16,7 @@ Were only two jobs allowed, there would be one array with one job, which runs al
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -46,40 +47,64 @@ class Array:
 def arrange(listed: Worklist, most_jobs: int, largest_array: int) -> list[Array]:
     """Return the arrays that run a worklist, with `most_jobs` jobs at most in all.
 
-    An array has at most `largest_array` jobs. Where not even one job for every array is allowed, the last arrays are
-    left out, and the last that is left serves all generations that it can.
+    An array has at most `largest_array` jobs. Where not even one job for every array is allowed, some are left out, and
+    others serve their generations, too.
     """
     arrays: list[Array] = []
-    before: tuple[int, ...] = ()
     for generation, width in enumerate(listed.widths()):
-        by_cluster: dict[Cluster, list[str]] = {}
+        by_cluster: dict[Cluster, list[str]] = defaultdict(list)
         for kind in width:
-            by_cluster.setdefault(listed.clusters[kind], []).append(kind)
-        first = len(arrays)
+            by_cluster[listed.clusters[kind]].append(kind)
         for cluster, kinds in by_cluster.items():
             stages = sum(width[kind] for kind in kinds)
             jobs = min(math.ceil(stages / cluster.runs_per_job), cluster.array_parallelism, largest_array)
-            arrays.append(Array(generation, tuple(sorted(kinds)), cluster, stages, jobs, before))
-        before = tuple(range(first, len(arrays)))
-    return _fitted(arrays, most_jobs, listed.last_generation)
+            arrays.append(Array(generation, tuple(sorted(kinds)), cluster, stages, jobs))
+    most_jobs = max(1, most_jobs)
+    return _fewer_jobs(_fewer_arrays(arrays, most_jobs), most_jobs)
 
 
-def _fitted(arrays: list[Array], most_jobs: int, last_generation: int) -> list[Array]:
-    """Take jobs from the arrays with most of them until so few are left in all; see `arrange`.
+def _fewer_arrays(arrays: Sequence[Array], most: int) -> list[Array]:
+    """Leave out arrays until so few are left, and note what each of those waits for.
 
-    Example: of arrays with 1, 4 and 9 jobs, 8 in all leave 1, 3 and 4.
+    The first array of each class of resources is kept before any second one, so that all classes are there where that
+    is possible. For a generation that was left out, the last array comes that can run its stages. Example, with 3
+    arrays allowed, of the classes S (small) and L (large):
+
+        generation 0 L    kept
+        generation 1 S    kept, as the first of S; after that of generation 0
+        generation 1 L    kept, as there is room for a third; serves the generations to 2, for the one left out
+        generation 2 L    left out
+
+    Where no class that is kept can run them, stages are left over, and submitted when these jobs have ended.
     """
-    arrays = arrays[: max(1, most_jobs)]
-    if not arrays:
-        return []
-    most = max(array.jobs for array in arrays)
+    first_of_class = {array.cluster: number for number, array in reversed(list(enumerate(arrays)))}.values()
+    ranked = sorted(range(len(arrays)), key=lambda number: (number not in first_of_class, number))
+    kept = [arrays[number] for number in sorted(ranked[:most])]
+    reach = [array.generation for array in kept]
+    for left_out in (arrays[number] for number in ranked[most:]):
+        able = [position for position, array in enumerate(kept) if array.cluster.serves(left_out.cluster)]
+        if able:
+            reach[able[-1]] = max(reach[able[-1]], left_out.generation)
+    fewer = []
+    for array, generation in zip(kept, reach, strict=True):
+        before = max((each.generation for each in kept if each.generation < array.generation), default=None)
+        after = tuple(position for position, each in enumerate(kept) if each.generation == before)
+        fewer.append(replace(array, generation=generation, after=after))
+    return fewer
+
+
+def _fewer_jobs(arrays: Sequence[Array], most_jobs: int) -> list[Array]:
+    """Take jobs from the arrays with most of them until so few are left in all.
+
+    Example: of arrays with 1, 4 and 9 jobs, 8 in all leave 1, 4 and 3.
+    """
+    most = max((array.jobs for array in arrays), default=1)
     while most > 1 and sum(min(array.jobs, most) for array in arrays) > most_jobs:
         most -= 1
     spare = most_jobs - sum(min(array.jobs, most) for array in arrays)
-    fitted = []
+    fewer = []
     for array in arrays:
-        more = array.jobs > most and spare > 0
-        spare -= more
-        fitted.append(replace(array, jobs=min(array.jobs, most + more)))
-    # Without the arrays that were left out, nobody else would come for the stages of theirs.
-    return [*fitted[:-1], replace(fitted[-1], generation=last_generation)]
+        has_one_more = array.jobs > most and spare > 0
+        spare -= has_one_more
+        fewer.append(replace(array, jobs=min(array.jobs, most + has_one_more)))
+    return fewer

@@ -2,7 +2,7 @@
 
 Submitting is idempotent: stages for which jobs are queued or running already are left to those, also where an earlier
 submission was killed before it noted an id. The jobs that run stages never submit; only the one that writes the tables
-does, for what they left (`bench.launch.slurm.again`).
+does, for what they left (`finish`).
 """
 
 from __future__ import annotations
@@ -173,25 +173,19 @@ def _missing(
     submitted = Submitted()
     covering = covered(store.root, submissions, queued)
     attempts = store.each(lambda stage: len(store.attempts(stage)), plan.to_run(retry))
-    failed = {} if retry else dict(plan.failed)
-    missing: list[Stage] = []
-    for stage in plan.to_run(retry):  # parents first
-        reason = why_blocked(stage, failed, submitted.blocked)
-        if reason is not None:
-            submitted.blocked[stage.key] = reason
-            continue
+    unblocked, submitted.blocked = _unblocked(plan, retry)
+    missing: set[str] = set()
+    for stage in unblocked:
         cover = covering.get(stage.folder)
         will_be_tried = stage.key not in plan.failed or (cover is not None and cover.attempts == attempts[stage.key])
-        if cover is not None and will_be_tried and not _any_of(stage.parents, missing):
-            submitted.in_flight[stage.key] = cover.worklist
+        if cover is None or not will_be_tried or any(parent.key in missing for parent in stage.parents):
+            missing.add(stage.key)
         else:
-            missing.append(stage)
-    submitted.stages = missing
+            submitted.in_flight[stage.key] = cover.worklist
+    submitted.stages = [stage for stage in unblocked if stage.key in missing]
     submitted.other_code = _other_code(store, submissions, {*submitted.in_flight.values()})
     # What is missing may wait for what is in flight, which other jobs run: it is listed, too, for its turn to come.
-    keys = {stage.key for stage in missing}
-    listed_stages = [stage for stage in plan.to_run(retry) if stage.key in keys or stage.key in submitted.in_flight]
-    listed = worklist.worklist(ledger.new_token(), listed_stages if missing else (), attempts, plan.clusters)
+    listed = worklist.worklist(ledger.new_token(), unblocked if missing else (), attempts, plan.clusters)
     if missing:
         room, submitted.fewer = limits.room(plan.cluster)
         submitted.arrays = arrange(listed, room - 1, limits.array_size(plan.cluster))  # one is for the tables
@@ -199,6 +193,19 @@ def _missing(
         if sum(array.jobs for array in submitted.arrays) >= width:
             submitted.fewer = ""
     return submitted, listed
+
+
+def _unblocked(plan: Plan, retry: bool) -> tuple[list[Stage], dict[str, str]]:
+    """Return the stages to run that no failure keeps from it, and why the others are kept, by key."""
+    failed, blocked = {} if retry else plan.failed, dict[str, str]()
+    unblocked = []
+    for stage in plan.to_run(retry):  # parents first
+        reason = why_blocked(stage, failed, blocked)
+        if reason is None:
+            unblocked.append(stage)
+        else:
+            blocked[stage.key] = reason
+    return unblocked, blocked
 
 
 def _other_code(store: Store, submissions: Sequence[Submission], lists: set[str]) -> str:
@@ -248,11 +255,6 @@ def progress(plan: Plan, store: Store) -> int:
         if stage.key not in plan.done and (checkpoints := store.folder(stage) / "checkpoints").is_dir()
     ]
     return sum(stage.total_steps for stage in plan.stages if stage.key in plan.done) + sum(steps)
-
-
-def _any_of(stages: Sequence[Stage], missing: Sequence[Stage]) -> bool:
-    keys = {stage.key for stage in missing}
-    return any(stage.key in keys for stage in stages)
 
 
 def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: Store, data: Path) -> None:
@@ -315,9 +317,10 @@ def _submit_tables(
     grid = str(plan.grid.name)
     # `waiting` are the tables' jobs of earlier submissions of this grid, `in_flight` the jobs that are to run stages of
     # it. Examples: with new arrays, the tables have to wait for those, too, so that a new job replaces the waiting one.
-    # With none, a waiting job is right as it is; and with nothing waiting and nothing in flight, no job is needed.
+    # With none, a waiting job is right as it is; and with nothing waiting and nothing in flight, no job is needed. One
+    # that has begun does not wait: it may be this very process, in `finish`.
     ours = [each for each in submissions if (each.grid, each.source, each.runs_stages) == (grid, plan.source, False)]
-    waiting = [each.job_id for each in ours if each.job_id and any(s.live for s in ledger.states(each, queued))]
+    waiting = [each.job_id for each in ours if each.job_id and _is_waiting(ledger.element_state(each, 0, queued))]
     lists = {*submitted.in_flight.values()}
     running = [each for each in submissions if each.runs_stages and each.worklist in lists and each.job_id]
     live = [each for each in running if any(state.live for state in ledger.states(each, queued))]
@@ -348,6 +351,10 @@ def _submit_tables(
             client.ask("scancel", *waiting)
 
 
+def _is_waiting(state: JobState) -> bool:
+    return state.live and state.state not in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED")
+
+
 # ------------------------------------------------------------------------------------------------------ the last job
 
 
@@ -366,7 +373,7 @@ def finish(command_line: CommandLine, store_root: Path, source: str, progress_be
     store = Store(store_root)
     plan = make_plan(command_line.gin, command_line.set, (), command_line.data, store)
     plan.source = source  # that of the files themselves, not of their copies: it says whose jobs these are
-    left = [stage for stage in plan.to_run(retry=False) if why_blocked(stage, plan.failed, {}) is None]
+    left, _ = _unblocked(plan, retry=False)
     if not left:
         print("nothing is left to submit")
     elif command_line.again >= MOST_AGAIN:
@@ -374,6 +381,13 @@ def finish(command_line: CommandLine, store_root: Path, source: str, progress_be
     elif progress(plan, store) <= progress_before:
         print(f"{len(left)} stages are left, and no stage got further since the last submission: not submitted again")
     else:
-        submitted = submit(plan, store, replace(command_line, again=command_line.again + 1))
-        ids = ", ".join(submitted.job_ids) or "none, as other jobs run them"
-        print(f"submitted again: {len(submitted.stages)} stages, jobs {ids}{submitted.refused}")
+        try:
+            submitted = submit(plan, store, replace(command_line, again=command_line.again + 1))
+        except InputError as error:  # the grid was stopped, or Slurm refuses: the table is written all the same
+            print(f"{len(left)} stages are left, and could not be submitted again: {error}")
+            return
+        print(f"submitted again: {len(submitted.stages)} stages, jobs {', '.join(submitted.job_ids) or 'none'}")
+        if submitted.in_flight:
+            print(f"{len(submitted.in_flight)} stages are queued or running already")
+        for refused in filter(None, (submitted.refused, submitted.tables_refused)):
+            print(f"refused: {refused}")
