@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import timedelta
 
 from bench.launch.slurm import ledger
@@ -36,6 +36,7 @@ def describe_jobs(plan: Plan, store: Store, view: Look) -> str:
         17: 7 jobs  finetune  PENDING: Priority
     """
     stages_of = _stages_by_job(plan, view)
+    cells = _cells(plan, {stage.key for stages in stages_of.values() for stage in stages})
     logs = ledger.folder(store.root) / "log"
     runs: list[str] = []
     running, waiting = 0, Counter[tuple[str, str]]()  # of those that wait, by array and words
@@ -48,7 +49,7 @@ def describe_jobs(plan: Plan, store: Store, view: Look) -> str:
         stages = stages_of.get(job, [])
         runs.append(f"{job}{head}{_whereabouts(state, view.last_attempt(stages[0]) if stages else None)}")
         for stage in stages:
-            runs += [f"  {stage.folder}", *(f"    {name}" for name in _cells(stage, plan))]
+            runs += [f"  {stage.folder}", *(f"    {name}" for name in cells.get(stage.key, ()))]
         printed = sorted((logs / submission.token).glob(f"{job}_*log.out"))
         runs += [f"  log: {path.relative_to(logs)}" for path in printed[-1:]]
     queued = [f"{array}: {_count(count, 'job')}{words}" for (array, words), count in waiting.items()]
@@ -96,8 +97,14 @@ def _whereabouts(state: JobState, attempt: Attempt | None) -> str:
     return f"{reason}{f' on {node}' if node else ''}{lasted}"
 
 
-def _cells(stage: Stage, plan: Plan) -> list[str]:
-    """Name the cells that need a stage."""
-    names = [cell.name for cell in plan.selected if stage.key in {each.key for each in walk(cell.stage)}]
-    more = len(names) - NAMED_CELLS
-    return [*names[:NAMED_CELLS], *([f"and {_count(more, 'cell')} more"] if more > 0 else [])]
+def _cells(plan: Plan, keys: Collection[str]) -> dict[str, list[str]]:
+    """Name the cells that need these stages, by key."""
+    cells: dict[str, list[str]] = defaultdict(list)
+    for cell in plan.selected:
+        for stage in walk(cell.stage):
+            if stage.key in keys:
+                cells[stage.key].append(cell.name)
+    return {
+        key: [*names[:NAMED_CELLS], *([f"and {len(names) - NAMED_CELLS} more"] if len(names) > NAMED_CELLS else [])]
+        for key, names in cells.items()
+    }

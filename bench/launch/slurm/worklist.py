@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.errors import DamagedStore, InputError
 from bench.launch.queue import steps_ahead
 from bench.launch.slurm.ledger import folder
 from bench.specs import Selected, Stage
@@ -124,9 +125,12 @@ def read(store_root: Path, token: str) -> Worklist:
     """Read a worklist, which is never changed; DamagedStore where it is missing or of another shape."""
     fix = "Delete it, cancel the grid's jobs and submit the grid again."
     data = read_json(_path(store_root, token), fix, WorklistFile)
-    rows = zip(*(data[name] for name in COLUMNS), strict=True)
-    entries = tuple(Entry(**_tuples(dict(zip(COLUMNS, row, strict=True)))) for row in rows)
-    clusters = {kind: Cluster(**_tuples(facts)) for kind, facts in data["clusters"].items()}
+    try:
+        rows = zip(*(data[name] for name in COLUMNS), strict=True)
+        entries = tuple(Entry(**_tuples(dict(zip(COLUMNS, row, strict=True)))) for row in rows)
+        clusters = {kind: Cluster(**_tuples(facts)) for kind, facts in data["clusters"].items()}
+    except (InputError, TypeError, ValueError) as error:  # columns of several lengths, settings of another version
+        raise DamagedStore(f"{_path(store_root, token)}: no worklist of this version ({error}). {fix}") from error
     return Worklist(token, entries, clusters)
 
 

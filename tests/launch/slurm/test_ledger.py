@@ -77,13 +77,14 @@ def cluster(fake: Fake) -> Fake:
 
 
 def test_a_submission_is_noted_before_and_completed_after(tmp_path: Path) -> None:
-    made = ledger.note(tmp_path, "image", "--gin image.gin", [["finetune-a-1", "finetune-a-2"], [], ["tapt-a-3"]])
+    made = ledger.note(tmp_path, "image", "--gin image.gin", "finetune", worklist="a", generation=1, jobs=3)
     assert ledger.submissions(tmp_path, "image") == [made]
     assert (made.job_id, made.element(0)) == (None, None)
-    assert made.name == f"bench-image-{made.token}"
+    assert made.name == f"bench-image-finetune-{made.token}"
     ledger.complete(tmp_path, made, "17")
     (found,) = ledger.submissions(tmp_path)
-    assert (found.job_id, found.element(2), found.tasks) == ("17", "17_2", made.tasks)
+    assert (found.job_id, found.element(2)) == ("17", "17_2")
+    assert (found.worklist, found.generation, found.elements, found.runs_stages) == ("a", 1, 3, True)
     assert ledger.submissions(tmp_path, "text") == []
     ledger.forget(tmp_path, made)
     assert ledger.submissions(tmp_path) == []
@@ -92,14 +93,14 @@ def test_a_submission_is_noted_before_and_completed_after(tmp_path: Path) -> Non
 def test_submissions_come_oldest_first_and_by_different_names(tmp_path: Path) -> None:
     made = []
     for _ in range(10):  # within the same second, which the token begins with
-        made.append(ledger.note(tmp_path, "a", "", []))
+        made.append(ledger.note(tmp_path, "a", ""))
         time.sleep(0.002)
     assert ledger.submissions(tmp_path) == made
     assert len({one.name for one in made}) == 10
 
 
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
-    made = ledger.note(tmp_path, "image", "--gin image.gin", [])
+    made = ledger.note(tmp_path, "image", "--gin image.gin")
     path = ledger.folder(tmp_path) / "submissions" / f"{made.token}.json"
     for text in ("", "{", "{}", json.dumps({"grid": "image", "name": "x", "job_id": None, "tasks": 3, "time": 0})):
         path.write_text(text)
@@ -107,8 +108,21 @@ def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
             ledger.submissions(tmp_path)
 
 
+def test_a_submission_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    facts = {"grid": "image", "name": "bench-image-0", "job_id": "5", "time": 1.0, "source": ""}
+    path = ledger.folder(tmp_path) / "submissions" / "00000001.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**facts, "tasks": [["a", "b"], ["c"]]}))
+    (read,) = ledger.submissions(tmp_path)
+    assert (read.tasks, read.elements, read.runs_stages) == ((("a", "b"), ("c",)), 2, True)
+    path.write_text(json.dumps({**facts, "tasks": []}))  # that of the tables
+    (read,) = ledger.submissions(tmp_path)
+    assert (read.elements, read.runs_stages) == (1, False)
+
+
 def test_an_id_that_was_never_noted_is_found_by_name() -> None:
-    lost = Submission("image", "bench-image-" + "0" * 16, None, (("a",), ("b",)), 0.0, "", "0" * 16)
+    name = "bench-image-" + "0" * 16
+    lost = Submission(grid="image", name=name, job_id=None, time=0.0, source="", worklist="a", token="0" * 16)
     queued = {"9_0": JobState("RUNNING", name=lost.name), "9_1": JobState("PENDING", name=lost.name)}
     (found,) = ledger.identified([lost], queued)
     assert found.element(1) == "9_1"
@@ -116,7 +130,7 @@ def test_an_id_that_was_never_noted_is_found_by_name() -> None:
 
 
 def test_what_slurm_does_not_know_is_gone_and_never_live(tmp_path: Path) -> None:
-    made = ledger.note(tmp_path, "image", "--gin image.gin", [["a"], ["b"]])
+    made = ledger.note(tmp_path, "image", "--gin image.gin", worklist="a", jobs=2)
     assert ledger.element_state(made, 0, {}).state == ledger.UNSUBMITTED
     made = ledger.complete(tmp_path, made, "5")
     queued = {"5_0": JobState("RUNNING", name=made.name), "5_1": JobState("RUNNING", name="somebody's")}
