@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import stat
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,55 +21,7 @@ from bench.planning.plan import make_plan
 from bench.specs.cluster import Cluster
 from bench.store.store import Store
 from tests import tiny_grid
-
-Fake = Callable[..., Path]
-
-SINFO = """\
-main*|gpu:2|8|16000|n1|idle
-main*|(null)|16|64000|n2|mixed
-long|gpu:a100:4(S:0-1),tmp:5|64|256000|n3|drained
-"""
-SCONTROL = """\
-Configuration data
-MaxArraySize            = 1001
-MaxBatchRequeue = 5
-PartitionName=main Default=YES MaxTime=1-00:00:00 State=UP
-PartitionName=long Default=NO MaxTime=UNLIMITED State=UP
-"""
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Make a program that prints a text, notes its arguments and environment, and ends with a status."""
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}/usr/bin{os.pathsep}/bin")
-
-    def make(name: str, prints: str = "", status: int = 0, error: str = "") -> Path:
-        (programs / f"{name}.out").write_text(prints)
-        (programs / f"{name}.err").write_text(error)
-        log = programs / f"{name}.calls"
-        program = programs / name
-        program.write_text(
-            f'#!/bin/sh\necho "$@" >> {log}\nenv > {programs}/{name}.env\n'
-            f"cat {programs}/{name}.out\ncat {programs}/{name}.err >&2\nexit {status}\n"
-        )
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
-        return log
-
-    return make
-
-
-@pytest.fixture
-def cluster(fake: Fake) -> Fake:
-    """A cluster that takes every job: two partitions, no queue, no accounting."""
-    for name in ("sbatch", "squeue", "scancel", "srun"):
-        fake(name)
-    fake("sinfo", SINFO)
-    fake("scontrol", SCONTROL)
-    fake("sacct", status=1, error="Slurm accounting storage is disabled\n")
-    return fake
-
+from tests.launch.slurm.conftest import SCONTROL, SINFO, Fake
 
 # ------------------------------------------------------------------------------------------------------ the ledger
 
@@ -420,28 +370,6 @@ def test_indices_as_slurm_writes_them() -> None:
     assert sbatch._ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
 
 
-def test_what_is_to_run_a_child_of_a_failed_stage_is_no_substitute_for_running_it(
-    cluster: Fake, tmp_path: Path, prepared: Path
-) -> None:
-    """A packed element waits for its parents' end only, finds one missing and gives up; it is not attached to."""
-    store = Store(tmp_path / "runs")
-    (tmp_path / "gin").mkdir()
-    gin = tiny_grid.write(tmp_path / "gin", ["tapt"])
-    plan = make_plan([str(gin)], [], ["*/digits/*"], prepared, store)
-    parent, child = (next(one for one in plan.stages if one.name == name) for name in ("further_pretrain", "finetune"))
-    store.add(parent)
-    attempt = store.claim(parent)
-    assert attempt is not None
-    store.finish(attempt, "failed", "ValueError: no")
-    made = ledger.complete(store.root, ledger.note(store.root, "tiny", plan.source, [[child.folder, "another"]]), "5")
-    now = int(time.time())
-    cluster("squeue", f"5_0|{made.name}|RUNNING|{now}|{now}|None\n")
-    plan = make_plan([str(gin)], [], ["*/digits/*"], prepared, store)
-    retried = submit.draft(plan, store, retry=True)
-    assert child.folder in [stage.folder for stage in retried.stages] and not retried.in_flight
-    assert child.key in submit.draft(plan, store).blocked
-
-
 # ------------------------------------------------------------------------------------------------------- gin files
 
 
@@ -450,7 +378,13 @@ def test_what_is_to_run_a_child_of_a_failed_stage_is_no_substitute_for_running_i
     [
         ("slurm.timeout_min = '01:00:00'", r"tiny.gin:11: .*timeout_min"),
         ("slurm.timeout_min = 2", r"tiny.gin:11: slurm.timeout_min = 2: must be above 3.5 minutes"),
-        ("digits/slurm.gpus = 1", r"tiny.gin:11: digits/slurm.gpus takes no scope"),
+        (
+            "digits/slurm.gpus = 1",
+            r"tiny.gin:11: digits/slurm.gpus: .* of the kind 'digits'.* finetune, source_pretrain",
+        ),
+        ("finetun/slurm.gpus = 1", r"tiny.gin:11: finetun/slurm.gpus: .*Did you mean 'finetune'"),
+        ("finetune/slurm.timeout_min = 2", r"tiny.gin:11: slurm.timeout_min = 2: must be above 3.5 minutes"),
+        ("finetune/slurm.partion = 'main'", r"tiny.gin:11: .*Did you mean 'partition'"),
         ("slurm.partion = 'main'", r"tiny.gin:11: .*Did you mean 'partition'"),
     ],
 )
@@ -470,6 +404,43 @@ def test_a_profile_changes_no_stage_and_is_not_named_by_the_table(profile: str, 
     assert (changed.cluster.partition, plain.cluster.partition)[1] is None
 
 
+def test_what_one_kind_of_stages_asks_for_reaches_its_jobs_alone(tmp_path: Path) -> None:
+    gin = str(tiny_grid.write(tmp_path, ["tapt"], "slurm.mem_gb = 4.0", "further_pretrain/slurm.mem_gb = 16.0"))
+    plan = make_plan([gin], ["slurm.cpus = 2"], [], tmp_path / "data", Store(tmp_path))
+    memory = {kind: cluster.mem_gb for kind, cluster in plan.clusters.items()}
+    assert memory == {"source_pretrain": 4.0, "further_pretrain": 16.0, "finetune": 4.0}
+    assert {cluster.cpus for cluster in plan.clusters.values()} == {2}
+    assert plan.cluster.mem_gb == 4.0
+
+
+def test_what_one_kind_asks_for_is_no_other_grid(tmp_path: Path) -> None:
+    """Neither keys nor tables tell of it, wherever it is bound."""
+    gin = str(tiny_grid.write(tmp_path, ["tapt"]))
+    (tmp_path / "mine.gin").write_text("further_pretrain/slurm.mem_gb = 16.0\nslurm.cpus = 2\n")
+    plain = make_plan([gin], [], [], tmp_path / "data", Store(tmp_path))
+    for files, overrides in (
+        ([gin, str(tmp_path / "mine.gin")], []),
+        ([gin], ["further_pretrain/slurm.mem_gb = 16.0"]),
+        ([gin], [" finetune / slurm.mem_gb = 16.0".replace(" / ", "/")]),
+    ):
+        changed = make_plan(files, overrides, [], tmp_path / "data", Store(tmp_path))
+        assert [cell.stage for cell in changed.cells] == [cell.stage for cell in plain.cells]
+        assert (changed.origin, changed.source, changed.table_name) == (plain.origin, plain.source, plain.table_name)
+        assert 16.0 in {cluster.mem_gb for cluster in changed.clusters.values()}
+    computing = make_plan([gin], ["further_pretrain.steps = 5"], [], tmp_path / "data", Store(tmp_path))
+    assert computing.source != plain.source
+
+
+def test_what_one_kind_asks_for_is_checked_too(
+    cluster: Fake, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gin = tiny_grid.write(tmp_path, ["tapt"], "further_pretrain/slurm.mem_gb = 70.0")
+    folders = ["--store", str(tmp_path / "runs"), "--data", str(prepared), "--results", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=r"jobs for further_pretrain: slurm\.mem_gb = 70"):
+        grid.main(["--gin", str(gin), "--launcher", "slurm", *folders])
+    assert not (tmp_path / "runs" / ".slurm").exists()
+
+
 @pytest.mark.parametrize("graphs", [True, False])
 def test_jobs_are_told_whether_steps_may_be_recorded(
     graphs: bool, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -485,13 +456,14 @@ def test_jobs_are_told_whether_steps_may_be_recorded(
         return str(len(told))
 
     monkeypatch.setattr(ledger, "look", lambda root: ([], {}))
-    monkeypatch.setattr(submit, "array_size", lambda cluster: 100)
+    monkeypatch.setattr(limits, "array_size", lambda cluster: 100)
+    monkeypatch.setattr(limits, "room", lambda cluster: (100, ""))
     monkeypatch.setattr(submit, "_submit_tables", lambda *_: None)
     monkeypatch.setattr(submit, "snapshot", lambda root: tmp_path)
     monkeypatch.setattr(sbatch, "executor", lambda *_: None)
     monkeypatch.setattr(sbatch, "make", make)
     submit.submit(plan, store, submit.CommandLine([gin], [], tmp_path, prepared))
-    assert sum(len(one.stages) for one in told) == 4  # two fine-tunings and the backbones' own stages
+    assert len(told) == 4  # jobs: two for fine-tunings, and two for the backbones' own stages
     assert {one.settings.graphs for one in told} == {graphs}
 
 

@@ -1,0 +1,311 @@
+"""What is submitted, to whom stages are left, and what the last job of a grid does: with a stand-in for Slurm."""
+
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from bench.errors import InputError
+from bench.launch.slurm import ledger, limits, submit, troubles, worklist
+from bench.launch.slurm.submit import CommandLine, Submitted
+from bench.planning.plan import Plan, make_plan
+from bench.specs import Stage
+from bench.store.files import write_json
+from bench.store.store import Store
+from tests import tiny_grid
+from tests.launch.slurm.conftest import Fake
+
+
+class Site:
+    """A store, and a cluster that takes every job and gives each call the next id, from 101 on."""
+
+    def __init__(self, folder: Path, data: Path, cluster: Fake) -> None:
+        self.folder, self.data, self.cluster = folder, data, cluster
+        self.store = Store(folder / "runs")
+        self.store.root.mkdir()
+        program = cluster("sbatch").with_name("sbatch")
+        count = folder / "count"
+        program.write_text(f'#!/bin/sh\necho x >> {count}\necho "Submitted batch job $((100 + $(wc -l < {count})))"\n')
+        program.chmod(stat.S_IRWXU)
+
+    def command_line(self, rows: Sequence[str], again: int = 0) -> CommandLine:
+        folder = self.folder / "-".join(rows)
+        folder.mkdir(exist_ok=True)
+        gin = tiny_grid.write(folder, list(rows), f"grid.name = '{folder.name}'")
+        gin.write_text(gin.read_text().replace("'digits', 'pydocs'", "'digits'"))
+        return CommandLine([str(gin)], [], self.folder / "results", self.data, again)
+
+    def plan(self, rows: Sequence[str]) -> Plan:
+        return make_plan(self.command_line(rows).gin, [], [], self.data, self.store)
+
+    def submit(self, rows: Sequence[str], retry: bool = False, again: int = 0) -> Submitted:
+        return submit.submit(self.plan(rows), self.store, self.command_line(rows, again), retry)
+
+    def draft(self, rows: Sequence[str], retry: bool = False) -> Submitted:
+        return submit.draft(self.plan(rows), self.store, retry)
+
+    def finish(self, rows: Sequence[str], before: int = -1, again: int = 0, source: str | None = None) -> None:
+        source = self.plan(rows).source if source is None else source
+        submit.finish(self.command_line(rows, again), self.store.root, source, before)
+
+    def slurm_says(self, words: dict[str, str]) -> None:
+        """Have squeue tell the states of jobs by id; it does not know any others."""
+        now = int(time.time())
+        lines = [
+            f"{each.element(index)}|{each.name}|{words[str(each.job_id)]}|{now}|N/A|None\n"
+            for each in ledger.submissions(self.store.root)
+            for index in range(each.elements)
+            if each.job_id in words
+        ]
+        self.cluster("squeue", "".join(lines))
+
+    def fail(self, stage: Stage, reason: str = "ValueError: no") -> None:
+        self.store.add(stage)
+        attempt = self.store.claim(stage)
+        assert attempt is not None
+        self.store.finish(attempt, "failed", reason)
+
+    def complete(self, stage: Stage) -> None:
+        for parent in stage.parents:
+            self.store.add(parent)
+        self.store.add(stage)
+        attempt = self.store.claim(stage)
+        assert attempt is not None
+        weights = self.store.folder(stage) / "weights.safetensors"
+        weights.write_bytes(b"weights")
+        facts = {"file": weights.name, "sha256": "0" * 64, "bytes": 7}
+        metrics = {"accuracy": 0.5} if stage.evaluation else {}
+        self.store.publish(attempt, stage, {"key": stage.key, "metrics": metrics, "seconds": 1.0, "weights": facts})
+        self.store.finish(attempt, "done")
+
+    def checkpoint(self, stage: Stage, step: int) -> None:
+        write_json(self.store.folder(stage) / "checkpoints" / f"step-{step:08}.json", {})
+
+    def tables_jobs(self) -> list[ledger.Submission]:
+        return [each for each in ledger.submissions(self.store.root) if not each.runs_stages]
+
+    def script(self, job: str) -> str:
+        """What sbatch was given for a job."""
+        (token,) = [each.token for each in ledger.submissions(self.store.root) if each.job_id == job]
+        (path,) = ledger.log_folder(self.store.root, token).glob("*.sh")
+        return path.read_text()
+
+
+@pytest.fixture
+def site(tmp_path: Path, prepared: Path, cluster: Fake, monkeypatch: pytest.MonkeyPatch) -> Site:
+    (tmp_path / "code").mkdir()
+    monkeypatch.setattr(submit, "snapshot", lambda root: tmp_path / "code")
+    # Writing tables is tested elsewhere; here, whether it is asked for.
+    monkeypatch.setattr(submit, "run_as_job", lambda *arguments: print("tables:", *arguments))
+    return Site(tmp_path, prepared, cluster)
+
+
+TAPT = ("tapt",)
+BOTH = ("finetune", "tapt")
+
+
+def names(stages: Sequence[Stage]) -> list[str]:
+    return [stage.name for stage in stages]
+
+
+# ---------------------------------------------------------------------------------------------------- what is missing
+
+
+def test_a_grid_is_one_worklist_an_array_a_generation_and_a_job_for_the_tables(site: Site) -> None:
+    submitted = site.submit(TAPT)
+    assert names(submitted.stages) == ["source_pretrain", "further_pretrain", "finetune"]
+    assert (submitted.job_ids, submitted.tables_job) == (["101", "102", "103"], "104")
+    arrays = [each for each in ledger.submissions(site.store.root) if each.runs_stages]
+    assert [each.generation for each in arrays] == [0, 1, 2]
+    (token,) = {each.worklist for each in arrays}
+    assert [entry.folder for entry in worklist.read(site.store.root, token).entries] == [
+        stage.folder for stage in submitted.stages
+    ]
+    assert "dependency" not in site.script("101")
+    assert "--dependency=afterany:101\n" in site.script("102")
+    assert "--dependency=afterany:101:102:103\n" in site.script("104")
+
+
+def test_what_live_jobs_will_pull_is_left_to_them(site: Site) -> None:
+    site.submit(TAPT)
+    site.slurm_says({"101": "RUNNING", "102": "PENDING", "103": "PENDING", "104": "PENDING"})
+    again = site.submit(TAPT)
+    assert (again.stages, again.arrays, again.tables_job) == ([], [], "104")
+    assert len(again.in_flight) == 3
+
+
+def test_when_no_job_is_left_all_is_missing(site: Site) -> None:
+    site.submit(TAPT)
+    site.slurm_says({"101": "CANCELLED", "102": "COMPLETED"})
+    assert len(site.draft(TAPT).stages) == 3
+
+
+def test_only_generations_without_live_jobs_are_missing_and_wait_in_the_new_worklist(site: Site) -> None:
+    site.submit(TAPT)
+    site.slurm_says({"101": "RUNNING", "102": "PENDING", "103": "CANCELLED", "104": "PENDING"})
+    again = site.submit(TAPT)
+    assert names(again.stages) == ["finetune"]
+    assert len(again.in_flight) == 2
+    last = [each for each in ledger.submissions(site.store.root) if each.runs_stages][-1]
+    entries = worklist.read(site.store.root, last.worklist).entries
+    assert [entry.kind for entry in entries] == ["source_pretrain", "further_pretrain", "finetune"]
+    assert again.tables_job not in (None, "104")  # a new one, which waits for the new jobs, too
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_failure_blocks_what_is_behind_it_unless_it_is_tried_again(retry: bool, site: Site) -> None:
+    first, *behind = site.plan(TAPT).stages
+    site.fail(first)
+    drafted = site.draft(TAPT, retry)
+    if retry:
+        assert drafted.stages == [first, *behind]
+        assert not drafted.blocked
+    else:
+        assert not drafted.stages
+        assert drafted.blocked.keys() == {stage.key for stage in behind}
+
+
+def test_a_job_that_takes_a_stage_for_failed_will_not_try_it_again(site: Site) -> None:
+    """With --retry it and all behind it are listed anew, though that job is live."""
+    site.submit(TAPT)
+    live = {"101": "RUNNING", "102": "PENDING", "103": "PENDING"}
+    site.slurm_says(live)
+    stages = site.plan(TAPT).stages
+    site.fail(stages[0])
+    assert site.draft(TAPT).blocked.keys() == {stage.key for stage in stages[1:]}
+    retried = site.submit(TAPT, retry=True)
+    assert (retried.stages, retried.in_flight) == (stages, {})
+    # The new jobs will try it: their worklist knows of the failure.
+    site.slurm_says(dict.fromkeys(retried.job_ids, "PENDING") | live)
+    assert len(site.draft(TAPT, retry=True).in_flight) == 3
+
+
+def test_two_grids_share_the_jobs_of_a_stage(site: Site) -> None:
+    first = site.submit(("finetune",))
+    live = dict.fromkeys([*first.job_ids, str(first.tables_job)], "PENDING")
+    site.slurm_says(live)
+    second = site.submit(BOTH)
+    assert names(second.stages) == ["further_pretrain", "finetune"]
+    assert len(second.in_flight) == 2  # source_pretrain, and the fine-tuning from it
+    # Its tables wait for both grids' jobs, and the other grid's job for tables stays.
+    needed = ":".join([*first.job_ids, *second.job_ids])
+    assert f"--dependency=afterany:{needed}\n" in site.script(str(second.tables_job))
+    assert len(site.tables_jobs()) == 2
+
+
+def test_few_jobs_are_allowed_and_it_is_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "room", lambda cluster: (2, "you may queue 2 more jobs here"))
+    drafted = site.draft(TAPT)
+    assert [(array.jobs, array.generation) for array in drafted.arrays] == [(1, 2)]
+    assert "2 more" in drafted.fewer
+    monkeypatch.setattr(limits, "room", lambda cluster: (4, "you may queue 4 more jobs here"))
+    assert (len(site.draft(TAPT).arrays), site.draft(TAPT).fewer) == (3, "")
+
+
+def test_a_grid_that_stopped_itself_is_submitted_only_to_be_tried_again(site: Site) -> None:
+    submitted = site.submit(TAPT)
+    (token,) = {each.worklist for each in ledger.submissions(site.store.root) if each.runs_stages}
+    troubles._stop(site.store.root, token, "5 stages failed alike")
+    site.slurm_says(dict.fromkeys(submitted.job_ids, "RUNNING"))
+    with pytest.raises(InputError, match=r"5 stages failed alike.*--retry"):
+        site.submit(TAPT)
+    assert len(site.submit(TAPT, retry=True).stages) == 3  # those jobs take nothing more
+    assert len(site.submit(("finetune",)).stages) == 2, "another grid of this store was not stopped"
+    site.submit(TAPT)  # nor is what was tried again
+
+
+def test_progress_grows_with_checkpoints_and_finished_stages(site: Site) -> None:
+    def progress() -> int:
+        return submit.progress(site.plan(TAPT), site.store)
+
+    stages = site.plan(TAPT).stages
+    seen = [progress()]
+    site.store.add(stages[0])
+    seen.append(progress())
+    assert seen == [0, 0], "nothing was computed"
+    for step in (1, 3):
+        site.checkpoint(stages[0], step)
+        seen.append(progress())
+    site.complete(stages[0])
+    seen.append(progress())
+    site.store.add(stages[1])
+    site.checkpoint(stages[1], 1)
+    seen.append(progress())
+    assert sorted({*seen}) == seen[1:]
+    site.fail(stages[1])
+    assert progress() == seen[-1]
+
+
+# ------------------------------------------------------------------------------------------------------- the last job
+
+
+def test_the_last_job_writes_tables_and_submits_what_is_left(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    submitted = site.submit(TAPT)
+    site.complete(submitted.stages[0])
+    site.slurm_says({"104": "RUNNING"})  # this very job
+    site.finish(TAPT, before=0, source="the grid's own")
+    assert f"tables: --gin {site.command_line(TAPT).gin[0]} --store {site.store.root}" in capsys.readouterr().out
+    made = [each for each in ledger.submissions(site.store.root) if each.job_id not in ("101", "102", "103", "104")]
+    assert [each.source for each in made] == ["the grid's own"] * 3
+    assert [each.again for each in site.tables_jobs()] == [0, 1]
+    assert site.tables_jobs()[-1].job_id == "107"
+    assert not (site.folder / "programs" / "scancel.calls").exists(), "it would cancel itself"
+
+
+def test_the_last_job_has_another_write_the_tables_after_other_grids_jobs(site: Site) -> None:
+    """Even while Slurm lists it as running, and though it submits no stage itself."""
+    mine = site.submit(("finetune",))
+    theirs = site.submit(BOTH)  # all is missing: Slurm knows no job
+    site.slurm_says(dict.fromkeys(theirs.job_ids, "PENDING") | {str(mine.tables_job): "RUNNING"})
+    before = len(site.tables_jobs())
+    site.finish(("finetune",), before=-1)
+    assert len(site.tables_jobs()) == before + 1
+    assert "afterany:" + ":".join(theirs.job_ids) in site.script(str(site.tables_jobs()[-1].job_id))
+
+
+@pytest.mark.parametrize(
+    ("before", "again", "submits"),
+    [(0, 0, True), (0, submit.MOST_AGAIN - 1, True), (0, submit.MOST_AGAIN, False), (10**6, 0, False)],
+)
+def test_it_submits_after_progress_and_not_for_ever(before: int, again: int, submits: bool, site: Site) -> None:
+    site.complete(site.plan(TAPT).stages[0])
+    site.finish(TAPT, before, again)
+    assert bool(ledger.submissions(site.store.root)) == submits
+    if submits:
+        assert site.tables_jobs()[-1].again == again + 1
+
+
+def test_progress_is_what_happened_since_the_job_was_submitted(site: Site) -> None:
+    plan = site.plan(TAPT)
+    site.complete(plan.stages[0])
+    before = submit.progress(site.plan(TAPT), site.store)
+    site.finish(TAPT, before)
+    assert not ledger.submissions(site.store.root)
+    site.store.add(plan.stages[1])
+    site.checkpoint(plan.stages[1], 1)
+    site.finish(TAPT, before)
+    assert ledger.submissions(site.store.root)
+
+
+def test_what_a_failure_blocks_is_not_left(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also two generations behind it."""
+    site.fail(site.plan(TAPT).stages[0])
+    site.finish(TAPT)
+    assert "nothing is left" in capsys.readouterr().out
+    assert not ledger.submissions(site.store.root)
+
+
+def test_a_stopped_grid_has_its_tables_and_is_not_submitted_again(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted = site.submit(TAPT)
+    troubles._stop(site.store.root, ledger.submissions(site.store.root)[0].worklist, "they fail alike")
+    site.slurm_says({})
+    site.finish(TAPT)
+    printed = capsys.readouterr().out
+    assert "tables:" in printed and "they fail alike" in printed
+    assert len(ledger.submissions(site.store.root)) == len(submitted.job_ids) + 1
