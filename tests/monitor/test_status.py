@@ -18,13 +18,14 @@ import pytest
 
 from bench import status
 from bench.errors import InputError
-from bench.launch.slurm import ledger
+from bench.launch.slurm import ledger, troubles, worklist
 from bench.monitor import failures, matrix
 from bench.monitor.states import STATES, Look, look
 from bench.planning.catalogue import Catalogue
 from bench.planning.plan import Plan, PlannedCell
 from bench.planning.settings import Grid
 from bench.specs import Stage, walk
+from bench.specs.cluster import Cluster
 from bench.store.files import write_json
 from bench.store.ownership import JOB_VARIABLE, STALE_SECONDS, Attempt
 from bench.store.store import Store
@@ -77,9 +78,14 @@ class Site:
         path = self.programs / f"{name}.calls"
         return len(path.read_text().splitlines()) if path.exists() else 0
 
-    def submit(self, *stages: Stage, job: str | None = "7", packed: bool = False) -> ledger.Submission:
-        names = [stage.folder for stage in stages]
-        made = ledger.note(self.store.root, "site", "", [names] if packed else [[name] for name in names])
+    def submit(self, *stages: Stage, job: str | None = "7", jobs: int = 2, generation: int = 1) -> ledger.Submission:
+        """An array whose jobs are to run these stages."""
+        attempts = {stage.key: len(self.store.attempts(stage)) for stage in stages}
+        clusters = dict.fromkeys(("source_pretrain", "finetune"), Cluster())
+        listed = worklist.worklist(ledger.new_token(), stages, attempts, clusters)
+        worklist.write(self.store.root, listed)
+        facts = {"worklist": listed.token, "generation": generation, "jobs": jobs}
+        made = ledger.note(self.store.root, "site", self.plan.source, "finetune", **facts)
         return ledger.complete(self.store.root, made, job) if job is not None else made
 
     def line(self, made: ledger.Submission, index: int, state: str, start: str = "N/A", reason: str = "None") -> str:
@@ -247,34 +253,121 @@ def test_a_store_that_cannot_be_written_can_be_looked_at(site: Site, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("state", "reason", "expected"),
+    ("state", "reason", "expected", "note"),
     [
-        ("PENDING", "Priority", "queued"),
-        ("PENDING", "Dependency", "queued"),
-        ("CONFIGURING", "None", "queued"),
-        ("RUNNING", "None", "running"),
-        ("COMPLETING", "None", "running"),
-        ("REQUEUED", "None", "requeued"),
-        ("REQUEUE_HOLD", "None", "requeued"),
-        ("COMPLETED", "None", "unknown"),
-        ("CANCELLED", "None", "planned"),
-        ("FAILED", "NonZeroExitCode", "failed"),
-        ("TIMEOUT", "TimeLimit", "failed"),
-        ("NODE_FAIL", "None", "failed"),
-        ("OUT_OF_MEMORY", "OutOfMemory", "failed"),
+        ("PENDING", "Priority", "queued", "Priority"),
+        ("PENDING", "Dependency", "queued", "Dependency"),
+        ("CONFIGURING", "None", "queued", ""),
+        ("REQUEUED", "None", "queued", ""),
+        ("REQUEUE_HOLD", "None", "queued", ""),
+        ("RUNNING", "None", "queued", "a job that runs will take it"),
+        ("COMPLETING", "None", "queued", "a job that runs will take it"),
+        ("COMPLETED", "None", "planned", "no job is left"),
+        ("CANCELLED", "None", "planned", "its jobs were cancelled"),
+        ("FAILED", "NonZeroExitCode", "planned", "FAILED NonZeroExitCode"),
+        ("TIMEOUT", "TimeLimit", "planned", "TIMEOUT TimeLimit"),
+        ("NODE_FAIL", "None", "planned", "NODE_FAIL"),
+        ("OUT_OF_MEMORY", "OutOfMemory", "planned", "OUT_OF_MEMORY"),
     ],
 )
-def test_the_queue_tells_the_state_of_what_has_not_begun(state: str, reason: str, expected: str, site: Site) -> None:
+def test_the_queue_tells_the_state_of_what_has_not_begun(
+    state: str, reason: str, expected: str, note: str, site: Site
+) -> None:
     site.finish(site.parent)
     made = site.submit(site.first, site.second)
     site.slurm(site.line(made, 0, state, reason=reason))
-    assert site.state(site.first) == expected
+    seen = site.look().seen[site.first.key]
+    assert seen.state == expected
+    assert note in seen.note
     assert site.state(site.third) == "planned"
+
+
+def test_a_stage_is_queued_while_one_job_of_its_array_lives(site: Site) -> None:
+    site.finish(site.parent)
+    made = site.submit(site.first)
+    site.slurm(site.line(made, 0, "FAILED"), site.line(made, 1, "PENDING", reason="Resources"))
+    assert site.state(site.first) == "queued"
+
+
+def test_jobs_of_an_earlier_generation_do_not_take_it(site: Site) -> None:
+    made = site.submit(site.parent, site.first, generation=0)
+    site.slurm(site.line(made, 0, "RUNNING"))
+    assert (site.state(site.parent), site.state(site.first)) == ("queued", "planned")
+
+
+def test_the_stages_of_a_stopped_grid_say_why(site: Site) -> None:
+    site.finish(site.parent)
+    made = site.submit(site.first)
+    troubles._stop(site.store.root, made.worklist, "5 stages failed alike")
+    site.slurm(site.line(made, 0, "RUNNING"))
+    seen = site.look().seen[site.first.key]
+    assert (seen.state, "stopped: 5 stages failed alike" in seen.note) == ("planned", True)
+
+
+@pytest.mark.parametrize("state", ["FAILED", "NODE_FAIL", "OUT_OF_MEMORY"])
+def test_an_open_attempt_of_a_job_that_ended_badly_is_left_to_others(state: str, site: Site) -> None:
+    """Though its heartbeat is fresh."""
+    site.finish(site.parent)
+    made = site.submit(site.first)
+    site.begin(site.first, job="7_0")
+    site.slurm(site.line(made, 0, state))
+    seen = site.look().seen[site.first.key]
+    assert (seen.state, seen.job, state in seen.note) == ("stale", state, True)
+    site.slurm(site.line(made, 0, state), site.line(made, 1, "PENDING", reason="Priority"))
+    seen = site.look().seen[site.first.key]
+    assert (seen.state, state in seen.note, "Priority" in seen.note) == ("queued", True, True)
+
+
+def test_an_interrupted_stage_waits_for_any_job(site: Site) -> None:
+    """That its own job has gone on to another stage is no matter."""
+    site.finish(site.parent)
+    made = site.submit(site.first, site.second)
+    site.store.finish(site.begin(site.first, job="7_0"), "interrupted", step=6)
+    site.slurm(site.line(made, 0, "RUNNING"))
+    seen = site.look().seen[site.first.key]
+    assert (seen.state, seen.share) == ("queued", 0.6)
+
+
+def test_a_held_job_says_so(site: Site) -> None:
+    site.finish(site.parent)
+    made = site.submit(site.first)
+    site.begin(site.first, job="7_0")
+    site.slurm(site.line(made, 0, "REQUEUE_HOLD", reason="launch failed requeued held"))
+    seen = site.look().seen[site.first.key]
+    assert (seen.state, seen.note) == ("requeued", "held")
+
+
+def test_a_refused_stage_is_tried_again_until_it_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.finish(site.parent)
+    made = site.submit(site.first)
+    site.store.finish(site.begin(site.first, job="7_0"), "refused", "no GPU")
+    site.slurm(site.line(made, 0, "COMPLETED"), site.line(made, 1, "PENDING", reason="Priority"))
+    assert site.state(site.first) == "queued"
+    for node in ("n1", "n2", "n3"):
+        monkeypatch.setenv("SLURMD_NODENAME", node)
+        troubles.note(site.store.root, "7_0", made.worklist, site.first.folder, "no GPU")
+    assert site.state(site.first) == "failed"
+    site.slurm(site.line(made, 0, "COMPLETED"))  # and nobody would try it
+    assert site.state(site.first) == "failed"
+
+
+def test_submissions_of_an_earlier_version_are_read(site: Site) -> None:
+    site.finish(site.parent)
+    made = site.submit(site.first)
+    path = ledger.folder(site.store.root) / "submissions" / f"{made.token}.json"
+    facts = {name: value for name, value in json.loads(path.read_text()).items() if name in ledger_facts()}
+    path.write_text(json.dumps({**facts, "tasks": [[site.first.folder], [site.second.folder]]}))
+    site.slurm(site.line(made, 1, "PENDING", reason="Priority"))
+    assert (site.state(site.first), site.state(site.third)) == ("queued", "planned")
+
+
+def ledger_facts() -> set[str]:
+    return {"grid", "name", "job_id", "time", "source"}
 
 
 def test_one_look_asks_the_queue_once(site: Site) -> None:
     for stage in (site.parent, site.first, site.second, site.third):
-        site.submit(stage, job=str(stage.seed))
+        site.submit(stage, job=str(stage.seed), generation=0)
     site.slurm()
     site.look()
     assert site.calls() == 1
@@ -328,7 +421,7 @@ def test_accounting_tells_what_the_queue_forgot(site: Site) -> None:
     made = site.submit(site.first)
     site.slurm(sacct=f"7_0|{made.name}|CANCELLED by 1000|{int(made.time)}|Unknown")
     assert site.state(site.first) == "planned"
-    assert "its job was cancelled" in site.text()
+    assert "its jobs were cancelled" in site.text()
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -386,48 +479,27 @@ def test_a_local_run_after_a_job_ended_counts_more_than_the_job(site: Site) -> N
     site.finish(site.parent)
     made = site.submit(site.first)
     site.slurm(site.line(made, 0, "TIMEOUT"))
-    assert site.state(site.first) == "failed"
+    assert "TIMEOUT" in site.look().seen[site.first.key].note
     attempt = site.begin(site.first)
     assert site.state(site.first) == "running"
     site.store.finish(attempt, "interrupted", step=1)
-    assert site.state(site.first) == "planned"
+    assert site.look().seen[site.first.key].note == "interrupted"
 
 
 def test_children_of_a_failed_stage_are_blocked_also_while_still_queued(site: Site) -> None:
-    made = site.submit(site.parent)
-    children = site.submit(site.first, site.second, job="8")
-    site.slurm(
-        site.line(made, 0, "OUT_OF_MEMORY"),
-        site.line(children, 0, "PENDING", reason="DependencyNeverSatisfied").replace("7_", "8_"),
-        site.line(children, 1, "CANCELLED").replace("7_", "8_"),
-    )
+    site.store.finish(site.begin(site.parent), "failed", "ValueError: no")
+    made = site.submit(site.first, site.second)
+    site.slurm(site.line(made, 0, "PENDING", reason="Priority"))
     assert site.cells() == ["blocked"] * SEEDS
 
 
-def test_a_packed_child_whose_job_failed_for_want_of_its_parent_is_blocked(site: Site) -> None:
-    """Its job may run where other stages share it: it waits for the end of its parents only."""
-    attempt = site.begin(site.parent)
-    site.store.finish(attempt, "failed", "ValueError: no")
-    made = site.submit(site.first, job="8", packed=True)
-    site.slurm(site.line(made, 0, "FAILED", reason="NonZeroExitCode").replace("7_", "8_"))
-    assert site.cells()[0] == "blocked"
-
-
 def test_a_failed_job_of_the_tables_is_told_of(site: Site) -> None:
-    other = ledger.complete(site.store.root, ledger.note(site.store.root, "site", "--gin another.gin", ()), "6")
+    other = ledger.complete(site.store.root, ledger.note(site.store.root, "site", "--gin another.gin"), "6")
     site.slurm(site.line(other, 0, "FAILED"))
     assert site.look().tables == ""
-    made = ledger.complete(site.store.root, ledger.note(site.store.root, "site", site.plan.source, ()), "7")
+    made = ledger.complete(site.store.root, ledger.note(site.store.root, "site", site.plan.source), "7")
     site.slurm(site.line(made, 0, "FAILED", reason="NonZeroExitCode"), site.line(other, 0, "FAILED"))
     assert made.token in matrix.describe_states(site.plan, site.look())
-
-
-def test_a_job_that_ended_for_want_of_a_parent_is_no_failure(site: Site) -> None:
-    made = site.submit(site.first, job="8", packed=True)
-    site.slurm(site.line(made, 0, "FAILED", reason="NonZeroExitCode"))
-    assert site.state(site.first) == "planned"
-    site.finish(site.parent)
-    assert site.state(site.first) == "failed"
 
 
 def test_a_damaged_submission_hides_nothing_that_files_tell(site: Site) -> None:

@@ -91,8 +91,7 @@ class Site:
     def script(self, job: str) -> str:
         """What sbatch was given for a job."""
         (token,) = [each.token for each in ledger.submissions(self.store.root) if each.job_id == job]
-        (path,) = ledger.log_folder(self.store.root, token).glob("*.sh")
-        return path.read_text()
+        return next(ledger.log_folder(self.store.root, token).glob("*.sh")).read_text()
 
 
 @pytest.fixture
