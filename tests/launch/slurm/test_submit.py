@@ -246,13 +246,19 @@ def test_the_last_job_writes_tables_and_submits_what_is_left(site: Site, capsys:
     submitted = site.submit(TAPT)
     site.complete(submitted.stages[0])
     site.slurm_says({"104": "RUNNING"})  # this very job
-    site.finish(TAPT, before=0, source="the grid's own")
+    site.finish(TAPT, before=0)
     assert f"tables: --gin {site.command_line(TAPT).gin[0]} --store {site.store.root}" in capsys.readouterr().out
     made = [each for each in ledger.submissions(site.store.root) if each.job_id not in ("101", "102", "103", "104")]
-    assert [each.source for each in made] == ["the grid's own"] * 3
+    assert len(made) == 3
     assert [each.again for each in site.tables_jobs()] == [0, 1]
     assert site.tables_jobs()[-1].job_id == "107"
     assert not (site.folder / "programs" / "scancel.calls").exists(), "it would cancel itself"
+
+
+def test_what_the_last_job_submits_belongs_to_the_grid_and_not_to_copies_of_its_files(site: Site) -> None:
+    site.finish(TAPT, source="the grid's own")
+    made = ledger.submissions(site.store.root)
+    assert [each.source for each in made] == ["the grid's own"] * 4
 
 
 def test_the_last_job_has_another_write_the_tables_after_other_grids_jobs(site: Site) -> None:
