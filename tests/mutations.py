@@ -905,8 +905,8 @@ MUTATIONS = (
     Mutation(
         "a node stays excluded after it finished a stage",
         "bench/launch/slurm/troubles.py",
-        "max(_worked(store_root, trouble.node), time.time() - FORGOTTEN_SECONDS)",
-        "time.time() - FORGOTTEN_SECONDS",
+        "max(_time(_marker(store_root, trouble.node)), forgotten)",
+        "forgotten",
         ("tests/launch/slurm/test_troubles.py::test_a_node_with_three_troubles_is_excluded_until_it_finished_a_stage",),
     ),
     Mutation(

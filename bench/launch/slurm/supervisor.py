@@ -355,7 +355,8 @@ class Element:
         own = sum(each.job == self._job for each in troubles.read(self._assignment.store))
         # Without this limit a job whose troubles cannot be noted would be requeued for ever.
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        if own >= OWN_TROUBLES or restarts >= MOST_RESTARTS or not self._noted:
+        # Where troubles cannot be noted, as on a full disk, the restarts stand for them.
+        if own >= OWN_TROUBLES or restarts >= (MOST_RESTARTS if self._noted else OWN_TROUBLES):
             raise ElementFailed(f"not requeued after {own} troubles and {restarts} restarts: {self._trouble}")
         self._requeue()
         excluded = troubles.excluded(self._assignment.store)
