@@ -45,7 +45,7 @@ answer = {"node": platform.node(), "data": os.path.isdir(sys.argv[2]), "torch": 
 write_json(folder / "answer.json", answer)
 try:
     from bench.launch.slurm import supervisor
-    supervisor._requeue(supervisor.job_name())
+    supervisor.requeue(supervisor.job_name())
 except Exception as error:
     write_json(folder / "refused.json", {"why": str(error)})
 """

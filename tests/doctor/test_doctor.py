@@ -105,8 +105,7 @@ def fast_job(monkeypatch: pytest.MonkeyPatch) -> None:
     light = (
         "import types, bench; torch = types.SimpleNamespace(__version__='2')\n"
         "sys.modules['bench.device'] = bench.device = types.SimpleNamespace(gpu_count=lambda: 1)\n"
-        "from bench.doctor import computer; computer.devices = lambda: [computer.Fact('ok', 'CPU: fine')]\n"
-        "from bench.launch.slurm import supervisor; supervisor.REQUEUE_TRIES = 1"
+        "from bench.doctor import computer; computer.devices = lambda: [computer.Fact('ok', 'CPU: fine')]"
     )
     monkeypatch.setattr(
         sample_job, "_ON_NODE", sample_job._ON_NODE.replace("import torch", light).replace("cores()", "2")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,7 +53,7 @@ MARGIN_SECONDS = 10.0
 """Of the signal's delay, kept for ending the workers and asking Slurm for the requeue."""
 REQUEUE_SECONDS = 2.0
 """Between two tries to reach Slurm's controller."""
-UNREACHABLE = "contact|onnection|timed out|did not answer|Zero Bytes|ommunication|standby|temporarily|no program"
+UNREACHABLE = "contact|onnection|timed out|did not answer|Zero Bytes|ommunication|standby|temporarily"
 """What Slurm's programs say where the controller could not be asked, which may pass."""
 MOST_RESTARTS = 20
 """A job in trouble that started so often is not requeued either, whatever the reasons were."""
@@ -116,6 +117,34 @@ def _seconds_left(cluster: Cluster) -> float:
     return min(longest, float(end) - time.time()) if end.isdigit() else longest
 
 
+def requeue(job: str, program: str = "scontrol", until: float = 0.0) -> None:
+    """Have Slurm start a job again; tried until then (`time.monotonic`) while the controller cannot be reached.
+
+    Raises ElementFailed where Slurm will not. Others take what that job leaves: its checkpoints are written.
+    """
+    reason = control(program, "requeue", job, until=until)
+    if reason and "pending" not in reason.lower():  # Slurm was faster: it requeues a preempted job by itself
+        raise ElementFailed(f"Slurm would not requeue {job}: {reason}. What it leaves, others take.")
+
+
+def control(program: str, *arguments: str, until: float) -> str:
+    """Have scontrol do something; return its words where it refuses.
+
+    It is tried again until then (`time.monotonic`) while the controller cannot be reached.
+    """
+    while True:
+        try:
+            client.ask(program, *arguments, seconds=30)
+            reason = ""
+        except (SlurmError, OSError) as error:
+            reason = str(error)
+        _say(f"scontrol {' '.join(arguments)}: {reason or 'done'}")
+        # Slurm said no, or this job's time is up. Only a controller that cannot be reached may be back soon.
+        if re.search(UNREACHABLE, reason) is None or time.monotonic() > until:
+            return reason
+        time.sleep(REQUEUE_SECONDS)
+
+
 # --------------------------------------------------------------------------------------------------------- the job
 
 
@@ -142,6 +171,8 @@ class Element:
 
     def __init__(self, assignment: Assignment, job: str, asked: Signals) -> None:
         self._assignment, self._cluster, self._job, self._asked = assignment, assignment.cluster, job, asked
+        # As it was found where the job was submitted; a node may have it elsewhere.
+        self._program = shutil.which(assignment.scontrol) or "scontrol"
         self._end = time.monotonic() + _seconds_left(self._cluster)
         self._processes: dict[int, StageProcess] = {}
         """By the number of the slot."""
@@ -303,7 +334,7 @@ class Element:
         self._commenting = [each for each in self._commenting if each.poll() is None]
         names = ", ".join(process.stage.folder for process in self._processes.values())
         try:
-            command = [self._assignment.scontrol, "update", f"JobId={self._job}", f"Comment={names}"]
+            command = [self._program, "update", f"JobId={self._job}", f"Comment={names}"]
             quiet, environment = subprocess.DEVNULL, client.environment()
             asking = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, env=environment)
             self._commenting.append(asking)
@@ -323,7 +354,7 @@ class Element:
             self._leave_node()
         elif self._pool is not None and not self._pool.over and not self._has_time():
             _say("too little time is left for another stage")
-            self._requeue()
+            requeue(self._job, self._program, self._end)
             sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
         damaged = () if self._pool is None else self._pool.damaged.values()
         if self._failures or damaged:
@@ -347,7 +378,7 @@ class Element:
         elif self._asked.terminated and self._out_of_time() is False:
             _say("cancelled, or preempted, after which Slurm requeues where it is set to: not requeued by the job")
         else:
-            self._requeue()
+            requeue(self._job, self._program, self._end)
         sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
 
     def _leave_node(self) -> NoReturn:
@@ -358,12 +389,13 @@ class Element:
         # Where troubles cannot be noted, as on a full disk, the restarts stand for them.
         if own >= OWN_TROUBLES or restarts >= (MOST_RESTARTS if self._noted else OWN_TROUBLES):
             raise ElementFailed(f"not requeued after {own} troubles and {restarts} restarts: {self._trouble}")
-        self._requeue()
+        requeue(self._job, self._program, self._end)
         excluded = troubles.excluded(self._assignment.store)
         if troubles.node() in excluded and self._could_run_elsewhere():
             # The list replaces that of the submission, which named the nodes of `slurm.extra`.
             listed = [str(self._cluster.options.get("exclude", "")), *sorted(excluded)]
-            self._scontrol("update", f"JobId={self._job}", f"ExcNodeList={','.join(filter(None, listed))}")
+            nodes = ",".join(filter(None, listed))
+            control(self._program, "update", f"JobId={self._job}", f"ExcNodeList={nodes}", until=self._end)
         sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
 
     def _could_run_elsewhere(self) -> bool:
@@ -381,32 +413,6 @@ class Element:
         except (SlurmError, OSError, ValueError):
             return True
 
-    def _requeue(self) -> None:
-        """Have Slurm start this job again.
-
-        Where it will not, others take what this job leaves: its checkpoints are written.
-        """
-        reason = self._scontrol("requeue", self._job)
-        if reason and "pending" not in reason.lower():  # Slurm was faster: it requeues a preempted job by itself
-            raise ElementFailed(f"Slurm would not requeue {self._job}: {reason}. What it leaves, others take.")
-
-    def _scontrol(self, *arguments: str) -> str:
-        """Have scontrol do something, and return its words where it refuses.
-
-        It is tried again while its controller cannot be reached, for as long as Slurm lets this job live.
-        """
-        while True:
-            try:
-                client.ask(self._assignment.scontrol, *arguments, seconds=30)
-                reason = ""
-            except (SlurmError, OSError) as error:
-                reason = str(error)
-            _say(f"scontrol {' '.join(arguments)}: {reason or 'done'}")
-            # Slurm said no, or this job's time is up. Only a controller that cannot be reached may be back soon.
-            if re.search(UNREACHABLE, reason) is None or time.monotonic() > self._end:
-                return reason
-            time.sleep(REQUEUE_SECONDS)
-
     def _out_of_time(self) -> bool | None:
         """Tell whether Slurm ends this job for its time limit.
 
@@ -415,6 +421,6 @@ class Element:
         """
         try:
             show = ("--oneliner", "show", "job", self._job)
-            return "Reason=TimeLimit" in client.ask(self._assignment.scontrol, *show, seconds=30)
+            return "Reason=TimeLimit" in client.ask(self._program, *show, seconds=30)
         except (SlurmError, OSError):
             return None
