@@ -961,7 +961,7 @@ MUTATIONS = (
     Mutation(
         "a requeue is tried once",
         "bench/launch/slurm/supervisor.py",
-        "if re.search(UNREACHABLE, reason) is None or time.monotonic() > self._end:",
+        "if re.search(UNREACHABLE, reason) is None or time.monotonic() > until:",
         "if True:",
         (
             "tests/launch/slurm/test_supervisor.py::test_a_requeue_is_tried_again_while_the_controller_cannot_be_reached",
