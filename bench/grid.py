@@ -316,6 +316,7 @@ def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -
 def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Submitted) -> int:
     """Follow the jobs, and submit what they leave, until all is done or has failed for good."""
     from bench.launch.reporter import Reporter
+    from bench.launch.slurm.ledger import was_cancelled
     from bench.launch.slurm.submit import CommandLine, progress, submit
     from bench.monitor.follow import Ended, follow
     from bench.training.signals import StopFlag
@@ -330,9 +331,9 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
             keys = {*ended.left}
             if not keys or stop():
                 break
-            # Nobody is left to run these: jobs were cancelled, or lost, or too few were allowed at once.
+            # Nobody is left to run these: jobs were lost, or cancelled by Slurm, or too few were allowed at once.
             look_up(plan, store)
-            if progress(plan, store) <= before:
+            if progress(plan, store) <= before or was_cancelled(store.root, plan.source):
                 break
             report.console.print(f"submitting again: no job is left for {len(keys)} stages", markup=False)
             try:

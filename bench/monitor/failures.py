@@ -13,7 +13,7 @@ from bench.monitor import states
 from bench.monitor.matrix import _count
 from bench.monitor.states import Look
 from bench.planning.plan import Plan
-from bench.specs import walk
+from bench.specs import Stage, walk
 from bench.store.ownership import Attempt
 from bench.store.states import StageState
 from bench.store.store import Store
@@ -68,11 +68,19 @@ def describe_failures(plan: Plan, store: Store, view: Look) -> str:
     for stage in plan.stages:
         seen = view.seen.get(stage.key)
         if seen is not None and (seen.state == StageState.FAILED or seen.job in states.ENDED_BADLY):
-            log = states.log(stage, store, view)
-            lines = states.tail(log).rstrip().splitlines()[-LOG_LINES:] if log else []
             last = view.last_attempt(stage)
-            text = [f"  {stage.folder}: {seen.note}{_where(last)}", *(f"    | {line}" for line in lines)]
-            classes[classify(f"{seen.job} {seen.note}", "\n".join(lines))].append("\n".join(text))
+            text = [f"  {stage.folder}: {seen.note}{_where(last)}"]
+            # The stage's log tells what its code did, the job's what became of the process and the node.
+            tails = {log: states.tail(log).rstrip() for log in states.logs(stage, store, view)}
+            for log, printed in tails.items():
+                text += [f"    {log.relative_to(store.root)}"] if len(tails) > 1 else []
+                text += [f"    | {line}" for line in printed.splitlines()[-LOG_LINES:]]
+            job = view.jobs.of(last)
+            told = f"{job.state} {job.reason} {job.exit_code}" if job is not None else seen.job
+            ends = ("\n".join(printed.splitlines()[-LOG_LINES:]) for printed in tails.values())
+            text += [f"    its job: {told.strip()}{f' on {job.node}' if job.node else ''}"] if job is not None else []
+            text += [f"    all of it: python -m bench.status … --log '{name}'" for name in _cell(plan, stage)]
+            classes[classify(f"{seen.job} {seen.note}", *ends)].append("\n".join(text))
     blocks = [
         "\n".join((f"{kind}: {_count(len(classes[kind]), 'stage')}", f"  fix: {FIXES[kind]}", *classes[kind]))
         for kind in CLASSES
@@ -80,6 +88,11 @@ def describe_failures(plan: Plan, store: Store, view: Look) -> str:
     ]
     again = "bench.grid with --retry runs failed stages again"
     return "\n\n".join([*blocks, again]) if blocks else "no stage failed"
+
+
+def _cell(plan: Plan, stage: Stage) -> list[str]:
+    """Return the first cell that needs a stage."""
+    return [cell.name for cell in plan.selected if any(each.key == stage.key for each in walk(cell.stage))][:1]
 
 
 def classify(reason: str, *logs: str) -> str:

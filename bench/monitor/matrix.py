@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tabulate import tabulate
 
-from bench.monitor.states import STATES, Look, Seen
+from bench.launch.slurm.reasons import judge
+from bench.monitor.states import STATES, WAITING, Jobs, Look, Seen
 from bench.planning.describe import outdated
 from bench.planning.plan import Plan, PlannedCell
 from bench.store.activity import describe_inactive
@@ -40,12 +41,29 @@ def describe_states(plan: Plan, view: Look, encoding: str = "utf-8", width: int 
     lines = [f"grid {plan.grid.name}: {len(plan.cells)} cells{few}", "", *_matrix(cells, glyphs, width), ""]
     lines.append("  ".join(f"{glyphs[state]} {state}" for state in occurring))
     lines.append("cells: " + ", ".join(f"{totals[state]} {state}" for state in occurring))
+    lines += _attention(view.jobs)
     lines += _details(cells, view)
     lines += outdated(view.outdated.values())
     lines += describe_inactive(view.inactive)
     if view.tables:
         lines.append(f"the job that writes the tables came to nothing: {view.tables}")
     return "\n".join([*lines, f"warning: {view.warning}"] if view.warning else lines)
+
+
+def _attention(jobs: Jobs) -> Iterator[str]:
+    """Yield what somebody has to look at: a grid that stopped, jobs that wait for ever, nodes that are not used."""
+    if jobs.stopped:
+        yield f"stopped: {jobs.stopped}. Mend the cause, then go on with bench.grid --retry"
+    waiting: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for _, element, state in jobs.live():
+        if state.state in WAITING:
+            waiting[state.reason, state.state].append(element)
+    for (reason, word), elements in waiting.items():
+        wait = judge(reason, word, elements[0].partition("_")[0])
+        if wait.needs_somebody:
+            yield f"needs somebody: {_count(len(elements), 'job')}: {reason or word}: {wait.fix}"
+    for node, reason in jobs.excluded.items():
+        yield f"jobs keep away from {node}: {reason}"
 
 
 def _glyphs(encoding: str) -> Mapping[StageState, str]:

@@ -427,18 +427,28 @@ def _shown(stage: Stage, view: Look) -> Stage:
 # -------------------------------------------------------------------------------------------------------- logs, times
 
 
+def logs(stage: Stage, store: Store, view: Look) -> list[Path]:
+    """Find the logs that tell of a stage: its own, and that of the job which ran it last, or was to run it."""
+    own, last = store.folder(stage) / "log.txt", view.last_attempt(stage)
+    submission = view.jobs.listed.get(stage.folder)
+    if last is not None and (submission is None or last.facts["began"] >= submission.time):
+        submission = view.jobs.submission_of(last)
+        printed = f"{last.facts['owner'].get('job', '')}_*log.out"
+    else:
+        printed = "*log.out"
+    jobs = sorted(ledger.log_folder(store.root, submission.token).glob(printed)) if submission is not None else []
+    return [*([own] if own.exists() else []), *jobs[-1:]]
+
+
 def log(stage: Stage, store: Store, view: Look) -> Path | None:
-    """Find a stage's log, or its job's where the stage never began.
+    """Find a stage's log, or its job's where the stage has not begun since that was submitted.
 
     Returns None without either.
     """
-    own, last = store.folder(stage) / "log.txt", view.last_attempt(stage)
+    paths, last = logs(stage, store, view), view.last_attempt(stage)
     submission = view.jobs.listed.get(stage.folder)
-    if submission is not None and (last is None or last.facts["began"] < submission.time):
-        printed = sorted(ledger.log_folder(store.root, submission.token).glob("*log.out"))
-        if printed:
-            return printed[-1]
-    return own if own.exists() else None
+    begun = last is not None and (submission is None or last.facts["began"] >= submission.time)
+    return next(iter(paths if begun else paths[::-1]), None)
 
 
 def tail(path: Path, size: int = 4096) -> str:

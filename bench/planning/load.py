@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,15 +61,24 @@ def load_cluster(bindings: Bindings) -> Cluster:
     return _cluster(values, lines)
 
 
-def load_clusters(bindings: Bindings, stages: Iterable[Stage]) -> dict[str, Cluster]:
+def load_clusters(bindings: Bindings, stages: Iterable[Stage]) -> tuple[dict[str, Cluster], list[str]]:
     """Read what each kind of stage asks of a cluster, by kind.
 
     Example: with `slurm.mem_gb = 4.0` and `further_pretrain/slurm.mem_gb = 16.0`, a job of a further pre-training has
-    16 GB for each of its stages, a job of any other kind 4. A kind that no stage of the grid has is refused.
+    16 GB for each of its stages, a job of any other kind 4. A kind that no stage of the grid has is refused, but in the
+    profile of a cluster, a file that sets nothing else and serves many grids: there it is noted in the second result.
     """
     kinds = sorted({stage_kind(stage.name) for stage in stages})
+    set_in: dict[str, set[str]] = defaultdict(set)
+    for binding in bindings.all:
+        set_in[_file(binding)].add(binding.configurable)
+    notes = []
     for binding in bindings.all:
         if binding.configurable == "slurm" and binding.scope not in ("", *kinds):
+            if not binding.override and set_in[_file(binding)] == {"slurm"}:
+                bindings.used.add(binding)
+                notes.append(f"not for this grid: {binding.location}: {binding.target}: it has no stage of that kind")
+                continue
             raise InputError(
                 f"{binding.location}: {binding.target}: no stage of this grid is of the kind '{binding.scope}'."
                 f"{nearest(binding.scope, kinds)}"
@@ -81,7 +91,11 @@ def load_clusters(bindings: Bindings, stages: Iterable[Stage]) -> dict[str, Clus
                 values[setting], lines[setting] = checked(binding), binding.location
                 bindings.used.add(binding)
         clusters[kind] = _cluster(values, lines)
-    return clusters
+    return clusters, notes
+
+
+def _file(binding: Binding) -> str:
+    return binding.location.rpartition(":")[0]
 
 
 def _cluster(values: Mapping[str, Any], lines: Mapping[str, str]) -> Cluster:

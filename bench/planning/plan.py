@@ -144,7 +144,7 @@ def make_plan(
     cluster = load_cluster(bindings)
     expansion = Expansion(grid, bindings, data_root, check_sources=check_sources)
     cells = [_cell(expansion, row, task, seed) for row in expansion.rows for task in grid.tasks for seed in grid.seeds]
-    clusters = load_clusters(bindings, walk(*(cell.stage for cell in cells)))
+    clusters, of_other_grids = load_clusters(bindings, walk(*(cell.stage for cell in cells)))
     not_here = refuse_unused(expansion)
     _refuse_unequal_search(cells)
     selected = _select(cells, only, "--only") if only else cells
@@ -157,7 +157,7 @@ def make_plan(
         expansion.catalogue,
         data_root,
         list(_splits(expansion)),
-        [*describe_left_out(not_here), *_warnings(cells)],
+        [*describe_left_out(not_here), *of_other_grids, *_warnings(cells)],
         cluster=cluster,
         clusters=clusters,
         source=source(files, overrides, bindings),

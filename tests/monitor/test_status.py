@@ -295,6 +295,26 @@ def test_jobs_of_an_earlier_generation_do_not_take_it(site: Site) -> None:
     assert (site.state(site.parent), site.state(site.first)) == ("queued", "planned")
 
 
+def test_jobs_that_wait_for_ever_come_with_the_fix(site: Site) -> None:
+    site.finish(site.parent)
+    made = site.submit(site.first)
+    site.slurm(site.line(made, 0, "PENDING", reason="QOSMaxWallDurationPerJobLimit"))
+    assert re.search(r"needs somebody: 1 job: QOSMaxWall\w+: lower slurm.timeout_min", site.text())
+    site.slurm(site.line(made, 0, "PENDING", reason="JobHeldUser"))
+    assert "scontrol release 7" in site.text()
+    site.slurm(site.line(made, 0, "PENDING", reason="Resources"))
+    assert "needs somebody" not in site.text()
+
+
+def test_nodes_that_are_not_used_are_named(site: Site) -> None:
+    site.finish(site.parent)
+    made = site.submit(site.first)
+    site.slurm(site.line(made, 0, "PENDING", reason="Resources"))
+    for _ in range(3):
+        troubles.note(site.store.root, "7_0", made.worklist, "", "no GPU", "n4")
+    assert "jobs keep away from n4: no GPU" in site.text()
+
+
 def test_the_stages_of_a_stopped_grid_say_why(site: Site) -> None:
     site.finish(site.parent)
     made = site.submit(site.first)
@@ -612,6 +632,21 @@ def test_where_a_stage_never_began_its_jobs_output_is_shown(site: Site) -> None:
     printed.parent.mkdir(parents=True)
     printed.write_text("bash: python: command not found\n")
     assert "| bash: python: command not found" in failures.describe_failures(site.plan, site.store, site.look())
+
+
+def test_a_failure_comes_with_both_logs_and_the_word_on_its_job(site: Site) -> None:
+    site.finish(site.parent)
+    made = site.submit(site.first)
+    site.begin(site.first, job="7_0", dead=True)
+    site.log(site.first, "step 3/8\n")
+    printed = ledger.log_folder(site.store.root, made.token) / "7_0_0_log.out"
+    printed.parent.mkdir(parents=True)
+    printed.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=7.batch\n")
+    site.slurm(site.line(made, 0, "FAILED", reason="None"))
+    text = failures.describe_failures(site.plan, site.store, site.look())
+    assert text.startswith("out of memory: 1 stage")
+    assert "| step 3/8" in text and "| slurmstepd: error" in text and "its job: FAILED" in text
+    assert "--log 'finetune/digits/tiny/0'" in text
 
 
 def test_without_failures_none_are_listed(site: Site) -> None:

@@ -16,6 +16,9 @@ def cancel_grid(store_root: Path, grid: str, source: str) -> tuple[list[str], di
     with ledger.submitting(store_root):
         others = _live_jobs(store_root, grid)
         ids = others.pop(source, [])
+        for submission in ledger.submissions(store_root, grid):
+            if submission.source == source and submission.job_id in ids:
+                ledger.note_cancelled(store_root, submission)
         for start in range(0, len(ids), 500):
             try:
                 client.ask("scancel", *ids[start : start + 500])

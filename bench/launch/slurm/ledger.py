@@ -55,6 +55,7 @@ class SubmissionFile:
     jobs: int = 1
     again: int = 0
     code: str = ""
+    cancelled: bool = False
     tasks: tuple[tuple[str, ...], ...] = ()
 
 
@@ -64,9 +65,10 @@ class Submission(SubmissionFile):
 
     Its array has `jobs` elements, which serve the generations up to `generation` of the `worklist` of that token; the
     tables' job has none, and knows how often the grid was submitted `again` by itself. `code` is the name of the copy
-    of the packages that they run. `source` is what of the command
-    line says which grid it was; `job_id` is None from before the call until the id is noted; `time` in seconds since
-    1970. Earlier versions bound stages to elements, with their folders in `tasks`.
+    of the packages that they run; `cancelled` says that a person ended them with --cancel.
+
+    `source` is what of the command line says which grid it was; `job_id` is None from before the call until the id is
+    noted; `time` in seconds since 1970. Earlier versions bound stages to elements, with their folders in `tasks`.
     """
 
     token: str
@@ -125,6 +127,17 @@ def complete(store_root: Path, submission: Submission, job_id: str) -> Submissio
     completed = replace(submission, job_id=job_id)
     write_json(_path(store_root, submission.token), _facts(completed))
     return completed
+
+
+def note_cancelled(store_root: Path, submission: Submission) -> None:
+    """Note that a person ended the jobs of a submission, so that nobody submits it again unasked."""
+    write_json(_path(store_root, submission.token), _facts(replace(submission, cancelled=True)))
+
+
+def was_cancelled(store_root: Path, source: str) -> bool:
+    """Tell whether a person ended the jobs of a grid's last submission."""
+    mine = [each for each in submissions(store_root) if each.source == source and each.worklist]
+    return bool(mine) and mine[-1].cancelled
 
 
 def forget(store_root: Path, submission: Submission) -> None:

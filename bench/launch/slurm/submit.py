@@ -376,6 +376,8 @@ def finish(command_line: CommandLine, store_root: Path, source: str, progress_be
     left, _ = _unblocked(plan, retry=False)
     if not left:
         print("nothing is left to submit")
+    elif ledger.was_cancelled(store_root, source):
+        print(f"{len(left)} stages are left, and the grid was cancelled: not submitted again")
     elif command_line.again >= MOST_AGAIN:
         print(f"{len(left)} stages are left, and the grid was submitted again {MOST_AGAIN} times: not once more")
     elif progress(plan, store) <= progress_before:

@@ -492,3 +492,13 @@ def test_without_slurm_nothing_is_written(
 def test_arguments_that_contradict_each_other(arguments: list[str], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
         grid.main(["--gin", str(tiny_grid.write(tmp_path, ["finetune"])), *arguments])
+
+
+def test_a_profile_may_set_kinds_that_a_grid_lacks_and_the_grid_says_so(tmp_path: Path) -> None:
+    gin, profile = tiny_grid.write(tmp_path, ["finetune"]), tmp_path / "profile.gin"
+    profile.write_text("slurm.gpus = 1\nsupcon_pretrain/slurm.gpus = 2\nfinetune/slurm.runs_per_job = 3\n")
+    plan = make_plan([str(gin), str(profile)], [], [], tmp_path / "data", Store(tmp_path / "runs"))
+    assert [note for note in plan.notes if "supcon_pretrain" in note and "profile.gin:2" in note]
+    assert plan.clusters["finetune"].runs_per_job == 3 and plan.clusters["source_pretrain"].runs_per_job == 1
+    with pytest.raises(InputError, match="of the kind 'supcon_pretrain'"):
+        make_plan([str(gin)], ["supcon_pretrain/slurm.gpus = 2"], [], tmp_path / "data", Store(tmp_path / "runs"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import stat
 import time
 from collections.abc import Sequence
@@ -9,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import baselines
+import bench
 from bench.errors import InputError
 from bench.launch.slurm import ledger, limits, submit, troubles, worklist
+from bench.launch.slurm.cancel import cancel_grid
+from bench.launch.slurm.client import JobState
 from bench.launch.slurm.submit import CommandLine, Submitted
 from bench.planning.plan import Plan, make_plan
 from bench.specs import Stage
@@ -314,3 +320,48 @@ def test_a_stopped_grid_has_its_tables_and_is_not_submitted_again(
     printed = capsys.readouterr().out
     assert "tables:" in printed and "they fail alike" in printed
     assert len(ledger.submissions(site.store.root)) == len(submitted.job_ids) + 1
+
+
+def test_a_cancelled_grid_is_not_submitted_again(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    submitted = site.submit(TAPT)
+    site.complete(site.plan(TAPT).stages[0])
+    site.slurm_says(dict.fromkeys(submitted.job_ids, "PENDING"))
+    source = site.plan(TAPT).source
+    ids, _ = cancel_grid(site.store.root, "tapt", source)
+    assert {*ids} >= {*submitted.job_ids} and ledger.was_cancelled(site.store.root, source)
+    site.slurm_says({})
+    before = len(ledger.submissions(site.store.root))
+    site.finish(TAPT)
+    assert len(ledger.submissions(site.store.root)) == before
+    site.submit(TAPT)
+    assert not ledger.was_cancelled(site.store.root, source), "a person goes on"
+
+
+def test_a_job_that_never_came_to_our_code_counts_against_its_node(site: Site) -> None:
+    site.submit(TAPT)
+    site.slurm_says({})
+    first, second = [each for each in ledger.submissions(site.store.root) if each.runs_stages][:2]
+    log = ledger.log_folder(site.store.root, second.token) / f"{second.job_id}_0_0_log.out"
+    log.write_text(f"2026-01-01 00:00:00 job {second.job_id}_0 on n2: 1 stage(s) at a time")
+    pairs = ((first, "n1"), (second, "n2"))
+    states = {f"{each.job_id}_0": JobState("FAILED", name=each.name, node=node) for each, node in pairs}
+    submit._note_launch_failures(site.store, [first, second], states)
+    assert [(each.node, each.job) for each in troubles.read(site.store.root)] == [("n1", f"{first.job_id}_0")]
+
+
+def test_jobs_that_run_older_code_are_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted = site.submit(TAPT)
+    site.slurm_says(dict.fromkeys(submitted.job_ids, "PENDING"))
+    code = site.folder / "code"
+    assert site.draft(TAPT).in_flight
+    copy = site.store.root / ".code" / code.name
+    for package in (bench, baselines):
+        shutil.copytree(
+            Path(package.__path__[0]), copy / package.__name__, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    assert site.draft(TAPT).other_code == ""
+    with (copy / "bench" / "training" / "worker.py").open("a") as file:
+        file.write("# other\n")
+    assert re.search(
+        r"queued with the code of .*; yours differs in bench/training/worker.py$", site.draft(TAPT).other_code
+    )
