@@ -289,7 +289,7 @@ def test_the_plan_shows_the_calls_and_writes_nothing(
     assert place.run("--plan") == 0
     told = capsys.readouterr().out
     assert "sbatch calls for 8 stages" in told
-    assert "array 0: 1 job for 2 stages (source_pretrain)" in told
+    assert "array 0: 2 jobs for 2 stages (source_pretrain)" in told
     assert not place.store.root.exists()
     assert slurm.empty()
 
