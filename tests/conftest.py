@@ -12,6 +12,7 @@ import ipaddress
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -62,12 +63,20 @@ def _chromium() -> bool:
     return any(shutil.which(name) for name in CHROMIUM)
 
 
+def _latex() -> bool:
+    if shutil.which("pdflatex") is None:
+        return False
+    found = subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, check=False)
+    return found.returncode == 0
+
+
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 GROUPS = {
     "chromium": Group(_chromium, f"a browser, {' or '.join(CHROMIUM)} (apt-get install chromium)"),
     "compiler": Group(_compiler, "a C++ compiler, g++ or clang++, and Python's headers"),
     "cuda": Group(_cuda, "a GPU that torch can use"),
     "data": Group(_real_data, "the environment variable BENCH_REAL_DATA naming the folder of real data sets"),
+    "latex": Group(_latex, "pdflatex with booktabs (apt-get install texlive-latex-recommended)"),
     "slurm": Group(
         _dev_cluster,
         "the environment variable BENCH_SLURM_FOLDER naming a cluster of slurm/dev_cluster.sh",

@@ -69,8 +69,8 @@ MUTATIONS = (
     Mutation(
         "lines that the store leads to again are read all the same",
         "bench/tables/records.py",
-        "same_lines = {line_of(record): record for record in expected.cells.values()} if lines else {}",
-        "same_lines: dict[str, Record] = {}",
+        "same_lines = {line_of(record).encode(): record for record in expected.cells.values()} if lines else {}",
+        "same_lines: dict[bytes, Record] = {}",
         ("tests/test_scale.py::test_lines_that_the_store_leads_to_again_are_not_read",),
     ),
     # ---------------------------------------------------------------------------------------- self-distillation

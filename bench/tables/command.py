@@ -22,14 +22,14 @@ from bench.store.store import Store
 from bench.tables.layout import AXES
 from bench.tables.quantities import QUANTITIES
 from bench.tables.rebuild import changed_cells, joined_files, refuse_missing
-from bench.tables.records import NONE_READ, Record, read_file
+from bench.tables.records import NONE_READ, LeftOut, Record, read_file, stages_path
 from bench.tables.table import Results, View, collate, rebuilt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the tables of a grid; return the exit status.
 
-    It is 0 if every cell has a number, 1 if some lack one, 2 for bad input.
+    It is 0 if every cell has a number, 1 if some lack one or lines of records files are left out, 2 for bad input.
     """
     parser = argparse.ArgumentParser(
         prog="python -m bench.collate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -112,21 +112,28 @@ def _say_where(tables: Results) -> None:
 def _rebuild(files: Sequence[Path], against: Path | None, results: Path, views: Sequence[View]) -> int:
     """Write the tables of records files again, or list the cells in which they differ from another file."""
     refuse_missing((*files, *([] if against is None else [against])))
-    content, disagreements = joined_files(files)
+    left_out: list[LeftOut] = []
+    content, disagreements = joined_files(files, left_out)
     if against is not None:
         lines = list(changed_cells(read_file(against), content))
         print("\n".join(lines or ["no cell differs"]))
-        return 1 if lines else 0
+        return 1 if lines or left_out else 0
     tables = dataclasses.replace(rebuilt(content, disagreements, results), views=tuple(views))
     cli.check_results(results, tables.name)
     text = tables.markdown  # a view that the records do not have is refused before anything is written
     with _alone(tables.name, results):
         if (other := tables.records_file).is_file() and other.resolve() not in [path.resolve() for path in files]:
             raise InputError(f"--results {results}: {other} is there already; name it among --records, or move it.")
+        own = (other.resolve(), stages_path(other).resolve())
+        if any(line.path.resolve() in own for line in left_out):
+            raise InputError(
+                f"--results {results}: {other} would be replaced without the lines that are left out. Name another "
+                "--results, or mend these lines first."
+            )
         print(f"\n{text}", flush=True)
         tables.write()
     _say_where(tables)
-    return 0
+    return 1 if left_out else 0
 
 
 @contextlib.contextmanager

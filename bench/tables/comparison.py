@@ -42,6 +42,9 @@ def _stages_on_task(record: Record, stages: Mapping[str, Record]) -> Iterator[st
     own = stages.get(record["key"])
     if own is not None and "stages" in record:
         yield from (key for key in record["stages"] if key in stages and stages[key]["task"] == own["task"])
+        if any(key not in stages for key in record["stages"]):
+            # A line that was damaged or removed may be of a stage that several seeds share.
+            yield f"unknown stages of {record['method']} on {own['task']}"
     elif "spec" in record:
         # A record of version 1 holds its whole specification, in which each stage stands with its key.
         yield from _keys(record["spec"], record["spec"].get("data", {}).get("task"))

@@ -74,6 +74,8 @@ def read_facts(line: Mapping[str, Any]) -> GridFacts:
         raise ValueError(f"it is of version {facts.schema}, and this code reads version {SCHEMA}")
     if facts.metrics.keys() != set(facts.tasks) or facts.reference not in facts.rows:
         raise ValueError("its metrics or its reference are those of other columns or rows")
+    if not all(name.isprintable() for name in (facts.name, *facts.rows, *facts.tasks)):
+        raise ValueError("a name in it holds a character that cannot be printed")
     for metric in facts.metrics.values():
         metric_of(metric)
     for column, test in facts.test.items():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError
+from bench.planning.plan import code_span
 from bench.tables.grid_facts import GridFacts
-from bench.tables.records import Earlier, Record, RecordsFile, disagree, read_file, same
+from bench.tables.records import Earlier, LeftOut, Record, RecordsFile, disagree, read_file, same
 
 SAME_BITS = ("device", "instruction_set", "threads", "versions")
 """The parts of provenance under which equal keys have equal numbers."""
@@ -22,23 +24,24 @@ def refuse_missing(files: Iterable[Path]) -> None:
             raise InputError(f"--records {path}: there is no such file. A grid's is RESULTS/NAME/records.jsonl.")
 
 
-def joined_files(files: Sequence[Path]) -> tuple[RecordsFile, int]:
+def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -> tuple[RecordsFile, int]:
     """Join records files, the first named winning; count the cells of which a later one has another number.
 
-    Refuses files without a grid, those of grids with other columns, and numbers that disagree though device, versions,
-    threads and code agree: one of them is wrong.
+    Lines that are no record are left out, of a file whose first line is none all of them: a warning of the grid and on
+    standard error names each, and they are added to `left_out`. Refuses files of an older version, which say nothing of
+    their grid, those of grids with other columns, and numbers that disagree though device, versions, threads and code
+    agree: one of them is wrong.
     """
     grid: GridFacts | None = None
     cells: Earlier = {}
     stages: dict[str, Record] = {}
     others = 0
+    left_out = [] if left_out is None else left_out
     for path in files:
-        content = read_file(path)
-        if content.grid is None:
-            raise InputError(
-                f"{path} does not say what grid it is of: it was written by an older version. python -m bench.collate "
-                "--gin FILE, with its results folder, writes it anew."
-            )
+        content = _content(path, left_out)
+        if content is None:
+            continue
+        assert content.grid is not None
         grid = content.grid if grid is None else _joined(grid, content.grid, path)
         for identity, record in content.cells.items():
             kept = cells.setdefault(identity, record)
@@ -50,7 +53,47 @@ def joined_files(files: Sequence[Path]) -> tuple[RecordsFile, int]:
                     )
                 others += 1
         stages = content.stages | stages
+    if grid is None:
+        raise InputError(f"{'; '.join(map(str, left_out))}. No other file is named: name one that can be read.")
+    if left_out:
+        grid = dataclasses.replace(grid, warnings=(*grid.warnings, _warning(left_out)))
     return RecordsFile(grid, cells, stages), others
+
+
+def _content(path: Path, left_out: list[LeftOut]) -> RecordsFile | None:
+    """Read a file, leaving out and telling what is no record; None where nothing of it can be used."""
+    lines: list[LeftOut] = []
+    content = read_file(path, left_out=lines)
+    if content.grid is None and not content.cells and not lines:
+        lines.append(LeftOut(path, 1, "the file is empty", whole_file=True))
+    for line in lines:
+        print(f"warning: {line}; left out: {_extent(line)}", file=sys.stderr)
+    left_out += lines
+    if any(line.whole_file for line in lines):
+        return None
+    if content.grid is None:
+        raise InputError(
+            f"{path} does not say what grid it is of: it was written by an older version. python -m bench.collate "
+            "--gin FILE, with its results folder, writes it anew."
+        )
+    return content
+
+
+NAMED = 10
+"""How many lines a table's warning names; standard error has them all."""
+
+
+def _extent(line: LeftOut) -> str:
+    return "the whole file" if line.whole_file else "this line"
+
+
+def _warning(left_out: Sequence[LeftOut]) -> str:
+    """Write the warning of a table. Of paths it holds the end alone, as tables are published."""
+    ends = [(f"{Path(*line.path.parts[-2:])}:{line.number}", _extent(line)) for line in left_out[:NAMED]]
+    # A path that is no text, as Unix allows, could be neither printed nor written.
+    names = [f"{code_span(end.encode(errors='backslashreplace').decode())} ({extent})" for end, extent in ends]
+    more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
+    return f"Warning: left out, as they could not be read: {', '.join(names)}{more}."
 
 
 def changed_cells(before: RecordsFile, after: RecordsFile) -> Iterator[str]:

@@ -42,6 +42,19 @@ class RecordsFile(NamedTuple):
 NOTHING = RecordsFile(None, {}, {})
 
 
+class LeftOut(NamedTuple):
+    """A line that could not be used: of a records file or of the stages beside it."""
+
+    path: Path
+    number: int
+    reason: str
+    whole_file: bool = False
+    """Whether nothing of its file could be used, as it is the first one."""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.number}: not a record of this suite ({self.reason})"
+
+
 @dataclass(frozen=True)
 class Provenance:
     """What a table says of where a number came from."""
@@ -198,10 +211,12 @@ def read_records(path: Path) -> Earlier:
     return read_file(path).cells
 
 
-def read_file(path: Path, expected: RecordsFile = NOTHING) -> RecordsFile:
+def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOut] | None = None) -> RecordsFile:
     """Read a records file and the stages beside it; empty where there is none.
 
-    A line that says what `expected` says is taken from there. Refuses, by its number, any other that is no record.
+    A line that says what `expected` says is taken from there. Refuses, by its number, any other that is no record. With
+    `left_out` such a line is added there instead, and the rest is read. Where it is the first line, which says what the
+    others mean, nothing else of the file is.
     """
     # A file that a grid wrote before holds mostly what its store holds. To write such a line and find it in the file is
     # faster than to read it and check what it holds.
@@ -209,47 +224,39 @@ def read_file(path: Path, expected: RecordsFile = NOTHING) -> RecordsFile:
     records: Earlier = {}
     stages = {}
     lines = _lines(stages_path(path))
-    same_lines = {line_of(stage): stage for stage in expected.stages.values()} if lines else {}
+    same_lines = {line_of(stage).encode(): stage for stage in expected.stages.values()} if lines else {}
     for number, line in lines:
         try:
-            stage = same_lines.get(line) or _stage_of(json.loads(line))
-        except (ValueError, TypeError, RecursionError, SpecError) as error:
-            raise _no_record(stages_path(path), number, error) from error
+            stage = same_lines.get(line) or _stage_of(json.loads(line.decode()))
+        except DAMAGE as error:
+            _leave_out(stages_path(path), number, error, left_out)
+            continue
         stages[stage["key"]] = stage
     checked: set[str] = set()
     lines = _lines(path)
-    same_lines = {line_of(record): record for record in expected.cells.values()} if lines else {}
+    same_lines = {line_of(record).encode(): record for record in expected.cells.values()} if lines else {}
     for number, line in lines:
-        if line in same_lines:
-            record = same_lines[line]
-            records[record["key"], record["cell"]] = record
-            continue
         try:
-            record = json.loads(line)
-            if number == 1 and isinstance(record, dict) and "grid" in record:
-                grid = read_facts(record)
-                continue
-            if isinstance(record, dict) and record.keys() == {"stage"}:  # in a file of records that were set aside
-                stages[record["stage"]["key"]] = _stage_of(record["stage"])
-                continue
-            signature = _signature(record)
-            if not signature or signature not in checked:
-                shaped(record, RecordLine)
-                checked.add(signature)
-            if record.get("search") is not None:
-                shaped(record["search"], dict[str, Any], "search")
-                shaped(
-                    {str(n): each for n, each in enumerate(record["search"]["candidates"])},
-                    dict[str, Candidate],
-                    "search",
-                )
-            key, cell, metric = record["key"], record["cell"], record.get("metric")
-            if metric is not None and not same(record["value"], record["metrics"].get(metric)):
-                raise ValueError(f"its value is {record['value']}, its {metric} {record['metrics'].get(metric)}")
+            record = same_lines.get(line)
+            if record is None:
+                record = json.loads(line.decode())
+                if isinstance(record, dict) and "grid" in record:
+                    grid = _first_facts(record, number)
+                    continue
+                if isinstance(record, dict) and record.keys() == {"stage"}:  # in a file of records that were set aside
+                    stages[record["stage"]["key"]] = _stage_of(record["stage"])
+                    continue
+                _check_record(record, checked)
+            key, cell = record["key"], record["cell"]
+            if grid is not None:
+                _refuse_foreign(record, grid)
             if records.get((key, cell), record) != record:
                 raise ValueError(f"{cell} stands there before with other values")
-        except (ValueError, TypeError, KeyError, RecursionError, SpecError) as error:
-            raise _no_record(path, number, error) from error
+        except DAMAGE as error:
+            _leave_out(path, number, error, left_out, whole_file=number == 1)
+            if number == 1:
+                return NOTHING
+            continue
         records[key, cell] = record
     return RecordsFile(grid, records, stages)
 
@@ -261,20 +268,63 @@ def _stage_of(line: Any) -> Record:
     return stage
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
+DAMAGE = (ValueError, TypeError, KeyError, RecursionError, SpecError)
+"""What reading a line raises that is no record."""
+
+
+def _first_facts(record: Record, number: int) -> GridFacts:
+    """Read a line about a grid, which is the first of its file."""
+    facts = read_facts(record)  # first, as another version explains more than another position
+    if number > 1:
+        raise ValueError("the line of a grid is the first of its file; --records joins files")
+    return facts
+
+
+def _check_record(record: Any, checked: set[str]) -> None:
+    """Refuse what is no record of a cell. `checked` are the signatures of records whose shape is known."""
+    signature = _signature(record)
+    if not signature or signature not in checked:
+        shaped(record, RecordLine)
+        checked.add(signature)
+    if record.get("search") is not None:
+        shaped(record["search"], dict[str, Any], "search")
+        candidates = {str(number): each for number, each in enumerate(record["search"]["candidates"])}
+        shaped(candidates, dict[str, Candidate], "search")
+    metric = record.get("metric")
+    if metric is not None and not same(record["value"], record["metrics"].get(metric)):
+        raise ValueError(f"its value is {record['value']}, its {metric} {record['metrics'].get(metric)}")
+
+
+def _refuse_foreign(record: Record, grid: GridFacts) -> None:
+    """Refuse a record of a row, task or seed that the file's grid does not have."""
+    for axis, legal in (("method", grid.rows), ("task", grid.tasks), ("seed", grid.seeds)):
+        if record[axis] not in legal:
+            raise ValueError(f"{record['cell']} is no cell of the grid {grid.name}, which has no {axis} {record[axis]}")
+
+
+def _lines(path: Path) -> list[tuple[int, bytes]]:
     """Read the lines of a file with their numbers; none where there is no file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path} cannot be read ({error}). Move it away.") from error
     # Not splitlines(), which also splits at characters that JSON leaves as they are.
-    return list(enumerate(text.removesuffix("\n").split("\n") if text else [], start=1))
+    return list(enumerate(content.removesuffix(b"\n").split(b"\n") if content else [], start=1))
 
 
-def _no_record(path: Path, number: int, error: Exception) -> InputError:
-    return InputError(f"{path}:{number}: not a record of this suite ({error}). Move the file away.")
+def _leave_out(
+    path: Path, number: int, error: Exception, left_out: list[LeftOut] | None, whole_file: bool = False
+) -> None:
+    """Note a line that is no record, or refuse its file where nobody takes such notes."""
+    reason = str(error)
+    if isinstance(error, json.JSONDecodeError):  # its own text names a line and a column within this line
+        reason = f"no whole JSON object: {error.msg}, at character {error.pos + 1}"
+    line = LeftOut(path, number, reason, whole_file)
+    if left_out is None:
+        raise InputError(f"{line}. Move the file away.") from error
+    left_out.append(line)
 
 
 def _signature(record: Any) -> str:

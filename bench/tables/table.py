@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from bench.tables.comparison import (
     runs_of,
 )
 from bench.tables.grid_facts import METRIC_LINE, GridFacts, facts_of
+from bench.tables.latex import in_latex
 from bench.tables.layout import AXES, Arranged, arranged
 from bench.tables.quantities import QUANTITIES, NothingToShow, by_column
 from bench.tables.records import (
@@ -170,10 +170,7 @@ def rebuilt(content: RecordsFile, disagreements: int, results: Path) -> Results:
     order = {name: number for axis in (grid.rows, grid.tasks, grid.seeds) for number, name in enumerate(axis)}
 
     def position(record: Record) -> list[int]:
-        try:
-            return [order[record[axis]] for axis in ("method", "task", "seed")]
-        except KeyError as error:
-            raise InputError(f"{record['cell']} is no cell of the grid {grid.name}, which has no {error}.") from error
+        return [order[record[axis]] for axis in ("method", "task", "seed")]
 
     cells = dict(sorted(content.cells.items(), key=lambda item: position(item[1])))
     return Results(RecordsFile(grid, cells, content.stages), results, RecordsFile(None, {}, {}))
@@ -212,10 +209,7 @@ class Table:
 
     def latex(self) -> str:
         head, *body = self.lines
-        latex = tabulate(body, headers=head, tablefmt="latex_booktabs", disable_numparse=True)
-        # A hyphen before a number is a minus. Names of rows and tasks hold no space or brace, which stand before those.
-        latex = re.sub(rf"(?<=[ {BOLD[0]}])-(?=\d)", "$-$", latex)
-        return _bold(latex, r"\textbf{", "}").replace("±", r"$\pm$").replace("–", "--") + "\n"
+        return _bold(in_latex(head, body), r"\textbf{", "}") + "\n"
 
 
 def tables(
@@ -371,6 +365,7 @@ def _legend(facts: GridFacts, records: Sequence[Record], view: View, of_table: S
         *of_table,
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
+        *_mixed_commits(records),
         *_mixed_devices(records),
         *(f"Warning: {line}." for line in inactive_parts(records)),
         *facts.warnings,
@@ -446,6 +441,15 @@ def _distinct(records: Sequence[Record], *names: str) -> str:
         return str(provenance[name])
 
     return "; ".join(sorted({", ".join(named(r["provenance"], name) for name in names) for r in records}))
+
+
+def _mixed_commits(records: Sequence[Record]) -> list[str]:
+    """Warn where several commits led to the numbers of a table."""
+    commits = {record["provenance"]["commit"] for record in records}
+    warning = (
+        f"Warning: {len(commits)} commits of the code led to these numbers; `provenance` in the records says which."
+    )
+    return [warning] if len(commits) > 1 else []
 
 
 def _mixed_devices(records: Sequence[Record]) -> list[str]:

@@ -152,17 +152,14 @@ def test_another_grids_file_in_the_way_is_not_replaced(place: Place) -> None:
     assert files_of(place.results) == before
 
 
-@pytest.mark.parametrize("damage", ["grid", "rows", "schema", "stage"])
+@pytest.mark.parametrize("damage", ["grid", "rows", "schema"])
 def test_a_damaged_file_is_refused_by_line(damage: str, place: Place) -> None:
     place.collate(place.store("whole", range(8)))
     path = place.results / "tiny" / "records.jsonl"
     first, *rest = path.read_text().splitlines(keepends=True)
     facts = json.loads(first)["grid"]
     changed = {"grid": [], "rows": {**facts, "rows": 5}, "schema": {**facts, "schema": 3}}
-    if damage == "stage":
-        path.with_name("stages.jsonl").write_text('{"key": 5}\n')
-    else:
-        path.write_text(json.dumps({"grid": changed[damage]}) + "\n" + "".join(rest))
+    path.write_text(json.dumps({"grid": changed[damage]}) + "\n" + "".join(rest))
     with pytest.raises(InputError, match=r"\.jsonl:1: not a record"):
         rebuild(place.folder / "again", path)
 
