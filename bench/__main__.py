@@ -25,6 +25,7 @@ COMMANDS = {
     "collate": Command("bench.collate", "write a grid's tables from its store, without running anything"),
     "figures": Command("bench.figures.__main__", "draw the figures of a grid from its records"),
     "report": Command("bench.report.__main__", "write a grid's results into one HTML page to look through"),
+    "tensorboard": Command("bench.tensorboard", "write learning curves as TensorBoard events"),
     "doctor": Command("bench.doctor.__main__", "check this computer or cluster for what would stand in the way"),
     "speed": Command("bench.speed.__main__", "measure what training costs on this computer"),
     "theory": Command("bench.theory", "check the paper's theory of self-distillation with numbers"),
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print("usage: adaptation-bench COMMAND …\n       python -m bench.COMMAND …\n")
-        print("\n".join(f"  {name:8} {command.summary}" for name, command in COMMANDS.items()))
+        print("\n".join(f"  {name:11} {command.summary}" for name, command in COMMANDS.items()))
         return 0
     if name not in COMMANDS:
         raise InputError(f"there is no command '{name}'.{nearest(name, COMMANDS)}")

@@ -8,6 +8,7 @@ Where what the group needs is missing, its tests are skipped; where the environm
 from __future__ import annotations
 
 import functools
+import importlib.util
 import ipaddress
 import os
 import shutil
@@ -70,6 +71,10 @@ def _latex() -> bool:
     return found.returncode == 0
 
 
+def _tensorboard() -> bool:
+    return importlib.util.find_spec("tensorboard") is not None
+
+
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 GROUPS = {
     "chromium": Group(_chromium, f"a browser, {' or '.join(CHROMIUM)} (apt-get install chromium)"),
@@ -81,6 +86,7 @@ GROUPS = {
         _dev_cluster,
         "the environment variable BENCH_SLURM_FOLDER naming a cluster of slurm/dev_cluster.sh",
     ),
+    "tensorboard": Group(_tensorboard, "the package tensorboard (pip install -e '.[tensorboard]')"),
 }
 
 
