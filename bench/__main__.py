@@ -25,6 +25,7 @@ COMMANDS = {
     "collate": Command("bench.collate", "write a grid's tables from its store, without running anything"),
     "figures": Command("bench.figures.__main__", "draw the figures of a grid from its records"),
     "report": Command("bench.report.__main__", "write a grid's results into one HTML page to look through"),
+    "predictions": Command("bench.predictions", "compute metrics from published predictions again"),
     "tensorboard": Command("bench.tensorboard", "write learning curves as TensorBoard events"),
     "doctor": Command("bench.doctor.__main__", "check this computer or cluster for what would stand in the way"),
     "speed": Command("bench.speed.__main__", "measure what training costs on this computer"),

@@ -1,7 +1,7 @@
 """Write the learning curves of a store as TensorBoard events: `python -m bench.tensorboard --output FOLDER`.
 
-Each stage becomes a run of its folder's name: its loss, the loss's parts and the learning rate over steps. Written again,
-a run replaces the one of before. Needs the extra `tensorboard`.
+Each stage becomes a run of its folder's name: its loss, the loss's parts and the learning rate over steps. A run that
+is written again replaces the one of before. Needs the extra `tensorboard`.
 """
 
 from __future__ import annotations

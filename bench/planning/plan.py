@@ -214,7 +214,7 @@ def source(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -
     return shlex.join(["--gin", *paths, *(["--set", *changed] if changed else [])])
 
 
-NO_OTHER_NUMBERS = frozenset(("threads", "checkpoint_steps", "cuda_graphs"))
+NO_OTHER_NUMBERS = frozenset(("threads", "checkpoint_steps", "cuda_graphs", "publish_predictions"))
 """Settings of the grid that change neither its cells nor a key."""
 
 

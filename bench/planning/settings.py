@@ -45,7 +45,8 @@ class Grid(Spec):
     A row is `recipe` or `name/recipe`. `pretraining_seeds` 'shared' gives every unlabelled stage `base_seed`, so it
     runs once per task (the papers' protocol); 'per_seed' gives it the cell's seed. `threads` is fixed per worker, as on
     a CPU it decides the bits; `checkpoint_steps` bounds what an interruption can cost. `cuda_graphs` lets a GPU record
-    steps and repeat them as a whole, which is faster and changes no bit.
+    steps and repeat them as a whole, which is faster and changes no bit. `publish_predictions` puts each cell's test
+    logits beside the records, in that precision, with the predicted classes and losses as they were before rounding.
     """
 
     rows: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class Grid(Spec):
     threads: int = 1
     checkpoint_steps: int = 500
     cuda_graphs: bool = True
+    publish_predictions: Literal["float32", "float16"] | None = None
 
     def check(self) -> None:
         for axis in ("rows", "tasks", "seeds"):

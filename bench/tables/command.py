@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from bench.errors import InputError
 from bench.planning.plan import Plan, make_plan
 from bench.store.store import Store
 from bench.tables.layout import AXES
+from bench.tables.predictions import publish_predictions
 from bench.tables.quantities import QUANTITIES
 from bench.tables.rebuild import changed_cells, joined_files, refuse_missing
 from bench.tables.records import NONE_READ, LeftOut, Record, read_file, stages_path
@@ -92,6 +94,8 @@ def write_tables(
         print(f"\n{tables.markdown}", flush=True)
         try:
             set_aside = tables.write()
+            shown = [record["cell"] for record in tables.records]
+            unpublished = publish_predictions(plan, store, results, shown, read_before)
         except OSError as error:
             raise OSError(
                 f"--results {results}: the tables could not be written there ({error.strerror or error}). Their "
@@ -100,6 +104,12 @@ def write_tables(
     _say_where(tables)
     if set_aside is not None:
         print(f"records that are not of this plan were moved to {set_aside}")
+    if unpublished:
+        print(
+            f"warning: {len(unpublished)} cells have no predictions to publish, as records of older versions have none "
+            f"(--again computes them anew): {', '.join(unpublished)}",
+            file=sys.stderr,
+        )
     return 0 if tables.selected_done or len(tables.records) == len(plan.cells) else 1
 
 

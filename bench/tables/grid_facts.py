@@ -135,6 +135,7 @@ def _legend(plan: Plan) -> list[str]:
         *_weights(plan),
         *(f"Fresh decoder: {line}." for line in fresh_decoders(plan.stages)),
         *_overlap(plan),
+        *_predictions(plan),
         f"Grid: {plan.origin}.",
     ]
 
@@ -198,6 +199,13 @@ def _overlap(plan: Plan) -> list[str]:
     ]
     compared = "texts compared without case and white space, images byte for byte"
     return [f"Overlap: {'; '.join(shared)} ({compared})."] if shared else []
+
+
+def _predictions(plan: Plan) -> list[str]:
+    """Say where the predictions of a grid that publishes them lie."""
+    precision = plan.grid.publish_predictions
+    what = f"{plan.table_name}/predictions/ has each cell's logits ({precision}), predicted classes and losses"
+    return [f"Predictions: {what}; python -m bench.predictions computes its metrics from them."] if precision else []
 
 
 def _search(plan: Plan) -> list[str]:
