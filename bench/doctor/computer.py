@@ -20,15 +20,13 @@ from packaging.specifiers import SpecifierSet
 
 import bench
 from bench.store.files import create_json, read_json, write_json
-from bench.store.provenance import cores
+from bench.store.provenance import DRIVER, cores
 
 if TYPE_CHECKING:
     import torch
 
 LITTLE_GB, TOO_LITTLE_GB = 20.0, 1.0
 SKEW_SECONDS = 5.0
-DRIVER = Path("/proc/driver/nvidia/version")
-"""There where Linux has NVIDIA's driver."""
 
 
 class Fact(NamedTuple):
