@@ -22,7 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CHARTS = "tests/figures/test_charts.py"
 LABELS = "tests/baselines/test_label_regularization.py"
 LAYOUT = "tests/tables/test_layout.py"
+PREDICTIONS = "tests/tables/test_predictions.py"
 QUANTITIES = "tests/tables/test_quantities.py"
+SWEEP = "tests/tables/test_mini_sweep.py"
 VERDICTS = "tests/tables/test_verdicts.py"
 
 
@@ -772,6 +774,134 @@ MUTATIONS = (
         "names = test.class_names if test is not None and test.class_names else map(str, range(len(counts)))",
         "names = map(str, range(len(counts)))",
         ("tests/tables/test_comparison.py::test_the_most_frequent_class_has_an_f1_where_the_classes_have_names",),
+    ),
+    # ---------------------------------------------------------------------------------------- bad records files
+    Mutation(
+        "lines that are left out are not told in the legend",
+        "bench/tables/rebuild.py",
+        "    left_out += lines\n",
+        "",
+        (f"{SWEEP}::test_every_damage_is_told_in_the_legend_and_on_standard_error",),
+    ),
+    Mutation(
+        "lines that are left out are not told on standard error",
+        "bench/tables/rebuild.py",
+        'left out: {_extent(line)}", file=sys.stderr)',
+        'left out: {_extent(line)}")',
+        (f"{SWEEP}::test_every_damage_is_told_in_the_legend_and_on_standard_error",),
+    ),
+    Mutation(
+        "files of newer versions are read",
+        "bench/tables/grid_facts.py",
+        "if facts.schema != SCHEMA:",
+        "if facts.schema < SCHEMA:",
+        (f"{SWEEP}::test_a_file_whose_first_line_is_none_is_left_out_as_a_whole",),
+    ),
+    Mutation(
+        "of a file without a first line the others count",
+        "bench/tables/records.py",
+        "            if number == 1:\n                return NOTHING\n",
+        "",
+        (f"{SWEEP}::test_a_file_whose_first_line_is_none_is_left_out_as_a_whole",),
+    ),
+    Mutation(
+        "of two values of a key the last one counts",
+        "bench/tables/records.py",
+        'raise ValueError(f"{cell} stands there before with other values")',
+        "pass",
+        (f"{SWEEP}::test_csv_is_what_is_recomputed",),
+    ),
+    Mutation(
+        "cells of another grid are joined",
+        "bench/tables/records.py",
+        '(("method", grid.rows), ("task", grid.tasks), ("seed", grid.seeds))',
+        '(("task", grid.tasks), ("seed", grid.seeds))',
+        (f"{SWEEP}::test_every_damage_is_told_in_the_legend_and_on_standard_error",),
+    ),
+    Mutation(
+        "a damaged file is replaced by what could be read of it",
+        "bench/tables/command.py",
+        "if any(line.path.resolve() in own for line in left_out):",
+        "if not left_out and own is None:",
+        (f"{SWEEP}::test_damaged_lines_are_not_overwritten",),
+    ),
+    Mutation(
+        "a stage whose line is missing is shared by no seeds",
+        "bench/tables/comparison.py",
+        'if any(key not in stages for key in record["stages"]):\n            # A line',
+        'if all(key not in stages for key in record["stages"]):\n            # A line',
+        (f"{SWEEP}::test_a_missing_line_of_a_stage_makes_no_difference_look_certain",),
+    ),
+    Mutation(
+        "several commits are no warning",
+        "bench/tables/table.py",
+        "return [warning] if len(commits) > 1 else []",
+        "return [warning] if len(commits) > 2 else []",
+        (f"{SWEEP}::test_every_damage_is_told_in_the_legend_and_on_standard_error",),
+    ),
+    Mutation(
+        "names that begin with a bracket are an argument in LaTeX",
+        "bench/tables/latex.py",
+        '"^ ([\\[*])"',
+        '"^ ([*])"',
+        ("tests/tables/test_latex.py::test_names_are_text",),
+    ),
+    Mutation(
+        "letters that LaTeX does not know stand as they are",
+        "bench/tables/latex.py",
+        "(letter <= LAST_LATIN and letter not in WITHOUT_GLYPH)",
+        "letter not in WITHOUT_GLYPH",
+        ("tests/tables/test_latex.py::test_names_are_text",),
+    ),
+    # ---------------------------------------------------------------------------------------- predictions, curves
+    Mutation(
+        "predicted classes of rounded logits",
+        "bench/tables/predictions.py",
+        '"predicted": logits.argmax(dim=1)',
+        '"predicted": rounded.argmax(dim=1)',
+        (f"{PREDICTIONS}::test_a_tie_in_float16_flips_no_predicted_class",),
+    ),
+    Mutation(
+        "losses of rounded logits",
+        "bench/tables/predictions.py",
+        "cross_entropy(logits.double(), labels",
+        "cross_entropy(rounded.double(), labels",
+        (f"{PREDICTIONS}::test_a_tie_in_float16_flips_no_predicted_class",),
+    ),
+    Mutation(
+        "AUROC of rounded logits",
+        "bench/predictions.py",
+        "is not None and predictions.exact_logits and",
+        "is not None and",
+        (f"{PREDICTIONS}::test_metrics_of_a_trained_grid_come_out_again",),
+    ),
+    Mutation(
+        "cells without predictions are passed over",
+        "bench/tables/predictions.py",
+        "return [name for name in shown if not paths[name].is_file()]",
+        "return []",
+        (f"{PREDICTIONS}::test_cells_of_older_records_are_named",),
+    ),
+    Mutation(
+        "publishing predictions names another table",
+        "bench/planning/plan.py",
+        '"cuda_graphs", "publish_predictions"))',
+        '"cuda_graphs"))',
+        (f"{PREDICTIONS}::test_nothing_is_published_unasked_and_no_key_depends_on_it",),
+    ),
+    Mutation(
+        "parts of a loss in TensorBoard under the name of the whole",
+        "bench/tensorboard.py",
+        'f"parts/{name}": value',
+        '"loss": value',
+        ("tests/test_tensorboard.py::test_names_of_a_points_numbers",),
+    ),
+    Mutation(
+        "a GPU's records say nothing of its driver",
+        "bench/store/provenance.py",
+        '**(_gpu_versions() if where.type == "cuda" else {}),',
+        "",
+        ("tests/store/test_provenance.py::test_a_gpu_names_cuda_cudnn_and_driver",),
     ),
     # ---------------------------------------------------------------------------------------- plan and store
     Mutation(

@@ -1,5 +1,6 @@
 """Where a number came from: on a GPU, the versions of what it computes with, too."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,14 @@ GCC version:  gcc version 12.2.0 (Ubuntu 12.2.0-3ubuntu1)
 
 
 @pytest.fixture(autouse=True)
-def computer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def computer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A computer without a driver: its file, and the only folder where programs are."""
     monkeypatch.setattr(provenance, "DRIVER", tmp_path / "version")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(provenance, "commit", lambda: "c")  # git is no longer found
     provenance._driver_version.cache_clear()
-    return tmp_path
+    yield tmp_path
+    provenance._driver_version.cache_clear()
 
 
 def nvidia_smi(folder: Path, script: str) -> None:
