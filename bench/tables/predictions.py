@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TENSORS = frozenset(("index", "labels", "predicted", "loss", "logits"))
+FACTS = ("key", "cell", "split", "class_names", "exact_logits", "precision", "source")
+"""What a file says of its tensors."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Predictions:
     """A file of predictions: its tensors, and what it says of them.
 
     `exact_logits` tells whether the logits are those of the network, bit for bit; `split` is None for the one that the
-    stage's own number comes from.
+    stage's own number comes from; `source` is the checksum of the store's file.
     """
 
     tensors: Mapping[str, Tensor]
@@ -48,13 +50,14 @@ class Predictions:
     split: str | None
     class_names: tuple[str, ...]
     exact_logits: bool
+    precision: str
+    source: str
 
 
 def predictions_path(results: Path, name: str, cell: str, key: str) -> Path:
     """Return where the predictions of a cell are published."""
-    row, task, _, seed = cell.split("/")
     folder = records_path(results, name).with_name("predictions")
-    return folder / f"{row}-{task}-{seed}-{key[:16]}.safetensors"
+    return folder / f"{cell.replace('/', '-')}-{key[:16]}.safetensors"
 
 
 def publish_predictions(
@@ -130,14 +133,15 @@ def _description(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             metadata, names = file.metadata() or {}, set(file.keys())
         described = json.loads(metadata["description"])
-        if names != TENSORS or not isinstance(described, dict):
+        if names != TENSORS:
             raise ValueError(f"its tensors are {', '.join(sorted(names))}")
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        facts = {name: described[name] for name in FACTS}
+        return {**facts, "class_names": tuple(facts["class_names"])}
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: damaged, or no predictions of this suite ({error}). Delete it; bench.collate --gin FILE writes "
             "it anew from the store."
         ) from error
-    return {**described, "class_names": tuple(described["class_names"])}
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -145,5 +149,4 @@ def read_predictions(path: Path) -> Predictions:
     from safetensors.torch import load_file
 
     described = _description(path)
-    names = ("key", "cell", "split", "class_names", "exact_logits")
-    return Predictions(load_file(path), **{name: described[name] for name in names})
+    return Predictions(load_file(path), **described)

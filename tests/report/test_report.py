@@ -154,9 +154,15 @@ def test_arguments_that_mean_nothing_are_refused(
         main(arguments)
 
 
-def test_a_damaged_file_is_refused_and_nothing_written(tmp_path: Path) -> None:
+def test_a_damaged_line_is_told_and_a_damaged_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     records = write(sample(["finetune"], ["digits"], [0]), tmp_path)
-    records.write_text(records.read_text() + "{}\n")
-    with pytest.raises(InputError, match=r"records\.jsonl:3"):
+    text = records.read_text()
+    records.write_text(text + "{}\n")
+    assert main(["--records", str(records), "--output", str(tmp_path / "page of the rest.html")]) == 0
+    assert "records.jsonl:3" in capsys.readouterr().err
+    records.write_text("{}\n" + text)
+    with pytest.raises(InputError, match=r"records\.jsonl:1"):
         main(["--records", str(records), "--output", str(tmp_path / "page.html")])
     assert not (tmp_path / "page.html").exists()
