@@ -853,6 +853,20 @@ MUTATIONS = (
         "letter not in WITHOUT_GLYPH",
         ("tests/tables/test_latex.py::test_names_are_text",),
     ),
+    Mutation(
+        "a negative number has a hyphen in LaTeX",
+        "bench/tables/latex.py",
+        'text = MINUS.sub("−", text)',
+        "pass",
+        ("tests/tables/test_latex.py::test_names_are_text",),
+    ),
+    Mutation(
+        "lines that are left out are no difference",
+        "bench/tables/command.py",
+        "return 1 if lines or left_out else 0",
+        "return 1 if lines else 0",
+        (f"{SWEEP}::test_a_comparison_of_what_was_left_out_does_not_pass",),
+    ),
     # ---------------------------------------------------------------------------------------- predictions, curves
     Mutation(
         "predicted classes of rounded logits",

@@ -61,8 +61,9 @@ def test_committed_tables_compile(path: Path, compiled: Compile) -> None:
 def test_tables_of_hostile_names_compile(tmp_path: Path, compiled: Compile) -> None:
     tasks = ["a_b & 100%", "метод", "[x] \\ {"]
     path = sample.write(sample.sample(HOSTILE, tasks, [0, 1]), tmp_path / "sample")
-    assert main(["--records", str(path), "--results", str(tmp_path / "results")]) == 0
-    compiled((tmp_path / "results" / "sample.tex").read_text(encoding="utf-8"))
+    assert main(["--records", str(path), "--results", str(tmp_path / "results"), "--measure", "accuracy"]) == 0
+    for name in ("sample.tex", "sample@accuracy.tex"):
+        compiled((tmp_path / "results" / name).read_text(encoding="utf-8"))
 
 
 @pytest.mark.group("latex")
@@ -104,6 +105,10 @@ def test_the_compiler_notices_what_is_wrong(table: str, compiled: Compile) -> No
         ("1 × nan", r"1 $\times$ nan"),
         ("1 ± 2", r"1 $\pm$ 2"),
         ("–", "--"),
+        ("-1.50 ± 2", r"$-$1.50 $\pm$ 2"),
+        ("\x02-1.50\x03", "\x02$-$1.50\x03"),
+        ("-inf", "-inf"),
+        ("tapt-3", "tapt-3"),
     ],
 )
 def test_names_are_text(name: str, text: str) -> None:

@@ -75,6 +75,14 @@ def test_a_layout_of_a_measured_quantity() -> None:
     assert "--measure encoder_distance --layout rounds --records rebuilds" in text and "minus" not in text
 
 
+def test_lines_that_are_left_out_are_told_under_a_layout(tmp_path: Path) -> None:
+    path = sizes().write(tmp_path / "made_up")
+    path.write_text(path.read_text(encoding="utf-8") + "{\n", encoding="utf-8")
+    assert main(["--records", str(path), "--results", str(tmp_path / "out"), "--layout", "size"]) == 1
+    text = (tmp_path / "out" / "made_up@size.md").read_text(encoding="utf-8")
+    assert "`made_up/records.jsonl:26` (this line)" in text and "81.00 ± 1.00 (3)" in text
+
+
 def test_rows_without_a_place_are_named_under_the_table() -> None:
     made_up = MadeUp(["finetune", "a/tapt", "b/tapt", "c/tapt", "mixed/tapt"])
     made_up.add("finetune", [0.5, 0.6])

@@ -23,6 +23,7 @@ from bench.errors import InputError
 from bench.figures.__main__ import main as draw_figures
 from bench.report.__main__ import main as write_report
 from bench.tables.command import main
+from bench.tables.records import LeftOut, line_of, read_file
 
 SWEEP = Path(__file__).parent / "mini_sweep"
 ROWS, TASKS, SEEDS = ("finetune", "mars", "tapt", "r3f"), ("digits", "pydocs"), (0, 1, 2)
@@ -230,6 +231,52 @@ def test_damaged_lines_are_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="without the lines that are left out"):
         main(["--records", str(path), "--results", str(tmp_path)])
     assert path.read_bytes() == before and not (tmp_path / "mini_sweep.md").exists()
+
+
+def test_a_table_of_a_quantity_says_what_was_left_out(tmp_path: Path) -> None:
+    files = ["--records", str(SWEEP / "records.jsonl"), "--results", str(tmp_path)]
+    assert main([*files, "--measure", "accuracy"]) == 1
+    text = (tmp_path / "mini_sweep@accuracy.md").read_text(encoding="utf-8")
+    assert all(f"`mini_sweep/records.jsonl:{number}`" in text for number in DAMAGED_LINES)
+    assert r"1 $\times$ nan" in (tmp_path / "mini_sweep@accuracy.tex").read_text(encoding="utf-8")
+
+
+def test_a_comparison_of_what_was_left_out_does_not_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = str(SWEEP / "records.jsonl")
+    assert main(["--records", damaged, "--results", str(tmp_path)]) == 1
+    whole = str(tmp_path / "mini_sweep" / "records.jsonl")
+    capsys.readouterr()
+    assert main(["--records", whole, "--against", whole]) == 0
+    assert main(["--records", damaged, "--against", whole]) == 1
+    assert capsys.readouterr().out.splitlines() == ["no cell differs"] * 2
+
+
+def test_lines_that_are_expected_and_lines_that_are_none(tmp_path: Path) -> None:
+    path = copied(tmp_path / "mini_sweep")
+    left_out: list[LeftOut] = []
+    content = read_file(path, left_out=left_out)
+    again: list[LeftOut] = []
+    same = read_file(path, content, again)
+    assert again == left_out and len(again) == len(DAMAGED_LINES) + 1
+    assert all(same.cells[identity]["cell"] == record["cell"] for identity, record in content.cells.items())
+    assert same.grid == content.grid and list(same.stages) == list(content.stages)
+
+
+@pytest.mark.parametrize("damage", ["another grid", "another value before"])
+def test_an_expected_line_is_checked_beside_the_others(damage: str, tmp_path: Path) -> None:
+    content = read_file(SWEEP / "records.jsonl", left_out=[])
+    assert content.grid is not None
+    first, *_ = content.cells.values()
+    facts = content.grid.as_line()
+    path = tmp_path / "records.jsonl"
+    if damage == "another grid":
+        facts["grid"]["seeds"] = [1, 2]
+        lines = [facts, first]
+    else:
+        lines = [facts, {**first, "seconds": 5.0}, first]
+    path.write_text("".join(f"{line_of(line)}\n" for line in lines), encoding="utf-8")
+    with pytest.raises(InputError, match="no seed 0" if damage == "another grid" else "other values"):
+        read_file(path, content)
 
 
 @pytest.mark.parametrize(
