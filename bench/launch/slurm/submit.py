@@ -211,11 +211,11 @@ def _unblocked(plan: Plan, retry: bool) -> tuple[list[Stage], dict[str, str]]:
 def _other_code(store: Store, submissions: Sequence[Submission], lists: set[str]) -> str:
     """Say where the code that jobs of these worklists run differs from today's; '' where it does not."""
     for submission in submissions:
-        if submission.worklist in lists and submission.code:
-            if files := changed_since(store.root, submission.code):
-                when = time.strftime("%Y-%m-%d %H:%M", time.localtime(submission.time))
-                more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-                return f"queued with the code of {when}; yours differs in {', '.join(files[:3])}{more}"
+        of_plan = submission.worklist in lists and submission.code
+        if of_plan and (files := changed_since(store.root, submission.code)):
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(submission.time))
+            more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+            return f"queued with the code of {when}; yours differs in {', '.join(files[:3])}{more}"
     return ""
 
 
