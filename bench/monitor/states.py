@@ -294,9 +294,12 @@ def _seen(stage: Stage, store: Store, view: Look) -> Seen:
         certain = by_store.state in (StageState.RUNNING, StageState.FAILED) or stage.folder not in jobs.unasked
         return by_store if certain else Seen(StageState.UNKNOWN, UNASKED, share)
     # 2. A failure that the store holds has the best reason, unless a live job is to try the stage again: it was listed
-    #    after the failure, or was no fault of the stage.
+    #    after the failure, or was no fault of the stage. In that case the next submission tries it, too.
     if by_store.state == StageState.FAILED and not _tried_again(stage, store, view, cover):
-        return replace(by_store, job=job.state if job is not None else "")
+        words = job.state if job is not None else ""
+        if cover is None and _is_nobodys_fault(stage, store, view):
+            return Seen(StageState.STALE, f"{by_store.note}; run the grid again to go on", share, words)
+        return replace(by_store, job=words)
     # 3. The job of the last attempt is live. Slurm's word counts more than a heartbeat, which is late.
     if job is not None and job.live and last is not None and (last.end is None or job.state in WAITING):
         if job.state not in WAITING:
@@ -324,9 +327,17 @@ def _tried_again(stage: Stage, store: Store, view: Look, cover: Cover | None) ->
     attempts = view.attempts[stage.key]
     if cover is None or cover.attempts == len(attempts):
         return cover is not None
-    end = attempts[-1].end
-    refused = end is not None and end["state"] == StageState.REFUSED
-    return refused and stage.folder not in troubles.given_up(store.root, cover.worklist)
+    return _is_nobodys_fault(stage, store, view)
+
+
+def _is_nobodys_fault(stage: Stage, store: Store, view: Look) -> bool:
+    """Tell whether a stage's last attempt, by one of the grid's jobs, was refused, and the stage is not given up."""
+    last = view.last_attempt(stage)
+    submission = view.jobs.submission_of(last)
+    refused = last is not None and last.end is not None and last.end["state"] == StageState.REFUSED
+    if not refused or submission is None:
+        return False
+    return stage.folder not in troubles.given_up(store.root, submission.worklist)
 
 
 def _seen_without_jobs(submission: Submission, by_store: Seen, jobs: Jobs) -> Seen:

@@ -363,6 +363,9 @@ def test_a_refused_stage_is_tried_again_until_it_is_given_up(site: Site, monkeyp
     site.store.finish(site.begin(site.first, job="7_0"), "refused", "no GPU")
     site.slurm(site.line(made, 0, "COMPLETED"), site.line(made, 1, "PENDING", reason="Priority"))
     assert site.state(site.first) == "queued"
+    site.slurm(site.line(made, 0, "COMPLETED"), site.line(made, 1, "COMPLETED"))
+    seen = site.look().seen[site.first.key]
+    assert seen.state == "stale" and seen.note.startswith("no GPU"), "whoever follows submits it again"
     for node in ("n1", "n2", "n3"):
         monkeypatch.setenv("SLURMD_NODENAME", node)
         troubles.note(site.store.root, "7_0", made.worklist, site.first.folder, "no GPU")
