@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import os
 import signal
 import subprocess
@@ -23,14 +25,23 @@ pytestmark = pytest.mark.group("slurm")
 SIX = ("grid.seeds = [0, 1, 2, 3, 4, 5]", *ONE_TASK)
 
 
+@contextlib.contextmanager
+def job_limit(slurm: DevCluster, jobs: int) -> Iterator[None]:
+    """Let this user have so many jobs in the queue meanwhile."""
+    user = ("sacctmgr", "--immediate", "modify", "user", "where", f"name={getpass.getuser()}", "set")
+    slurm.ask(*user, f"MaxSubmitJobs={jobs}")
+    try:
+        yield
+    finally:
+        subprocess.run(["scancel", "--me"], check=False)
+        slurm.ask(*user, "MaxSubmitJobs=-1")
+
+
 @pytest.fixture
 def three_jobs(slurm: DevCluster) -> Iterator[None]:
     """A user who may have three jobs in the queue."""
-    user = ("sacctmgr", "--immediate", "modify", "user", "where", f"name={os.environ.get('USER') or 'root'}", "set")
-    slurm.ask(*user, "MaxSubmitJobs=3")
-    yield
-    subprocess.run(["scancel", "--me"], check=False)
-    slurm.ask(*user, "MaxSubmitJobs=-1")
+    with job_limit(slurm, 3):
+        yield
 
 
 def test_six_seeds_where_three_jobs_may_be_queued(
@@ -152,3 +163,44 @@ def test_cancelled_jobs_are_submitted_again_by_who_follows(
     assert len({each.worklist for each in ledger.submissions(place.store.root) if each.worklist}) == 2
     wait_for(slurm.empty)
     place.check_same(undisturbed)
+
+
+@pytest.fixture
+def twelve_jobs(slurm: DevCluster) -> Iterator[None]:
+    """A user who may have twelve jobs in the queue."""
+    with job_limit(slurm, 12):
+        yield
+
+
+def test_a_night(twelve_jobs: None, slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
+    """Two waves of preemption, a node that breaks, a controller restarted, a submit limit; nobody at the keyboard."""
+    few = ("slurm.partition = 'low'", "grid.seeds = [0, 1, 2, 3, 4, 5]", "grid.pretraining_seeds = 'per_seed'")
+    rows = ["finetune", "mars", "r3f", "tapt"]
+    place = Place(tmp_path / "a", prepared, "tiny", rows, *few)
+    stages = place.plan.stages
+    assert len(stages) >= 60
+    assert place.run() == 0
+
+    def done() -> int:
+        return sum((place.store.folder(stage) / "record.json").exists() for stage in stages)
+
+    wait_for(lambda: done() >= 4, 240)
+    slurm.preempt()
+    wait_for(lambda: done() >= 12, 240)
+    try:
+        slurm.control("node-kill", "n1")
+        wait_for(lambda: done() >= 20, 300)
+        slurm.control("controller-restart")
+        wait_for(lambda: done() >= 28, 300)
+    finally:
+        slurm.control("node-start", "n1")
+    slurm.preempt()
+    table = tmp_path / "a" / "results" / "tiny.md"
+    wait_for(lambda: table.is_file() and table.read_text().count("(6)") == 8, 900)
+    wait_for(slurm.empty, 120)
+    for stage in stages:
+        attempts = place.store.attempts(stage)
+        assert [each.end["state"] for each in attempts if each.end is not None].count("done") == 1, "trained once"
+    inline = Place(tmp_path / "b", prepared, "tiny", rows, *few)
+    assert grid.main(inline.arguments("--launcher", "inline")) == 0
+    assert place.weights() == inline.weights()
