@@ -316,6 +316,8 @@ def _seen(stage: Stage, store: Store, view: Look) -> Seen:
     # 6. Nobody will. How its last job ended, or the jobs that were to run it, says why.
     if job is not None and last is not None and last.end is None and job.state in ENDED_BADLY:
         return Seen(StageState.STALE, f"its job ended: {_words(job)}; run the grid again to go on", share, job.state)
+    if job is not None and job.state == "CANCELLED":
+        return Seen(StageState.PLANNED, "its job was cancelled", share)
     submission = jobs.listed.get(stage.folder)
     if submission is None or (last is not None and float(last.facts["began"]) >= submission.time):
         return by_store

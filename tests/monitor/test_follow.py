@@ -25,7 +25,7 @@ from bench.store.store import Store
 from tests.examples import finetuning
 
 PARENT, CHILD = walk(finetuning())
-PLAN = cast(Plan, SimpleNamespace(stages=[PARENT, CHILD]))
+PLAN = cast(Plan, SimpleNamespace(stages=[PARENT, CHILD], source="--gin a.gin"))
 
 
 class Events:
