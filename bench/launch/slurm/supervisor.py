@@ -53,7 +53,9 @@ MARGIN_SECONDS = 10.0
 """Of the signal's delay, kept for ending the workers and asking Slurm for the requeue."""
 REQUEUE_SECONDS = 2.0
 """Between two tries to reach Slurm's controller."""
-UNREACHABLE = "contact|Unexpected message|onnection|timed out|did not answer|Zero Bytes|ommunication|standby|temporarily"
+UNREACHABLE = (
+    "contact|Unexpected message|onnection|timed out|did not answer|Zero Bytes|ommunication|standby|temporarily"
+)
 """What Slurm's programs say where the controller could not be asked, which may pass."""
 MOST_RESTARTS = 20
 """A job in trouble that started so often is not requeued either, whatever the reasons were."""
