@@ -1256,8 +1256,8 @@ MUTATIONS = (
     Mutation(
         "the last job takes itself for a waiting one and cancels itself",
         "bench/launch/slurm/submit.py",
-        'return state.live and state.state not in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED")',
-        "return state.live",
+        "ledger.element_state(each, 0, queued).waiting]",
+        "ledger.element_state(each, 0, queued).live]",
         ("tests/launch/slurm/test_submit.py::test_the_last_job_writes_tables_and_submits_what_is_left",),
     ),
     Mutation(

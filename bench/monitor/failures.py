@@ -76,9 +76,10 @@ def describe_failures(plan: Plan, store: Store, view: Look) -> str:
                 text += [f"    {log.relative_to(store.root)}"] if len(tails) > 1 else []
                 text += [f"    | {line}" for line in printed.splitlines()[-LOG_LINES:]]
             job = view.jobs.of(last)
-            told = f"{job.state} {job.reason} {job.exit_code}" if job is not None else seen.job
             ends = ("\n".join(printed.splitlines()[-LOG_LINES:]) for printed in tails.values())
-            text += [f"    its job: {told.strip()}{f' on {job.node}' if job.node else ''}"] if job is not None else []
+            if job is not None:
+                where = f" on {job.node}" if job.node else ""
+                text.append(f"    its job: {f'{job.state} {job.reason} {job.exit_code}'.strip()}{where}")
             text += [f"    all of it: python -m bench.status … --log '{name}'" for name in _cell(plan, stage)]
             classes[classify(f"{seen.job} {seen.note}", *ends)].append("\n".join(text))
     blocks = [

@@ -11,7 +11,7 @@ from bench.launch.slurm import ledger
 from bench.launch.slurm.client import JobState
 from bench.launch.slurm.ledger import Submission
 from bench.monitor.matrix import _count
-from bench.monitor.states import WAITING, Look
+from bench.monitor.states import Look
 from bench.planning.plan import Plan
 from bench.specs import Stage, walk
 from bench.store.ownership import Attempt
@@ -42,7 +42,7 @@ def describe_jobs(plan: Plan, store: Store, view: Look) -> str:
     running, waiting = 0, Counter[tuple[str, str]]()  # of those that wait, by array and words
     for submission, job, state in _listed(stages_of, view):
         head = f"  {_kind(submission)}  {state.state}"
-        if state.state in WAITING and job not in stages_of:
+        if state.waiting and job not in stages_of:
             waiting[job.partition("_")[0], f"{head}: {state.reason}".removesuffix(": ")] += 1
             continue
         running += 1

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tabulate import tabulate
 
 from bench.launch.slurm.reasons import judge
-from bench.monitor.states import STATES, WAITING, Jobs, Look, Seen
+from bench.monitor.states import STATES, Jobs, Look, Seen
 from bench.planning.describe import outdated
 from bench.planning.plan import Plan, PlannedCell
 from bench.store.activity import describe_inactive
@@ -56,7 +56,7 @@ def _attention(jobs: Jobs) -> Iterator[str]:
         yield f"stopped: {jobs.stopped}. Mend the cause, then go on with bench.grid --retry"
     waiting: dict[tuple[str, str], list[str]] = defaultdict(list)
     for _, element, state in jobs.live():
-        if state.state in WAITING:
+        if state.waiting:
             waiting[state.reason, state.state].append(element)
     for (reason, word), elements in waiting.items():
         wait = judge(reason, word, elements[0].partition("_")[0])

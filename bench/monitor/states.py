@@ -6,7 +6,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,13 @@ STATES = (
 UNDER_WAY = frozenset((StageState.RUNNING, StageState.QUEUED, StageState.REQUEUED))
 ENDED = frozenset((StageState.DONE, StageState.FAILED, StageState.BLOCKED))
 ENDED_BADLY = frozenset(("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"))
-HELD = frozenset(("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"))
-WAITING = HELD | {"PENDING", "CONFIGURING"}
 ASK_SECONDS = (5.0, 45.0)
 """Between two questions to the controller, the shortest and the longest."""
 UNASKED = "Slurm could not be asked"
 
 
-AskQueue = Callable[[Iterable[str]], dict[str, JobState]]
-"""A function of jobs' names that returns the states of jobs and elements by id."""
+AskQueue = Callable[[Sequence[Submission]], dict[str, JobState]]
+"""A function of submissions that returns the states of jobs and elements by id."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class Jobs:
             for state in ledger.states(submission, self.queued)
             if state.live
         ]
-        if any(state.state not in WAITING for state in live):
+        if not all(state.waiting for state in live):
             return "a job that runs will take it"
         return next((state.reason for state in live if state.reason), "")
 
@@ -123,7 +121,7 @@ class Look:
     """Stage key -> the stage that tells how far it is: itself, or the earliest unfinished one behind it."""
     attempts: dict[str, list[Attempt]] = field(default_factory=dict)
     """Key of an unfinished stage -> the attempts at it."""
-    jobs: Jobs = field(default_factory=lambda: Jobs())
+    jobs: Jobs = field(default_factory=Jobs)
     """What Slurm runs, or is to run, of the unfinished stages."""
     outdated: dict[str, str] = field(default_factory=dict)
     """Key of a finished stage -> why it would not come out the same today."""
@@ -151,11 +149,11 @@ Finished = dict[str, dict[str, Any]]
 FACTS = ("code", "parents", "weights", "activity")
 
 
-def look(plan: Plan, store: Store, done: Finished, queue: AskQueue = client.queue) -> Look:
+def look(plan: Plan, store: Store, done: Finished, queue: AskQueue = ledger.ask) -> Look:
     """Read the folder of every needed stage and ask Slurm, each once.
 
-    Finished stages are added to `done`, and those behind them, whose code they rest on; `queue` asks for jobs by their
-    names.
+    Finished stages are added to `done`, and those behind them, whose code they rest on; `queue` asks for the jobs of
+    submissions.
     """
     view = Look()
     damage = _read(plan, store, done, view)
@@ -216,7 +214,7 @@ def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look, que
         jobs.submissions = [each for each in noted if lists.get(each.token)]
         jobs.tables = [each for each in noted if each.source == source and not each.runs_stages][-1:]
         jobs.listed = {folder: each for each in jobs.submissions for folder in lists[each.token]}
-        jobs.queued = queue([each.name for each in (*jobs.submissions, *jobs.tables)])
+        jobs.queued = queue([*jobs.submissions, *jobs.tables])
         jobs.submissions = ledger.identified(jobs.submissions, jobs.queued)
         jobs.tables = ledger.identified(jobs.tables, jobs.queued)
         jobs.listed = {folder: each for each in jobs.submissions for folder in lists[each.token]}
@@ -247,7 +245,7 @@ def _folders(store: Store, submission: Submission) -> frozenset[str]:
 
 
 class PatientQueue:
-    """Asks Slurm for jobs by name, and not again before some time has passed, however often it is called.
+    """Asks Slurm for jobs, and not again before some time has passed, however often it is called.
 
     That time grows to a minute while nothing changes, and differs from process to process, so that many followers do
     not ask a controller in step.
@@ -255,14 +253,17 @@ class PatientQueue:
 
     def __init__(self) -> None:
         self._answer: tuple[list[str], dict[str, JobState]] | None = None
+        self._ended: dict[str, JobState] = {}
+        """Elements that were seen ended: nobody asks accounting for them again and again."""
         self._again_at = 0.0
         self._wait = ASK_SECONDS[0]
 
-    def __call__(self, names: Iterable[str]) -> dict[str, JobState]:
-        """Return the states of jobs and elements by id, as `client.queue` does, maybe of a minute ago."""
-        listed = list(names)
+    def __call__(self, asked: Sequence[Submission]) -> dict[str, JobState]:
+        """Return the states of elements by id, as `ledger.ask` does, maybe of a minute ago."""
+        listed = [each.name for each in asked]
         if self._answer is None or listed != self._answer[0] or time.monotonic() >= self._again_at:
-            before, states = self._answer, client.queue(listed)
+            before, states = self._answer, {**self._ended, **ledger.ask(asked, self._ended)}
+            self._ended = {element: state for element, state in states.items() if state.state not in client.LIVE}
             changed = before is None or before[0] != listed or _essence(before[1]) != _essence(states)
             self._wait = ASK_SECONDS[0] if changed else min(1.5 * self._wait, ASK_SECONDS[1])
             self._answer, self._again_at = (listed, states), time.monotonic() + self._wait * random.uniform(0.7, 1.3)
@@ -301,8 +302,8 @@ def _seen(stage: Stage, store: Store, view: Look) -> Seen:
             return Seen(StageState.STALE, f"{by_store.note}; run the grid again to go on", share, words)
         return replace(by_store, job=words)
     # 3. The job of the last attempt is live. Slurm's word counts more than a heartbeat, which is late.
-    if job is not None and job.live and last is not None and (last.end is None or job.state in WAITING):
-        if job.state not in WAITING:
+    if job is not None and job.live and last is not None and (last.end is None or job.waiting):
+        if not job.waiting:
             return Seen(StageState.RUNNING, "", share)
         when = f"starts after {moment(job.start)}" if job.start is not None else job.reason
         return Seen(StageState.REQUEUED, "held" if job.state == "REQUEUE_HOLD" else when, share)

@@ -46,7 +46,7 @@ class Site:
         self.store.started(attempt, 0, [])
 
     def text(self, queued: dict[str, JobState]) -> str:
-        return describe_jobs(self.plan, self.store, look(self.plan, self.store, {}, lambda names: queued))
+        return describe_jobs(self.plan, self.store, look(self.plan, self.store, {}, lambda submissions: queued))
 
 
 @pytest.fixture

@@ -39,6 +39,11 @@ LIVE = frozenset(
 """Slurm's words for a job that is still to run, or running."""
 
 
+HELD = frozenset(("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"))
+WAITING = HELD | {"PENDING", "CONFIGURING"}
+"""Of those, the words for a job that does not run."""
+
+
 GONE = "GONE"
 """Our word for a job of which Slurm knows nothing (any more): ended some time ago, or lost."""
 
@@ -75,6 +80,11 @@ class JobState:
         A job whose dependency failed is pending for ever, and not live.
         """
         return self.state in LIVE and self.reason != "DependencyNeverSatisfied"
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it is to run, and does not yet."""
+        return self.live and self.state in WAITING
 
 
 def environment() -> dict[str, str]:

@@ -26,7 +26,7 @@ import contextlib
 import dataclasses
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,6 @@ class SubmissionFile:
     worklist: str = ""
     generation: int = 0
     jobs: int = 1
-    again: int = 0
     code: str = ""
     cancelled: bool = False
     tasks: tuple[tuple[str, ...], ...] = ()
@@ -64,7 +63,7 @@ class Submission(SubmissionFile):
     """One sbatch call.
 
     Its array has `jobs` elements, which serve the generations up to `generation` of the `worklist` of that token; the
-    tables' job has none, and knows how often the grid was submitted `again` by itself. `code` is the name of the copy
+    tables' job has none. `code` is the name of the copy
     of the packages that they run; `cancelled` says that a person ended them with --cancel.
 
     `source` is what of the command line says which grid it was; `job_id` is None from before the call until the id is
@@ -159,7 +158,9 @@ def submissions(store_root: Path, grid: str | None = None) -> list[Submission]:
             if path.exists():
                 raise
             continue  # forgotten meanwhile
-        submission = Submission(**{**data, "tasks": tuple(map(tuple, data.get("tasks", ())))}, token=path.stem)
+        facts = {field.name: data[field.name] for field in dataclasses.fields(SubmissionFile) if field.name in data}
+        facts["tasks"] = tuple(map(tuple, data.get("tasks", ())))
+        submission = Submission(**facts, token=path.stem)
         if grid is None or submission.grid == grid:
             read.append(submission)
     return sorted(read, key=lambda submission: submission.time)
@@ -237,8 +238,20 @@ def _facts(submission: Submission) -> dict[str, object]:
 # ----------------------------------------------------------------------------------------------------- asking Slurm
 
 
+def ask(asked: Sequence[Submission], ended: Collection[str] = ()) -> dict[str, JobState]:
+    """Return what Slurm says of the jobs of submissions, by the ids of elements.
+
+    Accounting is asked for those alone that the queue has forgotten, and not for the elements in `ended`, of which the
+    caller has heard. Where an id was never noted, only the job's name leads to it, and accounting is asked for all.
+    """
+    identified_all = all(each.job_id is not None for each in asked)
+    elements = [f"{each.job_id}_{index}" for each in asked for index in range(each.elements)]
+    expected = [element for element in elements if element not in ended] if identified_all else None
+    return queue([each.name for each in asked], expected)
+
+
 def look(store_root: Path) -> tuple[list[Submission], dict[str, JobState]]:
     """Return the submissions of all grids, and what Slurm says of them."""
     noted = submissions(store_root)
-    queued = queue([submission.name for submission in noted])
+    queued = ask(noted)
     return identified(noted, queued), queued

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 from bench.errors import nearest
@@ -57,6 +58,13 @@ def nodes() -> list[Node]:
         Node(partition.rstrip("*"), gpu_count(gres), int(cpus.rstrip("+")), int(memory.rstrip("+")), host, state)
         for partition, gres, cpus, memory, host, state in fields
     ]
+
+
+def has_others(names: Collection[str] | None, avoided: Collection[str]) -> bool:
+    """Tell whether these partitions, or all, have a usable node that is not avoided."""
+    return any(
+        node.host not in avoided and not node.is_away for node in nodes() if names is None or node.partition in names
+    )
 
 
 def gpu_count(gres: str) -> int:

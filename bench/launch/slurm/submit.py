@@ -19,7 +19,7 @@ from pathlib import Path
 
 import baselines
 from bench.errors import InputError
-from bench.launch.slurm import client, ledger, limits, sbatch, supervisor, troubles, worklist
+from bench.launch.slurm import client, ledger, limits, partitions, sbatch, supervisor, troubles, worklist
 from bench.launch.slurm.arrays import Array, arrange
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import JobState, SlurmError
@@ -210,9 +210,9 @@ def _unblocked(plan: Plan, retry: bool) -> tuple[list[Stage], dict[str, str]]:
 
 def _other_code(store: Store, submissions: Sequence[Submission], lists: set[str]) -> str:
     """Say where the code that jobs of these worklists run differs from today's; '' where it does not."""
-    for submission in submissions:
-        of_plan = submission.worklist in lists and submission.code
-        if of_plan and (files := changed_since(store.root, submission.code)):
+    of_plan = (each for each in submissions if each.worklist in lists and each.code)
+    for code, submission in {each.code: each for each in of_plan}.items():  # several arrays run one copy
+        if files := changed_since(store.root, code):
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(submission.time))
             more = f" and {len(files) - 3} more" if len(files) > 3 else ""
             return f"queued with the code of {when}; yours differs in {', '.join(files[:3])}{more}"
@@ -293,9 +293,13 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
 
 
 def _without_nodes(cluster: Cluster, store: Store) -> Cluster:
-    """Keep away from nodes in trouble, besides those that the cluster's settings exclude."""
-    nodes = sorted(troubles.avoided(store.root))
-    if not nodes:
+    """Keep away from nodes in trouble, besides those that the cluster's settings exclude.
+
+    Where a job's partitions have no other nodes, all are used.
+    """
+    nodes = sorted(troubles.excluded(store.root))
+    names = [settings["PartitionName"] for settings in partitions.chosen(cluster.partition)] if nodes else []
+    if not nodes or not partitions.has_others(names, nodes):
         return cluster
     others = [option for option in cluster.extra if not option.startswith("exclude")]
     listed = [str(cluster.options["exclude"])] if "exclude" in cluster.options else []
@@ -320,7 +324,7 @@ def _submit_tables(
     # With none, a waiting job is right as it is; and with nothing waiting and nothing in flight, no job is needed. One
     # that has begun does not wait: it may be this very process, in `finish`.
     ours = [each for each in submissions if (each.grid, each.source, each.runs_stages) == (grid, plan.source, False)]
-    waiting = [each.job_id for each in ours if each.job_id and _is_waiting(ledger.element_state(each, 0, queued))]
+    waiting = [each.job_id for each in ours if each.job_id and ledger.element_state(each, 0, queued).waiting]
     lists = {*submitted.in_flight.values()}
     running = [each for each in submissions if each.runs_stages and each.worklist in lists and each.job_id]
     live = [each for each in running if any(state.live for state in ledger.states(each, queued))]
@@ -338,7 +342,7 @@ def _submit_tables(
     copies.mkdir(exist_ok=True)
     try:
         copied = command_line.copied(Path(tempfile.mkdtemp(dir=copies)))
-        submission = ledger.note(store.root, grid, plan.source, again=command_line.again)
+        submission = ledger.note(store.root, grid, plan.source)
         log = ledger.log_folder(store.root, submission.token)
         executor = sbatch.executor(log, cluster, submission.name, (0,), dependency, code)
         last = (copied, store.root.absolute(), plan.source, progress(plan, store))
@@ -349,10 +353,6 @@ def _submit_tables(
     if waiting:
         with contextlib.suppress(SlurmError):  # it began meanwhile, or ended; a table more does no harm
             client.ask("scancel", *waiting)
-
-
-def _is_waiting(state: JobState) -> bool:
-    return state.live and state.state not in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED")
 
 
 # ------------------------------------------------------------------------------------------------------ the last job

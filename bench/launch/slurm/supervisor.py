@@ -57,12 +57,10 @@ UNREACHABLE = (
     "contact|Unexpected message|onnection|timed out|did not answer|Zero Bytes|ommunication|standby|temporarily"
 )
 """What Slurm's programs say where the controller could not be asked, which may pass."""
-MOST_RESTARTS = 20
-"""A job in trouble that started so often is not requeued either, whatever the reasons were."""
 OWN_TROUBLES = 3
 """After so many troubles of its own a job is not requeued any more."""
 MOST_RESTARTS = 10
-"""Nor after so many restarts: on a full disk a trouble cannot be noted, and so not counted."""
+"""Nor after so many restarts, whatever the reasons were."""
 
 
 class ElementFailed(Exception):
@@ -386,7 +384,6 @@ class Element:
     def _leave_node(self) -> NoReturn:
         """Requeue this job after a trouble, away from this node if it is to blame, a few times."""
         own = sum(each.job == self._job for each in troubles.read(self._assignment.store))
-        # Without this limit a job whose troubles cannot be noted would be requeued for ever.
         restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         # Where troubles cannot be noted, as on a full disk, the restarts stand for them.
         if own >= OWN_TROUBLES or restarts >= (MOST_RESTARTS if self._noted else OWN_TROUBLES):
@@ -408,10 +405,7 @@ class Element:
         avoided = {troubles.node(), *troubles.excluded(self._assignment.store)}
         partition = os.environ.get("SLURM_JOB_PARTITION")
         try:
-            return any(
-                node.host not in avoided and partition in (None, node.partition) and not node.is_away
-                for node in partitions.nodes()
-            )
+            return partitions.has_others([partition] if partition else None, avoided)
         except (SlurmError, OSError, ValueError):
             return True
 

@@ -31,7 +31,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import DamagedStore
-from bench.launch.slurm import partitions
 from bench.launch.slurm.ledger import folder
 from bench.store.files import create_json, read_json
 from bench.store.ownership import now
@@ -138,15 +137,6 @@ def excluded(store_root: Path) -> dict[str, str]:
         if trouble.time > max(_time(_marker(store_root, trouble.node)), forgotten):
             last[trouble.node].append(trouble.reason)
     return {name: reasons[-1] for name, reasons in last.items() if len(reasons) >= OF_NODE}
-
-
-def avoided(store_root: Path) -> dict[str, str]:
-    """Return the nodes that jobs are kept away from: those of `excluded`, unless there are no others.
-
-    Raises SlurmError where Slurm cannot be asked for its nodes.
-    """
-    blamed = excluded(store_root)
-    return {} if blamed and {each.host for each in partitions.nodes()} <= blamed.keys() else blamed
 
 
 def note_success(store_root: Path) -> None:

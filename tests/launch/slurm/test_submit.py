@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from submitit.core.utils import DelayedSubmission
 
 import baselines
 import bench
@@ -93,6 +94,11 @@ class Site:
 
     def tables_jobs(self) -> list[ledger.Submission]:
         return [each for each in ledger.submissions(self.store.root) if not each.runs_stages]
+
+    def again(self, tables: ledger.Submission) -> int:
+        """How often the grid had been submitted again, as its last job is told."""
+        task = DelayedSubmission.load(ledger.log_folder(self.store.root, tables.token) / "0.pkl").function
+        return int(task.args[0].again)
 
     def script(self, job: str) -> str:
         """What sbatch was given for a job."""
@@ -256,7 +262,7 @@ def test_the_last_job_writes_tables_and_submits_what_is_left(site: Site, capsys:
     assert f"tables: --gin {site.command_line(TAPT).gin[0]} --store {site.store.root}" in capsys.readouterr().out
     made = [each for each in ledger.submissions(site.store.root) if each.job_id not in ("101", "102", "103", "104")]
     assert len(made) == 3
-    assert [each.again for each in site.tables_jobs()] == [0, 1]
+    assert [site.again(each) for each in site.tables_jobs()] == [0, 1]
     assert site.tables_jobs()[-1].job_id == "107"
     assert not (site.folder / "programs" / "scancel.calls").exists(), "it would cancel itself"
 
@@ -287,7 +293,7 @@ def test_it_submits_after_progress_and_not_for_ever(before: int, again: int, sub
     site.finish(TAPT, before, again)
     assert bool(ledger.submissions(site.store.root)) == submits
     if submits:
-        assert site.tables_jobs()[-1].again == again + 1
+        assert site.again(site.tables_jobs()[-1]) == again + 1
 
 
 def test_progress_is_what_happened_since_the_job_was_submitted(site: Site) -> None:
@@ -365,3 +371,17 @@ def test_jobs_that_run_older_code_are_told(site: Site, monkeypatch: pytest.Monke
     assert re.search(
         r"queued with the code of .*; yours differs in bench/training/worker.py$", site.draft(TAPT).other_code
     )
+
+
+@pytest.mark.parametrize(("nodes", "excludes"), [("n1", "n1"), ("n1 n2", "")])
+def test_a_node_in_trouble_is_excluded_unless_the_partition_has_no_other(nodes: str, excludes: str, site: Site) -> None:
+    """The nodes n1 and n2 are those of the default partition; n3 is of another one."""
+    site.submit(TAPT)
+    (first, *_) = ledger.submissions(site.store.root)
+    site.slurm_says({})
+    for node in nodes.split() * troubles.OF_NODE:
+        troubles.note(site.store.root, "1_0", first.worklist, "", f"no GPU on {node}", node)
+    site.complete(site.plan(TAPT).stages[0])
+    submitted = site.submit(TAPT, again=1)
+    script = site.script(submitted.job_ids[0])
+    assert (f"#SBATCH --exclude={excludes}\n" in script) if excludes else ("--exclude" not in script)
