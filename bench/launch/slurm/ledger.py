@@ -3,7 +3,7 @@
     STORE/.slurm/
         submissions/68f1c2d09b7e4a51.json    one sbatch call, written before it, completed with the job's id after it
         log/68f1c2d09b7e4a51/                what the supervisors of that call print
-        submitting/000001.json               who is submitting to this store: one at a time
+        submitting/000001.json               who submitted to this store: one at a time; 000001.end.json once over
 
 The token that names these files ends the job's name, too. So a job whose id was never noted is found again, and a job
 that merely has an id of ours (ids begin anew when a cluster is set up again) is not taken for ours.
@@ -34,7 +34,7 @@ from typing import Any
 from bench.errors import DamagedStore
 from bench.launch.slurm.client import GONE, JobState, queue
 from bench.store.files import create_json, read_json, write_json
-from bench.store.ownership import Attempt, OwnedFile, beating, this_process
+from bench.store.ownership import OwnedFile, beating, owner_alive, this_process
 
 FOLDER = ".slurm"
 UNSUBMITTED = "UNSUBMITTED"
@@ -198,21 +198,19 @@ def element_state(submission: Submission, index: int, queued: Mapping[str, JobSt
 def submitting(store_root: Path) -> Iterator[None]:
     """Be the only one that submits to this store meanwhile.
 
-    Waits for another process that lives, not for one that died. Example: 000001.json is there.
+    Waits for another process that lives, not for one that died. Example: 000001.json is the last one there.
 
-    - Its owner lives, which its heartbeat shows: look again and again, until the file is gone.
-    - Its owner died: create 000002.json. Of several that try to, one succeeds; the others find it alive and wait.
+    - 000001.end.json is there too, or its owner died: create 000002.json. Of several that try to, one succeeds.
+    - Its owner lives, which its heartbeat shows: look again and again.
+
+    No number is ever used again, so who looked a moment ago and decides now cannot take a turn that another has.
     """
     turns = folder(store_root) / "submitting"
     waiting_is_told = False
     while True:
         last = max(turns.glob("[0-9]*[0-9].json"), default=None)
-        try:
-            held = last is not None and Attempt(0, last, read_json(last, "Delete it.", OwnedFile), None).alive
-        except DamagedStore:
-            if last is not None and last.exists():
-                raise
-            continue  # given back in between
+        over = last is None or last.with_suffix(".end.json").exists()
+        held = last is not None and not over and owner_alive(read_json(last, "Delete it.", OwnedFile)["owner"], last)
         path = turns / f"{int(last.stem) + 1 if last else 1:06}.json"
         if not held and create_json(path, {"owner": this_process()}):
             break
@@ -224,7 +222,7 @@ def submitting(store_root: Path) -> Iterator[None]:
         with beating(path):
             yield
     finally:
-        path.unlink(missing_ok=True)
+        create_json(path.with_suffix(".end.json"), {})
 
 
 def _path(store_root: Path, token: str) -> Path:

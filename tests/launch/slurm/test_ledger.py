@@ -115,6 +115,28 @@ def _die_submitting(root: Path) -> None:
         os._exit(1)
 
 
+def test_a_turn_that_ends_or_is_taken_while_another_process_looks_is_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ledger.submitting(tmp_path), ledger.submitting(tmp_path)
+    order = []
+
+    def look(owner: object, path: Path) -> bool:
+        order.append(path.name)
+        if path.name == "000001.json":  # the first one's turn ends and the second one takes its own, unseen
+            first.__exit__(None, None, None)
+            second.__enter__()
+            return False
+        second.__exit__(None, None, None)
+        return True
+
+    monkeypatch.setattr(ledger, "owner_alive", look)
+    first.__enter__()
+    with ledger.submitting(tmp_path):
+        assert order == ["000001.json", "000002.json"]
+        assert (ledger.folder(tmp_path) / "submitting" / "000003.json").exists()
+
+
 def test_a_damaged_note_of_who_is_submitting_is_named(tmp_path: Path) -> None:
     path = ledger.folder(tmp_path) / "submitting" / "000001.json"
     path.parent.mkdir(parents=True)
