@@ -76,8 +76,7 @@ def _source(options: argparse.Namespace) -> Source:
         for path in options.records:
             if not path.is_file():
                 raise InputError(f"--records {path}: there is no such file. A grid's is RESULTS/NAME/records.jsonl.")
-        content, disagreements = joined_files(options.records)
-        return Source(rebuilt(content, disagreements, options.output).content, options.store)
+        return Source(rebuilt(joined_files(options.records), options.output).content, options.store)
     baselines.register()
     store = Store(options.store or Path("runs"))
     store.check_exists()

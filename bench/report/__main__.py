@@ -60,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _of_files(options: argparse.Namespace) -> tuple[RecordsFile, None]:
     """Read records files, without a store."""
     refuse_missing(options.records)
-    content, disagreements = joined_files(options.records)
-    return rebuilt(content, disagreements, options.results).content, None
+    return rebuilt(joined_files(options.records), options.results).content, None
 
 
 def _of_store(options: argparse.Namespace) -> tuple[RecordsFile, Mapping[str, Path]]:

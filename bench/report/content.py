@@ -16,7 +16,7 @@ from bench.tables.compare import Summary
 from bench.tables.comparison import runs_of
 from bench.tables.grid_facts import GridFacts
 from bench.tables.records import Record, RecordsFile
-from bench.tables.table import inactive_parts, lost_candidates
+from bench.tables.table import inactive_parts, lost_candidates, several_numbers
 from bench.tables.verdicts import Judged, judged
 from bench.training.curve import read_curve
 
@@ -88,8 +88,11 @@ def _cell(record: Record, content: RecordsFile) -> dict[str, Any]:
     # Files that were joined may hold another number for a stage than its line says: what differs is kept in the cell.
     stage = content.stages.get(record["key"], {})
     own = [name for name in SHARED_FIELDS if name in record and record[name] != stage.get(name)]
-    value = metric_of(content.grid.metrics[record["task"]]).scale * record["value"]
-    named = {"row": record["method"], "task": record["task"], "seed": record["seed"], "value": _round(value)}
+    scale = metric_of(content.grid.metrics[record["task"]]).scale
+    named = {"row": record["method"], "task": record["task"], "seed": record["seed"]}
+    named["value"] = _round(scale * record["value"])
+    if others := record.get("also"):
+        named["also"] = [{"value": _round(scale * other["value"]), **other["provenance"]} for other in others]
     return _rounded({**named, **{name: record[name] for name in (*CELL_FIELDS, *own) if name in record}})
 
 
@@ -171,6 +174,7 @@ def _warnings(content: RecordsFile) -> Iterator[tuple[str, list[str]]]:
     # The order is that of urgency: what was known when the table was written, numbers that are missing or doubtful,
     # what makes good numbers hard to compare, and at last what the report itself cannot show.
     yield from ((line.removeprefix("Warning: "), []) for line in grid.warnings)
+    yield from ((line.removeprefix("Warning: "), []) for line in several_numbers(records))
     seeds = Counter((record["method"], record["task"], record["seed"]) for record in records)
     missing = {
         f"{row} on {task}: {', '.join(map(str, absent))}": len(absent)

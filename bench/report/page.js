@@ -304,6 +304,7 @@ function cellDetail(cell) {
         : element("details", null, element("summary", null, `${others.length} seeds`), seeds)),
     ),
     did.length ? block("What each part did", facts(did)) : null,
+    cell.also ? block("Other numbers of the same cell", element("pre", null, JSON.stringify(cell.also, null, 1))) : null,
     cell.search ? block("Search", element("pre", null, JSON.stringify(cell.search, null, 1))) : null,
     block("Stages, the cell's own last", ...(keys.length ? keys.map(stageDetail) : [
       element("p", { class: "quiet" }, "The records name no stages: an older version wrote them."),

@@ -123,12 +123,12 @@ def _rebuild(files: Sequence[Path], against: Path | None, results: Path, views: 
     """Write the tables of records files again, or list the cells in which they differ from another file."""
     refuse_missing((*files, *([] if against is None else [against])))
     left_out: list[LeftOut] = []
-    content, disagreements = joined_files(files, left_out)
+    content = joined_files(files, left_out)
     if against is not None:
         lines = list(changed_cells(read_file(against), content))
         print("\n".join(lines or ["no cell differs"]))
         return 1 if lines or left_out else 0
-    tables = dataclasses.replace(rebuilt(content, disagreements, results), views=tuple(views))
+    tables = dataclasses.replace(rebuilt(content, results), views=tuple(views))
     cli.check_results(results, tables.name)
     text = tables.markdown  # a view that the records do not have is refused before anything is written
     with _alone(tables.name, results):

@@ -24,8 +24,8 @@ def refuse_missing(files: Iterable[Path]) -> None:
             raise InputError(f"--records {path}: there is no such file. A grid's is RESULTS/NAME/records.jsonl.")
 
 
-def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -> tuple[RecordsFile, int]:
-    """Join records files, the first named winning; count the cells of which a later one has another number.
+def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -> RecordsFile:
+    """Join records files. Of a cell's different numbers the first is shown, and its record keeps the others.
 
     Lines that are no record are left out, of a file whose first line is none all of them: a warning of the grid and on
     standard error names each, and they are added to `left_out`. Refuses files of an older version, which say nothing of
@@ -35,7 +35,6 @@ def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -
     grid: GridFacts | None = None
     cells: Earlier = {}
     stages: dict[str, Record] = {}
-    others = 0
     left_out = [] if left_out is None else left_out
     for path in files:
         content = _content(path, left_out)
@@ -44,20 +43,30 @@ def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -
         assert content.grid is not None
         grid = content.grid if grid is None else _joined(grid, content.grid, path)
         for identity, record in content.cells.items():
-            kept = cells.setdefault(identity, record)
-            if disagree(kept["metrics"], record["metrics"]):
-                if _alike(kept) == _alike(record):
-                    raise InputError(
-                        f"{path}: {record['cell']} is {record['value']}, in a file named before {kept['value']}, with "
-                        "the same key, device, versions and code: one of the files is damaged. Leave one out."
-                    )
-                others += 1
+            cells[identity] = _with_others(cells[identity], record, path) if identity in cells else record
         stages = content.stages | stages
     if grid is None:
         raise InputError(f"{'; '.join(map(str, left_out))}. No other file is named: name one that can be read.")
     if left_out:
         grid = dataclasses.replace(grid, warnings=(*grid.warnings, _warning(left_out)))
-    return RecordsFile(grid, cells, stages), others
+    return RecordsFile(grid, cells, stages)
+
+
+def _with_others(kept: Record, record: Record, path: Path) -> Record:
+    """Return a cell's record that also holds the different numbers which another one of the same key brings."""
+    # Example: files of three computers, which say 80, 79 and 80. The first record is kept, with the second in its
+    # "also"; joined with the second computer's file once more it stays as it is.
+    others = list(kept.get("also", []))
+    for other in ({name: part for name, part in record.items() if name != "also"}, *record.get("also", [])):
+        for there in (kept, *others):
+            if disagree(there["metrics"], other["metrics"]) and _alike(there) == _alike(other):
+                raise InputError(
+                    f"{path}: {other['cell']} is {other['value']}, in a file named before {there['value']}, with "
+                    "the same key, device, versions and code: one of the files is damaged. Leave one out."
+                )
+        if all(disagree(there["metrics"], other["metrics"]) for there in (kept, *others)):
+            others.append(other)
+    return {**kept, "also": others} if others else kept
 
 
 def _content(path: Path, left_out: list[LeftOut]) -> RecordsFile | None:

@@ -92,6 +92,8 @@ class RecordLine:
     devices: tuple[str, ...] = ()
     code: dict[str, tuple[str, ...]] = field(default_factory=dict)
     activity: dict[str, ActivityFacts] = field(default_factory=dict)
+    also: Any = ()
+    """Records of the same key with other numbers, computed on other computers or by other code."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ def merged_records(plan: Plan, store: Store, computed: RecordsFile, results: Pat
                     "move the file away."
                 )
             others[identity] = kept  # computed anew since, with --again
+        if own is not None and kept is not None and "also" in kept:
+            own = {**own, "also": kept["also"]}
         record = own or (None if kept is None else _of_cell(kept, cell, path))
         if record is not None:
             # Records from before GPUs name no device.
@@ -290,6 +294,8 @@ def _check_record(record: Any, checked: set[str]) -> None:
         shaped(record["search"], dict[str, Any], "search")
         candidates = {str(number): each for number, each in enumerate(record["search"]["candidates"])}
         shaped(candidates, dict[str, Candidate], "search")
+    for other in record.get("also", ()):
+        _check_record(other, checked)
     metric = record.get("metric")
     if metric is not None and not same(record["value"], record["metrics"].get(metric)):
         raise ValueError(f"its value is {record['value']}, its {metric} {record['metrics'].get(metric)}")

@@ -157,16 +157,10 @@ def collate(plan: Plan, store: Store, results: Path, read_before: Mapping[str, R
     return Results(content._replace(grid=facts), results, others, selected_done)
 
 
-def rebuilt(content: RecordsFile, disagreements: int, results: Path) -> Results:
-    """Make the tables of records files, without plan or store.
-
-    `disagreements` counts cells of which another file has another number, computed on another kind of machine.
-    """
-    assert content.grid is not None
-    warning = (
-        f"Warning: of {disagreements} cells another file has another number; those of the file named first are shown."
-    )
-    grid = dataclasses.replace(content.grid, warnings=(*content.grid.warnings, *([warning] if disagreements else [])))
+def rebuilt(content: RecordsFile, results: Path) -> Results:
+    """Make the tables of records files, without plan or store."""
+    grid = content.grid
+    assert grid is not None
     order = {name: number for axis in (grid.rows, grid.tasks, grid.seeds) for number, name in enumerate(axis)}
 
     def position(record: Record) -> list[int]:
@@ -362,6 +356,7 @@ def _legend(facts: GridFacts, records: Sequence[Record], view: View, of_table: S
     return [
         *(facts.legend if view.measure is None else _legend_of_quantity(facts, records, view.measure)),
         *lost_candidates(records),
+        *several_numbers(records),
         *of_table,
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
@@ -424,6 +419,13 @@ def lost_candidates(records: Sequence[Record]) -> list[str]:
     lost = len({candidate["key"] for candidate in tried if "diverged" in candidate})
     count = len({candidate["key"] for candidate in tried})
     return [f"Search: {lost} of {count} candidates diverged and counted as the worst."] if lost else []
+
+
+def several_numbers(records: Sequence[Record]) -> list[str]:
+    """Warn of the cells that have other numbers from other computers or code, which their records keep."""
+    cells = sum(bool(record.get("also")) for record in records)
+    reason = "records of other computers or code have other numbers, which stand under 'also' in the records"
+    return [f"Warning: {cells} cells show the number that came first; {reason}."] if cells else []
 
 
 def _distinct(records: Sequence[Record], *names: str) -> str:

@@ -131,6 +131,18 @@ def test_rows_are_sorted_by_where_they_are_better() -> None:
     }
 
 
+def test_other_numbers_of_a_cell_are_warned_of_and_shown_with_it() -> None:
+    content = small()
+    record = next(iter(content.cells.values()))
+    other = {**record, "value": 0.25, "provenance": {**record["provenance"], "device": "Another processor"}}
+    change(content, also=[other])
+    (warning,) = warnings(content)
+    assert warning.startswith("1 cells show the number that came first")
+    (cell,) = [cell for cell in report(content, None)["cells"] if "also" in cell]
+    (shown,) = cell["also"]
+    assert (shown["value"], shown["device"]) == (25.0, "Another processor")
+
+
 def test_values_are_in_the_units_of_the_table() -> None:
     content = small(metrics={"digits": "accuracy", "pydocs": "loss"})
     cells = {cell["cell"]: cell["value"] for cell in report(content, None)["cells"]}

@@ -9,6 +9,7 @@ import pytest
 
 from bench import collate
 from bench.errors import InputError
+from bench.store.store import Store
 from bench.tables.command import main
 from bench.tables.layout import AXES
 from bench.tables.records import read_file
@@ -94,13 +95,28 @@ def elsewhere(path: Path, folder: Path, **provenance: Any) -> Path:
     return copy
 
 
-def test_numbers_of_another_machine_are_counted_and_the_first_file_is_shown(place: Place) -> None:
+def test_numbers_of_another_machine_are_kept_and_counted_and_the_first_file_is_shown(place: Place) -> None:
     place.collate(place.store("whole", range(8)))
     path = place.results / "tiny" / "records.jsonl"
     other = elsewhere(path, place.folder / "other", instruction_set="AVX512")
-    text = rebuild(place.folder / "joined", path, other)["tiny.md"].decode()
-    assert "50.00" in text and "75.00" not in text and "of 8 cells another file has another number" in text
+    joined = rebuild(place.folder / "joined", path, other)
+    text = joined["tiny.md"].decode()
+    assert "50.00" in text and "75.00" not in text and "Warning: 8 cells show the number that came first" in text
+    for line, single in zip(
+        joined["tiny/records.jsonl"].splitlines()[1:], path.read_text().splitlines()[1:], strict=True
+    ):
+        record = json.loads(line)
+        assert [each["provenance"]["instruction_set"] for each in record["also"]] == ["AVX512"]
+        assert [each["value"] for each in record.pop("also")] == [0.75]
+        assert record == json.loads(single)
     assert "75.00" in rebuild(place.folder / "turned", other, path)["tiny.md"].decode()
+    # Whatever is joined once more, no number is lost, doubled or counted twice.
+    both = place.folder / "joined" / "tiny" / "records.jsonl"
+    assert rebuild(place.folder / "again", both, other, path) == joined
+    assert rebuild(place.folder / "later", path, both) == joined
+    place.results = place.folder / "joined"
+    place.collate(Store(place.folder / "whole"))
+    assert "Warning: 8 cells show the number that came first" in (place.results / "tiny.md").read_text()
 
 
 def test_numbers_that_disagree_on_equal_machines_are_refused(place: Place) -> None:
