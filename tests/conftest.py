@@ -71,8 +71,8 @@ def _latex() -> bool:
     return found.returncode == 0
 
 
-def _tensorboard() -> bool:
-    return importlib.util.find_spec("tensorboard") is not None
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -82,11 +82,14 @@ GROUPS = {
     "cuda": Group(_cuda, "a GPU that torch can use"),
     "data": Group(_real_data, "the environment variable BENCH_REAL_DATA naming the folder of real data sets"),
     "latex": Group(_latex, "pdflatex with booktabs (apt-get install texlive-latex-recommended)"),
+    "peft": Group(functools.partial(_installed, "peft"), "the package peft (pip install -e '.[peft]')"),
     "slurm": Group(
         _dev_cluster,
         "the environment variable BENCH_SLURM_FOLDER naming a cluster of slurm/dev_cluster.sh",
     ),
-    "tensorboard": Group(_tensorboard, "the package tensorboard (pip install -e '.[tensorboard]')"),
+    "tensorboard": Group(
+        functools.partial(_installed, "tensorboard"), "the package tensorboard (pip install -e '.[tensorboard]')"
+    ),
 }
 
 

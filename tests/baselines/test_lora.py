@@ -87,6 +87,46 @@ def test_merged_weights_are_w0_plus_alpha_over_r_times_ba(kind: str, targets: tu
     assert encoder_distance(model, drawn(backbone))["encoder_distance"] == pytest.approx(moved.value, rel=1e-9)
 
 
+@pytest.mark.group("peft")
+@pytest.mark.parametrize("targets", [("query", "value"), PROJECTIONS])
+def test_loss_gradients_and_merged_weights_are_those_of_peft(targets: tuple[Any, ...]) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    ours, theirs, batch = drawn(BACKBONES["text"]).eval(), drawn(BACKBONES["text"]).eval(), BATCHES["text"][1]
+    constraint = LoRA(rank=3, alpha=6.0, targets=targets)
+    constraint.inject(ours)
+    theirs.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=3, lora_alpha=6, target_modules=list(targets)), theirs)
+    theirs.double().head.requires_grad_(True)
+    pairs = []
+    for name, layer in theirs.named_modules():
+        if isinstance(layer, LoraLayer):
+            adapter = ours.get_submodule(f"{name}.parametrizations.weight.0")
+            pairs.append((layer.lora_A["default"].weight, adapter.down["0"]))
+            pairs.append((layer.lora_B["default"].weight, adapter.up["0"]))
+    assert len(pairs) == 2 * 2 * len(targets)
+    with torch.no_grad():
+        for weight, own in pairs:
+            own.copy_(torch.randn_like(own))
+            weight.copy_(own)
+    counts = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, theirs)]
+    assert counts[0] == counts[1]
+    losses = []
+    for model in (ours, theirs):
+        losses.append(torch.nn.functional.cross_entropy(model.logits(batch.inputs), batch.labels))
+        losses[-1].backward()
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=1e-14)
+    for weight, own in (*pairs, *zip(theirs.head.parameters(), ours.head.parameters(), strict=True)):
+        torch.testing.assert_close(own.grad, weight.grad, rtol=1e-10, atol=1e-14)
+    constraint.finish(ours, {}, State(), CONTEXT)
+    for name, layer in theirs.named_modules():
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            merged = ours.get_submodule(name).weight
+            torch.testing.assert_close(merged, layer.get_base_layer().weight, rtol=1e-12, atol=1e-14)
+
+
 TRAINED: list[set[str]] = []
 
 
