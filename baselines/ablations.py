@@ -14,7 +14,7 @@ name, so on the same batches and masks; its teacher is `further_pretrain`, the v
 |   L_MAE + Σ_t KL(p_θ0,φ0 ‖ p_θ,φ)               |                                                                |
 | Weight-Matching L2: L_MAE + ‖θ − θ0‖²           | `weight_matching_l2`, `squared_distance`                       |
 | Weight-Matching MARS:                           | `weight_matching_mars`, `mars_penalty`                         |
-|   L_MAE + Σ_layers max_j Σ_i |W_ji − U_ji|      |                                                                |
+|   L_MAE + Σ_layers max_j ‖W_j − U_j‖₁           |                                                                |
 
 No code was released for these rows. Unstated and chosen here: x̂ is masked alike for teacher and student; pixels are
 compared on removed patches only and averaged over their values like L_MAE; distributions are compared at selected

@@ -3,7 +3,7 @@
 | paper                                           | here                                                       |
 |-------------------------------------------------|------------------------------------------------------------|
 | W, one layer's weight; U, its value at the start | `weight`, `centre` (None for the origin)                   |
-| ‖W − U‖_∞ = max_j Σ_i |W_ji − U_ji|, "MARS"      | `mars_distance`; j is an output unit: dimension 0 in torch  |
+| ‖W − U‖_∞ = max_j ‖W_j − U_j‖₁, "MARS"          | `mars_distance`; j is an output unit: dimension 0 in torch  |
 | π(W, U, d), the projection                      | `mars_projection`, after every optimiser step              |
 | the Frobenius variant                           | `frobenius_projection`, `MarsProjection.norm`              |
 | γ of a batch norm as diag(γ / σ)                | `gain_projection`, `MarsProjection.norm_gains`             |
