@@ -21,7 +21,7 @@ from bench.models.layers import Dropout, attend, use_dropout
 from bench.specs.architectures import TransformersEncoder
 from bench.specs.families import FAMILIES
 from tests.examples import tiny_backbone
-from tests.host_graph import HostGraph
+from bench.check.host_graph import HostGraph
 from tests.models.test_text_model import BACKBONE, text
 
 # ------------------------------------------------------------------------------------------------ dropout

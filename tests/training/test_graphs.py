@@ -22,7 +22,7 @@ from bench.specs.architectures import TransformersEncoder
 from bench.specs.objectives import AdamW, CrossEntropy
 from bench.training import graphs, loop
 from bench.training.loop import Interrupted
-from tests.host_graph import HostGraph
+from bench.check.host_graph import HostGraph
 from tests.training.test_loop import FINETUNE, STAGES, equal, run
 
 
