@@ -73,6 +73,8 @@ class Kit:
     trained: dict[str, Trained] = field(default_factory=dict)
     resumed: set[str] = field(default_factory=set)
     recorded: dict[str, tuple[int, str]] = field(default_factory=dict)
+    losses: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
+    """Key of a stage and number of micro-batches -> the losses of its first step."""
     all_keys: tuple[Keys, Keys] | None = None
     """Those of this process and of another one."""
 
@@ -184,6 +186,8 @@ class Kit:
 
     def first_losses(self, stage: Stage, micro_batches: int) -> dict[str, float]:
         """Train a stage without dropout, its batches split; return the losses of its first step by name."""
+        if (stage.key, micro_batches) in self.losses:
+            return self.losses[stage.key, micro_batches]
         schedule = dataclasses.replace(stage.schedule, micro_batches=micro_batches, dropout=0.0)
         split = dataclasses.replace(stage, schedule=schedule)
         store, folder = self._beside_its_parents(split, f"split-{micro_batches}")
@@ -198,6 +202,7 @@ class Kit:
             outcome = self._run(folder)
         if store.record(split) is None:
             raise Unmet(f"stage {stage.name} with micro_batches = {micro_batches}: {outcome.reason}")
+        self.losses[stage.key, micro_batches] = losses[0]
         return losses[0]
 
     def _beside_its_parents(self, stage: Stage, name: str) -> tuple[Store, Path]:

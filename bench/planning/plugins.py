@@ -122,10 +122,16 @@ def _of_path(path: Path, shown: str) -> Plugin:
         raise InputError(f"{shown}: {path} is no Python file. {FORMS}")
     if not name.isidentifier():
         raise InputError(f"{shown}: '{name}' must be a letter, then letters, digits or _. Rename {path}.")
-    other = "a module of Python" if name in sys.stdlib_module_names else _importable(name)
-    if isinstance(other, str) or (other is not None and is_installed(other) and not path.samefile(other)):
-        raise InputError(f"{shown}: {path} would hide {other}, which is called {name}, too. Rename the file.")
+    refuse_hiding(path, shown)
     return Plugin(name, name, path)
+
+
+def refuse_hiding(path: Path, shown: str) -> None:
+    """Refuse a file or folder, there or to be written, that would hide a module of Python or of a package."""
+    name = path.stem
+    other = _importable(name)
+    if name in sys.stdlib_module_names or name in OWN or (other is not None and is_installed(other) and other != path):
+        raise InputError(f"{shown}: {path} would hide the module {name} that is there already. Choose another name.")
 
 
 def _importable(top: str) -> Path | None:

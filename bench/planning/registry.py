@@ -149,6 +149,15 @@ LEGAL = (
 )
 
 
+def finetune(cell: HasSettings, **parts: Any) -> Stage:
+    """Fine-tune a cell with parts of a method's own: the recipe `finetune`, for files that are no part of the suite.
+
+    `parts` are `objective`, `optimizer`, `constraint`, `teacher` and `init`, the stage that it starts from, with `head`
+    where that one trained a classifier; what is left out is fine-tuning's own.
+    """
+    return RECIPES["finetune"](cell, **parts)
+
+
 def _check_signature(function: Recipe) -> None:
     """Refuse a function that no cell could be handed to, or whose settings have no type or default."""
     cell, *settings = inspect.signature(function).parameters.values() or (None,)
