@@ -74,9 +74,9 @@ grid.tasks = ['digits']
 grid.seeds = [0, 1]
 
 strong/CLASS.epsilon = 0.3                            # a setting of one row
-source_pretrain.steps = 150                           # of the tiny backbone, for a first look; it has 1500 without this
+source_pretrain.steps = 100                           # of the tiny backbone, for a first look; it has 1500 without this
 finetune.warmup_fraction = 0.1
-digits/finetune.steps = 100
+digits/finetune.steps = 60
 digits/finetune.lr = 3e-3
 digits/finetune.augmentation = 'none'                 # a mirrored digit is another digit
 """
@@ -88,7 +88,7 @@ TASK_GRID = """\
 NAME/task.source = 'csv:NAME'
 NAME/task.metric = 'accuracy'
 NAME/task.backbone = 'docs_mlm'  # tiny, and pre-trained by the first run; the default, roberta_base, is a download
-source_pretrain.steps = 150      # for a first look; it has 2500 without this line
+source_pretrain.steps = 100      # for a first look; it has 2500 without this line
 grid.rows = ['finetune', 'lp_ft']
 grid.tasks = ['NAME']
 grid.seeds = [0, 1]
