@@ -84,7 +84,7 @@ RECIPES = {
     "adding": ("objective=Added()", "takes micro-batches or refuses them", "Return a mean over the micro-batch"),
     "seeding": ("objective=Seeding()", "leaves random generators alone", "Seed nothing"),
     "remembering": ("objective=Remembering()", "goes on after an interruption to the same bits", "State.tensors"),
-    "failing": ("objective=Failing()", "trains to the end", "mistakes.py:47"),
+    "failing": ("objective=Failing()", "trains to the end", "mistakes.py:40"),
     "thawing": ("objective=Thawing(), teacher=finetune(cell)", "keeps teachers frozen", "TeacherOutput"),
     "silent": ("optimizer=Silent()", "says what it did", "no finite number"),
     "ordering": ("objective=Ordered()", "has a stable key", "the order of a set"),
@@ -116,7 +116,7 @@ def test_each_broken_promise_is_told_of_its_recipe_with_what_to_mend(prepared: P
     for name, (_, demand, mend) in RECIPES.items():
         (line,) = [line for line in lines if line.startswith(f"unmet   {name}: {demand}: ")]
         assert mend in line
-    assert f"skipped {next(n for n in RECIPES if n == 'failing')}" in done.stdout
+    assert "skipped failing" in done.stdout
     met = {line for line in lines if line.startswith("met ")}
     assert {f"met     {name}: trains to the end" for name in ("adding", "seeding", "ordering")} <= met
 
