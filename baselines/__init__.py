@@ -12,7 +12,7 @@ def register() -> None:
 
     Imports no torch. Whatever reads a grid or a stored stage calls it first: commands, workers and the supervisor. A
     file NAME_torch.py holds classes that need torch at import; its method imports it when it computes. Refuses a file
-    that cannot be imported.
+    that cannot be imported. Installed plugins are loaded, too.
     """
     for module in pkgutil.iter_modules(__path__):
         if module.name.endswith("_torch"):
@@ -30,3 +30,6 @@ def register() -> None:
                 "move it away: every file under baselines/ is loaded."
             ) from error
     import bench.planning.backbones  # noqa: F401
+    from bench.planning import plugins
+
+    plugins.load_installed()

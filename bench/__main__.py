@@ -29,6 +29,8 @@ COMMANDS = {
     "tensorboard": Command("bench.tensorboard", "write learning curves as TensorBoard events"),
     "doctor": Command("bench.doctor.__main__", "check this computer or cluster for what would stand in the way"),
     "speed": Command("bench.speed.__main__", "measure what training costs on this computer"),
+    "new": Command("bench.new", "write a working skeleton of a method or task of your own"),
+    "check": Command("bench.check.__main__", "hold methods of your own to what the suite demands"),
     "theory": Command("bench.theory", "check the paper's theory of self-distillation with numbers"),
 }
 

@@ -33,6 +33,10 @@ class NotPrepared(InputError):
     """The data of a task are not on disk yet."""
 
 
+class MissingPlugin(InputError):
+    """A stage needs a class of a plugin that this process has not loaded."""
+
+
 class DamagedStore(InputError):
     """A file of the store cannot be trusted.
 

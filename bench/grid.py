@@ -19,7 +19,8 @@ import baselines
 from bench import cli
 from bench.errors import InputError
 from bench.planning.describe import describe_plan
-from bench.planning.plan import Plan, look_up, make_plan, source
+from bench.planning.plan import Plan, look_up, make_plan, refuse_edited_plugins, source
+from bench.planning.plugins import LOADED
 from bench.specs import Selected, Stage
 from bench.specs.cluster import Cluster
 from bench.store.code import keep_todays
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.launcher == "slurm":
             _plan_jobs(plan, options, store, data)
         return 0
+    refuse_edited_plugins(plan)
     plan.catalogue.refuse_missing(plan.unprepared, data)
     to_run = plan.to_run(options.retry)
     if to_run or plan.unprepared:  # a finished store may lie on a disk that nobody can write any more
@@ -73,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"preparing {name} in {data}: ", end="", flush=True)
             print(plan.catalogue.prepare(name, data), flush=True)
         plan = make_plan(options.gin, options.set, options.only, data, store, options.again)
+        refuse_edited_plugins(plan)
     to_run = plan.to_run(options.retry)
     if not to_run:
         print(describe_plan(plan), flush=True)
@@ -200,7 +203,15 @@ def _workers(plan: Plan, options: argparse.Namespace, data: Path, devices: Seque
     # Example: 3 workers on 2 GPUs get cuda:0, cuda:1 and cuda:0; for those on cuda:0 `shared` is true.
     used = [devices[number % len(devices)] for number in range(min(options.workers or usual, most))]
     return [
-        Settings(data, device, grid.threads, grid.checkpoint_steps, grid.cuda_graphs, used.count(device) > 1)
+        Settings(
+            data,
+            device,
+            grid.threads,
+            grid.checkpoint_steps,
+            grid.cuda_graphs,
+            used.count(device) > 1,
+            tuple(LOADED.values()),
+        )
         for device in used
     ]
 

@@ -1,6 +1,6 @@
 """Everything that the file of a method imports from the suite, in one place.
 
-    from bench.methods import AdamW, Cell, Loss, Objective, Schedule, Stage, recipe
+    from bench.methods import AdamW, Cell, Loss, Objective, Schedule, Stage, finetune, recipe
 
 Files written before import the same names from `bench.hooks`, `bench.registry` and `bench.specs`, which stay. Importing
 this module imports no torch; `Model` and `Examples`, which need it, are in `bench.interfaces`.
@@ -9,7 +9,7 @@ this module imports no torch; `Model` and `Examples`, which need it, are in `ben
 from bench.errors import InputError, SpecError, nearest
 from bench.interfaces.hooks import Activity, Batch, Context, Loss, ParameterGroup, State, TeacherOutput
 from bench.planning.cell import Cell
-from bench.planning.registry import declare, recipe, register_backbone
+from bench.planning.registry import declare, finetune, recipe, register_backbone
 from bench.specs import (
     NEGLIGIBLE,
     PRETRAINED,
@@ -55,6 +55,7 @@ __all__ = [
     "TeacherOutput",
     "added",
     "declare",
+    "finetune",
     "nearest",
     "recipe",
     "register_backbone",

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -234,3 +234,26 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in tasks.EMBEDDED:
         prepare.prepare_data(name, root)
     return root
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Whatever plugins register while a test runs is forgotten after it."""
+    from bench.planning import plugins, registry
+    from bench.specs import PLUGIN_NAMES, SPECS
+    from bench.store import definitions
+
+    tables: list[dict[str, Any]] = [SPECS, plugins.LOADED, registry.RECIPES, registry.BACKBONES, registry.SETTINGS]
+    before = [dict(table) for table in tables]
+    fields = dict(registry.SETTINGS["backbone"])
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        for name in table.keys() - entries.keys():
+            del table[name]
+    registry.SETTINGS["backbone"] = fields
+    for name in [name for name in sys.modules if name.partition(".")[0] in PLUGIN_NAMES]:
+        del sys.modules[name]
+    PLUGIN_NAMES.clear()
+    for function in vars(definitions).values():  # what was read of their files
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()

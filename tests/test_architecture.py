@@ -11,7 +11,7 @@ import bench
 
 ROOT = Path(bench.__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-COMMANDS = {"doctor", "figures", "report", "speed"}
+COMMANDS = {"check", "doctor", "figures", "report", "speed"}
 PACKAGES = {path.parent.name for path in (ROOT / "bench").glob("*/__init__.py")} - COMMANDS
 ALONE = {"cli", "device", "errors", "methods"}
 """Modules under bench/ with a place of their own in the picture."""

@@ -22,6 +22,8 @@ import bench.training.batches
 from baselines.mars import MarsProjection
 from baselines.recadam import RecAdam
 from bench import device as devices
+from bench.check import demands
+from bench.check.kit import Kit
 from bench.data.examples import open_split
 from bench.specs import Execution, Stage, walk
 from bench.specs.objectives import CrossEntropy
@@ -32,7 +34,7 @@ from bench.training.loop import Interrupted, Supervision, train
 from bench.training.networks import new_model
 from bench.training.protocol import Settings
 from bench.training.worker import run
-from tests.baselines.test_contract import Kit, each_recipe, each_task, own_stages, plan
+from tests.baselines.test_contract import RECIPE_NAMES, each_recipe, each_task
 from tests.examples import evaluate
 from tests.training.test_graphs import AsksTheDevice, longer
 from tests.training.test_loop import FINETUNE, STAGES, Pictures, equal
@@ -63,13 +65,13 @@ class CountedGraph(devices.Graph):
 @pytest.fixture(scope="module")
 def kit(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Kit:
     bound = {"execution.deterministic": True}
-    return Kit(prepared, tmp_path_factory.mktemp("cuda"), "cuda:0", bound, CountedGraph)
+    return Kit(RECIPE_NAMES, prepared, tmp_path_factory.mktemp("cuda"), "cuda:0", bound, CountedGraph)
 
 
 @each_task
 @each_recipe
 def test_every_method_trains_and_is_evaluated(kit: Kit, recipe: str, task: str) -> None:
-    last = plan(kit.grid, recipe, task)
+    last = kit.plan(recipe, task)
     for stage, trained in zip(walk(last), kit.train(last), strict=True):
         assert trained.outcome.state == "done", f"{stage.folder}: {trained.outcome.reason}\n{trained.log}"
         assert trained.record is not None and trained.record["measured"]["peak_memory_bytes"] > 0
@@ -79,9 +81,7 @@ def test_every_method_trains_and_is_evaluated(kit: Kit, recipe: str, task: str) 
 @each_task
 @each_recipe
 def test_an_interruption_after_any_step_changes_no_bit(kit: Kit, recipe: str, task: str) -> None:
-    kit.train(plan(kit.grid, recipe, task))
-    for stage in own_stages(kit.grid, recipe, task):
-        kit.stop_after_every_step(stage)
+    demands.goes_on_after_an_interruption(kit, recipe, task)
 
 
 # ------------------------------------------------------------------------------------------------ the loop
@@ -152,11 +152,7 @@ LOOPS = {
 @each_task
 @each_recipe
 def test_recorded_steps_of_every_method_change_no_bit(kit: Kit, recipe: str, task: str) -> None:
-    kit.train(plan(kit.grid, recipe, task))
-    for stage in own_stages(kit.grid, recipe, task):
-        kit.record_steps(stage)
-        recordings, log = kit.recorded[stage.key]
-        assert recordings > 0 and "not recorded" not in log, f"{stage.folder}: {recordings}\n{log}"
+    assert demands.can_be_recorded(kit, recipe, task) == []
 
 
 @pytest.mark.parametrize(
@@ -201,7 +197,7 @@ def test_precisions_are_told_apart_and_put_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["digits", "pydocs"])
 def test_batches_on_a_gpu_are_those_of_the_cpu(kit: Kit, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.training.batches, "has_graphs", lambda device: True)  # texts padded alike on both
-    stage = plan(kit.grid, "tapt", task).init
+    stage = kit.plan("tapt", task).init
     assert isinstance(stage, Stage)
     on: dict[str, list[list[Tensor]]] = {}
     for device in (torch.device("cpu"), GPU):
@@ -216,7 +212,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(kit: Kit, task: str, monkeypatch:
 
 def test_a_host_buffer_is_not_written_again_before_its_copy(kit: Kit) -> None:
     """The GPU is held back while the host goes far ahead of it."""
-    stage = plan(kit.grid, "finetune", "pydocs")
+    stage = kit.plan("finetune", "pydocs")
     examples = open_split(stage.data, stage.backbone, kit.data)
     batches = Batches(stage, examples, new_model(stage, torch.float32).to(GPU), GPU)
     expected = [[tensor.clone() for batch in batches.at(step) for tensor in _tensors(batch)] for step in range(8)]
@@ -236,7 +232,7 @@ def _tensors(batch: object) -> list[Tensor]:
 
 def test_an_evaluation_on_a_gpu_is_that_of_the_cpu(kit: Kit) -> None:
     for task in ("digits", "pydocs"):
-        stage = plan(kit.grid, "finetune", task)
+        stage = kit.plan("finetune", task)
         assert stage.evaluation is not None
         examples = open_split(stage.evaluation, stage.backbone, kit.data)
         found = []
@@ -333,14 +329,14 @@ class Greedy(CrossEntropy):
 
 
 def test_out_of_memory_is_a_clear_failure_and_loses_nothing(kit: Kit, tmp_path: Path) -> None:
-    stage = dataclasses.replace(plan(kit.grid, "finetune", "digits"), objective=Greedy())
-    kit.train(plan(kit.grid, "finetune", "digits"))
+    stage = dataclasses.replace(kit.plan("finetune", "digits"), objective=Greedy())
+    kit.train(kit.plan("finetune", "digits"))
     store = Store(kit.root / "runs")
     outcome = run(store.add(stage), Settings(kit.data, "cuda:0"), lambda: False, lambda step, steps, loss: None)
     assert outcome.state == "failed"
     assert "out of memory" in outcome.reason and "batch_size" in outcome.reason
     # The next stage in the same process has the memory again.
-    assert kit.train(plan(kit.grid, "r3f", "digits"))[-1].outcome.state == "done"
+    assert kit.train(kit.plan("r3f", "digits"))[-1].outcome.state == "done"
 
 
 def test_a_step_that_asks_the_gpu_for_a_value_goes_on_unrecorded(
@@ -354,8 +350,8 @@ def test_a_step_that_asks_the_gpu_for_a_value_goes_on_unrecorded(
 
 
 def test_a_worker_gives_the_memory_of_a_finished_stage_back(kit: Kit) -> None:
-    kit.train(plan(kit.grid, "finetune", "digits"))
+    kit.train(kit.plan("finetune", "digits"))
     before = torch.cuda.memory_allocated(GPU)
-    kit.train(plan(kit.grid, "self_distillation", "digits"))
-    kit.train(plan(kit.grid, "recadam", "digits"))
+    kit.train(kit.plan("self_distillation", "digits"))
+    kit.train(kit.plan("recadam", "digits"))
     assert torch.cuda.memory_allocated(GPU) <= before + 2**20

@@ -9,12 +9,12 @@ import torch
 
 import bench
 from bench import device as devices
+from bench.check.tiny import STEPS, expansion, short
 from bench.specs import Execution, walk
 from bench.specs.objectives import CrossEntropy
 from bench.store.store import Store
 from bench.training.protocol import Settings
 from bench.training.worker import run
-from tests.baselines.test_contract import STEPS, expansion, plan, short
 
 ROOT = Path(bench.__file__).parents[1]
 SOURCES = sorted({*(ROOT / "bench").rglob("*.py"), *(ROOT / "baselines").rglob("*.py")})
@@ -117,7 +117,7 @@ def test_a_stage_measures_and_releases_memory_in_order(
         monkeypatch.setattr(torch.cuda, name, lambda *arguments, name=name: calls.append(name))
     begin = CrossEntropy.begin
     monkeypatch.setattr(CrossEntropy, "begin", lambda *arguments: calls.append("train") or begin(*arguments))
-    stage = plan(expansion(prepared, short(STEPS, batch_size=4)), "finetune", "digits")
+    stage = expansion(["finetune"], prepared, short(STEPS, batch_size=4)).stage("finetune", "digits", 0)
     store = Store(tmp_path)
     for each in walk(stage):
         calls.clear()
@@ -154,8 +154,8 @@ def test_precision_and_determinism_hold_for_a_stage_and_are_put_back() -> None:
 
 
 def test_tf32_on_a_cpu_is_refused_at_the_stages_start(prepared: Path, tmp_path: Path) -> None:
-    grid = expansion(prepared, {**short(STEPS, batch_size=4), "execution.precision": "tf32"})
-    stage = next(walk(plan(grid, "finetune", "digits")))
+    grid = expansion(["finetune"], prepared, {**short(STEPS, batch_size=4), "execution.precision": "tf32"})
+    stage = next(walk(grid.stage("finetune", "digits", 0)))
     store = Store(tmp_path)
     outcome = run(store.add(stage), Settings(prepared), lambda: False, lambda step, steps, loss: None)
     assert outcome.state == "refused"

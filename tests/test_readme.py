@@ -59,16 +59,15 @@ def test_it_lists_every_method_and_no_other() -> None:
 
 def test_the_example_method_plugs_in(tmp_path: Path) -> None:
     (method,) = blocks("python")
-    (tmp_path / "method.py").write_text(method)
+    (tmp_path / "my_methods.py").write_text(method)
     (tmp_path / "g.gin").write_text(
+        "grid.plugins = ['my_methods.py']\n"
         "grid.rows = ['finetune', 'smoothed', 'half/smoothed']\ngrid.tasks = ['digits', 'pydocs']\n"
         "half/SmoothedCrossEntropy.epsilon = 0.5\n"
     )
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import method; from bench import grid; "
-        f"sys.exit(grid.main(['--plan', '--gin', {str(tmp_path / 'g.gin')!r}, '--store', {str(tmp_path / 'runs')!r}]))"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "bench.grid", "--plan", "--gin", str(tmp_path / "g.gin")]
+    command += ["--store", str(tmp_path / "runs")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "30 cells" in result.stdout
 

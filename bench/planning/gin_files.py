@@ -190,7 +190,7 @@ def _read_statements(
     own: set[str] = set()  # the targets that this text has bound itself
     for location, statement in statements:
         if isinstance(statement, config_parser.ImportStatement):
-            raise InputError(f"{location}: import is not needed: every file under baselines/ is loaded.")
+            raise InputError(f"{location}: import is not needed: name modules and files of your own in grid.plugins.")
         if isinstance(statement, config_parser.IncludeStatement):
             if path is None or read is None:
                 raise InputError(f"{location}: include belongs in a gin file.")

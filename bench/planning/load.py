@@ -14,6 +14,7 @@ from bench.planning.catalogue import OF_CHECKPOINTS, OF_OWN_TASKS, Catalogue
 from bench.planning.cell import Expansion
 from bench.planning.gin_files import read_bindings
 from bench.planning.left_out import included_grid, left_out, may_be_left_out
+from bench.planning.plugins import load_named
 from bench.planning.registry import configurable_names, settings_of
 from bench.planning.settings import Grid, Row
 from bench.specs import Stage
@@ -45,6 +46,7 @@ def load_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
     They need not describe a grid.
     """
     bindings = read_bindings(files, overrides)
+    load_named(bindings)  # first, as the other lines may be for what they register
     of_candidates = [binding for candidate in bindings.candidates.values() for binding in candidate]
     problems = [problem for binding in (*bindings.all, *of_candidates) for problem in _unknown_names(binding)]
     if problems:

@@ -22,9 +22,9 @@ from bench.planning.left_out import describe_left_out
 from bench.planning.load import load_cluster, load_clusters, load_grid, refuse_unused
 from bench.planning.settings import Grid
 from bench.planning.sharing import _splits
-from bench.specs import Selected, Stage, walk
+from bench.specs import Selected, Stage, source_file, spec_class, spec_plugin, walk
 from bench.specs.cluster import Cluster
-from bench.store.code import outdated
+from bench.store.code import other_code, outdated
 from bench.store.files import digest
 from bench.store.store import Store
 
@@ -187,6 +187,30 @@ def _stages_again(plan: Plan, cells: list[PlannedCell]) -> list[Stage]:
     return [stage for stage in plan.stages if stage.key in again]
 
 
+def refuse_edited_plugins(plan: Plan) -> None:
+    """Refuse a plan whose finished stages rest on other code of a plugin than today's.
+
+    Not so those that are to run again. Of the suite's own code it is only told, as the commit in each record says which
+    one it was; of a plugin no record but the digest tells.
+    """
+    edited: dict[str, list[str]] = {}
+    for stage in plan.stages:
+        code = plan.records.get(stage.key, {}).get("code", {})
+        if names := [name for name in other_code(code) if spec_plugin(name)]:
+            edited[stage.folder] = names
+    if not edited:
+        return
+    classes = {name: spec_class(name) for names in edited.values() for name in names}
+    files = sorted({source_file(cls.__module__) for cls in classes.values() if cls is not None})
+    rows = [row for row, stages in plan.stages_by_row().items() if any(stage.folder in edited for stage in stages)]
+    globs = " ".join(shlex.quote(f"{row}/*") for row in rows)
+    raise InputError(
+        f"{len(edited)} finished stages, such as {next(iter(edited))}, were computed by other code of "
+        f"{', '.join(sorted(classes))} than {' and '.join(files)} holds now. Compute them anew with --again {globs}, "
+        "or put the file back as it was."
+    )
+
+
 def _origin(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -> str:
     named, changed = _computing(files, overrides, bindings)
     names = ", ".join(Path(name).name for name in named)
@@ -214,7 +238,7 @@ def source(files: Sequence[str], overrides: Sequence[str], bindings: Bindings) -
     return shlex.join(["--gin", *paths, *(["--set", *changed] if changed else [])])
 
 
-NO_OTHER_NUMBERS = frozenset(("threads", "checkpoint_steps", "cuda_graphs", "publish_predictions"))
+NO_OTHER_NUMBERS = frozenset(("threads", "checkpoint_steps", "cuda_graphs", "publish_predictions", "plugins"))
 """Settings of the grid that change neither its cells nor a key."""
 
 
@@ -244,8 +268,9 @@ def _computing(files: Sequence[str], overrides: Sequence[str], bindings: Binding
     for binding in bindings.all:
         of_file[Path(binding.location.rpartition(":")[0]).name].add(binding.configurable)
     named = [name for name in files if of_file.get(find_gin(name).name) != {"slurm"}]
-    # Of a cluster are 'slurm.mem_gb = 4.0' and, for one kind of stages, 'further_pretrain/slurm.mem_gb = 16.0'.
-    return named, [text for text in overrides if re.match(r"\s*([\w/.-]+/)?slurm\.", text) is None]
+    # Of a cluster are 'slurm.mem_gb = 4.0' and, for one kind of stages, 'further_pretrain/slurm.mem_gb = 16.0'. Where
+    # the plugins lie computes nothing, either: jobs are told to take their copies.
+    return named, [text for text in overrides if re.match(r"\s*(([\w/.-]+/)?slurm\.|grid\.plugins\b)", text) is None]
 
 
 def _published(override: str) -> str:

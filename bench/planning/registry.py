@@ -18,7 +18,18 @@ from typing import Any, Literal, Protocol
 from bench.data.tasks import Task
 from bench.errors import InputError
 from bench.pretrained.origin import Checkpoint
-from bench.specs import SPECS, Backbone, Constraint, Execution, Objective, Optimizer, Spec, Stage, field_types
+from bench.specs import (
+    SPECS,
+    Backbone,
+    Constraint,
+    Execution,
+    Objective,
+    Optimizer,
+    Spec,
+    Stage,
+    field_types,
+    source_file,
+)
 from bench.specs.cluster import Cluster
 
 
@@ -96,7 +107,8 @@ def recipe(*specs: type[Spec]) -> Callable[[Recipe], Recipe]:
     def register(function: Recipe) -> Recipe:
         name = function.__name__
         if name in RECIPES:
-            raise TypeError(f"two recipes are named {name}")
+            files = [inspect.getsourcefile(each) for each in (inspect.unwrap(RECIPES[name]), function)]
+            raise InputError(f"two recipes are named {name}, in {files[0]} and in {files[1]}. Rename one of them.")
         _check_signature(function)
         # All but the cell: of `def kd(cell, teacher_backbone: str | None = None)`, gin files may bind
         # kd.teacher_backbone.
@@ -135,6 +147,15 @@ LEGAL = (
     " A recipe is a function of a cell and of settings with types and defaults, and returns its method's last stage, "
     "as `return finetune(cell)` does."
 )
+
+
+def finetune(cell: HasSettings, **parts: Any) -> Stage:
+    """Fine-tune a cell with parts of a method's own: the recipe `finetune`, for files that are no part of the suite.
+
+    `parts` are `objective`, `optimizer`, `constraint`, `teacher` and `init`, the stage that it starts from, with `head`
+    where that one trained a classifier; what is left out is fine-tuning's own.
+    """
+    return RECIPES["finetune"](cell, **parts)
 
 
 def _check_signature(function: Recipe) -> None:
@@ -180,12 +201,20 @@ def register_backbone(architecture: type[Backbone]) -> Callable[[BackboneBuilder
 def add_backbone(name: str, architecture: type[Backbone], builder: BackboneBuilder) -> None:
     """Register a backbone under a name.
 
-    The fields of its architecture become settings.
+    The fields of its architecture become settings. Refuses a name that is taken.
     """
+    if name in BACKBONES:
+        files = [source_file(builder_module(each)) for each in (BACKBONES[name], builder)]
+        raise InputError(f"two backbones are named {name}, in {files[0]} and in {files[1]}. Rename one of them.")
     BACKBONES[name] = builder
     for field, annotation in field_types(architecture).items():
         if field not in architecture.UNBOUND:
             SETTINGS["backbone"][field] = annotation
+
+
+def builder_module(builder: BackboneBuilder) -> str:
+    """Return the module that defines a builder; some of the suite's are partial functions."""
+    return str(getattr(builder, "func", builder).__module__)
 
 
 def register_own_backbones(function: BackboneBuilder) -> BackboneBuilder:

@@ -47,8 +47,10 @@ class Grid(Spec):
     a CPU it decides the bits; `checkpoint_steps` bounds what an interruption can cost. `cuda_graphs` lets a GPU record
     steps and repeat them as a whole, which is faster and changes no bit. `publish_predictions` puts each cell's test
     logits beside the records, in that precision, with the predicted classes and losses as they were before rounding.
+    `plugins` are modules and files outside the suite that rows, lines and stages need (`bench.planning.plugins`).
     """
 
+    plugins: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)

@@ -7,6 +7,7 @@ implements sharing. Nothing here imports torch or gin before something is comput
 
 from bench.specs.parts import Data, Execution, PublicWeights, Schedule
 from bench.specs.spec import (
+    PLUGIN_NAMES,
     SPECS,
     Json,
     Spec,
@@ -17,6 +18,10 @@ from bench.specs.spec import (
     field_types,
     from_canonical,
     part_json,
+    source_file,
+    spec_class,
+    spec_name,
+    spec_plugin,
 )
 from bench.specs.stage import (
     NEGLIGIBLE,
@@ -37,6 +42,7 @@ from bench.specs.values import coerce
 
 __all__ = [
     "NEGLIGIBLE",
+    "PLUGIN_NAMES",
     "PRETRAINED",
     "RANDOM",
     "SPECS",
@@ -62,6 +68,10 @@ __all__ = [
     "field_types",
     "from_canonical",
     "part_json",
+    "source_file",
+    "spec_class",
+    "spec_name",
+    "spec_plugin",
     "stream",
     "walk",
 ]

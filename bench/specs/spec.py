@@ -6,18 +6,23 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from bench.errors import SpecError
+from bench.errors import InputError, MissingPlugin, SpecError
 from bench.specs.values import coerce, legal_classes
 
 Json = dict[str, Any]
 
 
 SPECS: dict[str, type[Spec]] = {}
+"""Every class of specs, by the name of the class."""
+
+PLUGIN_NAMES: dict[str, str] = {}
+"""Module at the top of a plugin -> the plugin's name, which stands before its classes in keys and records."""
 
 
 ADDED = "added"
@@ -47,7 +52,10 @@ class Spec:
 
     def __init_subclass__(cls) -> None:
         if cls.__name__ in SPECS:
-            raise TypeError(f"two specs are named {cls.__name__}: their canonical JSON would collide")
+            files = [source_file(kind.__module__) for kind in (SPECS[cls.__name__], cls)]
+            raise InputError(
+                f"two specs are named {cls.__name__}, in {files[0]} and in {files[1]}. Rename one of them."
+            )
         SPECS[cls.__name__] = cls
 
     def __post_init__(self) -> None:
@@ -69,7 +77,7 @@ class Spec:
             for name, _, _, left_out in _fields(type(self))
             if (value := getattr(self, name)) != left_out
         }
-        return {"type": _quoted(type(self).__name__), "version": part_json(self.VERSION), **fields}
+        return {"type": _quoted(spec_name(type(self))), "version": part_json(self.VERSION), **fields}
 
     @functools.cached_property
     def _reference(self) -> str:
@@ -82,7 +90,7 @@ class Spec:
     @functools.cached_property
     def _expanded(self) -> Json:
         fields = {field.name: expanded(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        return {"type": type(self).__name__, "version": self.VERSION, **self._identity(), **fields}
+        return {"type": spec_name(type(self)), "version": self.VERSION, **self._identity(), **fields}
 
     def _identity(self) -> Json:
         """Return what records show beside the fields.
@@ -95,6 +103,31 @@ class Spec:
         """Raise `SpecError` unless `legal`; `what` says which values are."""
         if not legal:
             raise SpecError(field, f"{type(self).__name__}.{field} = {getattr(self, field)!r}: must be {what}.")
+
+
+def source_file(module: str) -> str:
+    """Return the file of a module that is imported, or the module's name where it has none."""
+    return getattr(sys.modules.get(module), "__file__", None) or module
+
+
+def spec_name(cls: type[Spec]) -> str:
+    """Return what keys and records call a class of specs.
+
+    It is `Sharpness` for a class of the suite, `my_methods.Sharpness` for one of the plugin `my_methods`.
+    """
+    plugin = PLUGIN_NAMES.get(cls.__module__.partition(".")[0])
+    return f"{plugin}.{cls.__name__}" if plugin else cls.__name__
+
+
+def spec_plugin(name: str) -> str:
+    """Return the plugin that a class is of, by what keys and records call it; '' for the suite's own."""
+    return name.rpartition(".")[0]
+
+
+def spec_class(name: str) -> type[Spec] | None:
+    """Return the class that keys and records call by this name, or None if this process knows none."""
+    cls = SPECS.get(name.rpartition(".")[2])
+    return cls if cls is not None and spec_name(cls) == name else None
 
 
 class _Field(NamedTuple):
@@ -204,7 +237,8 @@ def from_canonical(data: Any, load_stage: Callable[[str], Spec]) -> Any:
 
     A field that was added later may be missing: it then has its default.
 
-    Raises ValueError where the JSON was written by another version of the spec's code.
+    Raises ValueError where the JSON was written by another version of the spec's code, MissingPlugin where it needs a
+    plugin that this process has not loaded.
     """
     if isinstance(data, list):
         return tuple(from_canonical(item, load_stage) for item in data)
@@ -214,8 +248,10 @@ def from_canonical(data: Any, load_stage: Callable[[str], Spec]) -> Any:
         return load_stage(data["stage"])
     if "float" in data:
         return float(data["float"])
-    cls = SPECS.get(data["type"])
+    cls = spec_class(data["type"])
     if cls is None:
+        if plugin := spec_plugin(data["type"]):
+            raise MissingPlugin(f"its part {data['type']} is of the plugin {plugin}, which is not loaded")
         raise ValueError(f"the spec type {data['type']!r} is unknown to this version")
     legal = {field.name for field in dataclasses.fields(cls)}
     required = {field.name for field in dataclasses.fields(cls) if not field.metadata.get(ADDED)}

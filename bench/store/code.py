@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bench.specs import SPECS, Spec, Stage
+from bench.specs import SPECS, Spec, Stage, spec_class, spec_name
 from bench.store.definitions import digest_of, keep_sources
 
 LOOP = "loop"
@@ -35,7 +35,8 @@ def today(name: str) -> str | None:
     """Compute the digest of today's code of a class, or of LOOP. None where there is none."""
     if name == LOOP:
         return digest_of(*LOOP_ROOT)
-    return digest_of(SPECS[name].__module__, name) if name in SPECS else None
+    cls = spec_class(name)
+    return digest_of(cls.__module__, cls.__name__) if cls is not None else None
 
 
 def why_outdated(record: Mapping[str, Any], parents: Mapping[str, Mapping[str, Any]]) -> str:
@@ -99,7 +100,7 @@ def _classes(stage: Stage) -> set[str]:
     ahead: list[Any] = [stage]
     while ahead:
         spec = ahead.pop()
-        names.add(type(spec).__name__)
+        names.add(spec_name(type(spec)))
         for field in dataclasses.fields(spec):
             value = getattr(spec, field.name)
             parts = value if isinstance(value, tuple) else (value,)

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.errors import DamagedStore, InputError
+from bench.errors import DamagedStore, InputError, MissingPlugin
 from bench.specs import Selected, Stage, canonical_json, from_canonical
 from bench.store.activity import ActivityFacts
 from bench.store.code import Code, merged_code
@@ -83,6 +83,8 @@ class Store:
         data = read_json(folder / "spec.json", fix)
         try:
             stage = from_canonical(data, self._load_key)
+        except MissingPlugin as error:  # nothing is damaged
+            raise MissingPlugin(f"{folder / 'spec.json'}: {error}. Name its file in grid.plugins.") from error
         except (KeyError, TypeError, ValueError, InputError) as error:
             raise DamagedStore(f"{folder / 'spec.json'}: not a spec of this version ({error}). {fix}") from error
         if not isinstance(stage, Stage) or stage.folder != folder.name:

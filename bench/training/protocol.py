@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.planning.plugins import Plugin
 from bench.store.states import StageState
 
 Progress = Callable[[int, int, float], None]
@@ -35,7 +36,8 @@ class Settings:
     """Where and how a stage is run.
 
     None of this changes a result, but for the threads, which every record names. `graphs` lets a GPU record steps and
-    repeat them; `shared` says that other workers use the device at the same time.
+    repeat them; `shared` says that other workers use the device at the same time. `plugins` hold what stages need
+    beside the suite.
     """
 
     data_root: Path
@@ -44,12 +46,15 @@ class Settings:
     checkpoint_steps: int = 500
     graphs: bool = True
     shared: bool = False
+    plugins: tuple[Plugin, ...] = ()
 
     def arguments(self) -> list[str]:
         """Return these settings as command-line arguments of the worker."""
         pairs = [("data", self.data_root), ("device", self.device), ("threads", self.threads)]
         pairs.append(("checkpoint-steps", self.checkpoint_steps))
         switches = ["--graphs" if self.graphs else "--no-graphs", *(["--shared"] if self.shared else [])]
+        for plugin in self.plugins:
+            switches += ["--plugin", plugin.name, plugin.module, str(plugin.path)]
         return [*(text for name, value in pairs for text in (f"--{name}", str(value))), *switches]
 
 

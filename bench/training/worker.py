@@ -25,6 +25,7 @@ from typing import Any
 
 import baselines
 from bench.errors import InputError
+from bench.planning.plugins import Plugin, load_all
 from bench.specs import Stage
 from bench.store.code import keep_todays
 from bench.store.ownership import JOB_VARIABLE, Attempt, beating
@@ -220,10 +221,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint-steps", type=int, default=500)
     parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=True, help="record steps on a GPU")
     parser.add_argument("--shared", action="store_true", help="other workers use the device at the same time")
+    parser.add_argument(
+        "--plugin", nargs=3, action="append", default=[], metavar=("NAME", "MODULE", "PATH"), help="what stages need"
+    )
     args = parser.parse_args(arguments)
     baselines.register()  # the spec types that a stage may hold
+    plugins = tuple(Plugin(name, module, Path(path)) for name, module, path in args.plugin)
+    load_all(plugins)
     keep_todays()
-    settings = Settings(args.data, args.device, args.threads, args.checkpoint_steps, args.graphs, args.shared)
+    settings = Settings(args.data, args.device, args.threads, args.checkpoint_steps, args.graphs, args.shared, plugins)
     stop = StopFlag()
     # In a cluster's job both Slurm and the supervisor may ask for the same stop, and the supervisor kills who hangs.
     second_ends = JOB_VARIABLE not in os.environ

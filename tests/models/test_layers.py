@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import backward
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench.check.host_graph import HostGraph
 from bench.data.examples import padded
 from bench.interfaces.model import Model
 from bench.models.build import build
@@ -21,7 +22,6 @@ from bench.models.layers import Dropout, attend, use_dropout
 from bench.specs.architectures import TransformersEncoder
 from bench.specs.families import FAMILIES
 from tests.examples import tiny_backbone
-from tests.host_graph import HostGraph
 from tests.models.test_text_model import BACKBONE, text
 
 # ------------------------------------------------------------------------------------------------ dropout

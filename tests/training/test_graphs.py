@@ -14,6 +14,7 @@ from torch import Tensor
 from baselines.mars import MarsProjection
 from baselines.r3f import R3F
 from baselines.recadam import RecAdam
+from bench.check.host_graph import HostGraph
 from bench.device import CPU
 from bench.interfaces.hooks import Batch, Context, Loss, State
 from bench.interfaces.model import Model
@@ -22,7 +23,6 @@ from bench.specs.architectures import TransformersEncoder
 from bench.specs.objectives import AdamW, CrossEntropy
 from bench.training import graphs, loop
 from bench.training.loop import Interrupted
-from tests.host_graph import HostGraph
 from tests.training.test_loop import FINETUNE, STAGES, equal, run
 
 

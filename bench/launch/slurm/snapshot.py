@@ -5,18 +5,32 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import baselines
 import bench
 from bench.errors import DamagedStore
 from bench.planning import gin_files
+from bench.planning.plugins import LOADED, Plugin
 from bench.store import provenance
 from bench.store.files import digest, sha256, sync, write_json
 
 
+def copied_plugins(copy: Path) -> tuple[Plugin, ...]:
+    """Return the plugins of this process as jobs load them: from a copy, but for what is installed."""
+    plugins = LOADED.values()
+    return tuple(each if each.installed else replace(each, path=copy / each.path.name) for each in plugins)
+
+
+def _sources() -> list[Path]:
+    """List what jobs run that is not installed: the packages of the suite, and the plugins."""
+    packages = [Path(str(package.__file__)).parent for package in (bench, baselines)]
+    return [*packages, *(plugin.path for plugin in LOADED.values() if not plugin.installed)]
+
+
 def snapshot(store_root: Path) -> Path:
-    """Copy the packages as imported now, and the grids, into the store.
+    """Copy the packages as imported now, the plugins and the grids into the store.
 
     Returns the folder for PYTHONPATH. The folder is named by its contents, so that equal code is copied once. Raises
     DamagedStore if an earlier copy was changed since.
@@ -29,9 +43,8 @@ def snapshot(store_root: Path) -> Path:
     # copy it, one rename succeeds, and the other finds the folder there, compares its contents, and uses it.
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
     try:
-        for package in (bench, baselines):
-            assert package.__file__ is not None  # a package with an __init__.py
-            _copy(Path(package.__file__).parent, temporary / package.__name__)
+        for source in _sources():
+            _copy(source, temporary / source.name)
         if not (temporary / "bench" / "gin").is_dir():  # else the wheel carries them inside
             _copy(gin_files.shipped_gin(), temporary / "gin")
         contents = _digest(temporary, commit)
@@ -51,23 +64,29 @@ def snapshot(store_root: Path) -> Path:
 
 
 def changed_since(store_root: Path, name: str) -> list[str]:
-    """List the Python files that differ between the packages and a copy of them, or that one of the two lacks."""
+    """List the Python files that differ between packages and plugins and a copy of them.
+
+    Those that one of the two lacks are listed, too.
+    """
     copy = store_root / ".code" / name
     changed: list[str] = []
-    for package in (bench, baselines):
-        assert package.__file__ is not None
-        ours, theirs = (_contents(root) for root in (Path(package.__file__).parent, copy / package.__name__))
-        differing = (path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
-        changed += [f"{package.__name__}/{path}" for path in sorted(differing)]
+    for source in _sources():
+        ours, theirs = (_contents(root) for root in (source, copy / source.name))
+        changed += sorted(path for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path))
     return changed
 
 
 def _contents(root: Path) -> dict[str, str]:
-    return {str(path.relative_to(root)): sha256(path) for path in _files(root) if path.suffix == ".py"}
+    """Return the checksum of each Python file by its path from the folder around `root`, a folder or a file."""
+    files = [root] if root.is_file() else _files(root)
+    return {str(path.relative_to(root.parent)): sha256(path) for path in files if path.suffix == ".py"}
 
 
 def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    if source.is_file():
+        shutil.copy(source, target)
+    else:
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
 
 
 def _files(folder: Path) -> list[Path]:

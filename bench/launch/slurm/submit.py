@@ -25,11 +25,12 @@ from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.cover import covered
 from bench.launch.slurm.ledger import Submission
-from bench.launch.slurm.snapshot import changed_since, snapshot
+from bench.launch.slurm.snapshot import changed_since, copied_plugins, snapshot
 from bench.launch.slurm.worklist import Worklist
 from bench.planning.gin_files import copy_gin
 from bench.planning.load import load_grid
 from bench.planning.plan import Plan, look_up, make_plan
+from bench.planning.plugins import LOADED, as_setting
 from bench.specs import Stage
 from bench.specs.cluster import Cluster
 from bench.store.states import why_blocked
@@ -81,14 +82,17 @@ class CommandLine:
     data: Path
     again: int = 0
 
-    def copied(self, folder: Path) -> CommandLine:
+    def copied(self, folder: Path, code: Path) -> CommandLine:
         """Return what a later job is to be told: absolute paths, and copies of the gin files in a folder.
 
-        The files themselves may change meanwhile.
+        The files themselves may change meanwhile; so may plugins, of which the job takes the copies beside the `code`.
         """
         copies = [str(path) for path in copy_gin(self.gin, folder)]
-        load_grid(copies, self.set)  # what cannot be read is better told now than by the last job
-        return CommandLine(copies, self.set, self.results.absolute(), self.data.absolute(), self.again)
+        lines = [text for text in self.set if re.match(r"\s*grid\.plugins\b", text) is None]
+        # What cannot be read is better told now than by the last job. Paths in the copied files lead nowhere.
+        load_grid(copies, [*lines, *as_setting(LOADED.values())])
+        lines += as_setting(copied_plugins(code))
+        return CommandLine(copies, lines, self.results.absolute(), self.data.absolute(), self.again)
 
     def of_tables(self, store_root: Path) -> list[str]:
         """Return the arguments of `bench.collate` that write the tables."""
@@ -264,7 +268,14 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
     """
     grid = plan.grid
     code = snapshot(store.root).absolute()
-    settings = Settings(data.absolute(), "cpu", grid.threads, grid.checkpoint_steps, grid.cuda_graphs)
+    settings = Settings(
+        data.absolute(),
+        "cpu",
+        grid.threads,
+        grid.checkpoint_steps,
+        grid.cuda_graphs,
+        plugins=copied_plugins(code),
+    )
     scontrol = shutil.which("scontrol") or "scontrol"
     # An array's dependencies name the ids of those before it, so each is submitted before the next one is built. A kill
     # in between leaves the arrays so far in the queue, and the next `submit` adds the others to them.
@@ -341,7 +352,7 @@ def _submit_tables(
     copies = ledger.folder(store.root) / "gin"
     copies.mkdir(exist_ok=True)
     try:
-        copied = command_line.copied(Path(tempfile.mkdtemp(dir=copies)))
+        copied = command_line.copied(Path(tempfile.mkdtemp(dir=copies)), code)
         submission = ledger.note(store.root, grid, plan.source)
         log = ledger.log_folder(store.root, submission.token)
         executor = sbatch.executor(log, cluster, submission.name, (0,), dependency, code)

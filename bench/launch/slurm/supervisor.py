@@ -35,6 +35,7 @@ from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import SlurmError
 from bench.launch.slurm.pool import Pool
 from bench.launch.slurm.stage_process import StageProcess, _number, _say
+from bench.planning.plugins import load_all
 from bench.specs.cluster import CHECKPOINT_SECONDS, START_SECONDS, Cluster
 from bench.store.ownership import JOB_VARIABLE
 from bench.store.provenance import cores
@@ -157,6 +158,7 @@ def supervise(assignment: Assignment) -> None:
     asked = Signals()
     asked.take_over(assignment.cluster.signal)
     baselines.register()  # the spec types that a stage may hold
+    load_all(assignment.settings.plugins)
     job = os.environ[JOB_VARIABLE] = job_name()
     element = Element(assignment, job, asked)
     try:

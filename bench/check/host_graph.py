@@ -45,11 +45,11 @@ class HostGraph:
             operation()
 
 
-class _Recording(TorchDispatchMode):
+class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Carries out and notes every operation; `undo` puts back what they overwrote."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Callable[[], None]] = []
         self._made: set[int] = set()  # storages that the work allocated
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
