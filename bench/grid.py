@@ -223,20 +223,26 @@ def _run(plan: Plan, options: argparse.Namespace, store: Store, data: Path, devi
             inline.run(queue, store, workers[0], stop, report)
         else:
             local.run(queue, store, workers, stop, report)
-    _report_failures(plan, store, queue.failed, queue.blocked)
+    _report_failures(plan, options, store, queue.failed, queue.blocked)
     return stop()
 
 
-def _report_failures(plan: Plan, store: Store, failed: Mapping[str, str], blocked: Mapping[str, str]) -> None:
+def _report_failures(
+    plan: Plan, options: argparse.Namespace, store: Store, failed: Mapping[str, str], blocked: Mapping[str, str]
+) -> None:
+    """Name the cells that failed or are blocked, each failed one with the command that shows its log."""
+    cells = plan.first_cells() if failed else {}
     # A search that is not blocked, though one of its candidates diverged, goes on with the others.
     searches = [stage for stage in plan.stages if isinstance(stage, Selected) and stage.key not in blocked]
     spared = {candidate.key for search in searches for candidate in search.candidates}
     for stage in plan.stages:
         if stage.key in failed:
             rest = "; its search goes on with the other candidates" if stage.key in spared else ""
-            print(f"failed: {stage.folder}: {failed[stage.key]}{rest}")
+            print(f"failed: {cells[stage.key]}: its stage {stage.name}: {failed[stage.key]}{rest}")
             if (log := store.folder(stage) / "log.txt").exists():
-                print(f"  log: {log}")
+                # The log of a cell is not that of a candidate which its search could do without.
+                shown = log if stage.key in spared else _status_command(options, "--log", cells[stage.key])
+                print(f"  its log: {shown}")
     for cell in plan.selected:
         if cell.stage.key in blocked:
             print(f"blocked: {cell.name}: {blocked[cell.stage.key]}")
@@ -301,16 +307,21 @@ def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -
         return write_tables(plan, store, options.results)
     if submitted.tables_job is not None:
         print(f"the tables are written by job {submitted.tables_job}, when all others have ended")
-    repeated = [("--gin", options.gin), ("--set", options.set), ("--store", [options.store])]
-    repeated += [("--data", [options.data])] if options.data else []
-    follow_arguments = [str(text) for option, values in repeated if values for text in (option, *values)]
-    print(f"to follow: {shlex.join(['python', '-m', 'bench.status', *follow_arguments])}", flush=True)
+    print(f"to follow: {_status_command(options)}", flush=True)
     if options.wait:  # who waits submits what is refused now when there is room, and writes the tables
         return _follow(plan, options, store, submitted)
     refused = submitted.refused or submitted.tables_refused
     if refused:
         print(f"error: {refused}\nWhen jobs have ended, run the same command to go on.", file=sys.stderr)
     return 1 if refused else 0
+
+
+def _status_command(options: argparse.Namespace, *more: str) -> str:
+    """Return the command that shows how the grid of this command line stands."""
+    repeated = [("--gin", options.gin), ("--set", options.set), ("--store", [options.store])]
+    repeated += [("--data", [options.data])] if options.data else []
+    arguments = [str(text) for option, values in repeated if values for text in (option, *values)]
+    return shlex.join(["python", "-m", "bench.status", *arguments, *more])
 
 
 def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Submitted) -> int:
@@ -350,7 +361,7 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
         print(f"left: {len(folders)} stages, such as {folders[0]}: {reason}; run the same command to go on")
     if refused:
         print(f"error: {refused}", file=sys.stderr)
-    _report_failures(plan, store, ended.failed, {**submitted.blocked, **ended.blocked})
+    _report_failures(plan, options, store, ended.failed, {**submitted.blocked, **ended.blocked})
     return write_tables(plan, store, options.results)
 
 

@@ -30,9 +30,11 @@ def describe_plan(plan: Plan) -> str:
         "stages: " + ", ".join(f"{states[state]} {state}" for state in STATES if states[state] or state in STATES[:2]),
     ]
     lines += [f"  {line}" for line in _not_prepared(plan)]
+    cells = plan.first_cells() if plan.failed else {}
     for stage in plan.stages:
         if stage.key in plan.failed and stage.key in to_run:
-            lines.append(f"  failed: {stage.folder}: {plan.failed[stage.key]} (run again with --retry)")
+            reason = f"its stage {stage.name}: {plan.failed[stage.key]}"
+            lines.append(f"  failed: {cells[stage.key]}: {reason} (run again with --retry)")
     if plan.again:
         lines.append(f"  again: {len(plan.again)} stages are run anew, and what the store holds of them is set aside:")
         lines += [f"    {stage.folder}" for stage in plan.again]

@@ -118,6 +118,14 @@ class Plan:
             last[cell.row].append(cell.stage)
         return {row: list(walk(*stages)) for row, stages in last.items()}
 
+    def first_cells(self) -> dict[str, str]:
+        """Name the first selected cell that needs each stage, by the stage's key: what a person knows it by."""
+        cells: dict[str, str] = {}
+        for cell in self.selected:
+            for stage in walk(cell.stage):
+                cells.setdefault(stage.key, cell.name)
+        return cells
+
     @property
     def _last(self) -> set[str]:
         return {cell.stage.key for cell in self.selected}
