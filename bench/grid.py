@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import baselines
 from bench import cli
 from bench.errors import InputError
+from bench.planning.cost import Rates, finished_rates, to_measure, unpriced
 from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, look_up, make_plan, source
 from bench.specs import Selected, Stage
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _cancel(options)
     plan = make_plan(options.gin, options.set, options.only, data, store, options.again)
     if options.plan:
-        print(describe_plan(plan))
+        print(describe_plan(plan, store, _measure(plan, options, store, data) if options.measure else None))
         if options.launcher == "slurm":
             _plan_jobs(plan, options, store, data)
         return 0
@@ -75,10 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = make_plan(options.gin, options.set, options.only, data, store, options.again)
     to_run = plan.to_run(options.retry)
     if not to_run:
-        print(describe_plan(plan), flush=True)
+        print(describe_plan(plan, store), flush=True)
         return write_tables(plan, store, options.results, read_before=plan.records)
     earlier = earlier_records(plan, options.results)  # refuses now what the tables could not be merged with at the end
-    print(describe_plan(plan), flush=True)
+    print(describe_plan(plan, store), flush=True)
     if plan.again:
         _set_aside(plan, options, store, [*earlier.cells.values()])
     # Others may write the file while this grid runs, and set stages aside: all is read again for the tables.
@@ -98,8 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("python -m bench.grid", __doc__ or "")
     parser.add_argument("--plan", action="store_true", help="show what would run, and exit")
+    parser.add_argument("--measure", action="store_true", help="with --plan: time a few steps of what has no price yet")
     parser.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="GLOB", help="cells: row/task/backbone/seed"
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="GLOB",
+        help="cells: row/task/backbone/seed, or the name of a row, method, task, backbone or kind of stage",
     )
     parser.add_argument("--launcher", choices=("inline", "local", "slurm"), default="local")
     parser.add_argument(
@@ -141,6 +148,8 @@ def _check_arguments(options: argparse.Namespace) -> None:
         raise InputError("--workers-per-device: --launcher inline runs one stage at a time; use --launcher local.")
     if options.workers_per_device is not None and options.workers is not None:
         raise InputError("--workers counts the processes of all devices, --workers-per-device those of one: give one.")
+    if options.measure and not options.plan:
+        raise InputError("--measure: is for --plan, which it helps to price; a grid that runs is timed anyway.")
     if options.wait and options.launcher != "slurm":
         raise InputError(f"--wait: --launcher {options.launcher} always waits; it is for --launcher slurm.")
     if options.cancel and (options.plan or options.retry or options.wait or options.again):
@@ -189,6 +198,21 @@ def _devices(options: argparse.Namespace) -> list[str]:
     if options.workers_per_device is not None and devices == ["cpu"]:
         raise InputError("--workers-per-device: is for GPUs, and stages would run on the CPU; use --workers.")
     return devices
+
+
+def _measure(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -> Rates:
+    """Time a few steps of one stage of each kind that no finished stage prices."""
+    if plan.unprepared:
+        return {}
+    from bench.training.timing import seconds_per_step
+
+    (settings, *_) = _workers(plan, options, data, _devices(options)[:1], 1)
+    rates: Rates = {}
+    for kind, stages in unpriced(plan, finished_rates(plan, store)).items():
+        print(f"measuring: {kind}", flush=True)
+        stage = to_measure(stages)
+        rates[kind, ""] = seconds_per_step(stage, settings) / stage.schedule.batch_size
+    return rates
 
 
 def _workers(plan: Plan, options: argparse.Namespace, data: Path, devices: Sequence[str], most: int) -> list[Settings]:

@@ -119,6 +119,8 @@ class Catalogue:
         legal = [*self.tasks, *CORPORA, *self.checkpoints]
         if name in REFUSED and name not in legal:
             raise InputError(f"{name} cannot be prepared: {REFUSED[name]}.")
+        if not name.isidentifier():
+            raise InputError(f"'{name}' is no name of a task, corpus or backbone: {LEGAL_NAME}.")
         if name not in legal:
             raise InputError(f"there is no task, corpus or backbone named '{name}' to prepare.{nearest(name, legal)}")
 
