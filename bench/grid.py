@@ -242,7 +242,13 @@ def _run(plan: Plan, options: argparse.Namespace, store: Store, data: Path, devi
     in_threads(store.add, [stage for stage in plan.stages if not stage.unprepared])
     stop = StopFlag()
     workers = _workers(plan, options, data, devices, 1 if options.launcher == "inline" else len(stages))
-    with stop.on_signals(), Reporter(len(stages), _rows(plan)) as report:
+    if stages:
+        count = "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
+        print(f"running {len(stages)} stages in {count}; before the first one torch is imported: seconds", flush=True)
+    reporter = Reporter(
+        len(stages), _rows(plan), stages=stages, rates=finished_rates(plan, store), workers=len(workers)
+    )
+    with stop.on_signals(), reporter as report:
         if options.launcher == "inline":
             inline.run(queue, store, workers[0], stop, report)
         else:
