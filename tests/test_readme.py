@@ -52,9 +52,10 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch, *more: str, only_parse: bool
         parse(*given)
         raise Accepted
 
-    with monkeypatch.context() as patched, pytest.raises(Accepted):
+    with monkeypatch.context() as patched:
         patched.setattr(argparse.ArgumentParser, "parse_args", stop)
-        main([*arguments, *more])
+        with pytest.raises(Accepted):
+            main([*arguments, *more])
     return 0
 
 
