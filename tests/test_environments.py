@@ -58,7 +58,7 @@ def test_a_grid_runs_to_its_table_with_all_of_it_at_once(tmp_path: Path, prepare
     """Also in another folder, below a shell whose startup prints."""
     (tmp_path / "talks").write_text("echo welcome to this cluster\n")
     every = {name: value for environment in ENVIRONMENTS.values() for name, value in environment.items()}
-    gin = tiny_grid.write(tmp_path, ["finetune"], "slow/finetune.lr = 1e-4")
+    gin = tiny_grid.write(tmp_path, ["finetune"], "slow/finetune.lr = 3e-3")
     gin.write_text(gin.read_text().replace("['finetune']", "['finetune', 'slow/finetune']"), encoding="utf-8")
     arguments = [
         "--gin",
