@@ -47,9 +47,14 @@ class DamagedStore(InputError):
 def nearest(name: str, legal: Iterable[str]) -> str:
     """End an error message with the closest legal name and all others.
 
-    Without a close one there are only the legal names.
+    Close is a name of the same letters, as low is to lwo, one with few letters changed, as finetune is to finetun, or
+    one that the name begins or ends, as bert begins bert_base; mnli is not close to mnist. Without a close one there
+    are only the legal names.
     """
     names = sorted(set(legal) - {""})
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = [each for each in names if sorted(each) == sorted(name)]
+    close = close or difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    if len(name) > 2 and not close:
+        close = [each for each in names if each.startswith(f"{name}_") or each.endswith(f"_{name}")]
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return f"{hint} Legal: {', '.join(names) or '(none)'}."

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import baselines
 from bench import cli
 from bench.errors import InputError
+from bench.planning.cost import Rates, finished_rates, to_measure, unpriced
 from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, look_up, make_plan, refuse_edited_plugins, source
 from bench.planning.plugins import LOADED
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _cancel(options)
     plan = make_plan(options.gin, options.set, options.only, data, store, options.again)
     if options.plan:
-        print(describe_plan(plan))
+        print(describe_plan(plan, store, _measure(plan, options, store, data) if options.measure else None))
         if options.launcher == "slurm":
             _plan_jobs(plan, options, store, data)
         return 0
@@ -78,10 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refuse_edited_plugins(plan)
     to_run = plan.to_run(options.retry)
     if not to_run:
-        print(describe_plan(plan), flush=True)
+        print(describe_plan(plan, store), flush=True)
         return write_tables(plan, store, options.results, read_before=plan.records)
     earlier = earlier_records(plan, options.results)  # refuses now what the tables could not be merged with at the end
-    print(describe_plan(plan), flush=True)
+    print(describe_plan(plan, store), flush=True)
     if plan.again:
         _set_aside(plan, options, store, [*earlier.cells.values()])
     # Others may write the file while this grid runs, and set stages aside: all is read again for the tables.
@@ -101,8 +102,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("python -m bench.grid", __doc__ or "")
     parser.add_argument("--plan", action="store_true", help="show what would run, and exit")
+    parser.add_argument("--measure", action="store_true", help="with --plan: time a few steps of what has no price yet")
     parser.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="GLOB", help="cells: row/task/backbone/seed"
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="GLOB",
+        help="cells: row/task/backbone/seed, or the name of a row, method, task, backbone or kind of stage",
     )
     parser.add_argument("--launcher", choices=("inline", "local", "slurm"), default="local")
     parser.add_argument(
@@ -144,6 +151,8 @@ def _check_arguments(options: argparse.Namespace) -> None:
         raise InputError("--workers-per-device: --launcher inline runs one stage at a time; use --launcher local.")
     if options.workers_per_device is not None and options.workers is not None:
         raise InputError("--workers counts the processes of all devices, --workers-per-device those of one: give one.")
+    if options.measure and not options.plan:
+        raise InputError("--measure: is for --plan, which it helps to price; a grid that runs is timed anyway.")
     if options.wait and options.launcher != "slurm":
         raise InputError(f"--wait: --launcher {options.launcher} always waits; it is for --launcher slurm.")
     if options.cancel and (options.plan or options.retry or options.wait or options.again):
@@ -194,6 +203,21 @@ def _devices(options: argparse.Namespace) -> list[str]:
     return devices
 
 
+def _measure(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -> Rates:
+    """Time a few steps of one stage of each kind that no finished stage prices."""
+    if plan.unprepared:
+        return {}
+    from bench.training.timing import seconds_per_step
+
+    (settings, *_) = _workers(plan, options, data, _devices(options)[:1], 1)
+    rates: Rates = {}
+    for kind, stages in unpriced(plan, finished_rates(plan, store)).items():
+        print(f"measuring: {kind}", flush=True)
+        stage = to_measure(stages)
+        rates[kind, ""] = seconds_per_step(stage, settings) / stage.schedule.batch_size
+    return rates
+
+
 def _workers(plan: Plan, options: argparse.Namespace, data: Path, devices: Sequence[str], most: int) -> list[Settings]:
     """Give each worker of the local launcher its device. There are `most` workers at most."""
     from bench.training.protocol import Settings
@@ -229,25 +253,37 @@ def _run(plan: Plan, options: argparse.Namespace, store: Store, data: Path, devi
     in_threads(store.add, [stage for stage in plan.stages if not stage.unprepared])
     stop = StopFlag()
     workers = _workers(plan, options, data, devices, 1 if options.launcher == "inline" else len(stages))
-    with stop.on_signals(), Reporter(len(stages), _rows(plan)) as report:
+    if stages:
+        count = "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
+        print(f"running {len(stages)} stages in {count}; before the first one torch is imported: seconds", flush=True)
+    reporter = Reporter(
+        len(stages), _rows(plan), stages=stages, rates=finished_rates(plan, store), workers=len(workers)
+    )
+    with stop.on_signals(), reporter as report:
         if options.launcher == "inline":
             inline.run(queue, store, workers[0], stop, report)
         else:
             local.run(queue, store, workers, stop, report)
-    _report_failures(plan, store, queue.failed, queue.blocked)
+    _report_failures(plan, options, store, queue.failed, queue.blocked)
     return stop()
 
 
-def _report_failures(plan: Plan, store: Store, failed: Mapping[str, str], blocked: Mapping[str, str]) -> None:
+def _report_failures(
+    plan: Plan, options: argparse.Namespace, store: Store, failed: Mapping[str, str], blocked: Mapping[str, str]
+) -> None:
+    """Name the cells that failed or are blocked, each failed one with the command that shows its log."""
+    cells = plan.first_cells() if failed else {}
     # A search that is not blocked, though one of its candidates diverged, goes on with the others.
     searches = [stage for stage in plan.stages if isinstance(stage, Selected) and stage.key not in blocked]
     spared = {candidate.key for search in searches for candidate in search.candidates}
     for stage in plan.stages:
         if stage.key in failed:
             rest = "; its search goes on with the other candidates" if stage.key in spared else ""
-            print(f"failed: {stage.folder}: {failed[stage.key]}{rest}")
+            print(f"failed: {cells[stage.key]}: its stage {stage.name}: {failed[stage.key]}{rest}")
             if (log := store.folder(stage) / "log.txt").exists():
-                print(f"  log: {log}")
+                # The log of a cell is not that of a candidate which its search could do without.
+                shown = log if stage.key in spared else _status_command(options, "--log", cells[stage.key])
+                print(f"  its log: {shown}")
     for cell in plan.selected:
         if cell.stage.key in blocked:
             print(f"blocked: {cell.name}: {blocked[cell.stage.key]}")
@@ -312,16 +348,21 @@ def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -
         return write_tables(plan, store, options.results)
     if submitted.tables_job is not None:
         print(f"the tables are written by job {submitted.tables_job}, when all others have ended")
-    repeated = [("--gin", options.gin), ("--set", options.set), ("--store", [options.store])]
-    repeated += [("--data", [options.data])] if options.data else []
-    follow_arguments = [str(text) for option, values in repeated if values for text in (option, *values)]
-    print(f"to follow: {shlex.join(['python', '-m', 'bench.status', *follow_arguments])}", flush=True)
+    print(f"to follow: {_status_command(options)}", flush=True)
     if options.wait:  # who waits submits what is refused now when there is room, and writes the tables
         return _follow(plan, options, store, submitted)
     refused = submitted.refused or submitted.tables_refused
     if refused:
         print(f"error: {refused}\nWhen jobs have ended, run the same command to go on.", file=sys.stderr)
     return 1 if refused else 0
+
+
+def _status_command(options: argparse.Namespace, *more: str) -> str:
+    """Return the command that shows how the grid of this command line stands."""
+    repeated = [("--gin", options.gin), ("--set", options.set), ("--store", [options.store])]
+    repeated += [("--data", [options.data])] if options.data else []
+    arguments = [str(text) for option, values in repeated if values for text in (option, *values)]
+    return shlex.join(["python", "-m", "bench.status", *arguments, *more])
 
 
 def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Submitted) -> int:
@@ -361,7 +402,7 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
         print(f"left: {len(folders)} stages, such as {folders[0]}: {reason}; run the same command to go on")
     if refused:
         print(f"error: {refused}", file=sys.stderr)
-    _report_failures(plan, store, ended.failed, {**submitted.blocked, **ended.blocked})
+    _report_failures(plan, options, store, ended.failed, {**submitted.blocked, **ended.blocked})
     return write_tables(plan, store, options.results)
 
 

@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """List, prepare or check tasks, corpora and backbones."""
     options = _parser().parse_args(arguments)
     baselines.register()
-    catalogue = Catalogue(load_bindings(options.gin, options.set).all)
     root = cli.data_root(options)
+    catalogue = Catalogue(load_bindings(options.gin, options.set).all, root)
     if options.command == "list":
         print(_listing(catalogue, root))
         return 0

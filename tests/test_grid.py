@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bench import cli, grid
+from bench import cli, grid, status
 from bench.data.metrics import METRICS
 from bench.errors import InputError
 from bench.planning.plan import make_plan
@@ -401,7 +403,13 @@ def test_a_failure_blocks_its_dependants_and_nothing_else(
     shown = capsys.readouterr().out
     failed = next(name for name, attempts in place.ledger().items() if attempts[-1]["end"]["state"] == "failed")
     assert failed.startswith("further_pretrain-digits")
-    assert f"blocked: tapt/digits/photos_mae/0: its stage {failed} failed" in shown
+    assert "blocked: tapt/digits/photos_mae/0: its stage further_pretrain failed" in shown
+    assert "failed: tapt/digits/photos_mae/0: its stage further_pretrain: Diverged" in shown
+    # The command that is printed shows the log of the stage that failed, though its cell has others.
+    (command,) = re.findall(r"its log: python -m bench\.status (.*)", shown)
+    capsys.readouterr()
+    assert status.main(shlex.split(command)) == 0
+    assert capsys.readouterr().out == (place.store / failed / "log.txt").read_text()
     assert shown.count("blocked: ") == 4
     assert place.records().keys() == {"finetune/digits/photos_mae/0", "finetune/digits/photos_mae/1"}
     assert "Diverged" in (place.store / failed / "log.txt").read_text()

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.data.content import Rows, checksum, joined
-from bench.data.decode import rgb
+from bench.data.decode import of_any_size, rgb
 from bench.data.disk import TOKENIZER, read_rows
 from bench.data.manifest import Manifest
 from bench.errors import InputError, NotPrepared
@@ -180,7 +180,8 @@ def _decode(encoded: list[bytes], size: int, source: str, new: Allocate) -> Arra
     pixels = new((len(encoded), 3, size, size), np.dtype(np.uint8))
     for i, value in enumerate(encoded):
         try:
-            image = rgb(value)
+            with of_any_size():
+                image = rgb(value)
         except Exception as error:  # damaged files make Pillow raise almost anything
             raise InputError(f"{source}: the image of row {i} cannot be decoded ({error}).") from error
         pixels[i] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,21 @@ EIGHT_BITS = 257  # 65535 / 255
 def is_sixteen_bit(image: Image) -> bool:
     """Tell whether an opened image has one channel of 16 bits."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+@contextlib.contextmanager
+def of_any_size() -> Iterator[None]:
+    """Lift Pillow's limit on the size of images for a while.
+
+    The limit that counts is the task's `most_megapixels`, held when its data are prepared.
+    """
+    from PIL import Image
+
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def rgb(encoded: bytes) -> Image:

@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 from bench.data.content import Content
-from bench.data.decode import is_sixteen_bit, rgb
+from bench.data.decode import is_sixteen_bit, of_any_size, rgb
 from bench.store.provenance import cores
 
 ORIENTATION = 274
@@ -36,7 +36,7 @@ def image_notes(content: Content) -> Iterator[str]:
     """
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
-    with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as threads:
+    with warnings.catch_warnings(), of_any_size(), ThreadPoolExecutor(cores()) as threads:
         warnings.simplefilter("ignore")
         for split, rows in content.splits.items():
             for i, traits in enumerate(threads.map(_traits, rows.values)):

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 from bench.data.content import Content, Rows
-from bench.data.decode import rgb
+from bench.data.decode import of_any_size, rgb
+from bench.data.task_spec import MOST_MEGAPIXELS
 from bench.data.visible import visible
 from bench.errors import InputError
 from bench.store.filetypes import recognised
@@ -23,16 +24,20 @@ MOST_NAMED = 10
 Example = tuple[bytes, bytes | None]
 
 
-def problems(content: Content, allowed_empty: Mapping[str, frozenset[str]] = {}) -> list[str]:
+def problems(
+    content: Content,
+    allowed_empty: Mapping[str, frozenset[str]] = {},
+    most_megapixels: float = MOST_MEGAPIXELS,
+) -> list[str]:
     """List what would spoil training, at most 10 of each kind.
 
     Each is named by split and row (counted from 0) and class; a count of the rest follows.
 
-    These are: images that cannot be decoded to their end, are decompression bombs, of zero size or above 20,000 pixels
-    wide or high; texts in which nothing is visible; labels without a class; classes without examples, unless
-    `allowed_empty` names them for that split; fewer than 2 classes. A class with one training example is fine.
+    These are: images that cannot be decoded to their end, have more than `most_megapixels`, are of zero size or above
+    20,000 pixels wide or high; texts in which nothing is visible; labels without a class; classes without examples,
+    unless `allowed_empty` names them for that split; fewer than 2 classes. A class with one training example is fine.
     """
-    bad = _damaged_images(content) if content.modality == "image" else _empty_texts(content)
+    bad = _damaged_images(content, most_megapixels) if content.modality == "image" else _empty_texts(content)
     return [
         *_shortened(_empty_splits(content), "empty splits"),
         *_shortened(_few_classes(content), "problems with the classes"),
@@ -42,9 +47,14 @@ def problems(content: Content, allowed_empty: Mapping[str, frozenset[str]] = {})
     ]
 
 
-def refuse(name: str, content: Content, allowed_empty: Mapping[str, frozenset[str]] = {}) -> None:
+def refuse(
+    name: str,
+    content: Content,
+    allowed_empty: Mapping[str, frozenset[str]] = {},
+    most_megapixels: float = MOST_MEGAPIXELS,
+) -> None:
     """Raise InputError with all problems of a data set, if any."""
-    if reasons := problems(content, allowed_empty):
+    if reasons := problems(content, allowed_empty, most_megapixels):
         listed = "\n".join(f"  {problem}" for problem in reasons)
         raise InputError(f"{name} cannot be used:\n{listed}\nCorrect or remove these examples in its source.")
 
@@ -133,6 +143,20 @@ def _stray_labels(content: Content) -> Iterator[str]:
                 yield f"{_row(content, split, i)}: the label {label} is none of the {len(legal)} classes"
 
 
+def empty_notes(content: Content) -> list[str]:
+    """Say which classes have no examples in a split, a line for each split that lacks some."""
+    notes = []
+    for split, rows in content.splits.items():
+        present = set(rows.labels or ())
+        absent = [name for label, name in enumerate(content.class_names or ()) if label not in present]
+        if absent:
+            names = f"{', '.join(absent[:MOST_NAMED])}{' …' * (len(absent) > MOST_NAMED)}"
+            notes.append(
+                f"{split} has no examples of {len(absent)} of the classes: {names}; means over classes skip them"
+            )
+    return notes
+
+
 def _empty_classes(content: Content, allowed: Mapping[str, frozenset[str]]) -> Iterator[str]:
     for split, rows in content.splits.items():
         if rows.values and rows.labels is not None:
@@ -160,22 +184,23 @@ def _text_problem(text: bytes) -> str | None:
     return "holds nothing visible" if text.strip() else "is empty"
 
 
-def _damaged_images(content: Content) -> list[str]:
-    from PIL import Image
-
+def _damaged_images(content: Content, most_megapixels: float) -> list[str]:
     messages = []
-    # Filters belong to the whole process, so they are set here and not in the threads.
-    with warnings.catch_warnings(), ThreadPoolExecutor(cores()) as threads:
+
+    def problem_of(encoded: bytes) -> str | None:
+        return _image_problem(encoded, most_megapixels)
+
+    # Filters and Pillow's limit belong to the whole process, so they are set here and not in the threads.
+    with warnings.catch_warnings(), of_any_size(), ThreadPoolExecutor(cores()) as threads:
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         for split, rows in content.splits.items():
-            for i, problem in enumerate(threads.map(_image_problem, rows.values)):
+            for i, problem in enumerate(threads.map(problem_of, rows.values)):
                 if problem is not None:
                     messages.append(f"{_row(content, split, i)}: the image {problem}")
     return messages
 
 
-def _image_problem(encoded: bytes) -> str | None:
+def _image_problem(encoded: bytes, most_megapixels: float) -> str | None:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -183,9 +208,12 @@ def _image_problem(encoded: bytes) -> str | None:
             width, height = image.size
             if min(width, height) < 1 or max(width, height) > MOST_PIXELS:
                 return f"is {width} x {height} pixels; legal are 1 to {MOST_PIXELS} each way"
+            if (megapixels := width * height / 1e6) > most_megapixels:
+                return (
+                    f"is {width} x {height} pixels, {megapixels:.1f} megapixels; legal are {most_megapixels:g}, as a "
+                    "larger one may fill the memory. To read it, bind NAME/task.most_megapixels"
+                )
         rgb(encoded)  # decodes to the end
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        return f"is too large ({error})"
     except UnidentifiedImageError:
         return f"is {recognised(encoded[:512]) or 'of no known type, or its first bytes are damaged'}"
     except Exception as error:  # damaged files make Pillow raise almost anything

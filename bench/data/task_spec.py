@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from bench.data.metrics import MetricName
-from bench.specs import Spec
+from bench.specs import Spec, added
 
 Modality = Literal["image", "text"]
+
+MOST_MEGAPIXELS = 89.5
+"""The largest image that is read unasked, as Pillow has it: a small file may unpack to more than the memory holds."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,11 @@ class Task(Spec):
     validation split, a search still fits on the training split alone. `source` is where a user's own data come from:
     `folder:`, `parquet:`, `jsonl:` or `csv:` and a path, or `hub:OWNER/NAME@REVISION`, with `configuration` for one of
     several. It is read by its columns: the labels', and that of the images, or of the texts and, for pairs, the second
-    texts.
+    texts. `modality_bound` is False where the columns are to tell the modality. Images of more than `most_megapixels`
+    are refused.
     """
 
-    UNBOUND: ClassVar[tuple[str, ...]] = ("name",)
+    UNBOUND: ClassVar[tuple[str, ...]] = ("name", "modality_bound")
 
     name: str
     modality: Literal["image", "text"]
@@ -37,3 +41,5 @@ class Task(Spec):
     pair_column: str | None = None
     label_column: str = "label"
     positive_class: str | None = None
+    most_megapixels: float = added(MOST_MEGAPIXELS)
+    modality_bound: bool = added(True)

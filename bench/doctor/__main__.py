@@ -1,5 +1,7 @@
 """Check what a grid needs of this computer and, where there is one, of this cluster: `python -m bench.doctor`.
 
+With `--gin FILE` that grid's data, weights, disk space and memory are looked at, too.
+
 Every fact comes with a verdict, and with a fix where there is something to fix. Exit status: 0 no problems, 1 some.
 """
 
@@ -33,10 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="run no test job on the cluster")
     options = parser.parse_args(arguments)
     baselines.register()
-    cluster, data = _cluster(options), cli.data_root(options)
+    (cluster, is_grid), data = _settings(options), cli.data_root(options)
     problems = _tell("this computer", (computer.packages(), computer.devices()))
     disks = computer.disk("--store", options.store), computer.disk("--data", data), computer.file_system(options.store)
     problems += _tell("disks", disks)
+    if is_grid:
+        from bench.doctor.needs import needs
+
+        problems += _tell("this grid", (needs(options.gin, options.set, options.store, data),))
     if shutil.which("sbatch") is None:
         print("cluster:\n  none: there is no sbatch on the PATH, as there is on a cluster's login node")
     else:
@@ -47,13 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if problems else 0
 
 
-def _cluster(options: argparse.Namespace) -> Cluster:
-    """Read what the named gin files ask of a cluster."""
+def _settings(options: argparse.Namespace) -> tuple[Cluster, bool]:
+    """Read what the named gin files ask of a cluster, and whether they describe a grid."""
     if not options.gin and not options.set:
-        return Cluster()  # without importing what may be broken here
+        return Cluster(), False  # without importing what may be broken here
     from bench.planning.load import load_bindings, load_cluster
 
-    return load_cluster(load_bindings(options.gin, options.set))
+    bindings = load_bindings(options.gin, options.set)
+    is_grid = any((line.configurable, line.setting) == ("grid", "rows") for line in bindings.all)
+    return load_cluster(bindings), is_grid
 
 
 def _tell(title: str, reports: Iterable[Iterator[Fact]]) -> int:

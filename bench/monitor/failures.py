@@ -13,7 +13,7 @@ from bench.monitor import states
 from bench.monitor.matrix import _count
 from bench.monitor.states import Look
 from bench.planning.plan import Plan
-from bench.specs import Stage, walk
+from bench.specs import walk
 from bench.store.ownership import Attempt
 from bench.store.states import StageState
 from bench.store.store import Store
@@ -65,11 +65,12 @@ def describe_failures(plan: Plan, store: Store, view: Look) -> str:
     Each comes with the end of its log, each class with what helps.
     """
     classes: dict[str, list[str]] = defaultdict(list)
+    cells = plan.first_cells()
     for stage in plan.stages:
         seen = view.seen.get(stage.key)
         if seen is not None and (seen.state == StageState.FAILED or seen.job in states.ENDED_BADLY):
             last = view.last_attempt(stage)
-            text = [f"  {stage.folder}: {seen.note}{_where(last)}"]
+            text = [f"  {cells[stage.key]}: its stage {stage.name}: {seen.note}{_where(last)}"]
             # The stage's log tells what its code did, the job's what became of the process and the node.
             tails = {log: states.tail(log).rstrip() for log in states.logs(stage, store, view)}
             for log, printed in tails.items():
@@ -80,7 +81,7 @@ def describe_failures(plan: Plan, store: Store, view: Look) -> str:
             if job is not None:
                 where = f" on {job.node}" if job.node else ""
                 text.append(f"    its job: {f'{job.state} {job.reason} {job.exit_code}'.strip()}{where}")
-            text += [f"    all of it: python -m bench.status … --log '{name}'" for name in _cell(plan, stage)]
+            text.append(f"    all of it: python -m bench.status … --log '{cells[stage.key]}'")
             classes[classify(f"{seen.job} {seen.note}", *ends)].append("\n".join(text))
     blocks = [
         "\n".join((f"{kind}: {_count(len(classes[kind]), 'stage')}", f"  fix: {FIXES[kind]}", *classes[kind]))
@@ -89,11 +90,6 @@ def describe_failures(plan: Plan, store: Store, view: Look) -> str:
     ]
     again = "bench.grid with --retry runs failed stages again"
     return "\n\n".join([*blocks, again]) if blocks else "no stage failed"
-
-
-def _cell(plan: Plan, stage: Stage) -> list[str]:
-    """Return the first cell that needs a stage."""
-    return [cell.name for cell in plan.selected if any(each.key == stage.key for each in walk(cell.stage))][:1]
 
 
 def classify(reason: str, *logs: str) -> str:
@@ -127,7 +123,7 @@ def _where(attempt: Attempt | None) -> str:
 
 
 def print_log(plan: Plan, store: Store, view: Look, name: str) -> None:
-    """Print the log of a cell's last stage that has one.
+    """Print the log of a cell's failed stage, else of its last one that has a log.
 
     `name` is a cell or a glob; of several cells that match, the names are printed instead.
     """
@@ -140,7 +136,10 @@ def print_log(plan: Plan, store: Store, view: Look, name: str) -> None:
     if len(matching) > 1:
         print("\n".join(f"{cell.name}: {view.of(cell).state}" for cell in matching))
         return
-    stages = reversed(list(walk(matching[0].stage)))
+    stages = list(reversed(list(walk(matching[0].stage))))
+    if view.of(matching[0]).state in (StageState.FAILED, StageState.BLOCKED):
+        # The sort keeps the order of equals: failed stages come first, then the others, children before parents.
+        stages.sort(key=lambda stage: stage.key not in view.seen or view.seen[stage.key].state != StageState.FAILED)
     log = next(filter(None, (states.log(stage, store, view) for stage in stages)), None)
     if log is None:
         raise InputError(f"--log '{name}': none of its stages has a log: it has not begun.")

@@ -124,6 +124,7 @@ def _percent(share: float) -> str:
 def _details(cells: Sequence[tuple[PlannedCell, Seen]], view: Look) -> Iterator[str]:
     # State -> line -> the number of cells that it is true of.
     notes: dict[StageState, Counter[str]] = defaultdict(Counter)
+    failed: dict[str, str] = {}  # key of a failed stage -> the first cell that it is of
     for cell, seen in cells:
         if seen.state in (StageState.BLOCKED, StageState.QUEUED, StageState.PLANNED):
             notes[seen.state][seen.note] += 1
@@ -131,7 +132,9 @@ def _details(cells: Sequence[tuple[PlannedCell, Seen]], view: Look) -> Iterator[
             running = seen.state == StageState.RUNNING
             percent = _percent(seen.share) if running or (seen.share > 0 and seen.state != StageState.FAILED) else ""
             facts = ", ".join(filter(None, (percent, seen.note)))
-            notes[seen.state][f"{view.shown[cell.stage.key].folder}: {facts}"] += 1
+            shown = view.shown[cell.stage.key]
+            name = failed.setdefault(shown.key, cell.name) if seen.state == StageState.FAILED else shown.folder
+            notes[seen.state][f"{name}: {facts}"] += 1
     for state in STATES:
         lines = [f"{state}: {text} ({_count(count, 'cell')})" for text, count in notes[state].items() if text]
         yield from lines[:LISTED]

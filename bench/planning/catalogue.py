@@ -25,7 +25,16 @@ OF_CHECKPOINTS = ("weights", "weights_checksum")
 RESERVED = ("downloads", "backbones")
 """Folders of the data root that are no data set."""
 
-OF_OWN_TASKS = ("source", "modality", "configuration", "image_column", "text_column", "pair_column", "label_column")
+OF_OWN_TASKS = (
+    "source",
+    "modality",
+    "configuration",
+    "image_column",
+    "text_column",
+    "pair_column",
+    "label_column",
+    "most_megapixels",
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class Catalogue:
     """
 
     bindings: tuple[Binding, ...] = ()
+    root: Path | None = None
+    """Where the data lie. Without it, it is not looked at what those of a user's own task are."""
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -108,6 +119,8 @@ class Catalogue:
         legal = [*self.tasks, *CORPORA, *self.checkpoints]
         if name in REFUSED and name not in legal:
             raise InputError(f"{name} cannot be prepared: {REFUSED[name]}.")
+        if not name.isidentifier():
+            raise InputError(f"'{name}' is no name of a task, corpus or backbone: {LEGAL_NAME}.")
         if name not in legal:
             raise InputError(f"there is no task, corpus or backbone named '{name}' to prepare.{nearest(name, legal)}")
 
@@ -145,7 +158,8 @@ class Catalogue:
             except InputError as error:
                 raise InputError(f"{lines['source'].location}: {error}") from error
             values = {setting: checked(line) for setting, line in lines.items()}
-            yield dataclasses.replace(task, **values)
+            task = dataclasses.replace(task, **values, modality_bound=task.modality_bound or "modality" in lines)
+            yield task if self.root is None else own.as_in_data(task, self.root)
 
     def _checkpoint(self, name: str, lines: dict[str, Binding]) -> Checkpoint:
         first = next(iter(lines.values()))

@@ -73,7 +73,7 @@ class Expansion:
 
     def __post_init__(self) -> None:
         self.rows = {row.name: row for row in map(Row.parse, self.grid.rows)}
-        self.catalogue = Catalogue(self.bindings.all)
+        self.catalogue = Catalogue(self.bindings.all, self.data_root)
 
     def manifest(self, task: str) -> Manifest | None:
         """Return what is prepared of a task, read once; None if nothing.
@@ -245,7 +245,11 @@ class Cell:
         backbone = self._built_backbone()
         if self.task.modality != backbone.MODALITY:
             wrong = f"{backbone.name} reads {backbone.MODALITY}s, {self.task.name} holds {self.task.modality}s"
-            raise self.blame("backbone", f"{wrong}: choose a backbone of the task's modality.")
+            cure = "choose a backbone of the task's modality"
+            if not self.task.modality_bound and self._expansion.manifest(self._task_name) is None:
+                prepare = self._expansion.catalogue.command([self.task.name], self._expansion.data_root)
+                cure = f"it counts as {self.task.modality} until it is prepared: {prepare}"
+            raise self.blame("backbone", f"{wrong}: {cure}.")
         return backbone
 
     def _built_backbone(self) -> Backbone:

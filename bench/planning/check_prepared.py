@@ -53,7 +53,7 @@ def check(name: str, catalogue: Catalogue, root: Path) -> Report:
     # a task with the rules for all data, and with what its source promises.
     wrong += _differences(manifest, content, root)
     if name not in CORPORA:
-        wrong += problems(content, official.empty_classes(name, content))
+        wrong += problems(content, official.empty_classes(name, content), catalogue.tasks[name].most_megapixels)
         wrong += official.differences(name, manifest)
     return Report(describe_manifest(manifest), wrong, list(_notes(manifest, content)))
 

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from bench.planning.cost import Rates, describe_cost, finished_rates
 from bench.planning.plan import Plan
 from bench.specs import PRETRAINED, PublicWeights, Stage
 from bench.store.states import StageState
+from bench.store.store import Store
 
 STATES = (StageState.DONE, StageState.TO_RUN, StageState.FAILED, StageState.NOT_PREPARED, StageState.UNNEEDED)
 
 
-def describe_plan(plan: Plan) -> str:
+TABLE_WIDTH = 80
+
+NO_BREAK = "\xa0"
+"""A blank at which no line of a table is broken."""
+
+WORDS = (
+    "row: a method with its settings, a line of the table",
+    "cell: a row on one task with one seed, a number in the table",
+    "stage: a training run behind cells; cells that begin alike share it",
+)
+SOURCE_WORDS = "source_pretrain: source pre-training, first weights for a backbone without any"
+
+
+def describe_plan(plan: Plan, store: Store | None = None, measured: Rates | None = None) -> str:
     """Put a plan into words for `--plan`.
 
-    Shown are its cells, its stages and how rows share them, what is done and to do, and the cost.
+    Shown are its cells, its stages and how rows share them, what is done and to do, and the cost. That is priced by the
+    finished stages of the plan and of `store`, and by what was `measured`.
     """
     to_run = {stage.key for stage in plan.to_run(retry=True)}
     grid, states = plan.grid, Counter(_state(plan, stage, to_run) for stage in plan.stages)
@@ -24,23 +40,33 @@ def describe_plan(plan: Plan) -> str:
     lines = [
         f"grid {grid.name}: {size}{selected}",
         f"pre-training seeds: {grid.pretraining_seeds}",
+        *(f"  {line}" for line in _words(plan)),
         "",
         *_sharing(plan),
         "",
         "stages: " + ", ".join(f"{states[state]} {state}" for state in STATES if states[state] or state in STATES[:2]),
     ]
     lines += [f"  {line}" for line in _not_prepared(plan)]
+    cells = plan.first_cells() if plan.failed else {}
     for stage in plan.stages:
         if stage.key in plan.failed and stage.key in to_run:
-            lines.append(f"  failed: {stage.folder}: {plan.failed[stage.key]} (run again with --retry)")
+            reason = f"its stage {stage.name}: {plan.failed[stage.key]}"
+            lines.append(f"  failed: {cells[stage.key]}: {reason} (run again with --retry)")
     if plan.again:
         lines.append(f"  again: {len(plan.again)} stages are run anew, and what the store holds of them is set aside:")
         lines += [f"    {stage.folder}" for stage in plan.again]
     lines += [f"  {line}" for line in outdated(plan.outdated.values())]
     lines += [f"  {line}" for line in (*plan.splits, *plan.notes)]
     lines += [f"  fresh decoder: {line}" for line in fresh_decoders(plan.stages)]
-    lines.append(_cost(plan))
+    rates = finished_rates(plan, store) | (measured or {})
+    lines += describe_cost(plan, rates, measured is not None)
     return "\n".join(lines)
+
+
+def _words(plan: Plan) -> Iterable[str]:
+    yield from WORDS
+    if any(stage.name == "source_pretrain" for stage in plan.stages):
+        yield SOURCE_WORDS
 
 
 def outdated(reasons: Iterable[str]) -> Iterator[str]:
@@ -97,36 +123,14 @@ def _sharing(plan: Plan) -> Iterable[str]:
             methods[row],
             len(stages),
             sum(users[stage.key] > 1 for stage in stages),
-            ", ".join(f"{n} {name}" for name, n in Counter(stage.name for stage in stages).items()),
+            ", ".join(f"{n}{NO_BREAK}{name}" for name, n in Counter(stage.name for stage in stages).items()),
         )
         for row, stages in alone.items()
     ]
-    yield tabulate(rows, headers=("row", "stages alone", "of them shared", "which"), tablefmt="simple")
+    # Two blanks stand between columns; what the first three leave is for the list of stages.
+    heads = ("row", "alone", "shared", "stages")
+    left = max(len("row"), *(len(row) for row, *_ in rows)) + sum(len(head) + 4 for head in heads[1:3])
+    wide = [None, None, None, max(20, TABLE_WIDTH - left)]
+    table = tabulate(rows, headers=heads, tablefmt="simple", maxcolwidths=wide, disable_numparse=[0, 3])
+    yield table.replace(NO_BREAK, " ")
     yield f"{sum(map(len, alone.values()))} stages if every row ran alone, {len(plan.stages)} distinct"
-
-
-def _cost(plan: Plan) -> str:
-    """Estimate how long the stages to run will take.
-
-    A stage takes as many seconds per step as the finished stages of its kind in the store did on average.
-    """
-    rates: dict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for stage in plan.stages:
-        if stage.key in plan.done:
-            rates[_kind(stage)].append(plan.done[stage.key] / stage.total_steps)
-    to_run = plan.to_run(retry=True)
-    estimated = [stage for stage in to_run if _kind(stage) in rates]
-    seconds = sum(sum(rates[_kind(s)]) / len(rates[_kind(s)]) * s.total_steps for s in estimated)
-    if plan.unprepared:
-        return "cost: unknown until the data are prepared"
-    if not to_run:
-        return "cost: nothing to run"
-    if not estimated:
-        return f"cost: unknown, the store holds no finished stage like the {len(to_run)} to run"
-    rest = len(to_run) - len(estimated)
-    unknown = f"; unknown for {rest} more" if rest else ""
-    return f"cost: about {seconds / 60:.1f} minutes of one worker for {len(estimated)} stages{unknown}"
-
-
-def _kind(stage: Stage) -> tuple[str, str, str]:
-    return stage.name, stage.data.task, stage.backbone.name

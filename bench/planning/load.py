@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.data.tasks import CORPORA, FURTHER_EVALUATIONS, REFUSED, trained_task
 from bench.errors import InputError, SpecError, nearest
-from bench.planning.bindings import Binding, Bindings, checked
+from bench.planning.bindings import LEGAL_NAME, Binding, Bindings, checked
 from bench.planning.catalogue import OF_CHECKPOINTS, OF_OWN_TASKS, Catalogue
 from bench.planning.cell import Expansion
 from bench.planning.gin_files import read_bindings
@@ -143,6 +143,8 @@ def _check_names(grid: Grid, catalogue: Catalogue) -> None:
             continue
         if task in REFUSED:
             raise SpecError("tasks", f"grid.tasks: there is no task '{task}': {REFUSED[task]}. Take it out.")
+        if not task.isidentifier():
+            raise SpecError("tasks", f"grid.tasks: '{task}' is no name of a task: {LEGAL_NAME}.")
         legal = nearest(task, [*catalogue.tasks, *FURTHER_EVALUATIONS])
         raise SpecError("tasks", f"grid.tasks: there is no task '{task}', nor is {task}/task.source bound.{legal}")
     for row in map(Row.parse, grid.rows):

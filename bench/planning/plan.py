@@ -6,7 +6,7 @@ import fnmatch
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from bench.planning.load import load_cluster, load_clusters, load_grid, refuse_u
 from bench.planning.settings import Grid
 from bench.planning.sharing import _splits
 from bench.specs import Selected, Stage, source_file, spec_class, spec_plugin, walk
-from bench.specs.cluster import Cluster
+from bench.specs.cluster import Cluster, stage_kind
 from bench.store.code import other_code, outdated
 from bench.store.files import digest
 from bench.store.store import Store
@@ -117,6 +117,14 @@ class Plan:
         for cell in self.selected:
             last[cell.row].append(cell.stage)
         return {row: list(walk(*stages)) for row, stages in last.items()}
+
+    def first_cells(self) -> dict[str, str]:
+        """Name the first selected cell that needs each stage, by the stage's key: what a person knows it by."""
+        cells: dict[str, str] = {}
+        for cell in self.selected:
+            for stage in walk(cell.stage):
+                cells.setdefault(stage.key, cell.name)
+        return cells
 
     @property
     def _last(self) -> set[str]:
@@ -335,13 +343,37 @@ def _warnings(cells: list[PlannedCell]) -> list[str]:
 
 def _select(cells: list[PlannedCell], globs: Sequence[str], option: str) -> list[PlannedCell]:
     """Return the cells that any glob matches. `option` gave the globs."""
-    names = [cell.name for cell in cells]
-    for glob in globs:
-        if not fnmatch.filter(names, glob):
+    chosen = [_matching(cells, glob) for glob in globs]
+    for glob, keys in zip(globs, chosen, strict=True):
+        if not keys:
+            legal = [name for cell in cells for name in (cell.row, cell.method, cell.task, cell.backbone)]
+            names = [cell.name for cell in cells][:20] if "/" in glob else legal
             raise InputError(
-                f"{option} '{glob}' matches no cell; a cell is row/task/backbone/seed.{nearest(glob, names[:20])}"
+                f"{option} '{glob}' matches no cell; a cell is row/task/backbone/seed, and the name of a row, task, "
+                f"backbone or kind of stage means all of its cells.{nearest(glob, names)}"
             )
-    return [cell for cell in cells if any(fnmatch.fnmatchcase(cell.name, glob) for glob in globs)]
+    return [cell for cell in cells if any(cell.name in names for names in chosen)]
+
+
+def _matching(cells: list[PlannedCell], glob: str) -> set[str]:
+    """Name the cells that a glob means.
+
+    It means the cells whose whole names it matches, else those with a part that it matches. Parts are tried in turn:
+    'finetune' is the row of that name, in a grid without one all rows of that method, and without these every row with
+    a stage of that kind.
+    """
+    if whole := {cell.name for cell in cells if fnmatch.fnmatchcase(cell.name, glob)}:
+        return whole
+    parts: tuple[Callable[[PlannedCell], Iterable[str]], ...] = (
+        lambda cell: (cell.row, cell.method),
+        lambda cell: (cell.method.rpartition("/")[2],),
+        lambda cell: (cell.task, cell.backbone),
+        lambda cell: {stage_kind(stage.name) for stage in walk(cell.stage)},
+    )
+    for part in parts:
+        if matching := {cell.name for cell in cells if any(fnmatch.fnmatchcase(each, glob) for each in part(cell))}:
+            return matching
+    return set()
 
 
 def look_up(plan: Plan, store: Store) -> None:

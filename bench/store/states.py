@@ -88,7 +88,7 @@ def why_blocked(stage: Stage, failed: Mapping[str, str], blocked: Mapping[str, s
         if parent.key in blocked:
             reasons[parent.key] = blocked[parent.key]
         elif parent.key in failed:
-            reasons[parent.key] = f"its stage {parent.folder} failed: {failed[parent.key]}"
+            reasons[parent.key] = f"its stage {parent.name} failed: {failed[parent.key]}"
     lost = {key for key, reason in reasons.items() if diverged(reason)}
     if isinstance(stage, Selected) and any(candidate.key not in lost for candidate in stage.candidates):
         reasons = {key: reason for key, reason in reasons.items() if key not in lost}

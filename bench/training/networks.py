@@ -45,13 +45,19 @@ COPIES = 4
 """What training holds of every weight: itself, its gradient, and two moments of the optimiser."""
 
 
-def refuse_too_large(stage: Stage, device: torch.device) -> None:
-    """Refuse a network whose training alone takes more memory than there is. Activations come on top."""
-    parameters, free = stage.backbone.least_parameters, free_memory(device)
+def least_bytes(stage: Stage) -> int:
+    """Compute the memory that training a stage takes at least. Activations come on top."""
+    parameters = stage.backbone.least_parameters
     if "decoder" in stage.objective.needs:
         parameters += stage.backbone.least_decoder_parameters
-    needed = COPIES * weight_type(stage).itemsize * parameters
+    return COPIES * weight_type(stage).itemsize * parameters
+
+
+def refuse_too_large(stage: Stage, device: torch.device) -> None:
+    """Refuse a network whose training alone takes more memory than there is. Activations come on top."""
+    needed, free = least_bytes(stage), free_memory(device)
     if needed > free:
+        parameters = needed / COPIES / weight_type(stage).itemsize
         raise InputError(
             f"the backbone {stage.backbone.name} has at least {parameters / 1e6:.0f} million parameters: training "
             f"takes {needed / 2**30:.1f} GiB without activations, and {free / 2**30:.1f} GiB are free on "

@@ -34,8 +34,12 @@ class StopFlag:
     def on_signals(self, second_ends: bool = True) -> Iterator[None]:
         """Take stop signals as asking for a stop meanwhile. They are SIGTERM, SIGINT and SIGHUP (a closed terminal).
 
-        With `second_ends` the second SIGTERM or SIGINT ends the program at once.
+        With `second_ends` the second SIGTERM or SIGINT ends the program at once. In a thread, as notebooks may run
+        their cells in, no signal can be caught: there nothing is changed.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         with ended_by_second_signal() if second_ends else contextlib.nullcontext():
             before = {number: signal.signal(number, self.set) for number in STOPS}
             # Whoever started this process may have held them back until now, see `held_back`.

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.data.array_cache import _decode
 from bench.data.content import Content, Rows
 from bench.data.decode import rgb
+from bench.data.image_notes import image_notes
 from bench.data.problems import MOST_NAMED, contradictions, duplicates, problems, refuse
 from bench.errors import InputError
 
@@ -87,6 +89,18 @@ def test_images_of_impossible_size_are_found_before_they_are_decoded(size: tuple
 
 def test_the_largest_and_smallest_legal_images_are_fine() -> None:
     assert problems(images(encoded(1, size=(20_000, 1)), encoded(1, size=(1, 20_000)), encoded(1, size=(1, 1)))) == []
+
+
+def test_large_images_are_read_where_the_task_allows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow would warn above it, and refuse above twice of it
+    large = images(encoded(1, size=(40, 30)), encoded(2, size=(30, 40)))
+    told, _ = problems(large, {}, 0.001)
+    assert "40 x 30 pixels" in told and "task.most_megapixels" in told
+    assert problems(large, {}, 0.0012) == []
+    assert list(image_notes(large)) == []
+    pixels = _decode(large.splits["test"].values, 4, "test", lambda shape, dtype: np.empty(shape, dtype))
+    assert pixels.shape == (3, 3, 4, 4)
+    assert Image.MAX_IMAGE_PIXELS == 100
 
 
 def test_at_most_ten_of_a_kind_are_named_and_the_rest_counted() -> None:

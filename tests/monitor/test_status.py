@@ -227,7 +227,7 @@ def test_what_lies_behind_a_finished_cell_is_not_read(site: Site) -> None:
 def test_a_failed_parent_blocks_its_children_and_says_so(site: Site) -> None:
     site.store.finish(site.begin(site.parent), "failed", "RuntimeError: boom")
     assert site.cells() == ["blocked"] * SEEDS
-    assert f"blocked: its stage {site.parent.folder} failed: RuntimeError: boom (3 cells)" in site.text()
+    assert f"blocked: its stage {site.parent.name} failed: RuntimeError: boom (3 cells)" in site.text()
 
 
 def test_damage_is_a_state_and_hides_nothing_else(site: Site) -> None:
@@ -622,7 +622,7 @@ def test_failures_are_grouped_with_the_end_of_their_logs_and_what_helps(site: Si
         site.log(stage, "first line\n" + "line\n" * 5 + f"last of {stage.seed}\n")
     text = failures.describe_failures(site.plan, site.store, site.look())
     assert re.findall(r"^(\S.*): (\d) stages?$", text, re.MULTILINE) == [("out of memory", "2"), ("code", "1")]
-    assert text.index("slurm.mem_gb") < text.index(site.first.folder) < text.index("code: ")
+    assert text.index("slurm.mem_gb") < text.index(site.plan.cells[0].name) < text.index("code: ")
     assert "| last of 1" in text and "first line" not in text
     assert "attempt 1 on" in text and "job 7_3" in text and "--retry" in text
 
@@ -666,6 +666,19 @@ def test_the_log_of_a_cell_is_that_of_its_last_stage_with_one(site: Site, capsys
     site.log(site.first, "of the last stage\n")
     failures.print_log(site.plan, site.store, site.look(), name)
     assert capsys.readouterr() == ("of the last stage\n", f"{site.first.folder}/log.txt:\n")
+
+
+def test_the_log_of_a_cell_that_failed_is_that_of_the_stage_which_did(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.log(site.first, "of an attempt before\n")
+    site.store.finish(site.begin(site.parent), "failed", "RuntimeError: boom")
+    site.log(site.parent, "of the parent\n")
+    failures.print_log(site.plan, site.store, site.look(), site.plan.cells[0].name)
+    assert capsys.readouterr().out == "of the parent\n"
+    site.finish(site.parent)
+    site.store.finish(site.begin(site.second), "failed", "ValueError: x")
+    assert f"failed: {site.plan.cells[1].name}: ValueError: x (1 cell)" in site.text()
 
 
 def test_a_glob_of_several_cells_lists_them(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

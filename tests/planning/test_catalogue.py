@@ -121,6 +121,49 @@ def test_own_data_are_prepared_and_trained_on_by_name(sources: Path, data: Path)
     assert str(path.parent) not in (path.parent / "results" / "own" / "records.jsonl").read_text()
 
 
+def parquet_of_pets(sources: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = sorted((sources / "pets").rglob("*.png"))
+    columns = {"image": [file.read_bytes() for file in files], "label": [file.parent.name for file in files]}
+    pq.write_table(pa.table(columns), sources / "pets.parquet")
+
+
+def test_the_modality_of_parquet_files_is_seen_before_they_are_prepared_and_kept_after(
+    sources: Path, data: Path
+) -> None:
+    parquet_of_pets(sources)
+    path = write(sources, text=GRID.replace("folder:{sources}/pets", "parquet:{sources}/pets.parquet"))
+    assert run(path, data) == 0
+    (sources / "pets.parquet").unlink()
+    plan = plan_of(path, data)
+    assert not plan.to_run(retry=False)
+    declared = write(sources, f"more/task.source = 'parquet:{sources}/none.parquet'")
+    assert plan_of(declared, data).catalogue.tasks["more"].modality == "text"
+
+
+def test_a_data_set_of_the_hub_has_its_modality_once_it_is_prepared(sources: Path, data: Path, tmp_path: Path) -> None:
+    from bench.prepare import main
+
+    parquet_of_pets(sources)
+    (tmp_path / "copy").mkdir()
+    (sources / "pets.parquet").rename(tmp_path / "copy" / "train.parquet")
+    path = write(sources, text=GRID.replace("folder:{sources}/pets", "hub:owner/pets@0123abc"))
+    with pytest.raises(InputError, match=r"until it is prepared: python -m bench\.data prepare pets"):
+        plan_of(path, data)
+    main(["prepare", "pets", "--gin", str(path), "--data", str(data), "--from", str(tmp_path / "copy")])
+    assert plan_of(path, data).catalogue.tasks["pets"].modality == "image"
+    assert run(path, data) == 0
+
+
+def test_preparing_prints_classes_and_counts_and_a_grid_does_too(
+    sources: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(write(sources), data, "--set", "pets/task.most_megapixels = 200.0") == 0
+    assert "cat: train 8, test 2" in capsys.readouterr().out
+
+
 def test_a_source_that_changed_is_refused_until_it_is_prepared_again(sources: Path, data: Path) -> None:
     from bench.prepare import main
 

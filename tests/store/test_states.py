@@ -50,7 +50,7 @@ def test_states_are_words_on_disk_and_on_the_screen() -> None:
 def test_the_reason_of_a_failure_travels_down() -> None:
     child = finetuning()
     (parent,) = child.parents
-    reason = f"its stage {parent.folder} failed: it diverged"
+    reason = f"its stage {parent.name} failed: it diverged"
     assert why_blocked(child, {}, {}) is None
     assert why_blocked(child, {child.key: "a failure of its own"}, {}) is None
     assert why_blocked(child, {parent.key: "it diverged"}, {}) == reason

@@ -77,8 +77,14 @@ def refuse_differences(name: str, content: Content) -> None:
 
 
 def empty_classes(name: str, content: Content) -> dict[str, frozenset[str]]:
-    """Name the classes of each split that the source leaves empty."""
-    editions = SOURCES[name].counts if name in SOURCES else ()
+    """Name the classes of each split that may be empty.
+
+    In public data these are those that the source leaves empty; in others any, but in the training split.
+    """
+    if name not in SOURCES:
+        every = frozenset(content.class_names or ())
+        return {split: every for split in content.splits if split != "train"}
+    editions = SOURCES[name].counts
     return {
         split: frozenset(
             class_name for counts in editions for class_name, number in counts.promised(split).items() if number == 0

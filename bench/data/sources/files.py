@@ -29,8 +29,11 @@ from bench.errors import InputError
 from bench.store.files import sha256
 from bench.store.filetypes import recognised_file
 
-DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
-"""What CSV files are separated by instead of commas."""
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+"""What the fields of CSV files may be separated by."""
+
+SUFFIXES = {"parquet": (".parquet",), "jsonl": (".jsonl",), "csv": (".csv", ".tsv")}
+"""What the files in a folder of splits may be called."""
 
 
 def read_files(task: Task, kind: str, path: Path, account: Account) -> tuple[Tables, dict[str, str]]:
@@ -64,26 +67,27 @@ def _shards(task: Task, kind: str, path: Path, account: Account) -> dict[str, li
     A split is one file, or shards as `datasets` numbers them: `train.csv`, or `train-00000-of-00002.csv` and
     `train-00001-of-00002.csv`. Refuses incomplete shards.
     """
-    folders, files = entries(path, account, lambda file: file.suffix.lower() == f".{kind}")
+    folders, files = entries(path, account, lambda file: file.suffix.lower() in SUFFIXES[kind])
     for folder in folders:
         skip_all(folder, account, "files in folders below")
     if not files:
         raise InputError(f"{path} holds no .{kind} file: {task.name} needs train.{kind} in it.")
-    by_stem: dict[tuple[str, str], list[Path]] = {}
+    by_stem: dict[tuple[str, str, str], list[Path]] = {}
     for file in files:
-        # A shard goes under its name and the number of shards: test-00000-of-00002 under ("test", "00002").
+        # A shard goes under its name, the number of shards and its type: test-00000-of-00002.csv under
+        # ("test", "00002", ".csv").
         match = re.fullmatch(r"(.+)-\d{5}-of-(\d{5})", file.stem)
         stem, count = match.groups() if match else (file.stem, "")
         if split_of(stem) is None:
             raise InputError(
                 f"{file} is no split: move it away, or name it one of {', '.join(SPLIT_NAMES)} (as in train.{kind})."
             )
-        by_stem.setdefault((stem, count), []).append(file)
-    for (stem, count), shards in by_stem.items():
+        by_stem.setdefault((stem, count, file.suffix), []).append(file)
+    for (stem, count, suffix), shards in by_stem.items():
         expected = [f"{stem}-{i:05}-of-{count}" for i in range(int(count or 0))]
         if missing := sorted(set(expected) - {shard.stem for shard in shards}):
-            raise InputError(f"{path} lacks {missing[0]}.{kind} and so {len(missing)} of its shards: copy them again.")
-    return by_split(task, path, [(stem, shards) for (stem, _), shards in by_stem.items()])
+            raise InputError(f"{path} lacks {missing[0]}{suffix} and so {len(missing)} of its shards: copy them again.")
+    return by_split(task, path, [(stem, shards) for (stem, _, _), shards in by_stem.items()])
 
 
 # ---------------------------------------------------------------------------------------------------------- parquet
@@ -102,6 +106,21 @@ def _read_parquet(task: Task, file: Path, account: Account) -> Table:
             return read_batches(task, str(file), parquet.iter_batches(batch_size=100, columns=columns), names)
     except pa.ArrowException as error:
         raise InputError(f"{file} cannot be read as parquet ({error}): write or copy it again.") from error
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Return the columns of a parquet file, or of the first in a folder.
+
+    There are none where it cannot be read: that is told when its rows are.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    file = path if path.is_file() else min(path.glob("*.parquet"), default=None)
+    try:
+        return [] if file is None else list(pq.read_schema(file).names)
+    except (pa.ArrowException, OSError):
+        return []
 
 
 def _names_in(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...] | None:
@@ -162,12 +181,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _read_csv(task: Task, file: Path, account: Account) -> Table:
     several: dict[int, list[str]] = {}  # first line of a record -> its lines, where it spans more than one
 
+    delimiter = _delimiter(task, file)
+    if delimiter != ",":
+        account.notes.append(f"the fields of {file.name} are separated by {DELIMITERS[delimiter]}")
+
     def rows() -> Iterator[Row]:
-        records = _records(file)
-        _, lines, header = next(records, (1, [""], []))
+        records = _records(file, delimiter)
+        _, _, header = next(records, (1, [""], []))
         if len(set(header)) < len(header):
             raise InputError(f"{file}: two columns have the same name in its first line, {header}: rename one.")
-        _refuse_delimiter(task, file, lines[0], header)
         check_columns(task, header, str(file))
         for number, lines, fields in records:
             where = f"{file}, line {number + len(lines) - 1}"
@@ -178,8 +200,9 @@ def _read_csv(task: Task, file: Path, account: Account) -> Table:
                 continue
             if len(fields) != len(header):
                 raise InputError(
-                    f"{where}: {len(fields)} fields, but the header names {len(header)}. "
-                    "A field with a comma, a quote or a line break in it needs double quotes around it."
+                    f"{where}: {len(fields)} fields, but the header names {len(header)}, separated by "
+                    f"{DELIMITERS[delimiter]}. A field with one of these, a quote or a line break in it needs double "
+                    "quotes around it."
                 )
             record: dict[str, str | None] = dict(zip(header, fields, strict=True))
             yield row(task, where, record | {task.label_column: record[task.label_column] or None})
@@ -188,7 +211,7 @@ def _read_csv(task: Task, file: Path, account: Account) -> Table:
     try:
         table = _read_lines(file, rows())
         if several:
-            _refuse_swallowed(task, table, next(_records(file))[2], several)
+            _refuse_swallowed(task, table, delimiter, next(_records(file, delimiter))[2], several)
             number, lines = next(iter(several.items()))
             texts = f"{len(several)} text{'s' if len(several) > 1 else ''} of {file.name}"
             account.notes.append(f"{texts} on more than one line, the first on {len(lines)} lines from line {number}")
@@ -197,7 +220,7 @@ def _read_csv(task: Task, file: Path, account: Account) -> Table:
         csv.field_size_limit(limit)
 
 
-def _records(file: Path) -> Iterator[tuple[int, list[str], list[str]]]:
+def _records(file: Path, delimiter: str) -> Iterator[tuple[int, list[str], list[str]]]:
     """Yield of each record its first line's number, its lines, and its fields."""
     lines: list[str] = []
 
@@ -207,7 +230,7 @@ def _records(file: Path) -> Iterator[tuple[int, list[str], list[str]]]:
             yield line
 
     with file.open(encoding="utf-8-sig", newline="") as opened:
-        reader = csv.reader(recorded(opened), strict=True)
+        reader = csv.reader(recorded(opened), delimiter=delimiter, strict=True)
         try:
             for fields in reader:
                 yield reader.line_num - len(lines) + 1, list(lines), fields
@@ -218,23 +241,38 @@ def _records(file: Path) -> Iterator[tuple[int, list[str], list[str]]]:
             raise csv.Error(f"{error}; the record begins in line {opening}: is a quote there not closed?") from error
 
 
-def _refuse_delimiter(task: Task, file: Path, line: str, header: list[str]) -> None:
-    """Refuse a file whose fields something else than the comma separates."""
+def _delimiter(task: Task, file: Path) -> str:
+    r"""Find out what separates the fields of a file, by its first line.
+
+    It is what makes of the line the columns that the task is read from. With the columns text and label:
+
+        text,label               commas
+        id;text;label            semicolons
+        text;label;x,text,label  refused: commas and semicolons both do
+        sentence;stars           none makes them: what makes the most columns, for a message that lists them
+    """
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as opened:
+        line = opened.readline().strip("\r\n")
     wanted = {column for column in columns_of(task) if column is not None}
-    if wanted <= set(header):
-        return
+    columns = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in (*DELIMITERS, "|")}
+    fitting = [delimiter for delimiter, header in columns.items() if wanted <= set(header)]
     if re.fullmatch(r"sep=.", line.strip(), re.IGNORECASE):
+        raise InputError(f"{file}: its first line {line.strip()!r} is meant for a spreadsheet. Remove it.")
+    several = [delimiter for delimiter in fitting or columns if len(columns[delimiter]) > 1]
+    if fitting and len(several) > 1:
+        names = " and by ".join(DELIMITERS.get(delimiter, "bars") for delimiter in several)
         raise InputError(
-            f"{file}: its first line {line.strip()!r} is meant for a spreadsheet. Remove it, and separate the fields "
-            "by commas."
+            f"{file}: its first line may be separated by {names}. Rename the columns, so that one is left."
         )
-    for delimiter, name in DELIMITERS.items():
-        columns = line.strip().split(delimiter)
-        if len(columns) > 1 and (len(header) == 1 or wanted <= set(columns)):
-            raise InputError(f"{file}: its fields are separated by {name}. Save it with commas between them.")
+    delimiter = max(several, key=lambda each: len(columns[each]), default=",")
+    if delimiter not in DELIMITERS:
+        raise InputError(f"{file}: its fields are separated by bars. Save it with commas between them.")
+    return delimiter
 
 
-def _refuse_swallowed(task: Task, table: Table, header: list[str], several: dict[int, list[str]]) -> None:
+def _refuse_swallowed(
+    task: Task, table: Table, delimiter: str, header: list[str], several: dict[int, list[str]]
+) -> None:
     """Refuse a record that swallowed others.
 
     A stray quote joins all lines up to the next one. With the classes pos and neg:
@@ -247,7 +285,8 @@ def _refuse_swallowed(task: Task, table: Table, header: list[str], several: dict
     """
     labels = {row.label for row in table.rows}
     for number, lines in several.items():
-        swallowed = [number + i for i, line in enumerate(lines[:-1]) if _ends_like_a_row(task, header, line, labels)]
+        ends = [next(csv.reader([_without_quote(line)], delimiter=delimiter), []) for line in lines[:-1]]
+        swallowed = [number + i for i, fields in enumerate(ends) if _is_like_a_row(task, header, fields, labels)]
         if 2 * len(swallowed) >= len(lines) - 1:
             raise InputError(
                 f"{table.origin}: 1 text spans {len(lines)} lines, from line {number}, and {len(swallowed)} of them "
@@ -255,9 +294,12 @@ def _refuse_swallowed(task: Task, table: Table, header: list[str], several: dict
             )
 
 
-def _ends_like_a_row(task: Task, header: list[str], line: str, labels: set[Any]) -> bool:
+def _without_quote(line: str) -> str:
     # Without its first quote, the line in which the stray one stands reads like a row, too.
-    fields = next(csv.reader([line.strip().removeprefix('"')]), [])
+    return line.strip().removeprefix('"')
+
+
+def _is_like_a_row(task: Task, header: list[str], fields: list[str], labels: set[Any]) -> bool:
     return len(fields) == len(header) and fields[header.index(task.label_column)] in labels
 
 

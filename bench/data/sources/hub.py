@@ -10,15 +10,20 @@ from typing import Any
 from bench.data.manifest import SPLITS
 from bench.data.sources.account import Account
 from bench.data.sources.files import read_batches
-from bench.data.sources.rows import Table, Tables, check_columns, columns_of
+from bench.data.sources.rows import Table, Tables, check_columns, columns_of, with_modality
 from bench.data.tasks import Task
 from bench.errors import InputError
 
 MNLI_SPLITS = {"validation_matched": "validation", "test_matched": "test", "validation_mismatched": "mismatched"}
 
 
-def read_hub(task: Task, location: str, local_copy: Path | None, account: Account) -> tuple[Tables, dict[str, str]]:
-    """Read a pinned data set of the hub, or a local copy of it."""
+def read_hub(
+    task: Task, location: str, local_copy: Path | None, account: Account
+) -> tuple[Task, Tables, dict[str, str]]:
+    """Read a pinned data set of the hub, or a local copy of it.
+
+    Returned with its rows and sources is the task, whose modality the columns may tell.
+    """
     repository, _, revision = location.partition("@")
     if not revision:
         raise InputError(
@@ -39,6 +44,8 @@ def read_hub(task: Task, location: str, local_copy: Path | None, account: Accoun
         if task.configuration == "mnli":  # the one task with two validation and two (hidden) test splits
             names |= MNLI_SPLITS
         splits: Tables = {}
+        first = min(loaded)
+        task = with_modality(task, loaded[first].column_names, f"{repository}, {first}")
         for split in sorted(loaded):
             if split in names:
                 splits[names[split]] = [_read_loaded(task, f"{repository}, {split}", loaded[split])]
@@ -46,7 +53,7 @@ def read_hub(task: Task, location: str, local_copy: Path | None, account: Accoun
                 account.skip("rows of other splits", split, loaded[split].num_rows)
         if "train" not in splits:
             raise InputError(f"{location} has no split named train (there are {', '.join(sorted(loaded))}).")
-        return splits, sources | ({"copy": "local"} if local_copy is not None else {})
+        return task, splits, sources | ({"copy": "local"} if local_copy is not None else {})
 
 
 def _load(task: Task, repository: str, revision: str, local_copy: Path | None, cache: str) -> Any:

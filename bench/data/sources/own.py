@@ -5,17 +5,18 @@ Planning imports this module, so nothing here imports an array library before da
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from bench.data.content import Content, Rows, by_content
-from bench.data.manifest import SPLITS
+from bench.data.manifest import SPLITS, read_manifest
 from bench.data.sources.account import Account
-from bench.data.sources.files import read_files
+from bench.data.sources.files import parquet_columns, read_files
 from bench.data.sources.folders import read_folder, walk
 from bench.data.sources.hub import read_hub
 from bench.data.sources.labels import class_names
-from bench.data.sources.rows import Row, Table, Tables, other_modality
+from bench.data.sources.rows import Row, Table, Tables, other_modality, with_modality
 from bench.data.tasks import EMBEDDED, Modality, Task
 from bench.errors import InputError
 from bench.store.files import digest
@@ -28,6 +29,8 @@ KINDS = {
     "hub": "hub:OWNER/NAME@REVISION",
 }
 """The kinds of sources and how they are written."""
+
+DEFAULT_BACKBONES = {"image": "vit_mae_base", "text": "roberta_base"}
 
 PUBLIC_VALIDATION = "test is the public validation set; "
 HIDDEN = "the hidden test set has no labels"
@@ -78,7 +81,7 @@ def read(task: Task, local_copy: Path | None = None) -> Content:
     account = Account()
     _check_modality(task, kind)
     if kind == "hub":
-        splits, sources = read_hub(task, location, local_copy, account)
+        task, splits, sources = read_hub(task, location, local_copy, account)
     elif local_copy is not None:
         raise InputError(
             f"--from {local_copy}: {task.name} is read from {task.source}; only hub: sources take a copy. "
@@ -87,6 +90,7 @@ def read(task: Task, local_copy: Path | None = None) -> Content:
     else:
         path = _existing(task, location)
         account = Account(path)
+        task = _as_in_columns(task, kind, path)
         splits, sources = (
             read_folder(task, path, account) if kind == "folder" else read_files(task, kind, path, account)
         )
@@ -146,6 +150,10 @@ def _check_modality(task: Task, kind: str) -> None:
         raise other_modality(task, str(task.source))
     if task.modality == "image" and task.pair_column is not None:
         raise InputError(f"{task.name}/task.pair_column = {task.pair_column!r}: only texts come in pairs; remove it.")
+
+
+def _as_in_columns(task: Task, kind: str, path: Path) -> Task:
+    return with_modality(task, parquet_columns(path), str(path)) if kind == "parquet" else task
 
 
 # ------------------------------------------------------------------------------------------------ splits and labels
@@ -230,11 +238,29 @@ def _draw(task: Task, rows: list[Row], names: tuple[str, ...]) -> dict[str, list
 def own_task(name: str, source: str) -> Task:
     """Build a user's own task as it is by default.
 
-    The other settings of the gin file come on top; the modality is that of such sources.
+    The other settings of the gin file come on top; the modality is that of such sources. Parquet files and data sets of
+    the hub hold either.
     """
-    modality = default_modality(source)
-    backbone = "vit_mae_base" if modality == "image" else "roberta_base"
-    return Task(name=name, modality=modality, backbone=backbone, metric="accuracy", source=source)
+    modality, either = default_modality(source), _kind(source)[0] in ("parquet", "hub")
+    return Task(name, modality, DEFAULT_BACKBONES[modality], "accuracy", source=source, modality_bound=not either)
+
+
+def as_in_data(task: Task, root: Path) -> Task:
+    """Give an own task the modality of its data, and the backbone for it.
+
+    Where nobody bound it, it is that of the prepared copy, else what the columns of parquet files tell; data that
+    cannot be looked at count as texts, until they are prepared.
+    """
+    if not task.modality_bound:
+        kind, location = _kind(_source(task))
+        try:
+            if (manifest := read_manifest(task.name, root)) is not None:
+                task = replace(task, modality=manifest.modality)
+            else:
+                task = _as_in_columns(task, kind, Path(location).expanduser())
+        except InputError:
+            pass  # a damaged manifest, columns of both modalities: who prepares the task is told
+    return replace(task, backbone=DEFAULT_BACKBONES[task.modality])
 
 
 def is_local(name: str, task: Task | None) -> bool:
@@ -257,5 +283,6 @@ def fingerprint_of(task: Task) -> str | None:
         listing = fingerprint(task)
     except InputError:
         return None  # a prepared copy outlives its source
-    columns = (task.modality, task.configuration, task.image_column, task.text_column)
+    modality = task.modality if task.modality_bound else default_modality(task.source)
+    columns = (modality, task.configuration, task.image_column, task.text_column)
     return digest([task.source, listing, *columns, task.pair_column, task.label_column])

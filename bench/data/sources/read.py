@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bench.data.content import Content
 from bench.data.image_notes import image_notes
-from bench.data.problems import refuse
-from bench.data.public import official
+from bench.data.problems import empty_notes, refuse
+from bench.data.public import SOURCES, official
 from bench.data.sources import embedded_images, embedded_texts, own
 from bench.data.sources.own import fingerprint_of
 from bench.data.tasks import Task
@@ -44,12 +44,13 @@ def read(name: str, task: Task | None, root: Path, local_copy: Path | None) -> C
         content = own.read(dataclasses.replace(task, source=f"{ready}:{local_copy}"))
     else:
         content = official.build(name, root / DOWNLOADS, local_copy)
-    refuse(name, content, official.empty_classes(name, content))
+    refuse(name, content, official.empty_classes(name, content), task.most_megapixels)
     official.refuse_differences(name, content)
     if fingerprint_of(task) != before:
         raise InputError(f"{task.source} changed while it was read: prepare {name} again when nobody writes there.")
     sources = content.sources | ({} if before is None else {"fingerprint": before})
-    notes = (*content.notes, *(image_notes(content) if content.modality == "image" else ()))
+    empty = () if name in SOURCES else empty_notes(content)
+    notes = (*content.notes, *empty, *(image_notes(content) if content.modality == "image" else ()))
     return dataclasses.replace(content, sources=sources, notes=notes)
 
 

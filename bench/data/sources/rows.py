@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.data.tasks import Task
+from bench.data.tasks import Modality, Task
 from bench.data.visible import visible
 from bench.errors import InputError
 
@@ -127,6 +127,23 @@ def check_columns(task: Task, columns: Collection[str], where: str) -> None:
             f"{where}: no column {', '.join(map(repr, missing.values()))}; "
             f"there are {', '.join(map(repr, columns)) or 'none'}.{cause} Bind {fixes} to one of them."
         )
+
+
+def with_modality(task: Task, columns: Collection[str], where: str) -> Task:
+    """Give a task the modality that the columns of its data tell.
+
+    One that a gin file binds stays as it is. Refuses data with a column of images and one of texts: which is meant?
+    """
+    by_column: dict[str, Modality] = {task.image_column: "image", task.text_column: "text"}
+    modalities = [modality for column, modality in by_column.items() if column in columns]
+    if task.modality_bound or not modalities:
+        return task
+    if len(modalities) > 1:
+        raise InputError(
+            f"{where} has a column of images, {task.image_column!r}, and one of texts, {task.text_column!r}: "
+            f"bind {task.name}/task.modality = 'image' or 'text'."
+        )
+    return replace(task, modality=modalities[0])
 
 
 def other_modality(task: Task, where: str) -> InputError:

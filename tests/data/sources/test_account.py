@@ -245,12 +245,48 @@ def test_texts_in_which_nothing_is_visible_are_refused(text: str, tmp_path: Path
 # ------------------------------------------------------------------------------------------------------------- causes
 
 
-@pytest.mark.parametrize(("delimiter", "name"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
-def test_another_delimiter_is_named(delimiter: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("delimiter", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_semicolons_and_tabs_separate_as_commas_do(delimiter: str, name: str, tmp_path: Path) -> None:
+    commas = read(task("csv", csv_file(tmp_path / "commas.csv", *reviews())))
     lines = [line.replace(",", delimiter) for line in reviews()]
-    for header in ("text,label", "sentence,stars"):  # under other names, too
-        message = refused("csv", csv_file(tmp_path / "all.csv", *lines, header=header.replace(",", delimiter)))
-        assert name in message
+    other = csv_file(tmp_path / "all.csv", *lines, header=f"text{delimiter}label")
+    content = read(task("csv", other))
+    assert content.splits == commas.splits
+    assert [name in note for note in content.notes] == [True]
+    message = refused("csv", csv_file(other, *lines, header=f"sentence{delimiter}stars"))
+    assert "'sentence', 'stars'" in message
+    message = refused(
+        "csv", csv_file(other, *lines, f"one{delimiter}two{delimiter}pos", header=f"text{delimiter}label")
+    )
+    assert "line 14: 3 fields" in message and name in message
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_a_stray_quote_swallows_rows_whatever_separates_them(delimiter: str, tmp_path: Path) -> None:
+    lines = [line.replace(",", delimiter) for line in reviews()]
+    lines[3] = f'"{lines[3]}'
+    lines[6] = f'the train was late"{delimiter}neg'
+    message = refused("csv", csv_file(tmp_path / "all.csv", *lines, header=f"text{delimiter}label"))
+    assert "end like rows, first line 5" in message
+
+
+def test_fields_separated_by_bars_are_named(tmp_path: Path) -> None:
+    lines = [line.replace(",", "|") for line in reviews()]
+    for header in ("text|label", "sentence|stars"):  # under other names, too
+        assert "bars" in refused("csv", csv_file(tmp_path / "all.csv", *lines, header=header))
+
+
+def test_a_first_line_that_two_separators_fit_is_refused(tmp_path: Path) -> None:
+    message = refused("csv", csv_file(tmp_path / "all.csv", "a;x;b,c,d", header="text;label;x,text,label"))
+    assert "commas and by semicolons" in message
+
+
+def test_a_folder_of_splits_may_hold_tsv_files_but_no_split_twice(tmp_path: Path) -> None:
+    csv_file(tmp_path / "train.tsv", "a\tx", "b\ty", header="text\tlabel")
+    csv_file(tmp_path / "test.csv", "c,x", "d,y")
+    assert sizes(read(task("csv", tmp_path))) == {"train": 2, "test": 2}
+    csv_file(tmp_path / "test.tsv", "c\tx", header="text\tlabel")
+    assert "both the test split" in refused("csv", tmp_path)
 
 
 def test_a_delimiter_within_texts_is_none(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 import bench
 from bench.data.content import Content, Rows
+from bench.data.prepare import prepare_data
 from bench.data.problems import problems
 from bench.data.sources import own
 from bench.data.sources.own import default_modality, fingerprint, local, read
@@ -137,6 +138,24 @@ def test_images_in_parquet_read_as_text_are_refused(tmp_path: Path) -> None:
     put_parquet(tmp_path / "train.parquet", {"image": [b"a"], "label": [0]})
     with pytest.raises(InputError, match=r"bind pets/task\.modality = 'image'"):
         read(task("parquet", tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hub"])
+def test_columns_tell_the_modality_that_nobody_bound(tmp_path: Path, kind: str) -> None:
+    labels = ["a", "b"]
+    source = f"hub:{REPOSITORY}@0123abc" if kind == "hub" else f"parquet:{tmp_path}"
+    unbound = replace(WORDS, source=source, modality_bound=False)
+    copy = tmp_path if kind == "hub" else None
+    for split in ("train", "test"):
+        put_parquet(tmp_path / f"{split}.parquet", {"image": [image(1), image(2)], "label": labels})
+    content = read(unbound, copy)
+    assert (content.modality, content.splits["test"].values) == ("image", [image(1), image(2)])
+    with pytest.raises(InputError, match=r"bind pets/task\.modality = 'image'"):
+        read(replace(unbound, modality_bound=True), copy)
+    for split in ("train", "test"):
+        put_parquet(tmp_path / f"{split}.parquet", {"image": [image(1)] * 2, "text": ["a", "b"], "label": labels})
+    with pytest.raises(InputError, match=r"bind pets/task\.modality = 'image' or 'text'"):
+        read(unbound, copy)
 
 
 def test_images_have_no_pairs(tmp_path: Path) -> None:
@@ -451,6 +470,18 @@ def test_a_label_outside_a_classlabel_is_refused(tmp_path: Path) -> None:
     put_parquet(tmp_path / "train.parquet", {"text": ["s", "t"], "label": [0, 2]}, features)
     with pytest.raises(InputError, match=r"train\.parquet, row 1: the label 2 "):
         read(task("parquet", tmp_path))
+
+
+def test_a_class_that_another_split_lacks_is_told_and_one_that_training_lacks_refused(tmp_path: Path) -> None:
+    put_jsonl(tmp_path / "train.jsonl", ("a", "x"), ("b", "y"), ("c", "z"))
+    put_jsonl(tmp_path / "test.jsonl", ("d", "x"), ("e", "x"))
+    manifest = prepare_data("pets", tmp_path / "data", task("jsonl", tmp_path))
+    assert manifest.splits["test"].per_class == (2, 0, 0)
+    assert [note for note in manifest.notes if "y, z" in note and note.startswith("test ")] == [*manifest.notes]
+    put_jsonl(tmp_path / "train.jsonl", ("a", 0), ("c", 2), ("f", 2))
+    put_jsonl(tmp_path / "test.jsonl", ("d", 0), ("e", 2))
+    with pytest.raises(InputError, match="train: the class 1 has no examples"):
+        prepare_data("pets", tmp_path / "others", task("jsonl", tmp_path))
 
 
 @pytest.mark.parametrize(

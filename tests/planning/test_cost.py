@@ -1,0 +1,104 @@
+"""What a plan says it would cost: by finished stages, by those of other grids, by a few timed steps."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from bench import cli, grid
+from bench.planning.cost import describe_cost, finished_rates, kind_of, seconds_of, unpriced
+from bench.planning.describe import TABLE_WIDTH, describe_plan
+from bench.planning.plan import Plan, make_plan
+from bench.store.store import Store
+from tests import tiny_grid
+
+
+def plan_with_times(plan: Plan, seconds: float, *kinds: str) -> Plan:
+    """Pretend that all stages of these kinds but the last are finished, and took so long."""
+    stages = [stage for stage in plan.stages if stage.name in kinds]
+    plan.done.update((stage.key, seconds) for stage in stages[:-1])
+    return plan
+
+
+def test_stages_are_priced_by_examples_of_finished_ones_of_their_kind(tmp_path: Path, prepared: Path) -> None:
+    lines = ("grid.tasks = ['digits']", "grid.seeds = [0, 1]")
+    plan = tiny_grid.plan(tmp_path, prepared, ["finetune"])
+    plan = make_plan([str(tmp_path / "tiny.gin")], lines, [], prepared, None)
+    plan = plan_with_times(plan, 8.0, "finetune")
+    left = next(stage for stage in plan.to_run(retry=True) if stage.name == "finetune")
+    rates = finished_rates(plan, None)
+    assert seconds_of(left, rates) == pytest.approx(8.0)  # 4 steps of 8 examples in 8 s, and as many once more
+    assert rates[kind_of(left), "digits"] == pytest.approx(8.0 / 32)
+    assert {kind.stage for kind in unpriced(plan, rates)} == {"source_pretrain"}
+
+
+def test_a_method_that_computes_something_else_has_no_price_by_another(tmp_path: Path, prepared: Path) -> None:
+    plan = tiny_grid.plan(tmp_path, prepared, ["finetune", "r3f"])
+    plan.done.update((stage.key, 8.0) for stage in plan.stages if kind_of(stage).objective != "R3F")
+    text = "\n".join(describe_cost(plan, finished_rates(plan, None)))
+    assert re.findall(r"unknown: (\d) (\S+) \((\S+)", text) == [("1", "finetune", "R3F"), ("1", "finetune", "R3F")]
+    assert "unknown for 2" in text or "the 2 to run" in text
+    assert "--measure" in text
+
+
+def test_stages_of_other_grids_in_the_store_price_too_and_damage_does_not(tmp_path: Path, prepared: Path) -> None:
+    plan = tiny_grid.plan(tmp_path, prepared, ["finetune"])
+    store = Store(tmp_path / "runs")
+    for stage in plan.stages:
+        folder = store.add(stage)
+        (folder / "record.json").write_text(json.dumps({"steps": stage.total_steps, "seconds": 4.0}))
+    other = make_plan([str(tmp_path / "tiny.gin")], ["finetune.lr = 1e-2", "finetune.steps = 8"], [], prepared, None)
+    last = other.cells[0].stage
+    assert seconds_of(last, finished_rates(other, store)) == pytest.approx(8.0)
+    for path in store.root.glob("*/record.json"):
+        path.write_text("{")
+    assert seconds_of(last, finished_rates(other, store)) is None
+
+
+def test_a_few_steps_price_what_nothing_else_does(
+    tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gin = tiny_grid.write(tmp_path, ["self_distillation"], "further_pretrain.steps = 6", "grid.seeds = [1]")
+    text = gin.read_text().replace("grid.seeds = [0]\n", "")
+    gin.write_text(text)
+    command = ["--gin", str(gin), "--data", str(prepared), "--store", str(tmp_path / "runs"), "--device", "cpu"]
+    assert grid.main([*command, "--plan"]) == 0
+    assert "cost: unknown" in capsys.readouterr().out
+    assert grid.main([*command, "--plan", "--measure"]) == 0
+    shown = capsys.readouterr().out
+    assert "measuring: self_distill (" in shown and re.search(r"cost: about \d+\.\d minutes of one worker", shown)
+    assert "unknown" not in shown
+    assert not (tmp_path / "runs").exists()
+    assert cli.reporting_errors(lambda: grid.main([*command, "--measure"])) == 2
+
+
+def test_its_tables_fit_eighty_columns_and_its_words_are_explained(tmp_path: Path, prepared: Path) -> None:
+    rows = ["finetune", "self_distillation", "a_row_of_a_rather_long_name/supcon", "tapt"]
+    shown = describe_plan(tiny_grid.plan(tmp_path, prepared, rows)).splitlines()
+    assert max(map(len, shown[: shown.index("") + 12])) <= TABLE_WIDTH
+    for word in ("row", "cell", "stage", "source_pretrain"):
+        assert any(line.startswith(f"  {word}: ") for line in shown)
+
+
+@pytest.mark.parametrize(
+    ("only", "rows"),
+    [
+        ("finetune", {"finetune"}),
+        ("tapt", {"slow"}),
+        ("slow/tapt", {"slow"}),
+        ("digits", {"finetune", "slow"}),
+        ("docs_mlm", {"finetune", "slow"}),
+        ("further_pretrain", {"slow"}),
+        ("f*", {"finetune"}),
+        ("*/digits/*", {"finetune", "slow"}),
+    ],
+)
+def test_a_name_alone_means_all_its_cells(only: str, rows: set[str], tmp_path: Path, prepared: Path) -> None:
+    gin = tiny_grid.write(tmp_path, ["finetune", "slow/tapt"])
+    plan = make_plan([str(gin)], [], [only], prepared, None)
+    assert {cell.row for cell in plan.selected} == rows
+    one_task = {"digits": {"digits"}, "docs_mlm": {"pydocs"}, "*/digits/*": {"digits"}}
+    assert {cell.task for cell in plan.selected} == one_task.get(only, {"digits", "pydocs"})
