@@ -1105,7 +1105,7 @@ MUTATIONS = (
     Mutation(
         "a requeue is tried once",
         "bench/launch/slurm/supervisor.py",
-        "if re.search(UNREACHABLE, reason) is None or time.monotonic() > until:",
+        "if not client.is_unreachable(reason) or time.monotonic() > until:",
         "if True:",
         (
             "tests/launch/slurm/test_supervisor.py::test_a_requeue_is_tried_again_while_the_controller_cannot_be_reached",
@@ -1275,6 +1275,20 @@ MUTATIONS = (
         ("tests/launch/slurm/test_cover.py::test_a_stopped_worklist_covers_nothing",),
     ),
     Mutation(
+        "jobs cover stages that need other resources",
+        "bench/launch/slurm/cover.py",
+        " and entry.kind in kinds)",
+        ")",
+        ("tests/launch/slurm/test_cover.py::test_stages_that_need_other_resources_than_live_jobs_have_are_not_covered",),
+    ),
+    Mutation(
+        "new jobs do not wait for those that run what they need",
+        "bench/launch/slurm/arrays.py",
+        "jobs = [*sorted(others, key=int), *(",
+        "jobs = [*(",
+        ("tests/launch/slurm/test_submit.py::test_what_needs_resources_that_no_live_job_has_is_missing",),
+    ),
+    Mutation(
         "a live job is trusted to try a stage that it takes for failed",
         "bench/launch/slurm/submit.py",
         "if cover is None or not will_be_tried or any(",
@@ -1298,8 +1312,8 @@ MUTATIONS = (
     Mutation(
         "following goes on though no job is left",
         "bench/monitor/follow.py",
-        "        if len(ended.left) == len(pending):",
-        "        if not pending:",
+        "if len(ended.left) == len(pending) or (",
+        "if not pending or (",
         ("tests/monitor/test_follow.py::test_it_ends_when_no_job_is_left",),
     ),
     Mutation(

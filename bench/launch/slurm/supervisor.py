@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -53,10 +52,6 @@ MARGIN_SECONDS = 10.0
 """Of the signal's delay, kept for ending the workers and asking Slurm for the requeue."""
 REQUEUE_SECONDS = 2.0
 """Between two tries to reach Slurm's controller."""
-UNREACHABLE = (
-    "contact|Unexpected message|onnection|timed out|did not answer|Zero Bytes|ommunication|standby|temporarily"
-)
-"""What Slurm's programs say where the controller could not be asked, which may pass."""
 OWN_TROUBLES = 3
 """After so many troubles of its own a job is not requeued any more."""
 MOST_RESTARTS = 10
@@ -140,7 +135,7 @@ def control(program: str, *arguments: str, until: float) -> str:
             reason = str(error)
         _say(f"scontrol {' '.join(arguments)}: {reason or 'done'}")
         # Slurm said no, or this job's time is up. Only a controller that cannot be reached may be back soon.
-        if re.search(UNREACHABLE, reason) is None or time.monotonic() > until:
+        if not client.is_unreachable(reason) or time.monotonic() > until:
             return reason
         time.sleep(REQUEUE_SECONDS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import stat
@@ -165,6 +166,32 @@ def test_only_generations_without_live_jobs_are_missing_and_wait_in_the_new_work
     entries = worklist.read(site.store.root, last.worklist).entries
     assert [entry.kind for entry in entries] == ["source_pretrain", "further_pretrain", "finetune"]
     assert again.tables_job not in (None, "104")  # a new one, which waits for the new jobs, too
+
+
+def test_what_needs_resources_that_no_live_job_has_is_missing(site: Site) -> None:
+    """The jobs with more memory were cancelled; those that go on, for the same generation, have too little."""
+    more = ("grid.rows = ['tapt', 'supcon']", "tapt/finetune.steps = 5", "supcon_pretrain/slurm.mem_gb = 9.0")
+    more += ("slurm.mem_gb = 1.0",)
+    line = dataclasses.replace(site.command_line(("tapt", "supcon")), set=more)
+    plan = make_plan(line.gin, more, [], site.data, site.store)
+    submit.submit(plan, site.store, line)
+    arrays = [each for each in ledger.submissions(site.store.root) if each.runs_stages]
+    assert [each.kinds for each in arrays] == [
+        ("source_pretrain",),
+        ("further_pretrain",),
+        ("supcon_pretrain",),
+        ("finetune",),
+    ]
+    site.slurm_says({"101": "RUNNING", "102": "PENDING", "103": "CANCELLED", "104": "PENDING", "105": "PENDING"})
+    again = submit.submit(make_plan(line.gin, more, [], site.data, site.store), site.store, line)
+    # With it what is behind it, whose jobs could find it not done and end. Jobs that are live have theirs to run.
+    assert names(again.stages) == ["supcon_pretrain", "finetune"]
+    assert len(again.in_flight) == 3 and len(again.wanted) == 5
+    assert [(array.kinds, array.stages) for array in again.arrays] == [(("supcon_pretrain",), 1), (("finetune",), 1)]
+    # They wait for the pre-training that is in flight, and for nothing else.
+    first, second = again.job_ids
+    assert "--dependency=afterany:101\n" in site.script(first)
+    assert f"--dependency=afterany:101:{first}\n" in site.script(second)
 
 
 @pytest.mark.parametrize("retry", [False, True])
