@@ -1070,9 +1070,18 @@ MUTATIONS = (
     Mutation(
         "troubles stop a grid of which stages are done",
         "bench/launch/slurm/troubles.py",
-        " and not finished():",
-        ":",
+        "if everywhere and not count_finished(store_root, worklist):",
+        "if everywhere:",
         ("tests/launch/slurm/test_troubles.py::test_a_grid_of_which_nothing_can_be_begun_is_stopped",),
+    ),
+    Mutation(
+        "lines of the setup that fail everywhere do not stop a grid",
+        "bench/launch/slurm/troubles.py",
+        'Trouble(float(seconds), node_name, job, "".join(worklist), "", reason)',
+        'Trouble(float(seconds), node_name, job, "", "", reason)',
+        (
+            "tests/launch/slurm/test_troubles.py::test_a_setup_that_fails_on_every_node_stops_the_grid_and_blames_no_node",
+        ),
     ),
     Mutation(
         "a stage is never given up for its troubles",
@@ -1098,8 +1107,8 @@ MUTATIONS = (
     Mutation(
         "nodes that were excluded before are forgotten",
         "bench/launch/slurm/supervisor.py",
-        'listed = [str(self._cluster.options.get("exclude", "")), *sorted(excluded)]',
-        "listed = [troubles.node()]",
+        "filter(None, [exclude, *sorted(excluded)])",
+        "[node for node in excluded if node == troubles.node()]",
         ("tests/launch/slurm/test_supervisor.py::test_a_list_of_excluded_nodes_keeps_those_of_before",),
     ),
     Mutation(
@@ -1279,7 +1288,9 @@ MUTATIONS = (
         "bench/launch/slurm/cover.py",
         " and entry.kind in kinds)",
         ")",
-        ("tests/launch/slurm/test_cover.py::test_stages_that_need_other_resources_than_live_jobs_have_are_not_covered",),
+        (
+            "tests/launch/slurm/test_cover.py::test_stages_that_need_other_resources_than_live_jobs_have_are_not_covered",
+        ),
     ),
     Mutation(
         "new jobs do not wait for those that run what they need",

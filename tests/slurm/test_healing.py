@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench import grid, status
+from bench.errors import InputError
 from bench.launch.slurm import ledger, troubles
 from tests.slurm.conftest import DevCluster, wait_for
 from tests.slurm.test_faults import Trouble, finish, state
@@ -73,6 +74,26 @@ def test_a_node_whose_setup_fails_costs_no_cell(
     assert nodes == {"n1"}
     capsys.readouterr()
     assert status.main(place.arguments()) == 0
+
+
+def test_a_grid_whose_setup_fails_everywhere_is_stopped(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the line as the reason, and without a requeue for every job that is still to start."""
+    line = "module load no_such_module"
+    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, f"slurm.setup = ['{line}']")
+    assert place.run("--wait") == 1
+    capsys.readouterr()
+    status.main(place.arguments())
+    shown = capsys.readouterr().out
+    assert "stopped: no stage could be begun" in shown and line in shown
+    wait_for(slurm.empty, PATIENCE)
+    ids = [each.job_id for each in ledger.submissions(place.store.root) if each.runs_stages]
+    assert slurm.job(f"{ids[-1]}_0")["Restarts"] == "0", "the last array"
+    with pytest.raises(InputError, match=line):
+        place.run()
+    place.bindings = (*place.bindings[:-2], "slurm.setup = []", place.bindings[-1])
+    assert place.run("--retry", "--wait") == 0
 
 
 def test_workers_that_die_on_one_node_before_their_first_step(

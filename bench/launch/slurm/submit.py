@@ -261,12 +261,21 @@ def _note_launch_failures(store: Store, submissions: Sequence[Submission], queue
 def refuse_stopped(plan: Plan, store: Store, submissions: Sequence[Submission], retry: bool) -> None:
     """Refuse a grid that stopped itself since its stages failed alike, unless they are to be tried again."""
     mine = [each for each in submissions if each.source == plan.source and each.worklist]
-    reason = troubles.stopped(store.root, mine[-1].worklist) if mine else None
+    reason = _stopped(plan, store, mine[-1].worklist) if mine else None
     if reason is not None and not retry:
         raise InputError(
             f"this grid was stopped: {reason}. bench.status --failed shows the logs. Mend the cause, then go on with "
             "--retry."
         )
+
+
+def _stopped(plan: Plan, store: Store, token: str) -> str | None:
+    """Say why a worklist was stopped, or is stopped now, since jobs that never come to Python cannot do it."""
+    nodes = {trouble.node for trouble in troubles.read(store.root) if trouble.worklist == token}
+    if not nodes:
+        return troubles.stopped(store.root, token)
+    names = [settings["PartitionName"] for settings in partitions.chosen(plan.cluster.partition)]
+    return troubles.stop_if_hopeless(store.root, token, (), not partitions.has_others(names, nodes))
 
 
 def progress(plan: Plan, store: Store) -> int:
@@ -301,7 +310,9 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
         log = ledger.log_folder(store.root, submission.token)
         dependency = array.dependency(submitted.job_ids, submitted.earlier)
         cluster = _without_nodes(array.cluster, store)
-        executor = sbatch.executor(log, cluster, submission.name, range(array.jobs), dependency, code)
+        executor = sbatch.executor(
+            log, cluster, submission.name, range(array.jobs), dependency, code, worklist=listed.token
+        )
         elements = [(assignment,)] * array.jobs
         try:
             submitted.job_ids.append(sbatch.make(store.root, submission, executor, supervisor.supervise, elements))

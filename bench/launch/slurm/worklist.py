@@ -135,6 +135,15 @@ def read(store_root: Path, token: str) -> Worklist:
     return Worklist(token, entries, clusters)
 
 
+def count_finished(store_root: Path, token: str) -> int:
+    """Count the stages of a worklist that are done, whoever ran them; none in one that cannot be read."""
+    try:
+        entries = read(store_root, token).entries
+    except DamagedStore:
+        return 0
+    return sum((store_root / entry.folder / "record.json").exists() for entry in entries)
+
+
 def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
 

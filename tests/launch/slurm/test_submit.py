@@ -256,6 +256,20 @@ def test_a_grid_that_stopped_itself_is_submitted_only_to_be_tried_again(site: Si
     site.submit(TAPT)  # nor is what was tried again
 
 
+def test_a_grid_whose_jobs_never_come_to_python_is_stopped_by_the_next_submission(site: Site) -> None:
+    """Where the setup fails everywhere, jobs cannot stop it if Python does not start either."""
+    site.submit(TAPT)
+    site.slurm_says({})
+    token = ledger.submissions(site.store.root)[0].worklist
+    folder = ledger.folder(site.store.root) / "troubles"
+    for number, node in enumerate(["n1", "n2"] * 3):
+        text = f"{int(time.time())}\n{node}\n127\nmodule load cuda\n{token}\n"
+        (folder / f"setup-101_{number}-0.txt").write_text(text)
+    with pytest.raises(InputError, match=r"stopped: no stage could be begun.*module load cuda.*--retry"):
+        site.submit(TAPT)
+    assert len(site.submit(TAPT, retry=True).stages) == 3
+
+
 def test_progress_grows_with_checkpoints_and_finished_stages(site: Site) -> None:
     def progress() -> int:
         return submit.progress(site.plan(TAPT), site.store)
