@@ -76,6 +76,7 @@ class Jobs:
     """Why the grid's jobs take no further stage, if they do not."""
     excluded: dict[str, str] = field(default_factory=dict)
     """Nodes that jobs keep away from, and why."""
+    _waits_by_token: dict[str, tuple[str, bool]] = field(default_factory=dict)
 
     def of(self, attempt: Attempt | None) -> JobState | None:
         """Return the state of the job that made an attempt; None if it is none of these."""
@@ -100,16 +101,20 @@ class Jobs:
 
     def waiting_for(self, folder: str) -> str:
         """Say what a stage waits for whose jobs are live."""
-        live = [
-            state
-            for submission in self.submissions
-            if submission.worklist == self.covering[folder].worklist and folder in self.serving[submission.token]
-            for state in ledger.states(submission, self.queued)
-            if state.live
-        ]
-        if not all(state.waiting for state in live):
+        worklist = self.covering[folder].worklist
+        mine = (each for each in self.submissions if each.worklist == worklist and folder in self.serving[each.token])
+        waits = [self._waits(each) for each in mine]
+        if any(runs for _, runs in waits):
             return "a job that runs will take it"
-        return next((state.reason for state in live if state.reason), "")
+        return next((reason for reason, _ in waits if reason), "")
+
+    def _waits(self, submission: Submission) -> tuple[str, bool]:
+        """Say what live jobs of a submission wait for, and whether one runs; worked out once for all of its stages."""
+        if submission.token not in self._waits_by_token:
+            live = [state for state in ledger.states(submission, self.queued) if state.live]
+            reason = next((state.reason for state in live if state.reason), "")
+            self._waits_by_token[submission.token] = reason, not all(state.waiting for state in live)
+        return self._waits_by_token[submission.token]
 
 
 @dataclass
