@@ -368,33 +368,38 @@ def _status_command(options: argparse.Namespace, *more: str) -> str:
 def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Submitted) -> int:
     """Follow the jobs, and submit what they leave, until all is done or has failed for good."""
     from bench.launch.reporter import Reporter
+    from bench.launch.slurm.client import is_unreachable
     from bench.launch.slurm.ledger import was_cancelled
     from bench.launch.slurm.submit import CommandLine, progress, submit
     from bench.monitor.follow import Ended, follow
     from bench.training.signals import StopFlag
 
-    keys = {*(stage.key for stage in submitted.stages), *submitted.in_flight}
+    keys = submitted.wanted
     command_line = CommandLine(options.gin, options.set, options.results, cli.data_root(options), again=1)
     stop, ended, refused = StopFlag(), Ended(), ""
     with stop.on_signals(), Reporter(len(keys), _rows(plan)) as report:
+        before = progress(plan, store)
         while keys and not stop():
-            before = progress(plan, store)
-            ended.add(follow(plan, keys, store, stop, report))
-            keys = {*ended.left}
-            if not keys or stop():
+            # Where a limit leaves room for fewer jobs, what no job is left for waits until all others have ended.
+            at_once = not (submitted.refused or submitted.fewer)
+            ended.add(follow(plan, keys, store, stop, report, at_once))
+            if not ended.left or stop():
                 break
             # Nobody is left to run these: jobs were lost, or cancelled by Slurm, or too few were allowed at once.
             look_up(plan, store)
             if progress(plan, store) <= before or was_cancelled(store.root, plan.source):
                 break
-            report.console.print(f"submitting again: no job is left for {len(keys)} stages", markup=False)
+            report.console.print(f"submitting again: no job is left for {len(ended.left)} stages", markup=False)
             try:
                 submitted = submit(plan, store, command_line)
             except InputError as error:  # the grid was stopped, or Slurm refuses: the table is written all the same
+                if is_unreachable(error):
+                    report.console.print(f"warning: {error}", markup=False)
+                    continue  # following waits for the controller
                 refused = str(error)
                 break
             ended.left.clear()
-            keys = {*(stage.key for stage in submitted.stages), *submitted.in_flight}
+            keys, before = submitted.wanted, progress(plan, store)
     if stop():
         print("detached: the jobs go on; the same command follows them again, --cancel ends them", file=sys.stderr)
         return 130

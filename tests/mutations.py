@@ -1070,9 +1070,18 @@ MUTATIONS = (
     Mutation(
         "troubles stop a grid of which stages are done",
         "bench/launch/slurm/troubles.py",
-        " and not finished():",
-        ":",
+        "if everywhere and not count_finished(store_root, worklist):",
+        "if everywhere:",
         ("tests/launch/slurm/test_troubles.py::test_a_grid_of_which_nothing_can_be_begun_is_stopped",),
+    ),
+    Mutation(
+        "lines of the setup that fail everywhere do not stop a grid",
+        "bench/launch/slurm/troubles.py",
+        'Trouble(float(seconds), node_name, job, "".join(worklist), "", reason)',
+        'Trouble(float(seconds), node_name, job, "", "", reason)',
+        (
+            "tests/launch/slurm/test_troubles.py::test_a_setup_that_fails_on_every_node_stops_the_grid_and_blames_no_node",
+        ),
     ),
     Mutation(
         "a stage is never given up for its troubles",
@@ -1098,14 +1107,14 @@ MUTATIONS = (
     Mutation(
         "nodes that were excluded before are forgotten",
         "bench/launch/slurm/supervisor.py",
-        'listed = [str(self._cluster.options.get("exclude", "")), *sorted(excluded)]',
-        "listed = [troubles.node()]",
+        "filter(None, [exclude, *sorted(excluded)])",
+        "[node for node in excluded if node == troubles.node()]",
         ("tests/launch/slurm/test_supervisor.py::test_a_list_of_excluded_nodes_keeps_those_of_before",),
     ),
     Mutation(
         "a requeue is tried once",
         "bench/launch/slurm/supervisor.py",
-        "if re.search(UNREACHABLE, reason) is None or time.monotonic() > until:",
+        "if not client.is_unreachable(reason) or time.monotonic() > until:",
         "if True:",
         (
             "tests/launch/slurm/test_supervisor.py::test_a_requeue_is_tried_again_while_the_controller_cannot_be_reached",
@@ -1275,6 +1284,22 @@ MUTATIONS = (
         ("tests/launch/slurm/test_cover.py::test_a_stopped_worklist_covers_nothing",),
     ),
     Mutation(
+        "jobs cover stages that need other resources",
+        "bench/launch/slurm/cover.py",
+        " and entry.kind in kinds)",
+        ")",
+        (
+            "tests/launch/slurm/test_cover.py::test_stages_that_need_other_resources_than_live_jobs_have_are_not_covered",
+        ),
+    ),
+    Mutation(
+        "new jobs do not wait for those that run what they need",
+        "bench/launch/slurm/arrays.py",
+        "jobs = [*sorted(others, key=int), *(",
+        "jobs = [*(",
+        ("tests/launch/slurm/test_submit.py::test_what_needs_resources_that_no_live_job_has_is_missing",),
+    ),
+    Mutation(
         "a live job is trusted to try a stage that it takes for failed",
         "bench/launch/slurm/submit.py",
         "if cover is None or not will_be_tried or any(",
@@ -1298,8 +1323,8 @@ MUTATIONS = (
     Mutation(
         "following goes on though no job is left",
         "bench/monitor/follow.py",
-        "        if len(ended.left) == len(pending):",
-        "        if not pending:",
+        "if len(ended.left) == len(pending) or (",
+        "if not pending or (",
         ("tests/monitor/test_follow.py::test_it_ends_when_no_job_is_left",),
     ),
     Mutation(

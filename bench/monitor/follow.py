@@ -48,10 +48,21 @@ class Ended:
         return folders
 
 
-def follow(plan: Plan, keys: Collection[str], store: Store, stop: Callable[[], bool], report: Reporter) -> Ended:
-    """Report on these stages until they end, no job is left for them, or a stop is requested."""
+def follow(
+    plan: Plan,
+    keys: Collection[str],
+    store: Store,
+    stop: Callable[[], bool],
+    report: Reporter,
+    at_once: bool = False,
+) -> Ended:
+    """Report on these stages until they end, no job is left for them, or a stop is requested.
+
+    With `at_once`, it is enough that no job is left for one whose parents are done, if another was finished meanwhile.
+    Example: all jobs with a GPU were cancelled, those without go on; a fine-tuning that needs one could begin.
+    """
     pending = {stage.key: (number, stage) for number, stage in enumerate(plan.stages) if stage.key in keys}
-    ended, queue = Ended(), states.PatientQueue()
+    ended, queue, finished = Ended(), states.PatientQueue(), False
     running: set[str] = set()
     done: states.Finished = {}
     lost: dict[str, float] = {}
@@ -71,6 +82,7 @@ def follow(plan: Plan, keys: Collection[str], store: Store, stop: Callable[[], b
                     report.started(stage, number)
                 report.progress(number, round(seen.share * stage.total_steps), stage.total_steps, float("nan"))
             if seen.state in ENDED:
+                finished |= seen.state == StageState.DONE
                 del pending[key]
                 report.ended(stage, number, _outcome(stage, store, seen))
                 if seen.state == StageState.FAILED:
@@ -78,7 +90,8 @@ def follow(plan: Plan, keys: Collection[str], store: Store, stop: Callable[[], b
                 elif seen.state == StageState.BLOCKED:
                     ended.blocked[key] = seen.note
         ended.left = _left(pending, view, lost)
-        if len(ended.left) == len(pending):  # while one is under way, there is a job that may take the others
+        ready = [key for key in ended.left if not any(parent.key in pending for parent in pending[key][1].parents)]
+        if len(ended.left) == len(pending) or (at_once and finished and ready and not view.jobs.stopped):
             break
         _sleep(stop)
     return ended
@@ -87,8 +100,7 @@ def follow(plan: Plan, keys: Collection[str], store: Store, stop: Callable[[], b
 def _left(pending: Collection[str], view: Look, lost: dict[str, float]) -> dict[str, str]:
     """Return the stages that no job is left to run, with what is known of each.
 
-    `lost` notes since when neither Slurm nor the store knows of a stage. A stage behind one that is under way is not
-    left, as its own jobs may have ended before.
+    `lost` notes since when neither Slurm nor the store knows of a stage.
     """
     left, now = {}, time.monotonic()
     for key in pending:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import DamagedStore, InputError
-from bench.launch.slurm import client, ledger, troubles, worklist
+from bench.launch.slurm import client, ledger, troubles
 from bench.launch.slurm.client import JobState, SlurmError
-from bench.launch.slurm.cover import Cover, covered
+from bench.launch.slurm.cover import Cover, covered, served
 from bench.launch.slurm.ledger import Submission
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Stage
@@ -68,12 +68,15 @@ class Jobs:
     """Folder of a stage -> from which worklist a live job will pull it."""
     listed: dict[str, Submission] = field(default_factory=dict)
     """Folder of a stage -> the last submission that was to run it."""
+    serving: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Token of a submission -> folders of the unfinished stages that its jobs can run."""
     unasked: frozenset[str] = frozenset()
     """Folders of the stages of which Slurm might tell more, where it could not be asked."""
     stopped: str = ""
     """Why the grid's jobs take no further stage, if they do not."""
     excluded: dict[str, str] = field(default_factory=dict)
     """Nodes that jobs keep away from, and why."""
+    _waits_by_token: dict[str, tuple[str, bool]] = field(default_factory=dict)
 
     def of(self, attempt: Attempt | None) -> JobState | None:
         """Return the state of the job that made an attempt; None if it is none of these."""
@@ -99,16 +102,19 @@ class Jobs:
     def waiting_for(self, folder: str) -> str:
         """Say what a stage waits for whose jobs are live."""
         worklist = self.covering[folder].worklist
-        live = [
-            state
-            for submission in self.submissions
-            if submission.worklist == worklist
-            for state in ledger.states(submission, self.queued)
-            if state.live
-        ]
-        if not all(state.waiting for state in live):
+        mine = (each for each in self.submissions if each.worklist == worklist and folder in self.serving[each.token])
+        waits = [self._waits(each) for each in mine]
+        if any(runs for _, runs in waits):
             return "a job that runs will take it"
-        return next((state.reason for state in live if state.reason), "")
+        return next((reason for reason, _ in waits if reason), "")
+
+    def _waits(self, submission: Submission) -> tuple[str, bool]:
+        """Say what live jobs of a submission wait for, and whether one runs; worked out once for all of its stages."""
+        if submission.token not in self._waits_by_token:
+            live = [state for state in ledger.states(submission, self.queued) if state.live]
+            reason = next((state.reason for state in live if state.reason), "")
+            self._waits_by_token[submission.token] = reason, not all(state.waiting for state in live)
+        return self._waits_by_token[submission.token]
 
 
 @dataclass
@@ -210,14 +216,14 @@ def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look, que
     folders, jobs = {stage.folder for stage in unfinished}, view.jobs
     try:
         noted = ledger.submissions(store.root)
-        lists = {each.token: _folders(store, each) & folders for each in noted if each.runs_stages}
-        jobs.submissions = [each for each in noted if lists.get(each.token)]
+        jobs.serving = {each.token: _folders(store, each) & folders for each in noted if each.runs_stages}
+        jobs.submissions = [each for each in noted if jobs.serving.get(each.token)]
         jobs.tables = [each for each in noted if each.source == source and not each.runs_stages][-1:]
-        jobs.listed = {folder: each for each in jobs.submissions for folder in lists[each.token]}
+        jobs.listed = {folder: each for each in jobs.submissions for folder in jobs.serving[each.token]}
         jobs.queued = queue([*jobs.submissions, *jobs.tables])
         jobs.submissions = ledger.identified(jobs.submissions, jobs.queued)
         jobs.tables = ledger.identified(jobs.tables, jobs.queued)
-        jobs.listed = {folder: each for each in jobs.submissions for folder in lists[each.token]}
+        jobs.listed = {folder: each for each in jobs.submissions for folder in jobs.serving[each.token]}
         jobs.covering = covered(store.root, jobs.submissions, jobs.queued)
         of_grid = [each.worklist for each in jobs.submissions if each.source == source]
         jobs.stopped = (troubles.stopped(store.root, of_grid[-1]) or "") if of_grid else ""
@@ -237,11 +243,7 @@ def _folders(store: Store, submission: Submission) -> frozenset[str]:
     """Return the folders of the stages that a submission was to run."""
     if not submission.worklist:
         return frozenset(folder for task in submission.tasks for folder in task)
-    try:
-        entries = worklist.read(store.root, submission.worklist).entries
-    except DamagedStore:  # nobody can pull from it any more
-        return frozenset()
-    return frozenset(entry.folder for entry in entries if entry.generation <= submission.generation)
+    return frozenset(served(store.root, submission))
 
 
 class PatientQueue:

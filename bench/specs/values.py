@@ -67,6 +67,8 @@ def _matches(value: Any, alternatives: tuple[Any, ...]) -> bool:
         elif origin is tuple:
             inner = typing.get_args(alternative)
             if isinstance(value, list | tuple):
+                if _is_plain(value, inner):
+                    return True
                 variadic = len(inner) == 2 and inner[1] is Ellipsis
                 expected = [inner[0]] * len(value) if variadic else list(inner)
                 if len(expected) == len(value) and all(map(_matches, value, map(_alternatives, expected))):
@@ -82,6 +84,14 @@ def _matches(value: Any, alternatives: tuple[Any, ...]) -> bool:
     return False
 
 
+def _is_plain(value: list[Any] | tuple[Any, ...], inner: tuple[Any, ...]) -> bool:
+    """Tell whether all entries are of the one class that is named, and stay as they are.
+
+    It spares a look at every single entry of long columns, as in the worklist of ten thousand stages.
+    """
+    return len(inner) == 2 and inner[1] is Ellipsis and {*map(type, value)} <= {inner[0]}
+
+
 def _convert(value: Any, alternatives: tuple[Any, ...]) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and float in alternatives and int not in alternatives:
         try:
@@ -92,6 +102,8 @@ def _convert(value: Any, alternatives: tuple[Any, ...]) -> Any:
         for alternative in alternatives:
             if typing.get_origin(alternative) is tuple and _matches(value, (alternative,)):
                 inner = typing.get_args(alternative)
+                if _is_plain(value, inner):
+                    return tuple(value)
                 variadic = len(inner) == 2 and inner[1] is Ellipsis
                 expected = [inner[0]] * len(value) if variadic else list(inner)
                 return tuple(map(_convert, value, map(_alternatives, expected)))

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from bench import grid, status
+from bench.errors import InputError
 from bench.launch.slurm import ledger, troubles
 from tests.slurm.conftest import DevCluster, wait_for
 from tests.slurm.test_faults import Trouble, finish, state
 from tests.slurm.test_faults import undisturbed as undisturbed  # a fixture
-from tests.slurm.test_submit import ONE_TASK, Place
+from tests.slurm.test_submit import LATER, ONE_TASK, Place
 
 pytestmark = pytest.mark.group("slurm")
 
@@ -73,6 +74,60 @@ def test_a_node_whose_setup_fails_costs_no_cell(
     assert nodes == {"n1"}
     capsys.readouterr()
     assert status.main(place.arguments()) == 0
+
+
+def test_a_grid_whose_setup_fails_everywhere_is_stopped(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the line as the reason, and without a requeue for every job that is still to start."""
+    line = "module load no_such_module"
+    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, f"slurm.setup = ['{line}']")
+    assert place.run("--wait") == 1
+    capsys.readouterr()
+    status.main(place.arguments())
+    shown = capsys.readouterr().out
+    assert "stopped: no stage could be begun" in shown and line in shown
+    wait_for(slurm.empty, PATIENCE)
+    ids = [each.job_id for each in ledger.submissions(place.store.root) if each.runs_stages]
+    assert slurm.job(f"{ids[-1]}_0")["Restarts"] == "0", "the last array"
+    with pytest.raises(InputError, match=line):
+        place.run()
+    place.bindings = (*place.bindings[:-2], "slurm.setup = []", place.bindings[-1])
+    assert place.run("--retry", "--wait") == 0
+
+
+def test_a_grid_above_the_longest_time_that_the_accounting_allows_is_refused(
+    slurm: DevCluster, tmp_path: Path, prepared: Path
+) -> None:
+    """Before anything is written; a shorter time is taken."""
+    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
+    limit = ("sacctmgr", "--immediate", "modify", "qos", "normal", "set")
+    slurm.ask(*limit, "MaxWall=00:04:00")
+    try:
+        with pytest.raises(InputError, match=r"slurm.timeout_min = 5.*MaxWall"):
+            place.run()
+        assert not place.store.root.exists() and slurm.empty()
+        place.bindings = (*place.bindings[:-1], "slurm.timeout_min = 4", place.bindings[-1])
+        assert place.run() == 0
+    finally:
+        slurm.ask(*limit, "MaxWall=-1")
+
+
+def test_a_held_job_needs_somebody_and_goes_on_when_released(
+    slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, "slurm.extra = ['begin=now+3600']")
+    assert place.run() == 0
+    first = next(each.job_id for each in ledger.submissions(place.store.root) if each.runs_stages)
+    slurm.ask("scontrol", "hold", str(first))
+    capsys.readouterr()
+    status.main(place.arguments())
+    shown = capsys.readouterr().out
+    assert f"scontrol release {first}" in shown and "needs somebody" in shown
+    slurm.ask("scontrol", "release", str(first))
+    for each in ledger.submissions(place.store.root):
+        slurm.ask("scontrol", "update", f"JobId={each.job_id}", "StartTime=now")
+    assert place.run("--wait") == 0
 
 
 def test_workers_that_die_on_one_node_before_their_first_step(

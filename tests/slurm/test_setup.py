@@ -44,7 +44,7 @@ def test_a_node_that_is_mended_meanwhile(slurm: DevCluster, tmp_path: Path) -> N
     assert "Python began" in _printed(store, submission)
     ((name, lines),) = _troubles(store).items()
     assert name == f"setup-{element}-0.txt"
-    assert lines[1] in ("n1", "n2") and lines[2:] == ["1", f"test ! -e {broken}"]
+    assert lines[1] in ("n1", "n2") and lines[2:] == ["1", f"test ! -e {broken}", ""]
 
 
 def test_a_line_that_fails_everywhere(slurm: DevCluster, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from bench.launch.slurm.worklist import Worklist
 from bench.specs.cluster import Cluster
@@ -39,19 +40,30 @@ class Array:
     jobs: int
     after: tuple[int, ...] = ()
 
-    def dependency(self, ids: Sequence[str]) -> str | None:
-        """Return the value of sbatch's --dependency; None without any. `ids` are those of the arrays before it."""
-        return ":".join(["afterany", *(ids[number] for number in self.after)]) if self.after else None
+    def dependency(self, ids: Sequence[str], earlier: Mapping[int, Sequence[str]] = MappingProxyType({})) -> str | None:
+        """Return the value of sbatch's --dependency; None without any.
+
+        `ids` are those of the arrays before it. By generation, `earlier` arrays run what stages of that one need.
+        """
+        others = {id_ for generation, jobs in earlier.items() if generation <= self.generation for id_ in jobs}
+        jobs = [*sorted(others, key=int), *(ids[number] for number in self.after)]
+        return ":".join(["afterany", *jobs]) if jobs else None
+
+    def will_run(self, generation: int, needed: Cluster) -> bool:
+        """Tell whether its jobs come for stages of a generation that need such resources."""
+        return generation <= self.generation and self.cluster.serves(needed)
 
 
-def arrange(listed: Worklist, most_jobs: int, largest_array: int) -> list[Array]:
+def arrange(
+    listed: Worklist, most_jobs: int, largest_array: int, folders: Collection[str] | None = None
+) -> list[Array]:
     """Return the arrays that run a worklist, with `most_jobs` jobs at most in all.
 
     An array has at most `largest_array` jobs. Where not even one job for every array is allowed, some are left out, and
-    others serve their generations, too.
+    others serve their generations, too. With `folders` there are jobs for those stages alone, as others have theirs.
     """
     arrays: list[Array] = []
-    for generation, width in enumerate(listed.widths()):
+    for generation, width in enumerate(listed.widths(folders)):
         by_cluster: dict[Cluster, list[str]] = defaultdict(list)
         for kind in width:
             by_cluster[listed.clusters[kind]].append(kind)

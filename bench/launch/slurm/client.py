@@ -44,6 +44,12 @@ WAITING = HELD | {"PENDING", "CONFIGURING"}
 """Of those, the words for a job that does not run."""
 
 
+UNREACHABLE = (
+    "contact|Unexpected message|onnection|timed out|did not answer|Zero Bytes|ommunication|standby|temporarily"
+)
+"""What Slurm's programs say where the controller could not be asked, which may pass."""
+
+
 GONE = "GONE"
 """Our word for a job of which Slurm knows nothing (any more): ended some time ago, or lost."""
 
@@ -85,6 +91,11 @@ class JobState:
     def waiting(self) -> bool:
         """Whether it is to run, and does not yet."""
         return self.live and self.state in WAITING
+
+
+def is_unreachable(error: object) -> bool:
+    """Tell whether a program's words say that the controller could not be asked, and may be back soon."""
+    return re.search(UNREACHABLE, str(error)) is not None
 
 
 def environment() -> dict[str, str]:

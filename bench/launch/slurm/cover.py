@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,17 +26,42 @@ def covered(store_root: Path, submissions: Sequence[Submission], queued: Mapping
     that is left to the caller, who knows its attempts. A worklist that was stopped covers nothing.
     """
     covering: dict[str, Cover] = {}
-    reach: dict[str, int] = {}  # worklist -> the last generation that its live jobs serve
     for submission in submissions:
         if not any(state.live for state in ledger.states(submission, queued)):
             continue
         for task in submission.tasks:  # of an earlier version
             covering.update(dict.fromkeys(task, Cover("", 0)))
         if submission.worklist and troubles.stopped(store_root, submission.worklist) is None:
-            reach[submission.worklist] = max(submission.generation, reach.get(submission.worklist, 0))
-    for token, generation in reach.items():
-        with contextlib.suppress(DamagedStore):  # its jobs cannot read it either
-            entries = worklist.read(store_root, token).entries
-            served = (entry for entry in entries if entry.generation <= generation)
-            covering.update({entry.folder: Cover(token, entry.attempts) for entry in served})
+            attempts = served(store_root, submission)
+            covering.update({folder: Cover(submission.worklist, count) for folder, count in attempts.items()})
     return covering
+
+
+def served(store_root: Path, submission: Submission) -> dict[str, int]:
+    """Map the folders of stages that an array's jobs can run to their attempts when the worklist was made.
+
+    These are the stages up to its generation for which its resources are enough. Example: an array without GPUs for the
+    generations up to 1 serves no stage of generation 1 that asks for one. Nothing can be pulled from a worklist that
+    cannot be read, and arrays of earlier versions, which did not note their `kinds`, count for all resources.
+    """
+    try:
+        listed = worklist.read(store_root, submission.worklist)
+    except DamagedStore:
+        return {}
+    offered = [listed.clusters[kind] for kind in submission.kinds[:1] if kind in listed.clusters]
+    kinds = {kind for kind, needed in listed.clusters.items() if all(cluster.serves(needed) for cluster in offered)}
+    entries = (entry for entry in listed.entries if entry.generation <= submission.generation and entry.kind in kinds)
+    return {entry.folder: entry.attempts for entry in entries}
+
+
+def first_arrays(store_root: Path, submissions: Sequence[Submission], queued: Mapping[str, JobState]) -> dict[str, str]:
+    """Map the folders of stages to the id of the live array that is the first to come for them.
+
+    Of several arrays that can run a stage it is the one of the lowest generation, and the oldest of those.
+    """
+    first: dict[str, str] = {}
+    for submission in sorted(submissions, key=lambda each: each.generation):
+        if submission.worklist and any(state.live for state in ledger.states(submission, queued)):
+            for folder in served(store_root, submission):
+                first.setdefault(folder, str(submission.job_id))
+    return first

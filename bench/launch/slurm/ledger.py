@@ -52,6 +52,7 @@ class SubmissionFile:
     source: str
     worklist: str = ""
     generation: int = 0
+    kinds: tuple[str, ...] = ()
     jobs: int = 1
     code: str = ""
     cancelled: bool = False
@@ -62,9 +63,9 @@ class SubmissionFile:
 class Submission(SubmissionFile):
     """One sbatch call.
 
-    Its array has `jobs` elements, which serve the generations up to `generation` of the `worklist` of that token; the
-    tables' job has none. `code` is the name of the copy
-    of the packages that they run; `cancelled` says that a person ended them with --cancel.
+    Its array has `jobs` elements, which serve the generations up to `generation` of the `worklist` of that token, and
+    ask for what stages of `kinds` need; the tables' job has none. `code` is the name of the copy of the packages that
+    they run; `cancelled` says that a person ended them with --cancel.
 
     `source` is what of the command line says which grid it was; `job_id` is None from before the call until the id is
     noted; `time` in seconds since 1970. Earlier versions bound stages to elements, with their folders in `tasks`.
@@ -159,7 +160,7 @@ def submissions(store_root: Path, grid: str | None = None) -> list[Submission]:
                 raise
             continue  # forgotten meanwhile
         facts = {field.name: data[field.name] for field in dataclasses.fields(SubmissionFile) if field.name in data}
-        facts["tasks"] = tuple(map(tuple, data.get("tasks", ())))
+        facts |= {"tasks": tuple(map(tuple, data.get("tasks", ()))), "kinds": tuple(data.get("kinds", ()))}
         submission = Submission(**facts, token=path.stem)
         if grid is None or submission.grid == grid:
             read.append(submission)

@@ -242,10 +242,6 @@ class Pool:
         self._given_up = troubles.given_up(self._store.root, self.listed.token)
         self._has_ended(self._positions[stage.folder])
 
-    def count_finished(self) -> int:
-        """Count the stages of the worklist that are done, whoever ran them."""
-        return sum((self._store.root / entry.folder / "record.json").exists() for entry in self.listed.entries)
-
     @property
     def failures(self) -> list[str]:
         """Why stages failed for good; those that diverged, as candidates of a search may, are left out."""

@@ -42,9 +42,10 @@ bench_failed() {  # exit status, depth of sourced files, command, number of its 
     local element="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" scontrol=@SCONTROL@
     local file=@TROUBLES@/"setup-$element-$restarts.txt"
     mkdir -p @TROUBLES@
-    printf '%(%s)T\\n%s\\n%s\\n%s\\n' -1 "$node" "$1" "$line" > "$file.new" && mv "$file.new" "$file"
+    printf '%(%s)T\\n%s\\n%s\\n%s\\n%s\\n' -1 "$node" "$1" "$line" @WORKLIST@ > "$file.new" && mv "$file.new" "$file"
     [ -x "$scontrol" ] || scontrol=scontrol
-    [ "$restarts" -ge 2 ] || "$scontrol" requeue "$element"
+    trap '' TERM
+    @JUDGE@ || [ "$restarts" -ge 2 ] || "$scontrol" requeue "$element"
     [ "$1" -ne 0 ] || exit 1
     exit "$1"
 }
@@ -64,7 +65,10 @@ more, nothing is done. Example: line 21 of the script is `module load cuda`, whi
 
     bench_failed 1 1 'module load cuda' 21
 
-which writes the time, n7, 1 and line 21 to setup-ARRAY_TASK-RESTARTS.txt and asks for a requeue, at most twice. An
+which writes the time, n7, 1, line 21 and the worklist to setup-ARRAY_TASK-RESTARTS.txt and asks for a requeue, at most
+twice. That is left to `bench.launch.slurm.setup_failed` where its Python starts all the same: then n7 is kept away from
+after three times, and a grid whose setup fails on every node is stopped. Meanwhile SIGTERM, which comes with a requeue,
+has to be ignored. An
 `exit` anywhere ends in the same function, without the number of a line; so does a Python that cannot be started. The
 status 143 is SIGTERM: somebody ended the job, which is no trouble.
 """
@@ -96,11 +100,12 @@ def executor(
     dependency: str | None,
     code: Path | None = None,
     troubles: Path | None = None,
+    worklist: str = "",
 ) -> _Arrays:
     """Build submitit's executor for one array, whose jobs print to `folder`.
 
-    Where the shell of a job fails before Python, it says so in the folder `troubles`; that is STORE/.slurm/troubles for
-    the usual `folder` STORE/.slurm/log/TOKEN.
+    Where the shell of a job fails before Python, it says so in the folder `troubles`, with the token of the `worklist`;
+    that is STORE/.slurm/troubles for the usual `folder` STORE/.slurm/log/TOKEN.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Python takes the shell's place, to be the process that Slurm signals.
@@ -131,7 +136,7 @@ def executor(
         wckey="",
         use_srun=False,
         stderr_to_stdout=True,
-        setup=_setup(array.folder, troubles, cluster, code),
+        setup=_setup(array.folder, troubles, cluster, code, worklist),
         additional_parameters=options,
     )
     array.parameters["map_count"] = len(indices)  # submitit then names the logs by element
@@ -149,11 +154,17 @@ def write_script(folder: Path, cluster: Cluster, name: str, command: str) -> Pat
     return path
 
 
-def _setup(folder: Path, troubles: Path, cluster: Cluster, code: Path | None) -> list[str]:
+def _setup(folder: Path, troubles: Path, cluster: Cluster, code: Path | None, worklist: str) -> list[str]:
     """Return the lines of shell that run in the job before Python."""
     # A job's PATH may lack Slurm's programs.
     scontrol = shlex.quote(shutil.which("scontrol") or "scontrol")
+    judge = "false"  # nobody but the shell asks for a requeue
+    if worklist and code is not None:
+        store, exclude = str(folder.parents[2]), str(cluster.options.get("exclude", ""))
+        command = [f"PYTHONPATH={code}", sys.executable, "-P", "-m", "bench.launch.slurm.setup_failed"]
+        judge = f'{shlex.join(["env", *command, store, worklist, exclude])} "$element" "$scontrol"'
     guard = GUARD.replace("@TROUBLES@", shlex.quote(str(troubles))).replace("@SCONTROL@", scontrol)
+    guard = guard.replace("@WORKLIST@", shlex.quote(worklist)).replace("@JUDGE@", judge)
     # Until Python has its handler: the signal would kill the shell, and the job would count as failed.
     lines = [f"trap '' {cluster.signal}", guard, *cluster.setup]
     if code is not None:  # safe path: else the working directory, often a checkout, would come before the copy

@@ -12,7 +12,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from bench.launch.slurm import client, ledger, limits, partitions, sbatch, super
 from bench.launch.slurm.arrays import Array, arrange
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import JobState, SlurmError
-from bench.launch.slurm.cover import covered
+from bench.launch.slurm.cover import covered, first_arrays
 from bench.launch.slurm.ledger import Submission
 from bench.launch.slurm.snapshot import changed_since, copied_plugins, snapshot
 from bench.launch.slurm.worklist import Worklist
@@ -54,8 +55,12 @@ class Submitted:
     """Those for which jobs were submitted."""
     arrays: list[Array] = field(default_factory=list)
     job_ids: list[str] = field(default_factory=list)
+    wanted: set[str] = field(default_factory=set)
+    """Keys of all stages that are neither done nor blocked: to be submitted now or later, or in flight."""
     in_flight: dict[str, str] = field(default_factory=dict)
     """Key of a stage that jobs submitted before are to run -> the worklist that they pull from."""
+    earlier: dict[int, list[str]] = field(default_factory=dict)
+    """Generation of stages -> the arrays submitted before that are to run what they need."""
     blocked: dict[str, str] = field(default_factory=dict)
     """Key of a stage that was not submitted -> which failure is in its way."""
     other_code: str = ""
@@ -178,6 +183,7 @@ def _missing(
     covering = covered(store.root, submissions, queued)
     attempts = store.each(lambda stage: len(store.attempts(stage)), plan.to_run(retry))
     unblocked, submitted.blocked = _unblocked(plan, retry)
+    submitted.wanted = {stage.key for stage in unblocked}
     missing: set[str] = set()
     for stage in unblocked:
         cover = covering.get(stage.folder)
@@ -188,15 +194,31 @@ def _missing(
             submitted.in_flight[stage.key] = cover.worklist
     submitted.stages = [stage for stage in unblocked if stage.key in missing]
     submitted.other_code = _other_code(store, submissions, {*submitted.in_flight.values()})
-    # What is missing may wait for what is in flight, which other jobs run: it is listed, too, for its turn to come.
+    # What is missing may wait for what is in flight: that is listed, too, and has jobs already. The new ones wait for
+    # those, as they would end if they had nothing to do for a minute.
     listed = worklist.worklist(ledger.new_token(), unblocked if missing else (), attempts, plan.clusters)
     if missing:
+        folders, size = {stage.folder for stage in submitted.stages}, limits.array_size(plan.cluster)
+        submitted.earlier = _earlier(listed, folders, first_arrays(store.root, submissions, queued))
         room, submitted.fewer = limits.room(plan.cluster)
-        submitted.arrays = arrange(listed, room - 1, limits.array_size(plan.cluster))  # one is for the tables
-        width = sum(array.jobs for array in arrange(listed, len(listed.entries), len(listed.entries)))
+        submitted.arrays = arrange(listed, room - 1, size, folders)  # one is for the tables
+        width = sum(array.jobs for array in arrange(listed, len(listed.entries), len(listed.entries), folders))
         if sum(array.jobs for array in submitted.arrays) >= width:
             submitted.fewer = ""
     return submitted, listed
+
+
+def _earlier(listed: Worklist, folders: Collection[str], arrays: Mapping[str, str]) -> dict[int, list[str]]:
+    """Return, by generation, the ids of `arrays`, by folder, that run what the stages of these folders wait for.
+
+    Example: a pre-training P is in flight in array 7, and its fine-tuning A, of generation 1, is missing: {1: ['7']}.
+    """
+    earlier: dict[int, set[str]] = defaultdict(set)
+    for entry in listed.entries:
+        if entry.folder in folders:
+            parents = {listed.entries[parent].folder for parent in entry.parents} - {*folders}
+            earlier[entry.generation] |= {arrays[parent] for parent in parents if parent in arrays}
+    return {generation: sorted(ids, key=int) for generation, ids in earlier.items() if ids}
 
 
 def _unblocked(plan: Plan, retry: bool) -> tuple[list[Stage], dict[str, str]]:
@@ -243,12 +265,21 @@ def _note_launch_failures(store: Store, submissions: Sequence[Submission], queue
 def refuse_stopped(plan: Plan, store: Store, submissions: Sequence[Submission], retry: bool) -> None:
     """Refuse a grid that stopped itself since its stages failed alike, unless they are to be tried again."""
     mine = [each for each in submissions if each.source == plan.source and each.worklist]
-    reason = troubles.stopped(store.root, mine[-1].worklist) if mine else None
+    reason = _stopped(plan, store, mine[-1].worklist) if mine else None
     if reason is not None and not retry:
         raise InputError(
             f"this grid was stopped: {reason}. bench.status --failed shows the logs. Mend the cause, then go on with "
             "--retry."
         )
+
+
+def _stopped(plan: Plan, store: Store, token: str) -> str | None:
+    """Say why a worklist was stopped, or is stopped now, since jobs that never come to Python cannot do it."""
+    nodes = {trouble.node for trouble in troubles.read(store.root) if trouble.worklist == token}
+    if not nodes:
+        return troubles.stopped(store.root, token)
+    names = [settings["PartitionName"] for settings in partitions.chosen(plan.cluster.partition)]
+    return troubles.stop_if_hopeless(store.root, token, (), not partitions.has_others(names, nodes))
 
 
 def progress(plan: Plan, store: Store) -> int:
@@ -258,7 +289,8 @@ def progress(plan: Plan, store: Store) -> int:
         for stage in plan.stages
         if stage.key not in plan.done and (checkpoints := store.folder(stage) / "checkpoints").is_dir()
     ]
-    return sum(stage.total_steps for stage in plan.stages if stage.key in plan.done) + sum(steps)
+    # One more than its steps, so that a stage with a checkpoint of its last step gets further by its end, too.
+    return sum(stage.total_steps + 1 for stage in plan.stages if stage.key in plan.done) + sum(steps)
 
 
 def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: Store, data: Path) -> None:
@@ -283,12 +315,15 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
         assignment = Assignment(
             store.root.absolute(), code, settings, listed.token, array.generation, array.cluster, scontrol
         )
-        facts = {"worklist": listed.token, "generation": array.generation, "jobs": array.jobs}
+        facts = {"worklist": listed.token, "generation": array.generation, "kinds": array.kinds, "jobs": array.jobs}
         facts["code"] = code.name
         submission = ledger.note(store.root, str(grid.name), plan.source, "-".join(array.kinds)[:60], **facts)
-        log, dependency = ledger.log_folder(store.root, submission.token), array.dependency(submitted.job_ids)
+        log = ledger.log_folder(store.root, submission.token)
+        dependency = array.dependency(submitted.job_ids, submitted.earlier)
         cluster = _without_nodes(array.cluster, store)
-        executor = sbatch.executor(log, cluster, submission.name, range(array.jobs), dependency, code)
+        executor = sbatch.executor(
+            log, cluster, submission.name, range(array.jobs), dependency, code, worklist=listed.token
+        )
         elements = [(assignment,)] * array.jobs
         try:
             submitted.job_ids.append(sbatch.make(store.root, submission, executor, supervisor.supervise, elements))
@@ -297,8 +332,11 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
                 raise
             submitted.refused = f"{error}\n{len(submitted.job_ids)} of {len(submitted.arrays)} arrays are submitted."
             submitted.arrays = submitted.arrays[: len(submitted.job_ids)]
-            reached = max((each.generation for each in submitted.arrays), default=-1)
-            served = {entry.folder for entry in listed.entries if entry.generation <= reached}
+            served = {
+                entry.folder
+                for entry in listed.entries
+                if any(each.will_run(entry.generation, listed.clusters[entry.kind]) for each in submitted.arrays)
+            }
             submitted.stages = [stage for stage in submitted.stages if stage.folder in served]
             return
 

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import NoReturn
 
 import baselines
@@ -54,10 +54,6 @@ MARGIN_SECONDS = 10.0
 """Of the signal's delay, kept for ending the workers and asking Slurm for the requeue."""
 REQUEUE_SECONDS = 2.0
 """Between two tries to reach Slurm's controller."""
-UNREACHABLE = (
-    "contact|Unexpected message|onnection|timed out|did not answer|Zero Bytes|ommunication|standby|temporarily"
-)
-"""What Slurm's programs say where the controller could not be asked, which may pass."""
 OWN_TROUBLES = 3
 """After so many troubles of its own a job is not requeued any more."""
 MOST_RESTARTS = 10
@@ -141,9 +137,34 @@ def control(program: str, *arguments: str, until: float) -> str:
             reason = str(error)
         _say(f"scontrol {' '.join(arguments)}: {reason or 'done'}")
         # Slurm said no, or this job's time is up. Only a controller that cannot be reached may be back soon.
-        if re.search(UNREACHABLE, reason) is None or time.monotonic() > until:
+        if not client.is_unreachable(reason) or time.monotonic() > until:
             return reason
         time.sleep(REQUEUE_SECONDS)
+
+
+def could_run_elsewhere(store_root: Path) -> bool:
+    """Tell whether there is another node for this job.
+
+    If Slurm cannot be asked, there may be.
+    """
+    avoided = {troubles.node(), *troubles.excluded(store_root)}
+    partition = os.environ.get("SLURM_JOB_PARTITION")
+    try:
+        return partitions.has_others([partition] if partition else None, avoided)
+    except (SlurmError, OSError, ValueError):
+        return True
+
+
+def requeue_elsewhere(store_root: Path, job: str, program: str, exclude: str, until: float) -> None:
+    """Requeue a job after a trouble, away from this node if that is to blame.
+
+    `exclude` are the nodes that the settings exclude: the list of a job is replaced as a whole.
+    """
+    requeue(job, program, until)
+    excluded = troubles.excluded(store_root)
+    if troubles.node() in excluded and could_run_elsewhere(store_root):
+        nodes = ",".join(filter(None, [exclude, *sorted(excluded)]))
+        control(program, "update", f"JobId={job}", f"ExcNodeList={nodes}", until=until)
 
 
 # --------------------------------------------------------------------------------------------------------- the job
@@ -209,6 +230,7 @@ class Element:
                 self._look(stopping=False)
         except (InputError, OSError) as error:  # a damaged or unreachable store, a GPU that is not there
             self._note_trouble("", str(error))
+            self._stop_if_hopeless()
         if self._processes:
             self._checkpoint()
 
@@ -216,7 +238,7 @@ class Element:
         """Read what is to be done. Refuses a node that does not have what the job asked for."""
         store = Store(self._assignment.store)
         reason = troubles.excluded(store.root).get(troubles.node())
-        if reason is not None and self._could_run_elsewhere():
+        if reason is not None and could_run_elsewhere(store.root):
             self._trouble = f"this node is not used: {reason}"
             _say(self._trouble)
             return
@@ -295,16 +317,18 @@ class Element:
             self._note_trouble(stage.folder, reason)
         self._pool.look_at(stage)
         if state in UNSUCCESSFUL:
-            failed, finished = self._pool.failures, self._pool.count_finished
-            only_node = not self._could_run_elsewhere()
-            why = troubles.stop_if_hopeless(root, self._assignment.worklist, failed, finished, only_node)
-            self._stopped = why or self._stopped
+            self._stop_if_hopeless()
 
     def _note_trouble(self, stage: str, reason: str) -> None:
         # One is enough: on a node that is broken the next stage would end alike, and this job would be the fastest.
         _say(f"trouble on {troubles.node()}: {reason}")
         self._trouble = reason
         self._noted &= troubles.note(self._assignment.store, self._job, self._assignment.worklist, stage, reason)
+
+    def _stop_if_hopeless(self) -> None:
+        root, token = self._assignment.store, self._assignment.worklist
+        failed = self._pool.failures if self._pool is not None else ()
+        self._stopped = troubles.stop_if_hopeless(root, token, failed, not could_run_elsewhere(root)) or self._stopped
 
     def _checkpoint(self) -> None:
         """Have the workers checkpoint, and wait until they have ended.
@@ -390,26 +414,9 @@ class Element:
         # Where troubles cannot be noted, as on a full disk, the restarts stand for them.
         if own >= OWN_TROUBLES or restarts >= (MOST_RESTARTS if self._noted else OWN_TROUBLES):
             raise ElementFailed(f"not requeued after {own} troubles and {restarts} restarts: {self._trouble}")
-        requeue(self._job, self._program, self._end)
-        excluded = troubles.excluded(self._assignment.store)
-        if troubles.node() in excluded and self._could_run_elsewhere():
-            # The list replaces that of the submission, which named the nodes of `slurm.extra`.
-            listed = [str(self._cluster.options.get("exclude", "")), *sorted(excluded)]
-            nodes = ",".join(filter(None, listed))
-            control(self._program, "update", f"JobId={self._job}", f"ExcNodeList={nodes}", until=self._end)
+        excluded = str(self._cluster.options.get("exclude", ""))
+        requeue_elsewhere(self._assignment.store, self._job, self._program, excluded, self._end)
         sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
-
-    def _could_run_elsewhere(self) -> bool:
-        """Tell whether there is another node for this job.
-
-        If Slurm cannot be asked, there may be.
-        """
-        avoided = {troubles.node(), *troubles.excluded(self._assignment.store)}
-        partition = os.environ.get("SLURM_JOB_PARTITION")
-        try:
-            return partitions.has_others([partition] if partition else None, avoided)
-        except (SlurmError, OSError, ValueError):
-            return True
 
     def _out_of_time(self) -> bool | None:
         """Tell whether Slurm ends this job for its time limit.

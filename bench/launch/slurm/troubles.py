@@ -26,12 +26,13 @@ import re
 import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import DamagedStore
 from bench.launch.slurm.ledger import folder
+from bench.launch.slurm.worklist import count_finished
 from bench.store.files import create_json, read_json
 from bench.store.ownership import now
 
@@ -113,11 +114,14 @@ def read(store_root: Path) -> list[Trouble]:
 
 
 def _of_setup(path: Path) -> Trouble:
-    """Read what a job's shell wrote: seconds since 1970, node, exit status, and the line that failed."""
-    seconds, node_name, status, *line = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    """Read what a job's shell wrote: seconds since 1970, node, exit status, the line that failed, and the worklist.
+
+    Earlier versions did not write the last.
+    """
+    seconds, node_name, status, line, *worklist = path.read_text(encoding="utf-8", errors="replace").splitlines()
     job = path.stem.removeprefix("setup-").rpartition("-")[0]
-    reason = f"a line of slurm.setup failed with exit status {status}: {' '.join(line)}"
-    return Trouble(float(seconds), node_name, job, "", "", reason)
+    reason = f"a line of slurm.setup failed with exit status {status}: {line}"
+    return Trouble(float(seconds), node_name, job, "".join(worklist), "", reason)
 
 
 # ------------------------------------------------------------------------------------------------------ what follows
@@ -178,24 +182,24 @@ def most_alike(reasons: Sequence[str]) -> list[int]:
     return [position for position, kind in enumerate(kinds) if kind == most[0][0]]
 
 
-def stop_if_hopeless(
-    store_root: Path, worklist: str, failed: Sequence[str], finished: Callable[[], int], only_node: bool
-) -> str | None:
+def stop_if_hopeless(store_root: Path, worklist: str, failed: Sequence[str], only_node: bool) -> str | None:
     """Stop a worklist where its stages fail alike; return why, also if it was stopped before.
 
-    `failed` are the reasons of stages that failed for good; `finished`, which may take its time, counts those that are
-    done. Six jobs that start at once on a broken node say nothing of the grid, unless that is the `only_node` there is.
+    `failed` are the reasons of stages that failed for good. Those that are done are counted where that decides, which
+    takes a look at every stage. Six jobs that start at once on a broken node say nothing of the grid, unless that is
+    the `only_node` there is.
     """
     before = stopped(store_root, worklist)
     if before is not None:
         return before
     alike = [failed[position] for position in most_alike(failed)]
-    if len(alike) >= FAILED_ALIKE and len(alike) > (done := finished()):
+    if len(alike) >= FAILED_ALIKE and len(alike) > (done := count_finished(store_root, worklist)):
         return _stop(store_root, worklist, f"{len(alike)} stages failed alike, and {done} were done: {alike[-1]}")
     mine = [each for each in read(store_root) if each.worklist == worklist]
     mine = [mine[position] for position in most_alike([each.reason for each in mine])]
     nodes = sorted({each.node for each in mine})
-    if (len(nodes) >= NODES or (len(mine) >= TIMES and len(nodes) > (0 if only_node else 1))) and not finished():
+    everywhere = len(nodes) >= NODES or (len(mine) >= TIMES and len(nodes) > (0 if only_node else 1))
+    if everywhere and not count_finished(store_root, worklist):
         where = ", ".join(nodes)
         return _stop(
             store_root, worklist, f"no stage could be begun, tried {len(mine)} times on {where}: {mine[-1].reason}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,12 @@ class Worklist:
     entries: tuple[Entry, ...]
     clusters: dict[str, Cluster]
 
-    def widths(self) -> list[dict[str, int]]:
-        """Count the stages of every generation, by kind."""
+    def widths(self, folders: Collection[str] | None = None) -> list[dict[str, int]]:
+        """Count the stages of every generation, by kind; with `folders` those alone."""
         widths: list[dict[str, int]] = [defaultdict(int) for _ in range(1 + self.last_generation)]
         for entry in self.entries:
-            widths[entry.generation][entry.kind] += 1
+            if folders is None or entry.folder in folders:
+                widths[entry.generation][entry.kind] += 1
         return widths
 
     @property
@@ -132,6 +133,15 @@ def read(store_root: Path, token: str) -> Worklist:
     except (InputError, TypeError, ValueError) as error:  # columns of several lengths, settings of another version
         raise DamagedStore(f"{_path(store_root, token)}: no worklist of this version ({error}). {fix}") from error
     return Worklist(token, entries, clusters)
+
+
+def count_finished(store_root: Path, token: str) -> int:
+    """Count the stages of a worklist that are done, whoever ran them; none in one that cannot be read."""
+    try:
+        entries = read(store_root, token).entries
+    except DamagedStore:
+        return 0
+    return sum((store_root / entry.folder / "record.json").exists() for entry in entries)
 
 
 def _tuples(facts: Mapping[str, Any]) -> dict[str, Any]:

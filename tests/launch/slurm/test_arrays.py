@@ -153,5 +153,15 @@ def test_every_class_of_resources_is_kept_before_a_second_array_of_one() -> None
     assert (alone.cluster, alone.generation, alone.jobs) == (SMALL, 1, 1)
 
 
+def test_only_stages_without_jobs_of_their_own_have_arrays() -> None:
+    whole = listed(family(3, 2))
+    folders = [entry.folder for entry in whole.entries if entry.generation == 1][:4]
+    (array,) = arrange(whole, 10**9, 1001, folders)
+    assert (array.generation, array.jobs, array.stages, array.after) == (1, 4, 4, ())
+    # What runs their parents was submitted before; what generation 2 waits for is no matter here.
+    assert array.dependency([], {1: ["8", "11"], 2: ["20"]}) == "afterany:8:11"
+    assert array.dependency([]) is None
+
+
 def test_an_empty_worklist_has_no_arrays() -> None:
     assert arrange(listed([]), 5, 1001) == []

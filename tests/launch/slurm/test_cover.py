@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from bench.launch.slurm import ledger, troubles, worklist
 from bench.launch.slurm.client import JobState
 from bench.launch.slurm.cover import Cover, covered
@@ -17,10 +19,18 @@ STAGES = list(walk(finetuning()))
 PARENT, CHILD = (stage.folder for stage in STAGES)
 
 
-def submitted(root: Path, token: str, job: str, generation: int = 1, jobs: int = 2) -> Submission:
-    clusters = dict.fromkeys(("source_pretrain", "finetune"), Cluster())
+def submitted(
+    root: Path,
+    token: str,
+    job: str,
+    generation: int = 1,
+    kinds: tuple[str, ...] = ("source_pretrain", "finetune"),
+    finetune: Cluster = Cluster(),  # noqa: B008 - it is never changed
+) -> Submission:
+    """An array of two jobs, which offer what these kinds of stages ask for."""
+    clusters = {"source_pretrain": Cluster(), "finetune": finetune}
     worklist.write(root, worklist.worklist(token, STAGES, {STAGES[1].key: 3}, clusters))
-    noted = ledger.note(root, "g", "", "x", worklist=token, generation=generation, jobs=jobs)
+    noted = ledger.note(root, "g", "", "x", worklist=token, generation=generation, kinds=kinds, jobs=2)
     return ledger.complete(root, noted, job)
 
 
@@ -50,6 +60,42 @@ def test_the_generations_of_live_arrays_are_covered_and_no_later_ones(tmp_path: 
     assert {*covered(tmp_path, [first, second], both)} == {PARENT, CHILD}
     cancelled = says(first, "RUNNING", "RUNNING") | says(second, "CANCELLED", "CANCELLED")
     assert {*covered(tmp_path, [first, second], cancelled)} == {PARENT}
+
+
+GPU = Cluster(gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "finetune", "expected"),
+    [
+        (("source_pretrain",), GPU, {PARENT}),  # its jobs have no GPU
+        (("finetune",), GPU, {CHILD}),  # jobs with a GPU are not for stages without one
+        (("source_pretrain",), Cluster(constraint="fast"), {PARENT}),
+        (("source_pretrain",), Cluster(cpus=2), {PARENT}),
+        (("finetune",), Cluster(cpus=2), {PARENT, CHILD}),  # more than is asked for is enough
+        (("finetune", "source_pretrain"), Cluster(), {PARENT, CHILD}),
+        ((), GPU, {PARENT, CHILD}),  # of a version that did not note it
+    ],
+)
+def test_stages_that_need_other_resources_than_live_jobs_have_are_not_covered(
+    kinds: tuple[str, ...], finetune: Cluster, expected: set[str], tmp_path: Path
+) -> None:
+    array = submitted(tmp_path, "a", "7", kinds=kinds, finetune=finetune)
+    assert {*covered(tmp_path, [array], says(array, "RUNNING", "PENDING"))} == expected
+
+
+def test_each_generation_is_covered_by_the_arrays_of_its_own_resources(tmp_path: Path) -> None:
+    """Jobs with a GPU for generation 1 have ended: those without one, for the same generation, do not cover it."""
+    without = submitted(tmp_path, "a", "7", kinds=("source_pretrain",), finetune=GPU)
+    having = submitted(tmp_path, "a", "8", kinds=("finetune",), finetune=GPU)
+    live = says(without, "RUNNING", "RUNNING")
+    assert {*covered(tmp_path, [without, having], live | says(having, "PENDING", "PENDING"))} == {PARENT, CHILD}
+    assert {*covered(tmp_path, [without, having], live | says(having, "CANCELLED", "FAILED"))} == {PARENT}
+
+
+def test_the_ledger_keeps_the_kinds_of_an_array(tmp_path: Path) -> None:
+    array = submitted(tmp_path, "a", "7", kinds=("finetune",))
+    assert ledger.submissions(tmp_path) == [array]
 
 
 def test_a_stopped_worklist_covers_nothing(tmp_path: Path) -> None:

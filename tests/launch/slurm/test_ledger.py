@@ -482,7 +482,7 @@ def test_jobs_are_told_whether_steps_may_be_recorded(
     monkeypatch.setattr(limits, "room", lambda cluster: (100, ""))
     monkeypatch.setattr(submit, "_submit_tables", lambda *_: None)
     monkeypatch.setattr(submit, "snapshot", lambda root: tmp_path)
-    monkeypatch.setattr(sbatch, "executor", lambda *_: None)
+    monkeypatch.setattr(sbatch, "executor", lambda *_, **named: None)
     monkeypatch.setattr(sbatch, "make", make)
     submit.submit(plan, store, submit.CommandLine([gin], [], tmp_path, prepared))
     assert len(told) == 4  # jobs: two for fine-tunings, and two for the backbones' own stages

@@ -175,7 +175,9 @@ def test_a_stage_that_failed_since_is_left_and_so_is_what_needs_it(grid: Grid) -
     grid.end(child(parent))
     job.look_at(child(parent))
     assert job.over
-    assert job.count_finished() == 2
+    assert worklist.count_finished(grid.store.root, "unwritten") == 0
+    worklist.write(grid.store.root, job.listed)
+    assert worklist.count_finished(grid.store.root, job.listed.token) == 2
 
 
 @pytest.mark.parametrize("state", ["refused", "interrupted", "died"])

@@ -11,18 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from bench.launch.slurm import sbatch
+from bench.launch.slurm import sbatch, troubles
 from bench.specs.cluster import Cluster
 from tests.launch.slurm.conftest import Fake
+
+REPOSITORY = Path(__file__).parents[3]
 
 
 class Job:
     """A job's script and what became of it."""
 
-    def __init__(self, folder: Path, *setup: str, python: str = "true") -> None:
+    def __init__(self, folder: Path, *setup: str, python: str = "true", worklist: str = "", extra: str = "") -> None:
+        self.store = folder / "a store"
         self.troubles = folder / "a store" / ".slurm" / "troubles"
         log = folder / "a store" / ".slurm" / "log" / "token"
-        array = sbatch.executor(log, Cluster(setup=setup), "bench-x-1", (4,), None)
+        cluster, code = Cluster(setup=setup, extra=tuple(filter(None, [extra]))), REPOSITORY if worklist else None
+        array = sbatch.executor(log, cluster, "bench-x-1", (4,), None, code, worklist=worklist)
         assert self.troubles.is_dir()
         command = array._submitit_command_str
         # As submitit writes it, but for Python itself.
@@ -30,24 +34,26 @@ class Job:
         self.script = folder / "script.sh"
         self.script.write_text(array._make_submission_file_text(f"bench_exec {python}", "x"))
 
-    def start(self, restarts: int | None = None) -> subprocess.Popen[str]:
+    def start(self, restarts: int | None = None, node: str = "n1") -> subprocess.Popen[str]:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SLURM_")},
             "SLURM_ARRAY_JOB_ID": "7",
             "SLURM_ARRAY_TASK_ID": "4",
-            "SLURMD_NODENAME": "n1",
+            "SLURMD_NODENAME": node,
             **({} if restarts is None else {"SLURM_RESTART_COUNT": str(restarts)}),
         }
         command = ["bash", str(self.script)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    def run(self, restarts: int | None = None) -> tuple[int, str]:
-        process = self.start(restarts)
+    def run(self, restarts: int | None = None, node: str = "n1") -> tuple[int, str]:
+        process = self.start(restarts, node)
         output, _ = process.communicate(timeout=30)
         return process.returncode, output
 
     def trouble(self, restarts: int = 0) -> list[str]:
-        return (self.troubles / f"setup-7_4-{restarts}.txt").read_text().splitlines()
+        *lines, worklist = (self.troubles / f"setup-7_4-{restarts}.txt").read_text().split("\n")[:-1]
+        assert worklist == ""
+        return lines
 
 
 @pytest.fixture
@@ -143,6 +149,34 @@ def test_it_is_tried_again_twice_and_each_time_is_noted(requeued: Path, tmp_path
     assert requeued.read_text() == "requeue 7_4\n" * 2
     names = sorted(path.name for path in job.troubles.iterdir())
     assert names == [f"setup-7_4-{restarts}.txt" for restarts in range(4)]
+
+
+def test_a_setup_that_fails_on_every_node_stops_the_grid(cluster: Fake, tmp_path: Path) -> None:
+    """Until then jobs are requeued, away from a node where it failed three times."""
+    job, asked = Job(tmp_path, "module load cuda", worklist="68f1c2d0", extra="exclude=n7"), cluster("scontrol")
+    nodes = ("n1", "n1", "n1", "n2", "n2", "n2")
+    calls = []
+    for number, node in enumerate(nodes):
+        asked.unlink(missing_ok=True)
+        status, output = job.run(number and 1, node)
+        assert status == 127
+        (job.troubles / f"setup-7_4-{number and 1}.txt").rename(job.troubles / f"setup-8_{number}-0.txt")
+        calls.append(asked.read_text().splitlines() if asked.exists() else [])
+    requeue = "requeue 7_4"
+    away = "update JobId=7_4 ExcNodeList=n7,n1"
+    assert calls == [[requeue], [requeue], [requeue, away], [requeue], [requeue], []]
+    assert "the grid was stopped: no stage could be begun, tried 6 times on n1, n2" in output
+    assert "exit status 127: module load cuda" in (troubles.stopped(job.store, "68f1c2d0") or "")
+    # What was to start meanwhile is not requeued any more, either.
+    asked.unlink(missing_ok=True)
+    assert job.run()[0] == 127 and not asked.exists()
+
+
+def test_where_the_setup_leaves_no_python_the_shell_itself_asks_for_the_requeue(requeued: Path, tmp_path: Path) -> None:
+    job = Job(tmp_path, "export PYTHONHOME=/nowhere", "false", worklist="68f1c2d0")
+    for restarts in (0, 1, 2):
+        assert job.run(restarts)[0] == 1
+    assert requeued.read_text() == "requeue 7_4\n" * 2
 
 
 def test_scontrol_is_that_of_the_submission_or_that_of_the_node(requeued: Path, tmp_path: Path) -> None:

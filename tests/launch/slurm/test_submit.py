@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import stat
@@ -167,6 +168,32 @@ def test_only_generations_without_live_jobs_are_missing_and_wait_in_the_new_work
     assert again.tables_job not in (None, "104")  # a new one, which waits for the new jobs, too
 
 
+def test_what_needs_resources_that_no_live_job_has_is_missing(site: Site) -> None:
+    """The jobs with more memory were cancelled; those that go on, for the same generation, have too little."""
+    more = ("grid.rows = ['tapt', 'supcon']", "tapt/finetune.steps = 5", "supcon_pretrain/slurm.mem_gb = 9.0")
+    more += ("slurm.mem_gb = 1.0",)
+    line = dataclasses.replace(site.command_line(("tapt", "supcon")), set=more)
+    plan = make_plan(line.gin, more, [], site.data, site.store)
+    submit.submit(plan, site.store, line)
+    arrays = [each for each in ledger.submissions(site.store.root) if each.runs_stages]
+    assert [each.kinds for each in arrays] == [
+        ("source_pretrain",),
+        ("further_pretrain",),
+        ("supcon_pretrain",),
+        ("finetune",),
+    ]
+    site.slurm_says({"101": "RUNNING", "102": "PENDING", "103": "CANCELLED", "104": "PENDING", "105": "PENDING"})
+    again = submit.submit(make_plan(line.gin, more, [], site.data, site.store), site.store, line)
+    # With it what is behind it, whose jobs could find it not done and end. Jobs that are live have theirs to run.
+    assert names(again.stages) == ["supcon_pretrain", "finetune"]
+    assert len(again.in_flight) == 3 and len(again.wanted) == 5
+    assert [(array.kinds, array.stages) for array in again.arrays] == [(("supcon_pretrain",), 1), (("finetune",), 1)]
+    # They wait for the pre-training that is in flight, and for nothing else.
+    first, second = again.job_ids
+    assert "--dependency=afterany:101\n" in site.script(first)
+    assert f"--dependency=afterany:101:{first}\n" in site.script(second)
+
+
 @pytest.mark.parametrize("retry", [False, True])
 def test_a_failure_blocks_what_is_behind_it_unless_it_is_tried_again(retry: bool, site: Site) -> None:
     first, *behind = site.plan(TAPT).stages
@@ -227,6 +254,20 @@ def test_a_grid_that_stopped_itself_is_submitted_only_to_be_tried_again(site: Si
     assert len(site.submit(TAPT, retry=True).stages) == 3  # those jobs take nothing more
     assert len(site.submit(("finetune",)).stages) == 2, "another grid of this store was not stopped"
     site.submit(TAPT)  # nor is what was tried again
+
+
+def test_a_grid_whose_jobs_never_come_to_python_is_stopped_by_the_next_submission(site: Site) -> None:
+    """Where the setup fails everywhere, jobs cannot stop it if Python does not start either."""
+    site.submit(TAPT)
+    site.slurm_says({})
+    token = ledger.submissions(site.store.root)[0].worklist
+    folder = ledger.folder(site.store.root) / "troubles"
+    for number, node in enumerate(["n1", "n2"] * 3):
+        text = f"{int(time.time())}\n{node}\n127\nmodule load cuda\n{token}\n"
+        (folder / f"setup-101_{number}-0.txt").write_text(text)
+    with pytest.raises(InputError, match=r"stopped: no stage could be begun.*module load cuda.*--retry"):
+        site.submit(TAPT)
+    assert len(site.submit(TAPT, retry=True).stages) == 3
 
 
 def test_progress_grows_with_checkpoints_and_finished_stages(site: Site) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -26,7 +27,8 @@ def add(
 
 
 def stop(root: Path, failed: Sequence[str] = (), finished: int = 0, only_node: bool = False) -> str | None:
-    return troubles.stop_if_hopeless(root, LIST, failed, lambda: finished, only_node)
+    with mock.patch.object(troubles, "count_finished", return_value=finished):
+        return troubles.stop_if_hopeless(root, LIST, failed, only_node)
 
 
 def test_what_is_noted_is_read_again_oldest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,10 +53,26 @@ def test_where_nothing_can_be_written_nothing_is_raised(tmp_path: Path) -> None:
 def test_a_failing_line_of_the_setup_is_a_trouble(tmp_path: Path) -> None:
     folder = tmp_path / ".slurm" / "troubles"
     folder.mkdir(parents=True)
-    (folder / "setup-17_3-0.txt").write_text("1760674512\nn1\n127\nmodule load cuda\n")
+    (folder / "setup-17_3-0.txt").write_text(f"1760674512\nn1\n127\nmodule load cuda\n{LIST}\n")
     (folder / "setup-17_4-0.txt").write_text("")  # half written
+    (folder / "setup-17_5-1.txt").write_text("1760674513\nn2\n127\nmodule load cuda\n")  # of an earlier version
     reason = "a line of slurm.setup failed with exit status 127: module load cuda"
-    assert troubles.read(tmp_path) == [Trouble(1760674512.0, "n1", "17_3", "", "", reason)]
+    assert troubles.read(tmp_path) == [
+        Trouble(1760674512.0, "n1", "17_3", LIST, "", reason),
+        Trouble(1760674513.0, "n2", "17_5", "", "", reason),
+    ]
+
+
+def test_a_setup_that_fails_on_every_node_stops_the_grid_and_blames_no_node(tmp_path: Path) -> None:
+    folder = tmp_path / ".slurm" / "troubles"
+    folder.mkdir(parents=True)
+    for number, node in enumerate(("n1", "n1", "n1", "n2", "n2", "n2")):
+        assert stop(tmp_path) is None
+        text = f"{int(time.time())}\n{node}\n127\nmodule load cuda\n{LIST}\n"
+        (folder / f"setup-17_{number}-0.txt").write_text(text)
+    assert troubles.excluded(tmp_path).keys() == {"n1", "n2"}
+    assert "exit status 127: module load cuda" in (stop(tmp_path) or "")
+    assert troubles.excluded(tmp_path) == {}
 
 
 def test_a_node_with_three_troubles_is_excluded_until_it_finished_a_stage(
