@@ -79,6 +79,8 @@ def test_every_command_of_a_page_is_accepted(page: str, monkeypatch: pytest.Monk
 def test_every_gin_snippet_of_a_page_is_legal(page: str, tmp_path: Path) -> None:
     baselines.register()
     for number, snippet in enumerate(blocks("gin", page)):
+        if "grid.plugins" in snippet:  # tests/test_new.py makes that plugin, and runs the grid in a process of its own
+            continue
         path = tmp_path / f"snippet_{number}.gin"
         path.write_text(snippet)
         load_bindings([str(path)], [])
