@@ -22,7 +22,7 @@ def test_parents_run_first_and_a_failure_blocks_its_dependants_only() -> None:
     queue.finish(children[1], Outcome("done"))
     assert queue.over or queue.next() is None
     assert queue.over
-    assert bad.folder in queue.blocked[children[0].key]
+    assert f"its stage {bad.name} failed" in queue.blocked[children[0].key]
     assert "it diverged" in queue.blocked[children[0].key]
 
 
@@ -34,7 +34,7 @@ def test_the_reason_travels_down_the_chain() -> None:
     queue.waiting.remove(root)
     assert queue.next() is None
     assert "out of memory" in queue.blocked[last.key]
-    assert root.folder in queue.blocked[last.key]
+    assert f"its stage {root.name} failed" in queue.blocked[last.key]
 
 
 def test_busy_and_interrupted_stages_wait_again() -> None:
