@@ -24,7 +24,7 @@ from bench.planning.registry import BACKBONES, RECIPES, SETTINGS
 from bench.specs import SPECS
 
 METHOD = '''\
-"""NAME: TODO say in a sentence what it does, and where it comes from.
+"""NAME: say here in a sentence what it does, and where it comes from.
 
 As it stands it is cross-entropy against smoothed labels, with epsilon of the weight spread over all classes. Change
 `loss`, then hold it to what the suite promises: python -m bench.check NAME.py

@@ -629,8 +629,8 @@ MUTATIONS = (
     Mutation(
         "evaluation on the training split",
         "bench/training/fit.py",
-        "logits, labels = predict(stage, model, _open(data, stage, settings), device)",
-        "logits, labels = predict(stage, model, _open(stage.data, stage, settings), device)",
+        "logits, labels = predict(stage, model, open_data(data, stage, settings), device)",
+        "logits, labels = predict(stage, model, open_data(stage.data, stage, settings), device)",
         ("tests/training/test_evaluate.py::test_a_cells_number_is_that_of_its_weights_on_the_test_split",),
     ),
     Mutation(

@@ -53,13 +53,13 @@ EXACT = Execution(deterministic=True)
 
 
 class CountedGraph(devices.Graph):
-    """A real graph; `made` counts them."""
+    """A real graph; `count` says how many there were."""
 
-    made = 0
+    count = 0
 
     def __init__(self, pool: object) -> None:
         super().__init__(pool)
-        type(self).made += 1
+        type(self).count += 1
 
 
 @pytest.fixture(scope="module")

@@ -54,17 +54,17 @@ class Lines:
     def __init__(self) -> None:
         self.unmet = 0
 
-    def tell(self, subject: str, demand: str, look: Callable[..., list[str]], *of: Any) -> bool:
+    def tell(self, subject: str, title: str, demand: Callable[..., list[str]], *of: Any) -> bool:
         """Look at one demand, and say how it went; return whether it is met."""
         from bench.check.kit import Unmet
 
         try:
-            notes = look(*of)
+            notes = demand(*of)
         except Unmet as reason:
             self.unmet += 1
-            print(f"unmet   {subject}: {demand}: {reason}", flush=True)
+            print(f"unmet   {subject}: {title}: {reason}", flush=True)
             return False
-        print(f"met     {subject}: {demand}", flush=True)
+        print(f"met     {subject}: {title}", flush=True)
         for note in dict.fromkeys(notes):
             print(f"  note: {note}", flush=True)
         return True
@@ -81,8 +81,8 @@ def _check(plugin: Plugin, data: Path, folder: Path, bound: dict[str, Any], line
     recipes = sorted(name for name, recipe in RECIPES.items() if _of(plugin, recipe.__module__))
     kit = Kit(recipes, data, folder, bound=bound)
     for recipe in recipes:
-        for demand, look in DEMANDS.items():
-            if not lines.tell(recipe, demand, on_each_task, look, kit, recipe) and look in FIRST:
+        for title, demand in DEMANDS.items():
+            if not lines.tell(recipe, title, on_each_task, demand, kit, recipe) and demand in FIRST:
                 print(f"skipped {recipe}: the other demands, until this one is met", flush=True)
                 break
 

@@ -175,7 +175,7 @@ FIRST = (can_be_planned, trains_to_the_end)
 """Without these no other demand can be looked at."""
 
 
-def on_each_task(look: Demand, kit: Kit, recipe: str) -> list[str]:
+def on_each_task(demand: Demand, kit: Kit, recipe: str) -> list[str]:
     """Look at a demand on every task that the recipe does not refuse, as one for texts alone refuses images."""
     refused: dict[str, Unmet] = {}
     for task in TASK_NAMES:
@@ -185,8 +185,8 @@ def on_each_task(look: Demand, kit: Kit, recipe: str) -> list[str]:
             refused[task] = reason
     if len(refused) == len(TASK_NAMES):
         raise Unmet("; ".join(map(str, refused.values())))
-    notes = [note for task in TASK_NAMES if task not in refused for note in look(kit, recipe, task)]
-    return [str(reason) for reason in refused.values() if look is can_be_planned] + notes
+    notes = [note for task in TASK_NAMES if task not in refused for note in demand(kit, recipe, task)]
+    return [str(reason) for reason in refused.values() if demand is can_be_planned] + notes
 
 
 def is_declared(kind: type[Spec]) -> list[str]:

@@ -21,12 +21,12 @@ WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal"}
 class HostGraph:
     """Stands in for `bench.device.Graph`."""
 
-    made = 0
+    count = 0
 
     def __init__(self, pool: object) -> None:
         self._operations: list[Callable[[], None]] = []
         self.replays = 0
-        type(self).made += 1
+        type(self).count += 1
 
     def capture(self, work: Callable[[], Any]) -> Any:
         recording = _Recording()

@@ -173,12 +173,12 @@ class Kit:
             patches.set(text, "rounded_size", lambda selected: 64)  # so that shapes repeat within few steps
             patches.set(loop, "has_graphs", lambda device: recorded)
             patches.set(graphs, "UNRECORDED_USES", 1)
-            patches.set(self.graph, "made", 0)
+            patches.set(self.graph, "count", 0)
             patches.set(graphs, "Graph", self.graph)
             if self.graph is HostGraph:
                 patches.set(graphs, "graph_pool", lambda device: None)
             outcome = self._run(folder)
-            self.recorded[stage.key] = self.graph.made, (folder / "log.txt").read_text(encoding="utf-8")
+            self.recorded[stage.key] = self.graph.count, (folder / "log.txt").read_text(encoding="utf-8")
         record = store.record(stage)
         if record is None:
             raise Unmet(f"stage {stage.name}, with steps {'recorded' if recorded else 'written out'}: {outcome.reason}")

@@ -125,10 +125,10 @@ def keys(recipes: Sequence[str], folder: Path, bound: Bound) -> Keys:
 def keys_elsewhere(recipes: Sequence[str], folder: Path, bound: Bound) -> Keys:
     """Compute the same keys in another process, in which Python orders sets in another way."""
     plugins = [(plugin.name, plugin.module, str(plugin.path)) for plugin in LOADED.values()]
-    told = json.dumps({"recipes": list(recipes), "folder": str(folder), "bound": dict(bound), "plugins": plugins})
+    request = json.dumps({"recipes": list(recipes), "folder": str(folder), "bound": dict(bound), "plugins": plugins})
     command = [sys.executable, "-c", "from bench.check.tiny import answer; answer()"]
     environment = {**os.environ, "PYTHONHASHSEED": "4242", "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run(command, input=told, capture_output=True, text=True, check=False, env=environment)
+    result = subprocess.run(command, input=request, capture_output=True, text=True, check=False, env=environment)
     if result.returncode != 0:
         raise InputError(f"keys cannot be computed in another process: {result.stderr.strip()}")
     # A plugin may print while it is imported; the answer is the last line.
@@ -141,7 +141,7 @@ def answer() -> None:
     import baselines
     from bench.planning.plugins import Plugin, load_all
 
-    asked = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     baselines.register()
-    load_all(Plugin(name, module, Path(path)) for name, module, path in asked["plugins"])
-    print(json.dumps(keys(asked["recipes"], Path(asked["folder"]), asked["bound"])))
+    load_all(Plugin(name, module, Path(path)) for name, module, path in request["plugins"])
+    print(json.dumps(keys(request["recipes"], Path(request["folder"]), request["bound"])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from bench.planning.cost import Kind, Rates, kind_of
+from bench.planning.cost import Kind, Rates, examples_of, kind_of
 from bench.specs import Stage
 
 
@@ -18,7 +18,7 @@ class Estimate:
     """
 
     def __init__(self, stages: Sequence[Stage], rates: Rates, workers: int) -> None:
-        self._left: dict[str, float] = {stage.key: _examples(stage) for stage in stages}
+        self._left: dict[str, float] = {stage.key: float(examples_of(stage)) for stage in stages}
         self._kinds = {stage.key: kind_of(stage) for stage in stages}
         self._steps = {stage.key: stage.schedule.batch_size for stage in stages}
         self._workers = workers
@@ -47,10 +47,6 @@ class Estimate:
         usual = sum(self._rates.values()) / len(self._rates)
         alone = sum(left * self._rates.get(self._kinds[key], usual) for key, left in self._left.items())
         return alone / max(1, min(self._workers, len(self._left)))
-
-
-def _examples(stage: Stage) -> float:
-    return float(stage.total_steps * stage.schedule.batch_size)
 
 
 def clock(seconds: float) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bench.planning.plan import Plan
-from bench.specs import Selected, Stage, Sum
+from bench.specs import Selected, Stage, Sum, spec_name
 from bench.specs.cluster import stage_kind
 from bench.store.store import Store
 
@@ -37,9 +37,10 @@ Rates = dict[tuple[Kind, str], float]
 def kind_of(stage: Stage) -> Kind:
     """Return the kind of a stage."""
     terms = stage.objective.terms if isinstance(stage.objective, Sum) else (stage.objective,)
-    objective = " + ".join(type(term).__name__ for term in terms)
-    constraint = "" if stage.constraint is None else type(stage.constraint).__name__
-    return Kind(stage_kind(stage.name), objective, type(stage.optimizer).__name__, constraint, stage.backbone.name)
+    objective = " + ".join(spec_name(type(term)) for term in terms)
+    constraint = "" if stage.constraint is None else spec_name(type(stage.constraint))
+    optimizer, backbone = spec_name(type(stage.optimizer)), stage.backbone.name
+    return Kind(stage_kind(stage.name), objective, optimizer, constraint, backbone)
 
 
 def _kind_in(spec: dict[str, Any]) -> Kind:
@@ -60,7 +61,7 @@ def finished_rates(plan: Plan, store: Store | None) -> Rates:
     samples: dict[tuple[Kind, str], list[float]] = defaultdict(list)
     for stage in plan.stages:
         if stage.key in plan.done:
-            seconds = plan.done[stage.key] / _examples(stage)
+            seconds = plan.done[stage.key] / examples_of(stage)
             for task in (stage.data.task, ""):
                 samples[kind_of(stage), task].append(seconds)
     kinds = {kind_of(stage) for stage in plan.to_run(retry=True)}
@@ -106,7 +107,7 @@ def seconds_of(stage: Stage, rates: Rates) -> float | None:
     """Estimate the seconds of a stage; None where no rate fits."""
     kind = kind_of(stage)
     rate = rates.get((kind, stage.data.task), rates.get((kind, "")))
-    return None if rate is None else rate * _examples(stage)
+    return None if rate is None else rate * examples_of(stage)
 
 
 def to_measure(stages: Sequence[Stage]) -> Stage:
@@ -115,7 +116,8 @@ def to_measure(stages: Sequence[Stage]) -> Stage:
     return stage.finals[0] if isinstance(stage, Selected) else stage
 
 
-def _examples(stage: Stage) -> int:
+def examples_of(stage: Stage) -> int:
+    """Count the training examples that a stage reads, in all its steps."""
     return stage.total_steps * stage.schedule.batch_size
 
 

@@ -87,11 +87,11 @@ def _trained(
     reset_peak_memory(device)  # of this stage, not of those the process ran before
     refuse_too_large(stage, device)
     model = initial_model(stage, store, settings.data_root).to(device)
-    training_set = _open(stage.data, stage, settings)
+    training_set = open_data(stage.data, stage, settings)
     teacher, teacher_set = None, None
     if stage.teacher is not None:
         teacher = trained_model(stage.teacher, store, dtype).to(device)
-        teacher_set = _open(stage.data, stage.teacher, settings)
+        teacher_set = open_data(stage.data, stage.teacher, settings)
         teacher_set.dtype = dtype
     supervision = _supervision(stage, store, attempt, settings, saved, stop, progress)
     batches = Batches(stage, training_set, model, device)
@@ -106,7 +106,7 @@ def _trained(
     predictions: dict[str, torch.Tensor] = {}
     # Splits to be evaluated are opened only now: nothing above could have seen them.
     for data in stage.evaluations:
-        logits, labels = predict(stage, model, _open(data, stage, settings), device)
+        logits, labels = predict(stage, model, open_data(data, stage, settings), device)
         of_split = metrics(logits, labels, _class_names(data, settings))
         further = None if data is stage.evaluation else data.split
         values |= {in_split(name, further): value for name, value in of_split.items()}
@@ -143,7 +143,8 @@ def _ancestry(stage: Stage, store: Store) -> dict[str, Any]:
     }
 
 
-def _open(data: Data, stage: Stage, settings: Settings) -> Examples:
+def open_data(data: Data, stage: Stage, settings: Settings) -> Examples:
+    """Open a split as a stage reads it: for its backbone, in the type of its weights."""
     examples = open_split(data, stage.backbone, settings.data_root)
     examples.dtype = weight_type(stage)
     return examples

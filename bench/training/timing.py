@@ -9,12 +9,11 @@ from pathlib import Path
 
 import torch
 
-from bench.data.examples import open_split
 from bench.device import numerics, resolve, using
-from bench.interfaces.examples import Examples
-from bench.specs import Data, Stage
+from bench.specs import Stage
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
+from bench.training.fit import open_data
 from bench.training.loop import Supervision, train
 from bench.training.networks import new_model, refuse_too_large, weight_type
 from bench.training.protocol import Settings
@@ -48,9 +47,9 @@ def seconds_per_step(stage: Stage, settings: Settings) -> float:
     with using(device), numerics(stage.execution, device), tempfile.TemporaryDirectory() as folder:
         refuse_too_large(stage, device)
         model = new_model(stage, weight_type(stage)).to(device)
-        batches = Batches(stage, _open(stage.data, stage, settings), model, device)
+        batches = Batches(stage, open_data(stage.data, stage, settings), model, device)
         teacher = None if stage.teacher is None else new_model(stage.teacher, weight_type(stage)).to(device)
-        teacher_set = None if stage.teacher is None else _open(stage.data, stage.teacher, settings)
+        teacher_set = None if stage.teacher is None else open_data(stage.data, stage.teacher, settings)
         if teacher is not None:
             teacher.requires_grad_(False).eval()
         supervision = Supervision(
@@ -64,9 +63,3 @@ def seconds_per_step(stage: Stage, settings: Settings) -> float:
             train(stage, model, teacher, batches, supervision, teacher_set, settings.graphs)
     timed = times[FIRST_STEPS:] if len(times) > FIRST_STEPS + 1 else times
     return (timed[-1] - timed[0]) / max(1, len(timed) - 1)
-
-
-def _open(data: Data, stage: Stage, settings: Settings) -> Examples:
-    examples = open_split(data, stage.backbone, settings.data_root)
-    examples.dtype = weight_type(stage)
-    return examples

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from bench import cli, grid
+from bench.planning import cost
 from bench.planning.cost import describe_cost, finished_rates, kind_of, seconds_of, unpriced
 from bench.planning.describe import TABLE_WIDTH, describe_plan
 from bench.planning.plan import Plan, make_plan
+from bench.specs import PLUGIN_NAMES, canonical_json
 from bench.store.store import Store
 from tests import tiny_grid
 
@@ -21,6 +23,19 @@ def plan_with_times(plan: Plan, seconds: float, *kinds: str) -> Plan:
     stages = [stage for stage in plan.stages if stage.name in kinds]
     plan.done.update((stage.key, seconds) for stage in stages[:-1])
     return plan
+
+
+def test_a_stage_is_of_the_kind_that_its_specification_says(
+    tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PLUGIN_NAMES, "baselines", "other")  # as where a method is a plugin's
+    gin = tiny_grid.write(tmp_path, ["mars", "self_distillation", "recadam"])
+    kinds = set()
+    for stage in make_plan([str(gin)], [], [], prepared, None).stages:
+        kinds.add(kind_of(stage))
+        assert cost._kind_in(json.loads(canonical_json(stage))) == kind_of(stage)
+    assert {kind.constraint for kind in kinds} == {"", "other.MarsProjection"}
+    assert any("other.FeatureMatching" in kind.objective for kind in kinds)
 
 
 def test_stages_are_priced_by_examples_of_finished_ones_of_their_kind(tmp_path: Path, prepared: Path) -> None:

@@ -32,7 +32,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> type[HostGraph]:
     monkeypatch.setattr(loop, "has_graphs", lambda device: True)
     monkeypatch.setattr(graphs, "graph_pool", lambda device: None)
     monkeypatch.setattr(graphs, "Graph", HostGraph)
-    monkeypatch.setattr(HostGraph, "made", 0)
+    monkeypatch.setattr(HostGraph, "count", 0)
     return HostGraph
 
 
@@ -62,10 +62,10 @@ RECORDED = {
 def test_recorded_steps_give_the_same_bits(name: str, recording: type[HostGraph], tmp_path: Path) -> None:
     stage = RECORDED[name]
     whole = plain(stage, tmp_path / "plain")
-    assert recording.made == 0
+    assert recording.count == 0
     assert equal(run(stage, tmp_path / "recorded"), whole)
     # Whole and smaller batches; with three micro-batches parts of 3 and 2 (of 8 and 6 alike) and the update.
-    assert recording.made == (3 if name == "micro_batches" else 2)
+    assert recording.count == (3 if name == "micro_batches" else 2)
 
 
 @pytest.mark.parametrize("name", ["finetune", "recadam", "micro_batches"])
@@ -78,7 +78,7 @@ def test_stopping_at_any_step_and_recording_anew_gives_the_same_bits(
         with pytest.raises(Interrupted):
             run(stage, tmp_path / str(step), stop_at=step)
         assert equal(run(stage, tmp_path / str(step)), whole), f"interrupted after step {step}"
-    assert recording.made > 0
+    assert recording.count > 0
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])
@@ -98,7 +98,7 @@ def test_losses_are_those_of_their_own_step(micro_batches: int, recording: type[
 
 def test_graphs_can_be_switched_off(recording: type[HostGraph], tmp_path: Path) -> None:
     run(RECORDED["finetune"], tmp_path, graphs=False)
-    assert recording.made == 0
+    assert recording.count == 0
 
 
 def test_few_recordings_are_kept(recording: type[HostGraph], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_few_recordings_are_kept(recording: type[HostGraph], monkeypatch: pytest
     stage = RECORDED["finetune"]
     whole = plain(stage, tmp_path / "plain")
     assert equal(run(stage, tmp_path / "recorded"), whole)
-    assert recording.made == 1
+    assert recording.count == 1
 
 
 # ------------------------------------------------------------------------------------------------ what breaks it
@@ -224,7 +224,7 @@ def test_what_cannot_be_recorded_is_computed_as_written(
     whole = seeded(tmp_path / "plain", with_graphs=False)
     assert "not recorded" not in capsys.readouterr().out
     assert equal(seeded(tmp_path / "recorded", with_graphs=True), whole)
-    assert recording.made == int(recorded)  # one try, then no more
+    assert recording.count == int(recorded)  # one try, then no more
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("steps are not recorded: ")]
     assert len(lines) == 1 and reason in lines[0]
 
@@ -236,7 +236,7 @@ def test_a_state_that_is_changed_in_place_is_recorded(
     stage = dataclasses.replace(RECORDED["finetune"], objective=objective)
     whole = plain(stage, tmp_path / "plain")
     assert equal(run(stage, tmp_path / "recorded"), whole)
-    assert recording.made == 2
+    assert recording.count == 2
 
 
 def test_an_error_of_the_step_itself_is_raised(recording: type[HostGraph], tmp_path: Path) -> None:

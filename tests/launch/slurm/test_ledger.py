@@ -137,6 +137,21 @@ def test_a_turn_that_ends_or_is_taken_while_another_process_looks_is_nobody_else
         assert (ledger.folder(tmp_path) / "submitting" / "000003.json").exists()
 
 
+def test_a_process_does_not_wait_for_itself_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def full(source: Path, target: Path) -> None:
+        if str(target).endswith(".end.json"):
+            raise OSError(28, "No space left on device")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(ledger, "owner_alive", lambda owner, path: pytest.fail("its own turn is over"))
+    for _ in range(2):
+        with ledger.submitting(tmp_path):
+            pass
+
+
 def test_a_damaged_note_of_who_is_submitting_is_named(tmp_path: Path) -> None:
     path = ledger.folder(tmp_path) / "submitting" / "000001.json"
     path.parent.mkdir(parents=True)
