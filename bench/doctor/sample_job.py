@@ -16,7 +16,7 @@ from typing import Any
 
 import bench
 from bench.doctor.computer import Fact, existing
-from bench.launch.slurm import client, reasons
+from bench.launch.slurm import client, reasons, troubles
 from bench.launch.slurm.client import SlurmError
 from bench.specs.cluster import Cluster
 from bench.store.files import read_json
@@ -140,9 +140,9 @@ def _answer(folder: Path, state: client.JobState, seconds: float, store: Path, j
         wrote = f"a job on node {answer['node']} wrote into the store and imported torch {answer['torch']}"
         return Fact("ok", f"{wrote} ({seconds:.0f} s)")
     for file in filter(_is_trouble, files):
-        _, node, status, line = (folder / file).read_text(errors="replace").splitlines()
-        text = f"a job ends in slurm.setup on node {node}, with exit status {status}: {line}"
-        return Fact("problem", text, "mend that line of slurm.setup, or keep away from that node: slurm.extra")
+        trouble = troubles.read_setup(folder / file)
+        fix = "mend that line of slurm.setup, or keep away from that node: slurm.extra"
+        return Fact("problem", f"a job ended on node {trouble.node}: {trouble.reason}", fix)
     if "began" in files and not state.live:
         lines = (folder / "error").read_text(errors="replace").strip().splitlines() if "error" in files else []
         text = f"a compute node sees the store, but this Python does not work there: {lines[-1] if lines else reason}"

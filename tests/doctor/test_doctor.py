@@ -459,7 +459,7 @@ def test_a_setup_that_fails_is_a_problem_with_its_line(programs: Programs, fast_
     programs.slurm()
     cluster = Cluster(setup=("true", "module load cuda"))
     ((verdict, text),) = bad(sample_job.test_job(tmp_path, tmp_path, cluster))
-    assert verdict == "problem" and "on node n1, with exit status 127: module load cuda" in text
+    assert verdict == "problem" and "on node n1: " in text and "exit status 127: module load cuda" in text
 
 
 def test_a_test_job_that_never_starts_is_a_problem_with_its_fix(

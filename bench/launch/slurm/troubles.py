@@ -109,11 +109,11 @@ def read(store_root: Path) -> list[Trouble]:
             if path.suffix == ".json":
                 troubles.append(Trouble(**read_json(path, "Delete it.", Trouble)))
             elif path.suffix == ".txt":
-                troubles.append(_of_setup(path))
+                troubles.append(read_setup(path))
     return sorted(troubles, key=lambda trouble: trouble.time)
 
 
-def _of_setup(path: Path) -> Trouble:
+def read_setup(path: Path) -> Trouble:
     """Read what a job's shell wrote: seconds since 1970, node, exit status, the line that failed, and the worklist.
 
     Earlier versions did not write the last.
