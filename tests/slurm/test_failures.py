@@ -8,15 +8,36 @@ from pathlib import Path
 
 import pytest
 
+from bench import status
 from bench.launch.slurm import client
 from bench.launch.slurm.client import JobState
 from bench.monitor.failures import classify
 from tests.slurm.conftest import DevCluster, wait_for
+from tests.slurm.test_submit import ONE_TASK, Place
 
 pytestmark = pytest.mark.group("slurm")
 
 EATER = "import time; memory = b'x' * 200 * 2**20; time.sleep(60)"
 MEMORY_KILL = "JobAcctGatherParams=OverMemoryKill\n"
+HUNGRY = '''
+import time
+from dataclasses import dataclass
+from bench.methods import CrossEntropy, finetune, recipe
+
+@dataclass(frozen=True)
+class HungryLoss(CrossEntropy):
+    """Cross-entropy beside three times the memory that its job may use."""
+
+    def loss(self, model, batch, state, context):
+        memory = b"x" * 3 * 2**30
+        time.sleep(120)
+        return super().loss(model, batch, state, context)
+
+@recipe()
+def hungry(cell):
+    """Fine-tune with too much memory."""
+    return finetune(cell, objective=HungryLoss())
+'''
 
 
 @pytest.fixture
@@ -47,6 +68,24 @@ def test_a_job_above_its_memory_limit(slurm: DevCluster, memory_limits: None, tm
     state = _end(slurm, "--mem=50", f"--output={log}", "--wrap", f'exec {sys.executable} -c "{EATER}"')
     assert (state.exit_code, state.node in ("n1", "n2")) == ("0:9", True)
     assert _class(state, log.read_text()) == "out of memory"
+
+
+def test_a_stage_above_the_memory_of_its_jobs_is_given_up_and_costs_no_other(
+    slurm: DevCluster, memory_limits: None, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though Slurm kills the worker and its supervisor at once: what is left tells why, and what to raise."""
+    plugin = tmp_path / "hungry.py"
+    plugin.write_text(HUNGRY)
+    plugins = (f"grid.plugins = ['{plugin}']", "grid.rows = ['hungry', 'finetune']")
+    place = Place(tmp_path / "place", prepared, "tiny", ["finetune"], *ONE_TASK, *plugins)
+    assert place.run("--wait") == 1
+    finished = {cell.row for cell in place.plan.cells if place.store.record(cell.stage) is not None}
+    assert finished == {"finetune"}
+    capsys.readouterr()
+    assert status.main(place.arguments("--failed")) == 3
+    shown = capsys.readouterr().out
+    assert "out of memory" in shown and "slurm.mem_gb" in shown and "hungry/digits/photos_mae/0" in shown
+    wait_for(slurm.empty)
 
 
 def test_a_job_that_slurm_could_not_launch(slurm: DevCluster) -> None:
