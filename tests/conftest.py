@@ -7,6 +7,7 @@ Where what the group needs is missing, its tests are skipped; where the environm
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.util
 import ipaddress
@@ -227,12 +228,19 @@ def _strict_torch() -> None:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root in which every embedded task and corpus is prepared; tests only read it (array caches aside)."""
+    """A data root in which every embedded task and corpus is prepared; tests only read it (array caches aside).
+
+    The processes of pytest-xdist share it: reading the docstrings of all packages takes many seconds.
+    """
     from bench.data import tasks
 
-    root = tmp_path_factory.mktemp("prepared")
-    for name in tasks.EMBEDDED:
-        prepare.prepare_data(name, root)
+    own = tmp_path_factory.getbasetemp()
+    root = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "prepared"
+    root.mkdir(exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in tasks.EMBEDDED:
+            prepare.prepare_data(name, root)
     return root
 
 

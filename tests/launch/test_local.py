@@ -20,6 +20,7 @@ from bench.launch.queue import Queue
 from bench.specs import Stage
 from bench.store.store import Store
 from bench.training.protocol import Outcome, Settings
+from tests import tiny_grid
 from tests.examples import pretraining
 from tests.test_grid import SMALL, Workplace
 
@@ -343,7 +344,7 @@ finetune.batch_size = 8
 finetune.warmup_steps = 2
 finetune.augmentation = 'none'
 source_pretrain.steps = 4
-"""
+""" + tiny_grid.networks("photos_mae")
 
 
 def crowd(folder: Path, data: Path, environment: Mapping[str, str], *arguments: str) -> tuple[int, str, Workplace]:

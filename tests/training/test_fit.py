@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from bench.errors import InputError
 from bench.interfaces.hooks import Activity, Loss
+from bench.planning.plan import make_plan
 from bench.specs import Stage
 from bench.store import code
 from bench.store.files import digest, sha256
@@ -109,7 +110,7 @@ def test_a_decoder_that_no_memory_can_hold_is_refused_where_it_is_trained(tmp_pa
 
 @pytest.mark.parametrize("backbone", ["digits", "pydocs"])
 def test_the_least_number_of_parameters_is_near_the_true_one(backbone: str, prepared: Path, tmp_path: Path) -> None:
-    plan = tiny_grid.plan(tmp_path, prepared, ["finetune"])
+    plan = make_plan(["quickstart.gin"], (), ["finetune"], prepared, Store(tmp_path / "runs"))
     stage = next(cell.stage for cell in plan.cells if cell.task == backbone)
     true = sum(weights.numel() for weights in new_model(stage, torch.float32).encoder.parameters())
     assert 0.8 * true < stage.backbone.least_parameters <= true
