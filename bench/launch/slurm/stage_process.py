@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,10 +14,10 @@ from bench.errors import InputError
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.troubles import NODES, TIMES
 from bench.specs import Stage
-from bench.specs.cluster import SIGNALS
 from bench.store.ownership import Attempt
 from bench.store.states import UNSUCCESSFUL, StageState
 from bench.store.store import GONE, Store
+from bench.training.fork_server import ForkServer
 from bench.training.protocol import EXIT_STATUS, death
 from bench.training.signals import STOPS
 
@@ -47,7 +44,7 @@ class _Worker(NamedTuple):
     `attempts_before` is how many attempts the ledger had when it was started: its own come after them.
     """
 
-    process: subprocess.Popen[bytes]
+    pid: int
     attempts_before: int
 
 
@@ -64,14 +61,16 @@ class StageProcess:
     the start, with `alone` set.
     """
 
-    def __init__(self, stage: Stage, attempts_before: int, gpu: str, assignment: Assignment) -> None:
+    def __init__(
+        self, stage: Stage, attempts_before: int, gpu: str, assignment: Assignment, server: ForkServer
+    ) -> None:
         self.stage = stage
         self.end: End | None = None
         self.alone = False
         self.beside: list[StageProcess] = []
         """The other stages of this job on the same GPU, as they are now; the supervisor keeps it up."""
         self.gpu = gpu
-        self._assignment = assignment
+        self._assignment, self._server = assignment, server
         self._store = Store(assignment.store)
         self._attempts_before = attempts_before
         self._worker: _Worker | None = None
@@ -127,7 +126,8 @@ class StageProcess:
 
     # ------------------------------------------------------------------------------------------------ the worker
 
-    def _start(self, attempts_before: int) -> _Worker:
+    def _start(self, attempts_before: int) -> _Worker | None:
+        """Start the worker; None while what it needs is still being imported."""
         assignment = self._assignment
         threads = str(assignment.settings.threads)
         environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, threads)}
@@ -137,15 +137,11 @@ class StageProcess:
         environment["CUDA_VISIBLE_DEVICES"] = self.gpu
         shared = bool(self.beside) and not self.alone
         settings = replace(assignment.settings, device="cuda:0" if self.gpu else "cpu", shared=shared)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.training.worker", *settings.arguments(), str(self._store.folder(self.stage))],
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=_child_of(os.getpid()),
-        )
-        _say(f"{self.stage.folder}: started, process {process.pid}")
-        return _Worker(process, attempts_before)
+        if not self._server.ready(environment, [f"bench.models.{self.stage.backbone.MODALITY}"]):
+            return None
+        pid = self._server.fork([*settings.arguments(), str(self._store.folder(self.stage))], environment)
+        _say(f"{self.stage.folder}: started, process {pid}")
+        return _Worker(pid, attempts_before)
 
     def _end_of_worker(self, worker: _Worker, stopping: bool) -> End | None:
         """Decide how the stage ended.
@@ -156,11 +152,11 @@ class StageProcess:
         applies decides. Example: a worker publishes its record and is then killed by Slurm, so that its status is -9:
         the stage is done, by case 1.
         """
-        pid = worker.process.pid
+        pid = worker.pid
         if not _has_exited(pid):
             return None
         _kill_group(pid)  # what the worker left behind; while it is a zombie nobody else can have its number
-        status = worker.process.wait()
+        status = _status(pid)
         self._worker = None
         # 1. There is a record, whoever wrote it.
         if self._store.record(self.stage) is not None:
@@ -209,14 +205,13 @@ class StageProcess:
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the worker, if there is one."""
         if self._worker is not None:
-            # Not Popen's own method: that would first take away a worker that has just ended.
-            os.kill(self._worker.process.pid, number)
+            os.kill(self._worker.pid, number)
 
     def close(self) -> None:
         """Kill the worker and all that it started."""
         if self._worker is not None:
-            _kill_group(self._worker.process.pid)
-            self._worker.process.wait()
+            _kill_group(self._worker.pid)
+            _status(self._worker.pid)
 
 
 def no_progress(attempts: Sequence[Attempt], give_up_after: int, full_seconds: float) -> str | None:
@@ -277,25 +272,9 @@ def _newest_checkpoint(attempt: Attempt) -> int:
     return max((int(path.stem.partition("-")[2]) for path in folder.glob("step-*.json")), default=0)
 
 
-def _child_of(parent: int) -> Callable[[], None]:
-    """Build the function that a worker calls between fork and exec.
-
-    It has the worker ignore the preemption signal, and not outlive its supervisor.
-    """
-    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-    set_death_signal = 1  # PR_SET_PDEATHSIG
-
-    def prepare() -> None:
-        # Slurm may signal every process of the job. An ignored signal stays so after exec; a handler would not.
-        for name in SIGNALS:
-            signal.signal(_number(name), signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if prctl is not None:
-            prctl(set_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return prepare
+def _status(pid: int) -> int:
+    """Wait until a child has ended; return its exit status, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _has_exited(pid: int) -> bool:

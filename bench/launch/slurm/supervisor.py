@@ -41,6 +41,7 @@ from bench.store.ownership import JOB_VARIABLE
 from bench.store.provenance import cores
 from bench.store.states import UNSUCCESSFUL, StageState
 from bench.store.store import Store
+from bench.training.fork_server import ForkServer
 from bench.training.protocol import EXIT_STATUS
 
 FIRST_WORDS = "job {} on "
@@ -197,6 +198,7 @@ class Element:
         # As it was found where the job was submitted; a node may have it elsewhere.
         self._program = shutil.which(assignment.scontrol) or "scontrol"
         self._end = time.monotonic() + _seconds_left(self._cluster)
+        self._server = ForkServer()
         self._processes: dict[int, StageProcess] = {}
         """By the number of the slot."""
         self._gpus: list[str] = []
@@ -276,7 +278,7 @@ class Element:
             self._wait = TAKE_SECONDS[0]
             gpu = self._gpus[slot % len(self._gpus)] if self._gpus else ""
             before = self._pool.attempts_before(stage)
-            self._processes[slot] = StageProcess(stage, before, gpu, self._assignment)
+            self._processes[slot] = StageProcess(stage, before, gpu, self._assignment, self._server)
             self._comment()
         self._share_gpus()
         self._next_take = time.monotonic() + self._wait * random.uniform(0.7, 1.3)
@@ -352,6 +354,7 @@ class Element:
         """Kill all workers, and leave their stages to others."""
         for process in self._processes.values():
             process.close()
+        self._server.close()
         if self._pool is not None:
             self._pool.leases.release_all()
 
