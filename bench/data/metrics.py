@@ -21,13 +21,15 @@ MetricName = Literal[
 class Metric:
     """What tables and searches know of a metric.
 
-    `unit` is '%' where values are fractions, and '' where they are shown as they are.
+    `unit` is '%' where values are fractions, and '' where they are shown as they are. `needs_two_classes` says that it
+    is not defined on a split of one class alone.
     """
 
     title: str
     better: Direction = "higher"
     unit: Literal["%", ""] = "%"
     needs_positive_class: bool = False
+    needs_two_classes: bool = False
 
     @property
     def scale(self) -> int:
@@ -46,7 +48,7 @@ METRICS: dict[MetricName, Metric] = {
     "micro_f1": Metric("micro F1"),
     "binary_f1": Metric("F1", needs_positive_class=True),
     "mcc": Metric("Matthews correlation"),
-    "auroc": Metric("AUROC"),
+    "auroc": Metric("AUROC", needs_two_classes=True),
     "loss": Metric("cross-entropy", better="lower", unit=""),
 }
 
