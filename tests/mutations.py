@@ -662,6 +662,13 @@ MUTATIONS = (
         ("tests/training/test_evaluate.py::test_certain_predictions_are_ranked_and_not_tied",),
     ),
     Mutation(
+        "weights that objectives compare are those without what adapters add",
+        "bench/models/adapters.py",
+        "value = value if isinstance(function, Mixed) else function(value)",
+        "value = value if isinstance(function, nn.Module) else function(value)",
+        ("tests/models/test_adapters.py::test_penalties_are_of_the_weights_and_not_of_the_adapters",),
+    ),
+    Mutation(
         "AUROC is looked for in the counts of the whole split, not of what is held out",
         "bench/planning/cell.py",
         "if largest < sum(counts) or not counts:",

@@ -21,15 +21,13 @@ MetricName = Literal[
 class Metric:
     """What tables and searches know of a metric.
 
-    `unit` is '%' where values are fractions, and '' where they are shown as they are. `needs_two_classes` says that it
-    is not defined on a split of one class alone.
+    `unit` is '%' where values are fractions, and '' where they are shown as they are.
     """
 
     title: str
     better: Direction = "higher"
     unit: Literal["%", ""] = "%"
     needs_positive_class: bool = False
-    needs_two_classes: bool = False
 
     @property
     def scale(self) -> int:
@@ -48,10 +46,13 @@ METRICS: dict[MetricName, Metric] = {
     "micro_f1": Metric("micro F1"),
     "binary_f1": Metric("F1", needs_positive_class=True),
     "mcc": Metric("Matthews correlation"),
-    "auroc": Metric("AUROC", needs_two_classes=True),
+    "auroc": Metric("AUROC"),
     "loss": Metric("cross-entropy", better="lower", unit=""),
 }
 
+
+NEED_TWO_CLASSES: frozenset[MetricName] = frozenset({"auroc"})
+"""The metrics that are not defined on a split of one class alone."""
 
 NO_ENTRY = (
     "older versions did not measure it, and --again computes the record anew; or it is not defined there, as AUROC "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bench.data.manifest import Manifest, read_manifest
-from bench.data.metrics import METRICS, entry_name
+from bench.data.metrics import METRICS, NEED_TWO_CLASSES, entry_name
 from bench.data.prepare import check_unchanged
 from bench.data.subset import class_counts
 from bench.data.tasks import FURTHER_EVALUATIONS, Task, trained_task
@@ -434,8 +434,8 @@ class Cell:
 
     def refuse_one_class(self, data: Data) -> None:
         """Refuse prepared data on which this task's metric is not defined, as only one class occurs there."""
-        metric, manifest = METRICS[self.task.metric], self._expansion.manifest(self._task_name)
-        if not metric.needs_two_classes or manifest is None or manifest.class_names is None:
+        metric, manifest = self.task.metric, self._expansion.manifest(self._task_name)
+        if metric not in NEED_TWO_CLASSES or manifest is None or manifest.class_names is None:
             return
         of_splits = [manifest.splits[split].per_class or () for split in data.split.split("+")]
         counts = class_counts(data, tuple(map(sum, zip(*of_splits, strict=True))))
@@ -446,8 +446,8 @@ class Cell:
         larger = "" if data.subset is None else ", raise data.subset so that more is held out"
         raise self.blame(
             "metric",
-            f"task.metric = {self.task.metric!r}: {part} '{data.split}' of {data.task} has {largest} examples of the "
-            f"class {manifest.class_names[counts.index(largest)]!r} and none of any other; {metric.title} needs two "
+            f"task.metric = {metric!r}: {part} '{data.split}' of {data.task} has {largest} examples of the class "
+            f"{manifest.class_names[counts.index(largest)]!r} and none of any other; {METRICS[metric].title} needs two "
             f"classes. Bind another metric, as in {data.task}/task.metric = 'accuracy'{larger}, or prepare data with "
             "two classes there.",
         )

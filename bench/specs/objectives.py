@@ -46,8 +46,7 @@ class MaskedAutoEncoding(Objective):
     weight: float = 1.0
 
     def check(self) -> None:
-        legal = math.isfinite(self.weight) and self.weight > 0
-        self.require("weight", legal, "above 0 and finite; to train without this loss, leave it out")
+        self.require("weight", self.weight > 0, "above 0; to train without this loss, leave it out")
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         masked = model.masked_loss(batch.inputs, batch.mask)
