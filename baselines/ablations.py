@@ -152,7 +152,10 @@ class WeightMatching(Matching):
     NEEDS = frozenset({"teacher"})
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
-        distance = state.constants["distance"](state.constants["pairs"])
+        from bench.models.adapters import kept_weights
+
+        students, teachers = kept_weights(model), state.constants["teachers"]
+        distance = state.constants["distance"]([(students[name], teachers[name]) for name in teachers])
         return Loss(self.weight * distance, {"weights": distance})
 
 
@@ -163,9 +166,11 @@ class WeightMatchingL2(WeightMatching):
     weight: float = 1.0
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
-        encoder = model.encoder.named_parameters(prefix="encoder")
-        trainable = [name for name, parameter in encoder if parameter.requires_grad]
-        return _paired(model, teacher, trainable, squared_distance)
+        from bench.models.adapters import kept_weights
+
+        weights = kept_weights(model).items()
+        trained = [name for name, weight in weights if name.startswith("encoder.") and weight.requires_grad]
+        return _matching(teacher, trained, squared_distance)
 
 
 @dataclass(frozen=True)
@@ -178,17 +183,17 @@ class WeightMatchingMARS(WeightMatching):
     weight: float = 1.0
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
-        return _paired(model, teacher, kernels(model), mars_penalty)
+        assert teacher is not None  # the stage's own check
+        # The teacher's, since the student's matrices may have adapters beside them.
+        return _matching(teacher, kernels(teacher), mars_penalty)
 
 
-def _paired(
-    model: Model, teacher: Model | None, names: Iterable[str], distance: Callable[[Iterable[Pair]], Tensor]
-) -> State:
+def _matching(teacher: Model | None, names: Iterable[str], distance: Callable[[Iterable[Pair]], Tensor]) -> State:
+    """Return the state that matches the weights of these names to the teacher's."""
     assert teacher is not None  # the stage's own check
-    students, teachers = dict(model.named_parameters()), dict(teacher.named_parameters())
-    # (tensor of θ, tensor of θ0), by name: both are networks of one architecture, which the stage has checked.
-    pairs = [(students[name], teachers[name].detach()) for name in names]
-    return State(constants={"pairs": pairs, "distance": distance})
+    # θ0 by name: student and teacher are networks of one architecture, which the stage has checked.
+    weights = dict(teacher.named_parameters())
+    return State(constants={"teachers": {name: weights[name].detach() for name in names}, "distance": distance})
 
 
 # ------------------------------------------------------------------------------------------------ recipes

@@ -12,11 +12,17 @@ such row. As λ goes to 0 it becomes fine-tuning.
 
 from __future__ import annotations
 
+import math
+
 from baselines.finetune import finetune
-from bench.methods import Cell, CrossEntropy, MaskedAutoEncoding, Stage, recipe
+from bench.methods import Cell, CrossEntropy, MaskedAutoEncoding, SpecError, Stage, recipe
 
 
 @recipe()
 def joint_mae(cell: Cell, mae_weight: float = 1.0) -> Stage:
     """Fine-tune and reconstruct at once."""
+    if not (math.isfinite(mae_weight) and mae_weight > 0):
+        raise SpecError(
+            "mae_weight", f"joint_mae.mae_weight = {mae_weight}: must be above 0 (0 is finetune) and finite."
+        )
     return finetune(cell, objective=CrossEntropy() + MaskedAutoEncoding(weight=mae_weight))

@@ -41,14 +41,21 @@ class L2SP(Objective):
             self.require(name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "0 or more, and finite")
 
     def begin(self, model: Model, teacher: Model | None, context: Context) -> State:
-        return State(constants={"start": [parameter.detach().clone() for parameter in model.encoder.parameters()]})
+        from bench.models.adapters import kept_weights
+
+        weights = kept_weights(model).items()
+        shared = {name: weight for name, weight in weights if name.startswith("encoder.") and weight.requires_grad}
+        return State(constants={"start": {name: weight.detach().clone() for name, weight in shared.items()}})
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         import torch
 
+        from bench.models.adapters import kept_weights
+
         assert model.head is not None
-        shared = zip(model.encoder.parameters(), state.constants["start"], strict=True)
-        distance = torch.stack([(now - start).square().sum() for now, start in shared if now.requires_grad]).sum()
+        # With adapters, w_S is the weight with what they add to it.
+        now, start = kept_weights(model), state.constants["start"]
+        distance = torch.stack([(now[name] - start[name]).square().sum() for name in start]).sum()
         norm = torch.stack([parameter.square().sum() for parameter in model.head.parameters()]).sum()
         total = self.alpha / 2 * distance + self.beta / 2 * norm
         return Loss(total, {"l2_sp": total})

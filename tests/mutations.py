@@ -662,6 +662,20 @@ MUTATIONS = (
         ("tests/training/test_evaluate.py::test_certain_predictions_are_ranked_and_not_tied",),
     ),
     Mutation(
+        "weights that objectives compare are those without what adapters add",
+        "bench/models/adapters.py",
+        "value = value if isinstance(function, Mixed) else function(value)",
+        "value = value if isinstance(function, nn.Module) else function(value)",
+        ("tests/models/test_adapters.py::test_penalties_are_of_the_weights_and_not_of_the_adapters",),
+    ),
+    Mutation(
+        "AUROC is looked for in the counts of the whole split, not of what is held out",
+        "bench/planning/cell.py",
+        "if largest < sum(counts) or not counts:",
+        "if largest < sum(map(sum, of_splits)) or not counts:",
+        ("tests/planning/test_search.py::test_a_metric_that_one_class_leaves_undefined_is_refused_in_time",),
+    ),
+    Mutation(
         "a column shows the test split in place of its own",
         "bench/planning/plan.py",
         "metric=in_split(cell.metric, split),",

@@ -51,6 +51,9 @@ METRICS: dict[MetricName, Metric] = {
 }
 
 
+NEED_TWO_CLASSES: frozenset[MetricName] = frozenset({"auroc"})
+"""The metrics that are not defined on a split of one class alone."""
+
 NO_ENTRY = (
     "older versions did not measure it, and --again computes the record anew; or it is not defined there, as AUROC "
     "where only one class occurs, and TASK/task.metric takes another"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -74,3 +76,15 @@ def chosen_rows(data: Data, labels: npt.ArrayLike) -> npt.NDArray[np.int64]:
     # a subset of 100 with 10 held out, order[90:100] is the held-out part and order[:90] the rest.
     order = stratified_order(labels, data.subset_seed)[: data.subset]
     return np.sort(order[-data.size :] if data.part == "holdout" else order[: data.size])
+
+
+@functools.cache
+def class_counts(data: Data, per_class: tuple[int, ...]) -> tuple[int, ...]:
+    """Count, by class, the examples that `data` asks for.
+
+    `per_class` are the counts of the whole split. No label is read: how many examples of each class are drawn follows
+    from the counts alone, which examples they are does not matter.
+    """
+    # Example: of 6 a and 4 b the last tenth of the stratified order is held out, one example: (0, 1) or (1, 0).
+    labels = np.repeat(np.arange(len(per_class)), per_class)
+    return tuple(np.bincount(labels[chosen_rows(data, labels)], minlength=len(per_class)).tolist())

@@ -7,6 +7,7 @@ code or ours, gets the function's value.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,27 @@ def remove_adapters(model: Model, merge: bool) -> None:
         if parametrize.is_parametrized(module):
             for parameter in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, str(parameter), leave_parametrized=merge)
+
+
+def kept_weights(model: Model) -> dict[str, Tensor]:
+    """Return all weights by their plain names, as `remove_adapters` would leave them now.
+
+    An objective that compares weights reads these: with a graph to what is trained of them, and without the noise of a
+    pass.
+    """
+    # Example: of `fc.parametrizations.weight.original` with a LowRank, whose own A and B have no plain name, there is
+    # `fc.weight`, the sum W + ΔW; with a Mixed it is W itself.
+    weights: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        owner, adapted, rest = name.partition(".parametrizations.")
+        if not adapted:
+            weights[name] = parameter
+        elif rest.endswith(".original"):
+            leaf, value = rest.removesuffix(".original"), cast("Tensor", parameter)
+            for function in model.get_submodule(f"{owner}.parametrizations.{leaf}").children():
+                value = value if isinstance(function, Mixed) else function(value)
+            weights[f"{owner}.{leaf}"] = value
+    return weights
 
 
 class Mixed(nn.Module):

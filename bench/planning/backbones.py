@@ -163,11 +163,14 @@ ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
             weights_checksum="479dcef4bd5df06259399027b789f21e9d9a1b79f37155a64176d55bc26fdae8",
         ),
     ),
-    (_vit_mae("vit_mae_large", width=1024, depth=24, heads=16), Checkpoint("facebook/vit-mae-large")),
+    (
+        _vit_mae("vit_mae_large", width=1024, depth=24, heads=16),
+        Checkpoint("facebook/vit-mae-large@142cb8c25e1b1bc1769997a919aa1b5a2345a6b8"),
+    ),
     # ViT-Base/16, trained on the labels of ImageNet-21k (Dosovitskiy et al. 2021).
     (
         _image_encoder("vit_base", width=768, pixel_mean=HALF, pixel_std=HALF),
-        Checkpoint("google/vit-base-patch16-224-in21k"),
+        Checkpoint("google/vit-base-patch16-224-in21k@b4569560a39a0f1af58e3ddaf17facf20ab919b0"),
     ),
     # DeiT-Small/16, trained on ImageNet-1k (Touvron et al. 2021), without the distillation token and with it.
     (_image_encoder("deit_small", width=384), Checkpoint("facebook/deit-small-patch16-224")),
@@ -176,11 +179,17 @@ ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
         Checkpoint("facebook/deit-small-distilled-patch16-224"),
     ),
     # DINOv2 (Oquab et al. 2024), self-distilled on images without labels, and with registers (Darcet et al. 2024).
-    (_dinov2("dinov2_small", width=384), Checkpoint("facebook/dinov2-small")),
-    (_dinov2("dinov2_base", width=768), Checkpoint("facebook/dinov2-base")),
+    (
+        _dinov2("dinov2_small", width=384),
+        Checkpoint("facebook/dinov2-small@ed25f3a31f01632728cabb09d1542f84ab7b0056"),
+    ),
+    (
+        _dinov2("dinov2_base", width=768),
+        Checkpoint("facebook/dinov2-base@f9e44c814b77203eaa57a6bdbbd535f21ede1415"),
+    ),
     (
         _dinov2("dinov2_small_registers", width=384, registers=4, positioned="cls_and_patches"),
-        Checkpoint("facebook/dinov2-with-registers-small"),
+        Checkpoint("facebook/dinov2-with-registers-small@0d9846e56b43a21fa46d7f3f5070f0506a5795a9"),
     ),
     # RoBERTa (Liu et al. 2019), with its own vocabulary; the large one is a teacher for `kd`.
     (
@@ -224,7 +233,7 @@ ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
     # DeBERTa's tokenizer needs the package sentencepiece.
     (
         _encoder("electra", "electra_small", **_sizes(256, 12, 4, 1024), config='{"embedding_size":128}', **UNCASED),
-        Checkpoint("google/electra-small-discriminator"),
+        Checkpoint("google/electra-small-discriminator@fa8239aadc095e9164941d05878b98afe9b953c3"),
     ),
     (
         _encoder("electra", "electra_base", **_sizes(768, 12, 12, 3072), config='{"embedding_size":768}', **UNCASED),

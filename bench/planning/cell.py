@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bench.data.manifest import Manifest, read_manifest
-from bench.data.metrics import METRICS, entry_name
+from bench.data.metrics import METRICS, NEED_TWO_CLASSES, entry_name
 from bench.data.prepare import check_unchanged
+from bench.data.subset import class_counts
 from bench.data.tasks import FURTHER_EVALUATIONS, Task, trained_task
 from bench.errors import InputError, SpecError, nearest
 from bench.planning.bindings import Binding, Bindings, checked
@@ -114,7 +115,9 @@ class Expansion:
         if coordinates in self._built:
             stage = self._built[coordinates]
             if stage is None:
-                raise InputError(f"row '{row}' depends on itself through cell.row(…).")
+                raise InputError(
+                    f"row '{row}' depends on itself: it learns from a row that learns from it. Name another row."
+                )
             return stage
         self._built[coordinates] = None  # being built: who asks for it meanwhile waits for itself
         cell = self.cell(row, task, seed)
@@ -291,8 +294,11 @@ class Cell:
         """
         rows = self._expansion.rows
         if name not in rows:
+            # The line that named it: what it binds is called differently by every recipe.
+            named = next((f"{line.location}: " for line in reversed(self._used) if line.value == name), "")
             raise InputError(
-                f"row '{self.row_name.label}' needs a row '{name}': add it to grid.rows, which has {', '.join(rows)}."
+                f"{named}row '{self.row_name.label}' needs a row '{name}': add it to grid.rows, which has "
+                f"{', '.join(rows)}."
             )
         expansion = self._expansion.of_others if name != self.row_name.name else None
         return (expansion or self._expansion).stage(name, self._task_name, self.seed)
@@ -418,7 +424,33 @@ class Cell:
 
         These are the test split, or in a search the validation split or the held-out part.
         """
-        return self._shared(("evaluation", self._scopes), lambda: self._data("test", True))
+
+        def judging() -> Data:
+            data = self._data("test", True)
+            self.refuse_one_class(data)
+            return data
+
+        return self._shared(("evaluation", self._scopes), judging)
+
+    def refuse_one_class(self, data: Data) -> None:
+        """Refuse prepared data on which this task's metric is not defined, as only one class occurs there."""
+        metric, manifest = self.task.metric, self._expansion.manifest(self._task_name)
+        if metric not in NEED_TWO_CLASSES or manifest is None or manifest.class_names is None:
+            return
+        of_splits = [manifest.splits[split].per_class or () for split in data.split.split("+")]
+        counts = class_counts(data, tuple(map(sum, zip(*of_splits, strict=True))))
+        largest = max(counts, default=0)
+        if largest < sum(counts) or not counts:
+            return
+        part = "the split" if data.part == "all" else "what a search holds out of the split"
+        larger = "" if data.subset is None else ", raise data.subset so that more is held out"
+        raise self.blame(
+            "metric",
+            f"task.metric = {metric!r}: {part} '{data.split}' of {data.task} has {largest} examples of the class "
+            f"{manifest.class_names[counts.index(largest)]!r} and none of any other; {METRICS[metric].title} needs two "
+            f"classes. Bind another metric, as in {data.task}/task.metric = 'accuracy'{larger}, or prepare data with "
+            "two classes there.",
+        )
 
     def further_evaluations(self) -> tuple[Data, ...]:
         """Return the further splits that this cell's stages are measured on.

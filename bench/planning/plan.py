@@ -301,6 +301,9 @@ def _cell(expansion: Expansion, row: str, column: str, seed: int) -> PlannedCell
         raise InputError(
             f"{column}: what is prepared of {task} has no split '{split}'. Prepare it anew: {again} --again"
         )
+    for data in stage.further_evaluations:
+        if data.split == split:
+            cell.refuse_one_class(data)
     return PlannedCell(
         name=f"{row}/{column}/{cell.task.backbone}/{seed}",
         row=row,

@@ -66,8 +66,11 @@ class Checkpoint(Spec):
         """Say how what is prepared differs from the declared source.
 
         It was prepared from another one, or the files have changed since. Returns None where neither is so. Content
-        decides: files that were copied, moved or touched are the same.
+        decides: files that were copied, moved or touched are the same, and so are those of one commit of the hub.
         """
+        origin = parse(self.weights)
+        if origin.revision is not None and origin[1:] == (prepared.repository, prepared.revision):
+            return None
         same = prepared.source == self.weights
         if (same and fingerprint(self.weights) in (None, prepared.fingerprint)) or holds(self.weights, prepared):
             return None

@@ -65,5 +65,6 @@ def test_it_becomes_fine_tuning_as_the_weight_goes_to_0(tmp_path: Path) -> None:
 def test_the_recipe_weighs_the_reconstruction(prepared: Path, tmp_path: Path) -> None:
     plan = tiny_grid.plan(tmp_path, prepared, ["joint_mae"], "joint_mae.mae_weight = 0.5")
     assert {cell.stage.objective for cell in plan.cells} == {CrossEntropy() + MaskedAutoEncoding(weight=0.5)}
-    with pytest.raises(InputError, match="above 0"):
-        tiny_grid.plan(tmp_path, prepared, ["joint_mae"], "joint_mae.mae_weight = 0.0")
+    for weight in ("0.0", "-1", "1e999"):
+        with pytest.raises(InputError, match=r"tiny\.gin:11: joint_mae.mae_weight = .*: must be above 0"):
+            tiny_grid.plan(tmp_path, prepared, ["joint_mae"], f"joint_mae.mae_weight = {weight}")

@@ -530,6 +530,10 @@ def test_impossible_settings_are_refused_with_their_line(
             "or kd.teacher_backbone. Legal: bert_base, ",
         ),
         (GRID.replace("'finetune', 'scratch", "'scratch"), "needs a row 'finetune': add it to grid.rows"),
+        (
+            GRID + "self_kd.teacher_row = 'nobody'",
+            f"g.gin:{GRID.count(chr(10)) + 1}: row 'self_kd' needs a row 'nobody'",
+        ),
         (GRID + "self_kd.teacher_row = 'self_kd'", "depends on itself"),
         (GRID + "VirtualTeacher.form = 'hard'\nVirtualTeacher.epsilon = 0.5", "epsilon = 0.5: must be at most 0.01111"),
         (GRID + "VirtualTeacher.form = 'hard'\nVirtualTeacher.temperature = 5.0", "left alone"),

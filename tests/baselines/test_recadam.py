@@ -293,3 +293,12 @@ def test_the_plan_refuses_with_the_line(binding: str, says: str, prepared: Path,
     rates = [] if "lr" in binding else ["finetune.lr = 1e-4"]
     with pytest.raises(InputError, match=says):
         tiny_grid.plan(tmp_path, prepared, ["recadam"], binding, *rates)
+
+
+@pytest.mark.parametrize(("t0", "warned"), [(1, True), (2, True), (3, False), (None, True)])
+def test_a_midpoint_within_the_warm_up_is_a_warning(t0: int | None, warned: bool) -> None:
+    """Of 7 steps 2 warm up; the default midpoint is a quarter of them, so step 1."""
+    schedule = dataclasses.replace(FINETUNE.schedule, steps=7, epochs=None, warmup_steps=2, warmup_fraction=None)
+    stage = dataclasses.replace(FINETUNE, schedule=schedule, optimizer=RecAdam(t0=t0, gamma=1.0))
+    lines = stage.optimizer.warnings(stage)
+    assert [f"t0 = {t0 or 1} lies within the 2 steps" in line for line in lines] == [True] * warned

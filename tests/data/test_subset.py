@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.data.subset import chosen_rows, stratified_subset
+from bench.data.subset import chosen_rows, class_counts, stratified_subset
 from bench.errors import InputError
 from bench.specs import Data
 
@@ -74,3 +74,22 @@ def test_a_tenth_is_held_out_in_the_classes_proportions(subset: int | None) -> N
 def test_the_rule_is_pinned() -> None:
     """Splits are data: a change of this rule makes every selection incomparable with earlier ones."""
     assert sorted(part("holdout", 40)) == [320, 552, 560, 731]
+
+
+@pytest.mark.parametrize("subset", [None, 40])
+def test_how_many_of_each_class_are_held_out_follows_from_the_counts_alone(subset: int | None) -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 2, 3], [61, 4, 35]))  # of class 1 there is none
+    for part in ("all", "fit", "holdout"):
+        data = Data(
+            task="pets",
+            split="train",
+            labelled=True,
+            checksum="0",
+            examples=100,
+            classes=4,
+            subset=subset,
+            subset_seed=5,
+            part=part,  # type: ignore[arg-type]
+        )
+        expected = np.bincount(labels[chosen_rows(data, labels)], minlength=4)
+        assert class_counts(data, (61, 0, 4, 35)) == tuple(expected)

@@ -32,10 +32,10 @@ def plan_of(folder: Path, text: str, data: Path | None = None) -> Plan:
     return make_plan([str(folder / "g.gin")], (), (), data or folder / "data", Store(folder / "runs"))
 
 
-def prepare(root: Path, name: str, class_names: tuple[str, ...], *splits: str) -> None:
-    """Claim that a task is prepared, with ten examples of each class in every split."""
-    counts = tuple(10 for _ in class_names)
-    facts = {split: SplitFacts(sum(counts), str(i) * 64, counts) for i, split in enumerate(splits)}
+def prepare(root: Path, name: str, class_names: tuple[str, ...], *splits: str, one_class: str = "") -> None:
+    """Claim that a task is prepared, with ten examples of each class in every split; in `one_class` of the first."""
+    counts = {split: tuple(10 * (split != one_class or i == 0) for i in range(len(class_names))) for split in splits}
+    facts = {split: SplitFacts(sum(counts[split]), str(i) * 64, counts[split]) for i, split in enumerate(splits)}
     (root / name).mkdir(parents=True)
     write_manifest(root / name, Manifest(name, TASKS[name].modality, class_names, facts, None, {}))
 
@@ -90,6 +90,14 @@ def test_what_was_prepared_before_there_was_a_further_split_keeps_its_numbers(tm
     assert replace(new, further_evaluations=()).key == old.key != new.key
     with pytest.raises(InputError, match=r"prepare mnli .*--again"):
         plan_of(tmp_path, ONE.format("mnli_mismatched"), before)
+
+
+def test_a_further_split_of_one_class_has_no_auroc_where_it_is_shown(tmp_path: Path) -> None:
+    prepare(tmp_path / "data", "mnli", ("a", "b", "c"), "train", "test", "mismatched", one_class="mismatched")
+    line = "mnli/task.metric = 'auroc'\n"
+    assert len(plan_of(tmp_path, ONE.format("mnli") + line).cells) == 1
+    with pytest.raises(InputError, match=r"g.gin:4: .*the split 'mismatched' of mnli has 10 .* 'a' and none"):
+        plan_of(tmp_path, ONE.format("mnli', 'mnli_mismatched") + line)
 
 
 def test_both_columns_are_filled_by_one_training(

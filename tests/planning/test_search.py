@@ -173,6 +173,48 @@ def test_a_candidate_without_the_metric_is_named(prepared: Path, tmp_path: Path)
         choose(stage, Scores("accuracy", [0.5, 0.6, 0.7], stage))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("counts", "searches", "says"),
+    [
+        ({"train": (50, 40), "test": (20, 0)}, False, "the split 'test' of pets has 20 examples of the class 'cat'"),
+        ({"train": (50, 40), "validation": (0, 9), "test": (20, 9)}, True, "'validation' .* 9 .* 'dog' and none"),
+        ({"train": (50, 3), "test": (20, 9)}, True, "a search holds out of the split 'train' of pets has 5 .* 'cat'"),
+        # Each is judged by what holds both classes.
+        ({"train": (50, 40), "validation": (0, 9), "test": (20, 9)}, False, None),
+        ({"train": (50, 40), "test": (20, 9)}, True, None),
+    ],
+)
+def test_a_metric_that_one_class_leaves_undefined_is_refused_in_time(
+    counts: dict[str, tuple[int, int]], searches: bool, says: str | None, tmp_path: Path
+) -> None:
+    source = tmp_path / "pets"
+    source.mkdir()
+    for split, numbers in counts.items():
+        texts = [
+            f"{split} {name} {i},{name}"
+            for name, count in zip(("cat", "dog"), numbers, strict=True)
+            for i in range(count)
+        ]
+        (source / f"{split}.csv").write_text("\n".join(["text,label", *texts]))
+    text = f"""
+grid.rows = ['finetune']
+grid.tasks = ['pets']
+grid.seeds = [0]
+pets/task.source = 'csv:{source}'
+pets/task.backbone = 'docs_mlm'
+"""
+    text += "search.candidates = ['finetune.lr = 1e-3', 'finetune.lr = 1e-4']\n" if searches else ""
+    data = tmp_path / "data"
+    plan_of(tmp_path, data, text).catalogue.prepare("pets", data)
+    plan_of(tmp_path, data, text)  # the other metrics are defined
+    text += "pets/task.metric = 'auroc'\n"
+    if says is None:
+        plan_of(tmp_path, data, text)
+        return
+    with pytest.raises(InputError, match=rf"g\.gin:{text.count(chr(10))}: task.metric = 'auroc': .*{says}"):
+        plan_of(tmp_path, data, text)
+
+
 def test_the_metric_changes_the_key_of_a_search_and_of_nothing_behind_it(prepared: Path, tmp_path: Path) -> None:
     stages = [
         plan_of(tmp_path, prepared, f"{SEARCH}digits/task.metric = '{name}'\n").cells[0].stage
