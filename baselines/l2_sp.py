@@ -14,7 +14,6 @@ fine-tuning without decay. Unlike decoupled decay the penalty is a loss: Adam sc
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -64,5 +63,5 @@ class L2SP(Objective):
 @recipe()
 def l2_sp(cell: Cell) -> Stage:
     """Fine-tune with decay towards the pre-trained weights."""
-    optimizer = dataclasses.replace(cell.configure(OPTIMIZER, "finetune"), weight_decay=0.0)
+    optimizer = cell.configure(OPTIMIZER, "finetune", weight_decay=0.0)
     return finetune(cell, objective=CrossEntropy() + cell.configure(L2SP()), optimizer=optimizer)

@@ -345,18 +345,20 @@ class Cell:
         _, binding = layers[configurable, setting]
         return self._use(binding)
 
-    def configure(self, default: S, *names: str) -> S:
+    def configure(self, default: S, *names: str, **fixed: Any) -> S:
         """Put the settings bound under `names` into a spec.
 
-        `names` go from strong to weak; without any it is the spec's own name.
+        `names` go from strong to weak; without any it is the spec's own name. `fixed` are fields that the recipe itself
+        decides: no line binds them, so one that tries for this row alone is refused as one that changes nothing.
         """
+        default = dataclasses.replace(default, **fixed) if fixed else default
         names, scopes = names or (type(default).__name__,), self._scopes
         # The seed has no scope, so the cells of a row and task take one spec. Defaults are told apart by their text:
         # 0.0 and -0.0 are equal, but make two keys.
-        key = ("configure", names, scopes, part_json(default))
-        return self._shared(key, lambda: self._overlay(default, names, scopes))
+        key = ("configure", names, scopes, tuple(fixed), part_json(default))
+        return self._shared(key, lambda: self._overlay(default, names, scopes, tuple(fixed)))
 
-    def _overlay(self, default: S, names: tuple[str, ...], scopes: tuple[str, ...]) -> S:
+    def _overlay(self, default: S, names: tuple[str, ...], scopes: tuple[str, ...], fixed: tuple[str, ...] = ()) -> S:
         """Put the bound settings into a spec.
 
         `names` are the configurables that bind it, strongest first. A stronger name wins over a stronger scope. Asked
@@ -373,7 +375,7 @@ class Cell:
         strongest: dict[str, tuple[tuple[int, int], Binding]] = {}
         for preference, name in enumerate(reversed(names)):  # a later, stronger name replaces an earlier one
             for spec_field in dataclasses.fields(default):
-                if (name, spec_field.name) in layers and spec_field.name not in default.UNBOUND:
+                if (name, spec_field.name) in layers and spec_field.name not in (*default.UNBOUND, *fixed):
                     rank, binding = layers[name, spec_field.name]
                     strongest[spec_field.name] = ((preference, rank), binding)
         values: dict[str, Any] = {}

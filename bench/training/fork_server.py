@@ -15,7 +15,6 @@ no threads and never looks for a GPU: what follows a fork would then fail.
 from __future__ import annotations
 
 import ctypes
-import gc
 import importlib
 import json
 import os
@@ -33,6 +32,8 @@ from bench.training.protocol import death
 
 WORKER = "bench.training.worker"
 IMPORTS = "bench.training.imports"
+NO_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
+"""Else pyarrow, which pandas imports, starts a thread when it is imported."""
 ANSWER_SECONDS = 60.0
 """How long a fork may take; it takes some milliseconds."""
 SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36
@@ -73,7 +74,7 @@ class ForkServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bench.training.fork_server", str(theirs.fileno()), *modules],
                 stdin=subprocess.DEVNULL,
-                env=environment,
+                env={**environment, **NO_THREAD},
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 preexec_fn=_child_of(os.getpid()),
@@ -143,7 +144,6 @@ def main(arguments: Sequence[str]) -> None:
     line.set_inheritable(False)
     for module in (IMPORTS, *arguments[1:]):
         importlib.import_module(module)
-    gc.freeze()  # else a worker's first look for garbage would copy all that it shares with the server
     line.sendall(b'{"pid": 0}\n')
     order = _serve(line)
     line.close()

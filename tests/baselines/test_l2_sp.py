@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from baselines.l2_sp import L2SP
-from bench.errors import SpecError
+from bench.errors import InputError, SpecError
 from bench.interfaces.hooks import Batch, Clock, Context
 from bench.models.build import build
 from bench.specs.objectives import AdamW, CrossEntropy
@@ -82,3 +82,14 @@ def test_impossible_values_are_refused(field: str, value: Any) -> None:
     with pytest.raises(SpecError) as refused:
         L2SP(**{field: value})
     assert refused.value.field == field
+
+
+def test_a_decay_bound_for_this_row_alone_is_refused_and_the_grids_own_is_not_read(
+    prepared: Path, tmp_path: Path
+) -> None:
+    """The penalty stands in for it: else two candidates of a search that differ in it would be the same stage."""
+    shared = tiny_grid.plan(tmp_path, prepared, ["finetune", "l2_sp"], "finetune.weight_decay = 0.3")
+    decays = {cell.row: cell.stage.optimizer.weight_decay for cell in shared.cells}
+    assert decays == {"finetune": 0.3, "l2_sp": 0.0}
+    with pytest.raises(InputError, match=r"tiny\.gin:11: l2_sp/finetune\.weight_decay changes nothing"):
+        tiny_grid.plan(tmp_path, prepared, ["finetune", "l2_sp"], "l2_sp/finetune.weight_decay = 0.3")

@@ -26,7 +26,7 @@ from bench.methods import CrossEntropy, finetune, recipe
 
 @dataclass(frozen=True)
 class HungryLoss(CrossEntropy):
-    """Cross-entropy beside three times the memory that its job may use."""
+    """Cross-entropy beside more memory than its job may use."""
 
     def loss(self, model, batch, state, context):
         memory = b"x" * 3 * 2**30
@@ -76,7 +76,7 @@ def test_a_stage_above_the_memory_of_its_jobs_is_given_up_and_costs_no_other(
     """Though Slurm kills the worker and its supervisor at once: what is left tells why, and what to raise."""
     plugin = tmp_path / "hungry.py"
     plugin.write_text(HUNGRY)
-    plugins = (f"grid.plugins = ['{plugin}']", "grid.rows = ['hungry', 'finetune']")
+    plugins = (f"grid.plugins = ['{plugin}']", "grid.rows = ['hungry', 'finetune']", "slurm.mem_gb = 2.0")
     place = Place(tmp_path / "place", prepared, "tiny", ["finetune"], *ONE_TASK, *plugins)
     assert place.run("--wait") == 1
     finished = {cell.row for cell in place.plan.cells if place.store.record(cell.stage) is not None}

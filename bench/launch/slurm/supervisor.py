@@ -8,7 +8,8 @@ torch nor numpy and starts no threads.
 
 The life of a job that is preempted, with two stages at a time and a signal 120 s before the end:
 
-    start         two stages are taken from the worklist; a StageProcess starts the worker of each
+    start         two stages are taken from the worklist; a ForkServer imports what they need
+    once it has   a StageProcess has the worker of each forked from it, and of all that come later
     every 0.2 s   `look`: one worker ends, its record is there, the stage's `end` is done; the next stage is taken
     SIGUSR2       `announced` is set; the workers get SIGTERM, write their checkpoints and end: interrupted
     after 110 s   SIGKILL for workers that have not ended (not needed here)

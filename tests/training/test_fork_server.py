@@ -1,0 +1,133 @@
+"""Workers from a server: whose children they are, what they get, how they end, and what remains of a dead server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.training import fork_server
+from bench.training.fork_server import ForkServer
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="jobs of a cluster run on Linux")
+
+# A worker that tells of itself, then does what its first argument says.
+WORKER = """
+import json, os, sys, threading, time
+from pathlib import Path
+facts = {"pid": os.getpid(), "parent": os.getppid(), "session": os.getsid(0), "arguments": sys.argv[1:],
+         "environment": dict(os.environ), "heavy": "heavy" in sys.modules, "name": __name__,
+         "descriptors": len(os.listdir("/proc/self/fd")), "threads": threading.active_count()}
+path = Path(sys.argv[2])
+path.with_suffix(".new").write_text(json.dumps(facts))
+path.with_suffix(".new").rename(path)
+if sys.argv[1] == "sleep":
+    time.sleep(60)
+if sys.argv[1] == "raise":
+    raise ValueError("no")
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkServer]:
+    """A server in a folder where the worker and the imports are the test's own."""
+    code = tmp_path / "code" / "bench"
+    real = Path(fork_server.__file__).parents[1]
+    (code / "training").mkdir(parents=True)
+    package = real / "__init__.py"
+    (code / "__init__.py").write_text(f"__path__.append({str(real)!r})\nexec(open({str(package)!r}).read())\n")
+    (code / "training" / "__init__.py").write_text(f"__path__.append({str(real / 'training')!r})")
+    (code / "training" / "worker.py").write_text(WORKER)
+    (code / "training" / "imports.py").touch()
+    (tmp_path / "code" / "heavy.py").touch()
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'code'}{os.pathsep}{real.parent}")
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+def ready(server: ForkServer, *modules: str) -> None:
+    end = time.monotonic() + 60
+    while not server.ready(os.environ, modules):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def facts(path: Path) -> dict[str, object]:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    told: dict[str, object] = json.loads(path.read_text())
+    return told
+
+
+def status(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_worker_is_this_processs_child_with_an_environment_of_its_own(server: ForkServer, tmp_path: Path) -> None:
+    ready(server, "heavy")
+    pids = [
+        server.fork(["3", str(tmp_path / name)], {**os.environ, "CUDA_VISIBLE_DEVICES": name}) for name in ("a", "b")
+    ]
+    assert [status(pid) for pid in pids] == [3, 3], "only a child can be waited for"
+    for pid, name in zip(pids, ("a", "b"), strict=True):
+        told = facts(tmp_path / name)
+        assert (told["pid"], told["parent"], told["session"]) == (pid, os.getpid(), pid)
+        assert told["arguments"] == ["3", str(tmp_path / name)]
+        assert told["environment"] == {**os.environ, "CUDA_VISIBLE_DEVICES": name}
+        assert (told["heavy"], told["name"], told["threads"]) == (True, "__main__", 1)
+        assert told["descriptors"] == 4, "standard input, output and error, and the folder that is listed"
+
+
+def test_how_a_worker_ends_is_seen(server: ForkServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ready(server)
+    assert status(server.fork(["raise", str(tmp_path / "a")], os.environ)) == 1
+    assert "ValueError: no" in capfd.readouterr().err
+    pid = server.fork(["sleep", str(tmp_path / "b")], os.environ)
+    facts(tmp_path / "b")
+    os.killpg(pid, signal.SIGKILL)
+    assert status(pid) == -signal.SIGKILL
+    assert status(server.fork(["0", str(tmp_path / "c")], os.environ)) == 0
+
+
+def test_a_server_that_is_killed_leaves_its_workers_and_is_replaced(server: ForkServer, tmp_path: Path) -> None:
+    ready(server)
+    pid = server.fork(["sleep", str(tmp_path / "a")], os.environ)
+    facts(tmp_path / "a")
+    assert server._process is not None
+    server._process.kill()
+    server._process.wait()
+    assert not server.ready(os.environ, [])
+    ready(server)
+    assert status(server.fork(["0", str(tmp_path / "b")], os.environ)) == 0
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it still runs"
+    os.kill(pid, signal.SIGKILL)
+    status(pid)
+
+
+def test_a_server_that_cannot_import_is_an_error(server: ForkServer) -> None:
+    with pytest.raises(OSError, match="exit status 1, before it could import"):
+        ready(server, "no_such_module")
+
+
+def test_what_stages_need_is_imported_without_a_thread_or_a_gpu() -> None:
+    """A fork of a process with threads, or one that has looked for a GPU, breaks what follows."""
+    program = (
+        "import bench.training.imports, bench.models.image, bench.models.text, os, torch;"
+        "assert len(os.listdir('/proc/self/task')) == 1, os.listdir('/proc/self/task');"
+        "assert not torch.cuda.is_initialized()"
+    )
+    environment = {**os.environ, **fork_server.NO_THREAD, "OPENBLAS_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
