@@ -34,6 +34,7 @@ from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
 from bench.training.loop import Supervision, train
 from bench.training.networks import parts
+from tests import tiny_grid
 from tests.examples import finetuning, pretraining, tiny_backbone
 
 CPU = torch.device("cpu")
@@ -355,6 +356,8 @@ def test_every_row_runs_on_images_and_texts(prepared: Path, tmp_path: Path) -> N
             for stage in ("finetune", "further_pretrain", "source_pretrain")
             for setting in ("steps = 3", "batch_size = 8", "warmup_steps = 1")
         )
+        + "\n"
+        + tiny_grid.networks("photos_mae", "docs_mlm")
     )
     (tmp_path / "g.gin").write_text(text)
     arguments = ["--gin", str(tmp_path / "g.gin"), "--data", str(prepared), "--store", str(tmp_path / "runs")]
