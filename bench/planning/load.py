@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.data.tasks import CORPORA, FURTHER_EVALUATIONS, REFUSED, trained_task
+from bench.data.tasks import CORPORA, FURTHER_EVALUATIONS, REFUSED, TASKS, trained_task
 from bench.errors import InputError, SpecError, nearest
 from bench.planning.bindings import LEGAL_NAME, Binding, Bindings, checked
 from bench.planning.catalogue import OF_CHECKPOINTS, OF_OWN_TASKS, Catalogue
@@ -15,7 +15,7 @@ from bench.planning.cell import Expansion
 from bench.planning.gin_files import read_bindings
 from bench.planning.left_out import included_grid, left_out, may_be_left_out
 from bench.planning.plugins import load_named
-from bench.planning.registry import configurable_names, settings_of
+from bench.planning.registry import BACKBONES, SETTINGS, configurable_names, settings_of
 from bench.planning.settings import Grid, Row
 from bench.specs import Stage
 from bench.specs.cluster import Cluster, stage_kind
@@ -50,7 +50,11 @@ def load_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
     of_candidates = [binding for candidate in bindings.candidates.values() for binding in candidate]
     problems = [problem for binding in (*bindings.all, *of_candidates) for problem in _unknown_names(binding)]
     if problems:
-        raise InputError("\n".join(problems))
+        hints = [
+            hint for _, hint in problems
+        ]  # the names that are legal stand once, behind the first line they are for
+        lines = [text + hint * (hints.index(hint) == number) for number, (text, hint) in enumerate(problems)]
+        raise InputError("\n".join(lines))
     return bindings
 
 
@@ -122,19 +126,30 @@ def _unscoped(configurable: str, bindings: Bindings) -> tuple[dict[str, Any], di
     return values, lines
 
 
-def _unknown_names(binding: Binding) -> Iterator[str]:
-    settings = settings_of(binding.configurable)
+def _unknown_names(binding: Binding) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with a binding's names or value, and apart from it what would be legal."""
+    name, setting = binding.configurable, binding.setting
+    settings = settings_of(name)
     if settings is None:
-        legal = nearest(binding.configurable, configurable_names())
-        yield f"{binding.location}: there is no '{binding.configurable}' to bind.{legal}"
-    elif binding.setting not in settings:
-        legal = nearest(binding.setting, settings)
-        yield f"{binding.location}: {binding.configurable} has no setting '{binding.setting}'.{legal}"
+        hint = _scope_hint(binding) or nearest(name, configurable_names())
+        yield f"{binding.location}: there is no '{name}' to bind.", hint
+    elif setting not in settings:
+        yield f"{binding.location}: {name} has no setting '{setting}'.", nearest(setting, settings)
     else:
         try:
             checked(binding)
         except InputError as error:
-            yield str(error)
+            yield str(error), ""
+
+
+def _scope_hint(binding: Binding) -> str:
+    """Say how to write a line that binds a task or a backbone as if it had settings; '' for other lines."""
+    name = binding.configurable
+    for kind, names in (("backbone", BACKBONES), ("task", TASKS)):
+        if name in names:
+            bound = kind if binding.setting in SETTINGS[kind] else "finetune"
+            return f" It is a {kind}, which limits what a line is for: write {name}/{bound}.{binding.setting}."
+    return ""
 
 
 def _check_names(grid: Grid, catalogue: Catalogue) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from bench.errors import InputError
 from bench.planning.gin_files import copy_gin, find_gin, read_bindings
-from bench.planning.load import load_grid
+from bench.planning.load import load_bindings, load_grid
 from bench.planning.plan import Plan, make_plan
 from bench.specs import Execution
 from bench.store.store import Store
@@ -414,3 +414,17 @@ def test_includes_are_read_once_each_and_nested_only_so_deep(tmp_path: Path) -> 
 def test_values_that_nothing_can_compute_with_are_refused_with_their_line(line: str, tmp_path: Path) -> None:
     shown = refusal(tmp_path, f"{line}\n")
     assert "g.gin:" in shown and "must be" in shown
+
+
+def test_a_task_or_backbone_bound_like_a_configurable_is_told_how_and_legal_names_stand_once(tmp_path: Path) -> None:
+    path = tmp_path / "g.gin"
+    lines = ("photos_mae.width = 16", "digits.metric = 'accuracy'", "digits.lr = 1.0", "bogus.x = 1", "bogus.y = 2")
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError) as error:
+        load_bindings([str(path)], [])
+    told = str(error.value).splitlines()
+    for line, hint in zip(
+        told, ("photos_mae/backbone.width", "digits/task.metric", "digits/finetune.lr"), strict=False
+    ):
+        assert f"write {hint}." in line
+    assert ["Legal: " in line for line in told] == [False, False, False, True, False]
