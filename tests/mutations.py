@@ -970,10 +970,41 @@ MUTATIONS = (
     ),
     Mutation(
         "workers die of the announcement",
-        "bench/launch/slurm/stage_process.py",
-        "signal.signal(_number(name), signal.SIG_IGN)",
-        "signal.signal(_number(name), signal.SIG_DFL)",
+        "bench/training/fork_server.py",
+        'signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_IGN)',
+        'signal.signal(signal.Signals[f"SIG{name}"], signal.SIG_DFL)',
         ("tests/launch/slurm/test_supervisor.py::test_signals_to_every_process_of_the_job_are_as_good",),
+    ),
+    Mutation(
+        "workers outlive a supervisor that is killed",
+        "bench/training/fork_server.py",
+        '    _die_with(order["parent"])\n',
+        "",
+        ("tests/launch/slurm/test_supervisor.py::test_no_worker_outlives_a_supervisor_that_is_killed",),
+    ),
+    Mutation(
+        "workers have the environment of the first one",
+        "bench/training/fork_server.py",
+        '    os.environ.clear()\n    os.environ.update(order["environment"])\n',
+        "",
+        ("tests/training/test_fork_server.py::test_a_worker_is_this_processs_child_with_an_environment_of_its_own",),
+    ),
+    Mutation(
+        "a server that died is never replaced",
+        "bench/training/fork_server.py",
+        "self._process is not None and self._process.poll() is not None",
+        "False",
+        ("tests/training/test_fork_server.py::test_a_server_that_is_killed_leaves_its_workers_and_is_replaced",),
+    ),
+    Mutation(
+        "lines that a recipe decides itself are read",
+        "bench/planning/cell.py",
+        "spec_field.name not in (*default.UNBOUND, *fixed)",
+        "spec_field.name not in default.UNBOUND",
+        (
+            "tests/baselines/test_l2_sp.py::"
+            "test_a_decay_bound_for_this_row_alone_is_refused_and_the_grids_own_is_not_read",
+        ),
     ),
     Mutation(
         "a cancelled job requeues itself",
@@ -1555,8 +1586,8 @@ MUTATIONS = (
     Mutation(
         "L2-SP decays to the origin, too",
         "baselines/l2_sp.py",
-        'dataclasses.replace(cell.configure(OPTIMIZER, "finetune"), weight_decay=0.0)',
-        'dataclasses.replace(cell.configure(OPTIMIZER, "finetune"))',
+        'cell.configure(OPTIMIZER, "finetune", weight_decay=0.0)',
+        'cell.configure(OPTIMIZER, "finetune")',
         ("tests/baselines/test_l2_sp.py::test_the_recipe_leaves_out_the_decay_towards_the_origin",),
     ),
     Mutation(
