@@ -1001,10 +1001,7 @@ MUTATIONS = (
         "bench/planning/cell.py",
         "spec_field.name not in (*default.UNBOUND, *fixed)",
         "spec_field.name not in default.UNBOUND",
-        (
-            "tests/baselines/test_l2_sp.py::"
-            "test_a_decay_bound_for_this_row_alone_is_refused_and_the_grids_own_is_not_read",
-        ),
+        ("tests/baselines/test_l2_sp.py::test_a_decay_bound_for_this_row_alone_is_refused",),
     ),
     Mutation(
         "a cancelled job requeues itself",

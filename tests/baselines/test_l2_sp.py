@@ -84,9 +84,7 @@ def test_impossible_values_are_refused(field: str, value: Any) -> None:
     assert refused.value.field == field
 
 
-def test_a_decay_bound_for_this_row_alone_is_refused_and_the_grids_own_is_not_read(
-    prepared: Path, tmp_path: Path
-) -> None:
+def test_a_decay_bound_for_this_row_alone_is_refused(prepared: Path, tmp_path: Path) -> None:
     """The penalty stands in for it: else two candidates of a search that differ in it would be the same stage."""
     shared = tiny_grid.plan(tmp_path, prepared, ["finetune", "l2_sp"], "finetune.weight_decay = 0.3")
     decays = {cell.row: cell.stage.optimizer.weight_decay for cell in shared.cells}
