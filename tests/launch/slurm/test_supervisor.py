@@ -356,6 +356,9 @@ def test_a_stage_out_of_memory_beside_others_is_tried_again_when_they_have_ended
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert span(job, third)[1] <= span(job, first)[0]
+    lines = output.splitlines()  # in their order also where this computer is slow
+    ended = next(number for number, line in enumerate(lines) if f"{third.folder}: done" in line)
+    assert ended < max(number for number, line in enumerate(lines) if f"{first.folder}: started" in line)
     assert "--shared" not in job.worker(first)["arguments"]
     assert "--shared" in job.worker(third)["arguments"] and "--shared" not in job.worker(second)["arguments"]
     assert "out of memory" in output
