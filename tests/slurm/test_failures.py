@@ -71,7 +71,12 @@ def test_a_job_above_its_memory_limit(slurm: DevCluster, memory_limits: None, tm
 
 
 def test_a_stage_above_the_memory_of_its_jobs_is_given_up_and_costs_no_other(
-    slurm: DevCluster, memory_limits: None, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+    slurm: DevCluster,
+    memory_limits: None,
+    registries: None,
+    tmp_path: Path,
+    prepared: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Though Slurm kills the worker and its supervisor at once: what is left tells why, and what to raise."""
     plugin = tmp_path / "hungry.py"
