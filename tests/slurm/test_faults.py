@@ -27,8 +27,13 @@ from tests.slurm.test_submit import CLUSTER, ONE_TASK, Place
 
 pytestmark = pytest.mark.group("slurm")
 
-# Long enough to be stopped after its first checkpoint, at whatever speed.
-LONG = ("finetune.steps = 400", "finetune.batch_size = 16", "finetune.lr = 1e-3", "grid.checkpoint_steps = 50")
+# Long enough to be stopped after its first checkpoint, at whatever speed. The network has the size that it has in
+# gin/quickstart.gin, for checkpoints that do not fit where words still do.
+SIZE = {"width": 48, "depth": 3, "heads": 4, "mlp_width": 192}
+LONG = (
+    *("finetune.steps = 400", "finetune.batch_size = 16", "finetune.lr = 1e-3", "grid.checkpoint_steps = 50"),
+    *(f"photos_mae/backbone.{name} = {value}" for name, value in SIZE.items()),
+)
 
 
 class Trouble(Place):
