@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeVar
 from bench.data.manifest import Manifest, read_manifest
 from bench.data.metrics import METRICS, NEED_TWO_CLASSES, entry_name
 from bench.data.prepare import check_unchanged
-from bench.data.subset import class_counts
 from bench.data.tasks import FURTHER_EVALUATIONS, Task, trained_task
 from bench.errors import InputError, SpecError, nearest
 from bench.planning.bindings import Binding, Bindings, checked
@@ -440,6 +439,8 @@ class Cell:
         if metric not in NEED_TWO_CLASSES or manifest is None or manifest.class_names is None:
             return
         of_splits = [manifest.splits[split].per_class or () for split in data.split.split("+")]
+        from bench.data.subset import class_counts  # needs numpy, which other plans do without
+
         counts = class_counts(data, tuple(map(sum, zip(*of_splits, strict=True))))
         largest = max(counts, default=0)
         if largest < sum(counts) or not counts:
