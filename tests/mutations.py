@@ -976,13 +976,6 @@ MUTATIONS = (
         ("tests/launch/slurm/test_supervisor.py::test_signals_to_every_process_of_the_job_are_as_good",),
     ),
     Mutation(
-        "workers outlive a supervisor that is killed",
-        "bench/training/fork_server.py",
-        '    _die_with(order["parent"])\n',
-        "",
-        ("tests/launch/slurm/test_supervisor.py::test_no_worker_outlives_a_supervisor_that_is_killed",),
-    ),
-    Mutation(
         "workers have the environment of the first one",
         "bench/training/fork_server.py",
         '    os.environ.clear()\n    os.environ.update(order["environment"])\n',
