@@ -1,16 +1,19 @@
 PYTHON ?= python3
 TEST_PROCESSES ?= 2
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# uv, where it is at hand, installs in one minute what takes pip five.
+PIP := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
+PIP_INSTALL := $(PIP) --quiet --constraint constraints.txt --editable
 
 # Two pip processes must not write to one environment, so nothing here runs in parallel.
 .NOTPARALLEL:
-.PHONY: help quickstart test lint
+.PHONY: help quickstart test lint extras
 
 help:
 	@echo "make quickstart   set up .venv, run the smallest grid (gin/quickstart.gin) and print its table"
 	@echo "make test         set up .venv and run the tests, in two processes (TEST_PROCESSES=1: in one)"
 	@echo "make lint         set up .venv and check style, format and types"
+	@echo "make extras       add what the tests of optional parts need (peft, tensorboard)"
 	@echo "make ... PYTHON=python3.12 chooses the interpreter of a new .venv (3.11 or newer)"
 
 quickstart: .venv/.installed
@@ -34,10 +37,14 @@ lint: .venv/.installed-lint
 	@"$(PYTHON)" -m venv .venv
 	@touch $@
 
+# What the tests of optional parts need: without it they are skipped.
+extras: .venv/.installed-extras
+
 .venv/.installed: EXTRA :=
+.venv/.installed-extras: EXTRA := [test,peft,tensorboard]
 .venv/.installed-test: EXTRA := [test]
 .venv/.installed-lint: EXTRA := [lint]
-.venv/.installed .venv/.installed-test .venv/.installed-lint: .venv/.created pyproject.toml constraints.txt
+.venv/.installed .venv/.installed-extras .venv/.installed-test .venv/.installed-lint: .venv/.created pyproject.toml constraints.txt
 	@echo "Installing adaptation-bench$(EXTRA) into .venv (the first time: several minutes, about 6 GB with CUDA)"
 	@$(PIP_INSTALL) ".$(EXTRA)"
 	@touch $@
