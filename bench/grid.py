@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if plan.unprepared:
         cli.check_writable("--data", data)
         for name in sorted(plan.unprepared):
-            print(f"preparing {name} in {data}: ", end="", flush=True)
+            print(f"preparing {name} in {data}, up to a minute or two: ", end="", flush=True)
             print(plan.catalogue.prepare(name, data), flush=True)
         plan = make_plan(options.gin, options.set, options.only, data, store, options.again)
         refuse_edited_plugins(plan)
