@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from baselines.finetune import finetune
-from bench.methods import Activity, Cell, Constraint, Context, InputError, Stage, State, recipe
+from bench.methods import Activity, Cell, Constraint, Context, SpecError, Stage, State, recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,15 @@ class LoRA(Constraint):
         self.require("alpha", math.isfinite(self.alpha), "finite")
         self.require("targets", len(set(self.targets)) == len(self.targets) > 0, "one or more, each once")
 
+    def check_stage(self, stage: Stage) -> None:
+        if not stage.backbone.NAMES_ATTENTION:
+            raise SpecError(
+                "constraint",
+                f"stage {stage.name}: LoRA adapts attention's matrices, and {type(stage.backbone).__name__}, the "
+                f"backbone {stage.backbone.name}, does not say which they are: declare them in its network "
+                "(Model.ATTENTION) and set NAMES_ATTENTION, or choose another backbone.",
+            )
+
     def inject(self, model: Model) -> None:
         from bench.models.adapters import LowRank, adapt
 
@@ -52,7 +61,7 @@ class LoRA(Constraint):
         weights = dict(model.named_parameters())
         attention = model.attention()
         if not attention:
-            raise InputError(f"LoRA: {type(model).__name__} names no attention matrices (Model.ATTENTION) to adapt.")
+            raise TypeError(f"NAMES_ATTENTION, but {type(model).__name__} has none of the matrices of Model.ATTENTION")
         for name, projections in attention.items():
             adapted = [projection in self.targets for projection in projections]
             if any(adapted):

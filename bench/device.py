@@ -186,6 +186,19 @@ def numerics(execution: Execution, device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[2])
 
 
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute meanwhile in the precision of the weights: without autocast and TF32."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
+
+
 # ------------------------------------------------------------------------------------------------ copies
 
 

@@ -51,8 +51,11 @@ METRICS: dict[MetricName, Metric] = {
 }
 
 
-NEED_TWO_CLASSES: frozenset[MetricName] = frozenset({"auroc"})
-"""The metrics that are not defined on a split of one class alone."""
+NEED_TWO_CLASSES: frozenset[MetricName] = frozenset({"auroc", "mcc", "binary_f1"})
+"""The metrics that say nothing on a split of one class alone.
+
+AUROC is not defined there, Matthews' correlation is 0 whatever is predicted, and so is the F1 of the other class.
+"""
 
 NO_ENTRY = (
     "older versions did not measure it, and --again computes the record anew; or it is not defined there, as AUROC "

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import OrderedDict
 from typing import Any, cast
@@ -13,6 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -61,6 +63,7 @@ class TransformersText(LanguageNetwork):
         self, backbone: TransformersEncoder, *, classes: int | None, decoder: bool, dropout: float | None
     ) -> None:
         super().__init__(backbone)
+        self._blocks_are_compiled = False
         self._family = family = FAMILIES[backbone.family]
         self.POSITIONS, self.TOKENS = family.positions, family.tokens
         self.BLOCKS, self.FINAL, self.ATTENTION = family.blocks, family.final, family.projections
@@ -91,6 +94,7 @@ class TransformersText(LanguageNetwork):
         return logits
 
     def compile_blocks(self) -> None:
+        self._blocks_are_compiled = True
         for block in self.encoder.get_submodule(self.BLOCKS).children():
             _compile_in_training(block)
 
@@ -105,6 +109,12 @@ class TransformersText(LanguageNetwork):
 
         `words` are ids (B, T) or word embeddings (B, T, …).
         """
+        # A weight that is drawn anew at every pass is the same for all parts, and wherever a block reads it: DeBERTa
+        # reads those of queries and keys twice. Compiled blocks would be compiled one by one for it.
+        with contextlib.nullcontext() if self._blocks_are_compiled else parametrize.cached():
+            return self._in_parts(inputs, words)
+
+    def _in_parts(self, inputs: dict[str, Any], words: Tensor) -> Tensor:
         tensors: dict[str, Tensor] = {
             name: tensor for name, tensor in inputs.items() if name in ("attention_mask", "token_type_ids")
         }

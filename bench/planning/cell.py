@@ -434,7 +434,7 @@ class Cell:
         return self._shared(("evaluation", self._scopes), judging)
 
     def refuse_one_class(self, data: Data) -> None:
-        """Refuse prepared data on which this task's metric is not defined, as only one class occurs there."""
+        """Refuse prepared data on which this task's metric says nothing, as only one class occurs there."""
         metric, manifest = self.task.metric, self._expansion.manifest(self._task_name)
         if metric not in NEED_TWO_CLASSES or manifest is None or manifest.class_names is None:
             return
@@ -445,14 +445,16 @@ class Cell:
         largest = max(counts, default=0)
         if largest < sum(counts) or not counts:
             return
+        only = manifest.class_names[counts.index(largest)]
+        if METRICS[metric].needs_positive_class and only == self.task.positive_class:
+            return  # of the class that is there, F1 tells predictions apart
         part = "the split" if data.part == "all" else "what a search holds out of the split"
         larger = "" if data.subset is None else ", raise data.subset so that more is held out"
         raise self.blame(
             "metric",
             f"task.metric = {metric!r}: {part} '{data.split}' of {data.task} has {largest} examples of the class "
-            f"{manifest.class_names[counts.index(largest)]!r} and none of any other; {METRICS[metric].title} needs two "
-            f"classes. Bind another metric, as in {data.task}/task.metric = 'accuracy'{larger}, or prepare data with "
-            "two classes there.",
+            f"{only!r} and none of any other; {METRICS[metric].title} needs two classes. Bind "
+            f"another metric, as in {data.task}/task.metric = 'accuracy'{larger}, or prepare both classes there.",
         )
 
     def further_evaluations(self) -> tuple[Data, ...]:

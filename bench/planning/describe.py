@@ -65,6 +65,7 @@ def describe_plan(plan: Plan, store: Store | None = None, measured: Rates | None
     lines += [f"  {line}" for line in outdated(plan.outdated.values())]
     lines += [f"  {line}" for line in (*plan.splits, *plan.notes)]
     lines += [f"  fresh decoder: {line}" for line in fresh_decoders(plan.stages)]
+    lines += [f"  not pinned: {line}" for line in unpinned(plan)]
     rates = finished_rates(plan, store) | (measured or {})
     lines += describe_cost(plan, rates, measured is not None)
     return "\n".join(lines)
@@ -98,6 +99,15 @@ def fresh_decoders(stages: Iterable[Stage]) -> Iterator[str]:
         if fresh:
             parts = fresh[0] if len(fresh) == 1 else f"{len(fresh)} tensors, such as {fresh[0]}"
             yield f"the weights of {name} lack {parts}: pre-training starts it from random values"
+
+
+def unpinned(plan: Plan) -> Iterator[str]:
+    """Say which backbones name a repository of the hub without a commit, so that two people may fetch other weights."""
+    for name in sorted({stage.backbone.name for stage in plan.stages} & plan.catalogue.checkpoints.keys()):
+        source = plan.catalogue.checkpoints[name]
+        if not source.local and "@" not in source.weights:
+            checked = "" if source.weights_checksum is None else "; the sha256 of its file is"
+            yield f"{name} is whatever {source.weights} holds when it is prepared, as no commit is named{checked}"
 
 
 def _not_prepared(plan: Plan) -> Iterable[str]:

@@ -52,6 +52,7 @@ class MaskedAutoEncoder(Backbone):
 
     VERSION: ClassVar[int] = 2
     MODALITY: ClassVar[Literal["image", "text"]] = "image"
+    NAMES_ATTENTION: ClassVar[bool] = True
     FIXED: ClassVar[tuple[str, ...]] = (
         *IMAGE_SIZES,
         "registers",
@@ -158,6 +159,7 @@ class LanguageModel(Backbone):
     """
 
     MODALITY: ClassVar[Literal["image", "text"]] = "text"
+    NAMES_ATTENTION: ClassVar[bool] = True
     OF_VOCABULARY: ClassVar[tuple[str, ...]] = ("vocabulary", "pad_id", "mask_id", "special_ids")
     UNBOUND: ClassVar[tuple[str, ...]] = (
         *Backbone.UNBOUND,

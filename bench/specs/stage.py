@@ -36,6 +36,8 @@ class Backbone(Spec):
     """The fields that pre-trained weights decide."""
     CAPTURABLE: ClassVar[bool] = True
     """Whether a GPU may record steps of its network once and repeat them: see `bench.training.graphs`."""
+    NAMES_ATTENTION: ClassVar[bool] = False
+    """Whether its network names the matrices of attention (`Model.ATTENTION`), which adapters need."""
 
     name: str
     weights: Stage | PublicWeights | None

@@ -11,7 +11,7 @@ from typing import Any
 from bench.data.manifest import describe_overlap, read_manifest
 from bench.data.metrics import describe, metric_of
 from bench.data.tasks import FURTHER_EVALUATIONS
-from bench.planning.describe import fresh_decoders
+from bench.planning.describe import fresh_decoders, unpinned
 from bench.planning.plan import Plan, searched
 from bench.specs import PublicWeights, Selected
 from bench.store.shape import shaped
@@ -134,6 +134,7 @@ def _legend(plan: Plan) -> list[str]:
         f"Backbones: {'; '.join(f'{task}: {chr(44).join(sorted(names))}' for task, names in backbones.items())}.",
         *_weights(plan),
         *(f"Fresh decoder: {line}." for line in fresh_decoders(plan.stages)),
+        *(f"Not pinned: {line}." for line in unpinned(plan)),
         *_overlap(plan),
         *_predictions(plan),
         f"Grid: {plan.origin}.",

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from bench.models.adapters import LowRank
 from bench.models.build import build
 from bench.models.weights import load_weights, save_weights
 from bench.specs import Backbone, Constraint
+from bench.specs.architectures import MaskedAutoEncoder
 from bench.training.evaluate import encoder_distance
 from bench.training.loop import Interrupted
 from tests.baselines.test_freelb import KINDS as BATCHES
@@ -196,6 +197,27 @@ def test_impossible_values_are_refused(field: str, value: Any) -> None:
     with pytest.raises(SpecError) as refused:
         LoRA(**{field: value})
     assert refused.value.field == field
+
+
+@dataclass(frozen=True)
+class Unnamed(MaskedAutoEncoder):
+    """A backbone that does not say which matrices are attention's."""
+
+    NAMES_ATTENTION: ClassVar[bool] = False
+
+
+def test_a_backbone_that_does_not_name_attention_is_refused_with_the_stage() -> None:
+    fields = {field.name: getattr(FINETUNE.backbone, field.name) for field in dataclasses.fields(FINETUNE.backbone)}
+    with pytest.raises(SpecError, match=r"stage finetune: LoRA .* Unnamed, the backbone tiny") as refused:
+        dataclasses.replace(FINETUNE, backbone=Unnamed(**fields), constraint=LoRA())
+    assert refused.value.field == "constraint"
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_a_backbone_that_names_attention_has_it(kind: str) -> None:
+    assert BACKBONES[kind].NAMES_ATTENTION
+    parts = [part for parts in drawn(BACKBONES[kind]).attention().values() for part in parts]
+    assert sorted(parts) == sorted(PROJECTIONS * 2)
 
 
 def test_it_is_a_constraint_and_works_with_every_objective() -> None:

@@ -2,17 +2,22 @@
 
 import dataclasses
 import itertools
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from baselines.mixout import Mixout
+from bench.data.examples import by_length
 from bench.errors import SpecError
 from bench.interfaces.hooks import Clock, Context, State
 from bench.models.adapters import Mixed
 from bench.models.build import build
+from bench.specs import Backbone
+from bench.specs.architectures import TransformersEncoder
 from bench.training.loop import Interrupted
+from tests.baselines.test_freelb import text_batch
 from tests.examples import tiny_backbone
 from tests.training.test_batches import WORDS
 from tests.training.test_loop import FINETUNE, equal, fitted, run, weights_of
@@ -81,6 +86,46 @@ def test_every_pass_draws_anew_and_eval_mode_reads_the_weights_as_they_are() -> 
     assert torch.equal(unmixed, plain)
     drawn = [*passes, plain]
     assert all(not torch.allclose(*pair) for pair in itertools.combinations(drawn, 2))
+
+
+def family(name: str, **config: object) -> TransformersEncoder:
+    sizes = {"width": 16, "depth": 2, "heads": 2, "mlp_width": 20, "vocabulary": 50}
+    marks = {"segments": 1, "mask_id": None if name == "gpt2" else 4, "special_ids": (0, 4)}
+    return TransformersEncoder(
+        "tiny",
+        None,
+        None,
+        None,
+        family=name,
+        config=json.dumps(config, sort_keys=True, separators=(",", ":")),
+        **sizes,
+        **marks,
+    )
+
+
+RELATIVE = {"relative_attention": True, "share_att_key": True, "pos_att_type": "p2c|c2p"}
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [WORDS, family("distilbert"), family("gpt2"), family("deberta-v2", **RELATIVE, position_biased_input=False)],
+    ids=["bert", "distilbert", "gpt2", "deberta-v2"],
+)
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_pass_draws_one_mask_for_a_matrix(
+    in_parts: bool, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where texts are computed part by part, and where a network reads a matrix twice."""
+    model, drawn = build(backbone, classes=3), []
+    Mixout(rate=0.5).inject(model)
+    forward = Mixed.forward
+    monkeypatch.setattr(Mixed, "forward", lambda self, weight: drawn.append(self) or forward(self, weight))
+    inputs = text_batch(30).inputs
+    parts = by_length(inputs["attention_mask"])
+    assert len(parts) > 1
+    model.logits({**inputs, "parts": parts} if in_parts else inputs)
+    matrices = [module for module in model.modules() if isinstance(module, Mixed)]
+    assert len(drawn) == len(matrices) == len(set(map(id, drawn)))
 
 
 def test_at_rate_0_it_is_fine_tuning_bit_for_bit(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from bench.specs import PublicWeights, canonical_json
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel, TransformersEncoder
 from bench.speed import __main__ as speed
 from bench.store.store import Store
+from bench.tables.grid_facts import facts_of
 
 GRID = """
 grid.rows = ['finetune']
@@ -428,6 +429,17 @@ def test_methods_run_on_encoders_that_transformers_computes(
     assert len({record["metrics"]["loss"] for record in records}) == 5
     assert all(record["measured"]["encoder_distance"] > 0 for record in records)
     assert "fresh decoder" not in describe_plan(plan)
+
+
+def test_weights_of_no_named_commit_are_told_in_plan_and_legend(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "g.gin"
+    for backbone, told in (("deit_small", True), ("vit_base", False), ("photos_mae", False)):
+        lines = ["grid.rows = ['finetune']", "grid.tasks = ['digits']", "grid.seeds = [0]"]
+        path.write_text("\n".join([*lines, f"digits/task.backbone = '{backbone}'"]))
+        plan = plan_of(path, data)
+        line = f"{backbone} is whatever facebook/deit-small-patch16-224 holds when it is prepared"
+        assert (f"not pinned: {line}" in describe_plan(plan)) == told
+        assert any(each.startswith(f"Not pinned: {line}") for each in facts_of(plan).legend) == told
 
 
 def test_a_fresh_decoder_is_told_in_plan_record_and_legend(bert: Path, data: Path) -> None:

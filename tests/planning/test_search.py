@@ -174,6 +174,10 @@ def test_a_candidate_without_the_metric_is_named(prepared: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("metric", "positive_class", "refused"),
+    [("auroc", None, True), ("mcc", None, True), ("binary_f1", "dog", True), ("binary_f1", "cat", False)],
+)
+@pytest.mark.parametrize(
     ("counts", "searches", "says"),
     [
         ({"train": (50, 40), "test": (20, 0)}, False, "the split 'test' of pets has 20 examples of the class 'cat'"),
@@ -184,9 +188,16 @@ def test_a_candidate_without_the_metric_is_named(prepared: Path, tmp_path: Path)
         ({"train": (50, 40), "test": (20, 9)}, True, None),
     ],
 )
-def test_a_metric_that_one_class_leaves_undefined_is_refused_in_time(
-    counts: dict[str, tuple[int, int]], searches: bool, says: str | None, tmp_path: Path
+def test_a_metric_that_says_nothing_of_one_class_is_refused_in_time(
+    counts: dict[str, tuple[int, int]],
+    searches: bool,
+    says: str | None,
+    metric: str,
+    positive_class: str | None,
+    refused: bool,
+    tmp_path: Path,
 ) -> None:
+    """Of such a metric all candidates have 0, and the first would be taken."""
     source = tmp_path / "pets"
     source.mkdir()
     for split, numbers in counts.items():
@@ -207,11 +218,15 @@ pets/task.backbone = 'docs_mlm'
     data = tmp_path / "data"
     plan_of(tmp_path, data, text).catalogue.prepare("pets", data)
     plan_of(tmp_path, data, text)  # the other metrics are defined
-    text += "pets/task.metric = 'auroc'\n"
-    if says is None:
+    if positive_class is not None:
+        there = "dog" if says is not None and "'dog'" in says else "cat"
+        named = positive_class if there == "cat" else {"cat": "dog", "dog": "cat"}[positive_class]
+        text += f"pets/task.positive_class = '{named}'\n"
+    text += f"pets/task.metric = '{metric}'\n"
+    if says is None or not refused:
         plan_of(tmp_path, data, text)
         return
-    with pytest.raises(InputError, match=rf"g\.gin:{text.count(chr(10))}: task.metric = 'auroc': .*{says}"):
+    with pytest.raises(InputError, match=rf"g\.gin:{text.count(chr(10))}: task.metric = '{metric}': .*{says}"):
         plan_of(tmp_path, data, text)
 
 

@@ -13,14 +13,15 @@ from torch import Tensor
 from baselines.mars import MarsProjection
 from baselines.r3f import R3F
 from baselines.recadam import RecAdam
-from bench.interfaces.hooks import Activity, Context, State
+from bench.interfaces.hooks import Activity, Clock, Context, State
 from bench.interfaces.model import Model
 from bench.models.adapters import adapt, remove_adapters
 from bench.specs import Constraint, Objective, Optimizer, Schedule
 from bench.specs.objectives import AdamW, CrossEntropy
+from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
 from bench.training.loop import Diverged, Interrupted
-from tests.training.test_loop import CPU, FINETUNE, equal, fitted, run, start_of, weights_of
+from tests.training.test_loop import CPU, FINETUNE, Pictures, equal, fitted, run, start_of, weights_of
 
 STEPS = 7
 HEARD: list[str] = []
@@ -226,6 +227,19 @@ def test_r3fs_noise_is_nil_where_it_drowns_and_not_where_it_shows(tmp_path: Path
     assert activity(tmp_path, "R3F", objective=R3F(eps=0.5, strength=0.0)).nil
     # Two passes that differ in dropout alone.
     assert not activity(tmp_path, "R3F", objective=R3F(noise="none")).nil
+
+
+def test_what_r3fs_noise_does_is_not_taken_from_the_rounding_of_a_low_precision(tmp_path: Path) -> None:
+    """In bfloat16 the least noise has values rounded otherwise, which moves the predictions far more than it does."""
+    model = start_of(FINETUNE)
+    (batch,) = Batches(FINETUNE, Pictures(), model, CPU).at(0)
+    context = Context(Clock(), 7, False, CPU, Pictures())
+    shares = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            shares.append(R3F(eps=1e-5).activity(model.eval(), batch, State(), context)["R3F"].value)
+    assert 0 < shares[0] == shares[1] < 1e-10
 
 
 def test_measuring_activity_changes_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
