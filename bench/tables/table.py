@@ -305,7 +305,8 @@ def _over_positions(laid: Arranged, facts: GridFacts, head: str, text: Callable[
 
 
 def _in_markdown(lines: Lines) -> str:
-    head, *body = lines
+    # A name with a bar would be two cells, and one that looks like HTML would be some.
+    head, *body = [[cell.replace("|", r"\|").replace("<", "&lt;") for cell in line] for line in lines]
     return _bold(tabulate(body, headers=head, tablefmt="github", disable_numparse=True), "**", "**")
 
 

@@ -127,3 +127,10 @@ def test_a_column_whose_stages_count_under_another_is_named() -> None:
             stages |= {stage["key"]: stage for stage in behind}
     lines = tables(grid_facts(["finetune", "a"], ["t", "again"], [0, 1]), records, stages)[".md"].splitlines()
     assert any("count once: again " in line for line in lines) and any("(one task)" in line for line in lines)
+
+
+def test_a_name_with_a_bar_or_html_stays_one_cell_of_text() -> None:
+    lines = legend_of({("finetune", "t"): (0.5, 0.6), ("a|<b>", "t"): (0.7, 0.8)})
+    of_row = [line for line in lines if line.startswith("|") and "b>" in line]
+    assert [line.replace(r"\|", "").count("|") for line in of_row] == [3, 3]
+    assert not any("<b>" in line for line in of_row)
