@@ -21,15 +21,15 @@ from bench.store.store import Store
 from bench.tables.grid_facts import facts_of
 from bench.tables.quantities import NothingToShow
 from bench.tables.rebuild import joined_files
-from bench.tables.records import RecordsFile, computed_records
+from bench.tables.records import LeftOut, RecordsFile, computed_records
 from bench.tables.table import rebuilt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the figures of a grid; return the exit status.
 
-    It is 0 if there is at least one figure, else 1. A kind that the data do not have is left out with a line that says
-    why, and refused where --kind names it.
+    It is 0 if there is at least one figure, 1 if there is none or lines of records files are left out. A kind that the
+    data do not have is left out with a line that says why, and refused where --kind names it.
     """
     options = _parser().parse_args(arguments)
     if bool(options.records) == bool(options.gin):
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.set and not options.gin:
         raise InputError("--set: is for the grid that --gin names.")
     cli.check_writable("--output", options.output, f"{max(KINDS, key=len)}.svg.{'0' * 12}")
-    source = _source(options)
+    left_out: list[LeftOut] = []
+    source = _source(options, left_out)
     for warning in source.grid.warnings:
         print(warning)
     done = 0
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = draw.write(chart, options.output, kind)
         print(f"{kind}: {', '.join(map(str, paths))}")
         done += 1
-    return 0 if done else 1
+    return 0 if done and not left_out else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,13 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _source(options: argparse.Namespace) -> Source:
-    """Read the records of the files, or of a grid's store, in the order of the grid."""
+def _source(options: argparse.Namespace, left_out: list[LeftOut]) -> Source:
+    """Read the records of the files, or of a grid's store, in the order of the grid.
+
+    Lines of the files that are no record are added to `left_out`.
+    """
     if options.records:
         for path in options.records:
             if not path.is_file():
                 raise InputError(f"--records {path}: there is no such file. A grid's is RESULTS/NAME/records.jsonl.")
-        return Source(rebuilt(joined_files(options.records), options.output).content, options.store)
+        return Source(rebuilt(joined_files(options.records, left_out), options.output).content, options.store)
     baselines.register()
     store = Store(options.store or Path("runs"))
     store.check_exists()

@@ -27,13 +27,17 @@ from bench.report.content import report
 from bench.specs import walk
 from bench.store.files import write_text
 from bench.store.store import Store
+from bench.tables.grid_facts import check_file_name
 from bench.tables.rebuild import joined_files, refuse_missing
-from bench.tables.records import RecordsFile
+from bench.tables.records import LeftOut, RecordsFile
 from bench.tables.table import collate, rebuilt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the report of a grid; return the exit status, 0."""
+    """Write the report of a grid; return the exit status.
+
+    It is 0, or 1 if lines of records files are left out.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,8 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if bool(options.records) == bool(options.gin):
         raise InputError("give --gin, whose store the report is made from, or --records, and not both.")
-    content, folders = _of_files(options) if options.records else _of_store(options)
+    left_out: list[LeftOut] = []
+    content, folders = _of_files(options, left_out) if options.records else _of_store(options)
     assert content.grid is not None
+    if options.output is None:
+        check_file_name(content.grid)
     output = options.output or options.results / f"{content.grid.name}.html"
     cli.check_writable("--output", output.parent, output.name)
     if output.is_dir():
@@ -54,13 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, page(content.grid.name, report(content, folders)))
     print(f"report: {output}")
-    return 0
+    return 1 if left_out else 0
 
 
-def _of_files(options: argparse.Namespace) -> tuple[RecordsFile, None]:
+def _of_files(options: argparse.Namespace, left_out: list[LeftOut]) -> tuple[RecordsFile, None]:
     """Read records files, without a store."""
     refuse_missing(options.records)
-    return rebuilt(joined_files(options.records), options.results).content, None
+    return rebuilt(joined_files(options.records, left_out), options.results).content, None
 
 
 def _of_store(options: argparse.Namespace) -> tuple[RecordsFile, Mapping[str, Path]]:

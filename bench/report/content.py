@@ -13,7 +13,7 @@ from bench.data.metrics import describe, metric_of
 from bench.monitor.states import tail
 from bench.report.differences import Difference, differences, first_records
 from bench.tables.compare import Summary
-from bench.tables.comparison import runs_of
+from bench.tables.comparison import missing_stages, runs_of, same_computations
 from bench.tables.grid_facts import GridFacts
 from bench.tables.records import Record, RecordsFile
 from bench.tables.table import inactive_parts, lost_candidates, several_numbers
@@ -53,7 +53,7 @@ def report(content: RecordsFile, folders: Mapping[str, Path] | None) -> dict[str
         "verdicts": list(_verdicts(grid, compared)),
         "differences": [dataclasses.asdict(difference) for difference in compared],
         "warnings": list(_warnings(content)),
-        "legend": [*grid.legend, *lost_candidates(records)],
+        "legend": [*grid.legend, *lost_candidates(records), *same_computations(grid, records)],
         "published": [_published(cell) for cell in judged(grid, first, content.stages, runs)],
         "table": [[row, *(runs.summary(row, task).text() for task in grid.tasks)] for row in grid.rows],
         "shared": SHARED_FIELDS,
@@ -195,6 +195,8 @@ def _warnings(content: RecordsFile) -> Iterator[tuple[str, list[str]]]:
             yield f"Mixed {what}: the numbers may not be comparable.", lines
     if idle := list(inactive_parts(records)):
         yield "Some parts of methods did nothing.", idle
+    if content.stages:
+        yield from ((line.removeprefix("Warning: "), []) for line in missing_stages(records, content.stages))
     if records and not content.stages:
         yield "There is no stages.jsonl beside the records: specifications of the stages are not shown.", []
 

@@ -20,6 +20,7 @@ from bench import cli
 from bench.errors import InputError
 from bench.planning.plan import Plan, make_plan
 from bench.store.store import Store
+from bench.tables.grid_facts import check_file_name
 from bench.tables.layout import AXES
 from bench.tables.predictions import publish_predictions
 from bench.tables.quantities import QUANTITIES
@@ -128,6 +129,8 @@ def _rebuild(files: Sequence[Path], against: Path | None, results: Path, views: 
         lines = list(changed_cells(read_file(against), content))
         print("\n".join(lines or ["no cell differs"]))
         return 1 if lines or left_out else 0
+    assert content.grid is not None
+    check_file_name(content.grid)
     tables = dataclasses.replace(rebuilt(content, results), views=tuple(views))
     cli.check_results(results, tables.name)
     text = tables.markdown  # a view that the records do not have is refused before anything is written

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.data.metrics import metric_of, without_split
-from bench.tables.compare import Column, Difference, OverTasks, Run, RunTable, majority_baseline
+from bench.tables.compare import (
+    FINE_TUNING_ONLY,
+    Column,
+    Difference,
+    OverTasks,
+    Run,
+    RunTable,
+    majority_baseline,
+)
 from bench.tables.grid_facts import GridFacts
 from bench.tables.quantities import Quantity, by_column
 from bench.tables.records import Record
@@ -111,19 +120,116 @@ def difference_text(difference: Difference, decimals: int = 2) -> str:
     if difference.mean is None:
         return "–"
     mark = CONDITIONAL if difference.conditional else ""
-    interval = "" if difference.low is None else f" [{difference.low:.{decimals}f}, {difference.high:.{decimals}f}]"
-    return f"{difference.mean:+.{decimals}f}{interval}{mark}".replace("-", "−")
+    return f"{difference.mean:+.{decimals}f}".replace("-", "−") + _interval(difference, decimals) + mark
+
+
+def _interval(compared: Difference | OverTasks, decimals: int) -> str:
+    """Write ` [−0.30, 2.70]`, or nothing where there is no interval."""
+    if compared.low is None:
+        return ""
+    return f" [{compared.low:.{decimals}f}, {compared.high:.{decimals}f}]".replace("-", "−")
 
 
 def _over_text(result: OverTasks, decimals: int) -> str:
     if result.mean is None:
         return "–"
-    parts = [f"{result.mean:+.{decimals}f}".replace("-", "−")]
+    parts = [f"{result.mean:+.{decimals}f}".replace("-", "−") + _interval(result, decimals)]
     if result.p is not None:
         parts.append(f"p = {result.p:.2g}")
     if result.better is not None:
         parts.append(f"P = {result.better:.2f} / {result.equivalent:.2f} / {result.worse:.2f}")
     return ", ".join(parts)
+
+
+def comparison_notes(
+    reference: str | None, differences: Sequence[Difference], over_tasks: Sequence[OverTasks], directed: bool
+) -> list[str]:
+    """Say what differences, p and P mean, as far as they occur.
+
+    `directed` says whether more or less is the better one.
+    """
+    lines = []
+    if differences:
+        sign = "positive where the row is better" if directed else "positive where the row has more"
+        what = f"mean over common seeds of the paired differences, {sign}"
+        lines.append(f"Differences to {reference}: {what}, with its 95 % t interval.")
+    if reasons := _reasons(differences):
+        lines.append(f"No interval ({reasons}): there is no spread to compute one from.")
+    if any(difference.conditional for difference in differences):
+        why = "a stage or choice that only one of the two rows has is the same for several seeds"
+        lines.append(f"{CONDITIONAL} {FINE_TUNING_ONLY}: {why}, so its luck is in all of them; such pairs get no bold.")
+    if tested := [result for result in over_tasks if result.p is not None]:
+        lines.append(
+            "Over tasks: mean of the tasks' differences with its 95 % t interval, which is not adjusted; p: paired t "
+            f"test ({_counts(tested)}), by Holm for all rows together."
+        )
+    if reasons := _reasons(over_tasks):
+        lines.append(f"No p over tasks ({reasons}).")
+    if left_out := dict.fromkeys(task for result in over_tasks for task in result.left_out):
+        lines.append(f"Over tasks, stages count once: {', '.join(left_out)} adds none where a column before has them.")
+    if (ropes := {result.rope for result in over_tasks} - {None}) != set():
+        rope = ", ".join(f"{rope:g}" for rope in ropes if rope is not None)
+        lines.append(
+            f"P: probabilities of better / within ± {rope} / worse on a new task (Bayesian signed rank); no p."
+        )
+    return lines
+
+
+def _reasons(compared: Iterable[Difference | OverTasks]) -> str:
+    return ", or ".join(dict.fromkeys(each.reason for each in compared if each.reason))
+
+
+def _counts(over_tasks: Sequence[OverTasks]) -> str:
+    """Say of how many tasks and seeds p values are: `3 tasks, 3 seeds; of b 3 tasks, 2 to 3 seeds`."""
+    rows: dict[str, list[str]] = defaultdict(list)
+    for result in over_tasks:
+        assert result.seeds is not None
+        low, high = result.seeds
+        seeds = f"{low} to {high} seeds" if low < high else f"{low} seed{'s' if low > 1 else ''}"
+        rows[f"{len(result.tasks)} tasks, {seeds}"].append(result.row)
+    # Most rows have the same counts as a rule: only those that have others are named.
+    usual, *others = sorted(rows, key=lambda counts: -len(rows[counts]))
+    return "; ".join([usual, *(f"of {', '.join(rows[counts])} {counts}" for counts in others)])
+
+
+def same_computations(facts: GridFacts, records: Sequence[Record]) -> list[str]:
+    """Name the rows whose cells on a task are the very same stages, seed by seed: else a reader suspects a mistake."""
+    keys: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for record in records:
+        keys[record["method"], record["task"]][record["seed"]] = record["key"]
+    tasks_of: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for task in facts.tasks:
+        alike: dict[frozenset[tuple[int, str]], list[str]] = defaultdict(list)
+        for row in facts.rows:
+            if of_seeds := keys.get((row, task)):
+                alike[frozenset(of_seeds.items())].append(row)
+        for rows in alike.values():
+            if len(rows) > 1:
+                tasks_of[tuple(rows)].append(task)
+    groups = [
+        f"{_listed(rows)} on {'all tasks' if len(tasks) == len(facts.tasks) else _listed(tasks)}"
+        for rows, tasks in tasks_of.items()
+    ]
+    equal = "Rows that are the same computation, as their settings and stages are equal"
+    return [f"{equal}: {'; '.join(groups)}."] if groups else []
+
+
+def missing_stages(records: Sequence[Record], stages: Mapping[str, Record]) -> list[str]:
+    """Warn where stages.jsonl lacks stages behind the numbers, and say what that does to a table."""
+    # A record of version 1 holds its own stages.
+    cells = sum(
+        any(key not in stages for key in record.get("stages", (record["key"],))) and "spec" not in record
+        for record in records
+    )
+    effect = (
+        f"nobody knows what its seeds share, so that its differences count as {CONDITIONAL}, and costs are left out"
+    )
+    return [f"Warning: stages.jsonl lacks stages behind {cells} of {len(records)} cells: {effect}."] if cells else []
+
+
+def _listed(names: Sequence[str]) -> str:
+    *before, last = names
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def cost_line(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from bench.data.manifest import describe_overlap, read_manifest
 from bench.data.metrics import describe, metric_of
 from bench.data.tasks import FURTHER_EVALUATIONS
+from bench.errors import InputError
 from bench.planning.describe import fresh_decoders, unpinned
 from bench.planning.plan import Plan, searched
 from bench.specs import PublicWeights, Selected
@@ -76,12 +77,28 @@ def read_facts(line: Mapping[str, Any]) -> GridFacts:
         raise ValueError("its metrics or its reference are those of other columns or rows")
     if not all(name.isprintable() for name in (facts.name, *facts.rows, *facts.tasks)):
         raise ValueError("a name in it holds a character that cannot be printed")
+    for axis, names in (("row", facts.rows), ("task", facts.tasks), ("seed", facts.seeds)):
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"it has no {axis}, or one of them twice")
     for metric in facts.metrics.values():
-        metric_of(metric)
+        try:
+            metric_of(metric)
+        except KeyError:
+            raise ValueError(f"it has the metric {metric}, which this code does not know") from None
     for column, test in facts.test.items():
+        if test.per_class is not None and (min(test.per_class, default=0) < 0 or sum(test.per_class) != test.examples):
+            raise ValueError(f"test.{column} has {test.examples} examples, and counts of its classes that are others")
         if test.class_names is not None and len(set(test.class_names)) != len(test.per_class or test.class_names):
             raise ValueError(f"test.{column} has {len(test.class_names)} class names for other classes")
     return facts
+
+
+def check_file_name(facts: GridFacts) -> None:
+    """Refuse a name that files and a folder could not have, or only elsewhere than among the results."""
+    if "/" in facts.name or facts.name in ("", ".", ".."):
+        raise InputError(
+            f"--records: the grid's name is {facts.name!r}, which is no file's: its first line is damaged."
+        )
 
 
 def facts_of(plan: Plan) -> GridFacts:

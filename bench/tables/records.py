@@ -92,6 +92,7 @@ class RecordLine:
     devices: tuple[str, ...] = ()
     code: dict[str, tuple[str, ...]] = field(default_factory=dict)
     activity: dict[str, ActivityFacts] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()
     also: Any = ()
     """Records of the same key with other numbers, computed on other computers or by other code."""
 
@@ -106,6 +107,7 @@ class StageLine:
     seconds: float
     parents: tuple[str, ...]
     spec: dict[str, Any]
+    provenance: Provenance
 
 
 def records_path(results: Path, name: str) -> Path:
@@ -226,12 +228,14 @@ def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOu
     # faster than to read it and check what it holds.
     grid: GridFacts | None = None
     records: Earlier = {}
-    stages = {}
+    stages: dict[str, Record] = {}
     lines = _lines(stages_path(path))
     same_lines = {line_of(stage).encode(): stage for stage in expected.stages.values()} if lines else {}
     for number, line in lines:
         try:
             stage = same_lines.get(line) or _stage_of(json.loads(line.decode()))
+            if stages.get(stage["key"], stage) != stage:
+                raise ValueError(f"the stage {stage['key']} stands there before with other values")
         except DAMAGE as error:
             _leave_out(stages_path(path), number, error, left_out)
             continue
@@ -302,10 +306,12 @@ def _check_record(record: Any, checked: set[str]) -> None:
 
 
 def _refuse_foreign(record: Record, grid: GridFacts) -> None:
-    """Refuse a record of a row, task or seed that the file's grid does not have."""
+    """Refuse a record of a row, task, seed or metric that the file's grid does not have."""
     for axis, legal in (("method", grid.rows), ("task", grid.tasks), ("seed", grid.seeds)):
         if record[axis] not in legal:
             raise ValueError(f"{record['cell']} is no cell of the grid {grid.name}, which has no {axis} {record[axis]}")
+    if record.get("metric") not in (None, metric := grid.metrics[record["task"]]):
+        raise ValueError(f"it shows {record['metric']}, and its column of the grid {grid.name} {metric}")
 
 
 def _lines(path: Path) -> list[tuple[int, bytes]]:
@@ -327,6 +333,8 @@ def _leave_out(
     reason = str(error)
     if isinstance(error, json.JSONDecodeError):  # its own text names a line and a column within this line
         reason = f"no whole JSON object: {error.msg}, at character {error.pos + 1}"
+    elif isinstance(error, KeyError):
+        reason = f"{error.args[0]} is missing"
     line = LeftOut(path, number, reason, whole_file)
     if left_out is None:
         raise InputError(f"{line}. Move the file away.") from error
@@ -341,7 +349,9 @@ def _signature(record: Any) -> str:
     if not isinstance(record, dict) or not isinstance(record.get("metrics"), dict):
         return ""
     kinds = [[(name, type(value)) for name, value in part.items()] for part in (record, record["metrics"])]
-    return repr((kinds, *(record.get(name) for name in ("provenance", "code", "devices", "activity"))))
+    stages = record.get("stages")
+    kinds_of_stages = set(map(type, stages)) if isinstance(stages, list) else None
+    return repr((kinds, kinds_of_stages, *(record.get(name) for name in ("provenance", "code", "devices", "activity"))))
 
 
 def _refuse_unknown_keys(plan: Plan, earlier: Earlier, path: Path) -> None:

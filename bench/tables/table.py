@@ -21,15 +21,17 @@ from bench.store.activity import describe_inactive, inactive
 from bench.store.code import other_code
 from bench.store.files import write_text
 from bench.store.store import Store
-from bench.tables.compare import FINE_TUNING_ONLY, Difference, OverTasks, RunTable
+from bench.tables.compare import Difference, OverTasks, RunTable
 from bench.tables.comparison import (
-    CONDITIONAL,
     baseline_row,
+    comparison_notes,
     cost_line,
     difference_rows,
     difference_text,
     differences_to,
+    missing_stages,
     runs_of,
+    same_computations,
 )
 from bench.tables.grid_facts import METRIC_LINE, GridFacts, facts_of
 from bench.tables.latex import in_latex
@@ -245,9 +247,9 @@ def _row_by_row(
     decimals = runs.columns[0].decimals
     further = difference_rows(differences, facts.reference, over_tasks, decimals), published_rows(published)
     every = [difference for of_row in differences.values() for difference in of_row]
-    compared = [*_comparison(facts.reference, runs, every), *_over_tasks(facts, over_tasks)]
+    compared = _comparison(facts.reference, runs, every, over_tasks)
     cost = [] if view.measure else cost_line(facts, records, stages)
-    legend = _legend(facts, records, view, [*compared, *published_legend(published), *cost])
+    legend = _legend(facts, records, stages, view, [*compared, *published_legend(published), *cost])
     title = facts.name if view.measure is None else f"{facts.name}: {QUANTITIES[view.measure].label}"
     return Table(title, array(facts, runs, _test_metrics(facts, view.measure)), further, tuple(legend))
 
@@ -279,7 +281,7 @@ def _laid_out(
     ]
     quantity = "test metric" if view.measure is None else QUANTITIES[view.measure].label
     title = f"{facts.name}: {quantity} over {axis.title}"
-    return Table(title, lines, (compared,), tuple(_legend(facts, records, view, notes)))
+    return Table(title, lines, (compared,), tuple(_legend(facts, records, stages, view, notes)))
 
 
 def _over_positions(laid: Arranged, facts: GridFacts, head: str, text: Callable[[str, str], str]) -> Lines:
@@ -303,7 +305,8 @@ def _over_positions(laid: Arranged, facts: GridFacts, head: str, text: Callable[
 
 
 def _in_markdown(lines: Lines) -> str:
-    head, *body = lines
+    # A name with a bar would be two cells, and one that looks like HTML would be some.
+    head, *body = [[cell.replace("|", r"\|").replace("<", "&lt;") for cell in line] for line in lines]
     return _bold(tabulate(body, headers=head, tablefmt="github", disable_numparse=True), "**", "**")
 
 
@@ -346,7 +349,9 @@ def _cell(runs: RunTable, row: str, column: str, best: str | None) -> str:
     return f"{BOLD[0]}{text}{BOLD[1]}" if best == row else text
 
 
-def _legend(facts: GridFacts, records: Sequence[Record], view: View, of_table: Sequence[str]) -> list[str]:
+def _legend(
+    facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record], view: View, of_table: Sequence[str]
+) -> list[str]:
     """Say all that a reader of a table needs.
 
     `of_table` are the lines about what it compares.
@@ -357,9 +362,11 @@ def _legend(facts: GridFacts, records: Sequence[Record], view: View, of_table: S
         *(facts.legend if view.measure is None else _legend_of_quantity(facts, records, view.measure)),
         *lost_candidates(records),
         *several_numbers(records),
+        *same_computations(facts, records),
         *of_table,
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
+        *missing_stages(records, stages),
         *_mixed_commits(records),
         *_mixed_devices(records),
         *(f"Warning: {line}." for line in inactive_parts(records)),
@@ -382,34 +389,14 @@ def _legend_of_quantity(facts: GridFacts, records: Sequence[Record], measure: st
     ]
 
 
-def _comparison(reference: str | None, runs: RunTable, differences: Sequence[Difference]) -> list[str]:
+def _comparison(
+    reference: str | None, runs: RunTable, differences: Sequence[Difference], over_tasks: Sequence[OverTasks] = ()
+) -> list[str]:
     """Say what bold and differences mean, as far as they occur."""
     directed = all(column.better is not None for column in runs.columns)
-    lines = ["Bold: complete, and better than every other row of its column by an interval that excludes 0."]
-    if not directed:
-        lines = ["No bold and no ranks: neither direction is the better one."]
-    if differences:
-        sign = "positive where the row is better" if directed else "positive where the row has more"
-        what = f"mean over common seeds of the paired differences, {sign}"
-        lines.append(f"Differences to {reference}: {what}, with its 95 % t interval.")
-    if any(difference.conditional for difference in differences):
-        why = "a stage or choice that only one of the two rows has is the same for several seeds"
-        lines.append(f"{CONDITIONAL} {FINE_TUNING_ONLY}: {why}, so its luck is in all of them; such pairs get no bold.")
-    return lines
-
-
-def _over_tasks(facts: GridFacts, over_tasks: Sequence[OverTasks]) -> list[str]:
-    """Say what p and P mean, as far as they occur."""
-    lines = []
-    if any(result.p is not None for result in over_tasks):
-        counts = f"{len(facts.tasks)} task means, {len(facts.seeds)} seeds planned"
-        lines.append(f"p: paired t test over tasks ({counts}), by Holm for all rows together.")
-    if (ropes := {result.rope for result in over_tasks} - {None}) != set():
-        rope = ", ".join(f"{rope:g}" for rope in ropes if rope is not None)
-        lines.append(
-            f"P: probabilities of better / within ± {rope} / worse on a new task (Bayesian signed rank); no p."
-        )
-    return lines
+    bold = "Bold: complete, and better than every other row of its column by an interval that excludes 0."
+    without = "No bold and no ranks: neither direction is the better one."
+    return [bold if directed else without, *comparison_notes(reference, differences, over_tasks, directed)]
 
 
 def lost_candidates(records: Sequence[Record]) -> list[str]:

@@ -160,7 +160,7 @@ def test_a_damaged_line_is_told_and_a_damaged_file_is_refused(
     records = write(sample(["finetune"], ["digits"], [0]), tmp_path)
     text = records.read_text()
     records.write_text(text + "{}\n")
-    assert main(["--records", str(records), "--output", str(tmp_path / "page of the rest.html")]) == 0
+    assert main(["--records", str(records), "--output", str(tmp_path / "page of the rest.html")]) == 1
     assert "records.jsonl:3" in capsys.readouterr().err
     records.write_text("{}\n" + text)
     with pytest.raises(InputError, match=r"records\.jsonl:1"):

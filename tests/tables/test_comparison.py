@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -13,6 +15,7 @@ from bench.store.manifest import write_manifest
 from bench.store.store import Store
 from bench.tables import grid_facts as facts_module
 from bench.tables.comparison import baseline_row, cost_line, runs_of
+from bench.tables.table import tables
 from tests import tiny_grid
 from tests.report.sample import digest, grid_facts, records_of
 
@@ -59,3 +62,75 @@ def test_a_plan_names_the_classes_of_two_class_tasks_alone(prepared: Path, tmp_p
     splits = {name: replace(facts, per_class=(facts.examples, 0)) for name, facts in manifest.splits.items()}
     write_manifest(data / "digits", replace(manifest, class_names=("no", "yes"), splits=splits))
     assert facts_module.facts_of(plan).test["digits"].class_names == ("no", "yes")
+
+
+Values = dict[tuple[str, str], tuple[float | None, ...]]
+
+
+def legend_of(values: Values, same: Mapping[tuple[str, str, int], str] = MappingProxyType({})) -> list[str]:
+    """The legend of a table of these values, by row and task and in the order of seeds.
+
+    `same` are cells that are the stage of another row.
+    """
+    rows, tasks = (list(dict.fromkeys(names)) for names in zip(*values, strict=True))
+    records, stages = [], {}
+    for (row, task), of_seeds in values.items():
+        for seed, value in enumerate(of_seeds):
+            if value is not None:
+                record, behind = records_of(same.get((row, task, seed), row), task, seed, value)
+                records.append({**record, "row": row, "method": row})
+                stages |= {stage["key"]: stage for stage in behind}
+    facts = grid_facts(rows, tasks, range(max(map(len, values.values()))))
+    return tables(facts, records, stages)[".md"].splitlines()
+
+
+def test_rows_that_are_the_same_computation_are_named() -> None:
+    values: Values = {(row, task): (0.5, 0.6, 0.7) for row in ("a", "b", "c", "d", "e") for task in ("t", "u")}
+    assert not any("same computation" in line for line in legend_of(values))  # equal numbers are no equal keys
+    same = {("c", task, seed): "a" for task in ("t", "u") for seed in range(3)}
+    same |= {("d", "u", seed): "b" for seed in range(3)} | {("e", "t", 0): "a"}
+    (line,) = (line for line in legend_of(values, same) if "same computation" in line)
+    assert line.endswith(": a and c on all tasks; b and d on u.")
+
+
+def test_a_legend_says_of_how_many_tasks_and_seeds_each_p_is() -> None:
+    values: Values = {
+        ("finetune", "t"): (0.50, 0.51, 0.53),
+        ("finetune", "u"): (0.60, 0.62, 0.61),
+        ("finetune", "v"): (0.70, 0.72, 0.73),
+        ("whole", "t"): (0.51, 0.52, 0.55),
+        ("whole", "u"): (0.63, 0.62, 0.61),
+        ("whole", "v"): (0.71, 0.77, 0.70),
+        ("gaps", "t"): (0.51, None, 0.55),
+        ("gaps", "u"): (0.63, 0.62, 0.61),
+        ("gaps", "v"): (None, None, None),
+    }
+    (line,) = (line for line in legend_of(values) if "Holm" in line)
+    assert "(3 tasks, 3 seeds; of gaps 2 tasks, 2 to 3 seeds)" in line
+
+
+def test_a_legend_says_why_a_difference_has_no_interval() -> None:
+    spread, whole = (0.50, 0.52), (0.51, 0.55)
+    assert not any("No interval" in line for line in legend_of({("finetune", "t"): spread, ("a", "t"): whole}))
+    for other, reason in (((0.51, None), "one seed"), ((0.51, 0.53), "the same difference for every seed")):
+        (line,) = (line for line in legend_of({("finetune", "t"): spread, ("a", "t"): other}) if "No interval" in line)
+        assert f"({reason})" in line
+
+
+def test_a_column_whose_stages_count_under_another_is_named() -> None:
+    """As mnli_mismatched is: the stages of mnli on another split."""
+    records, stages = [], {}
+    for row, value in (("finetune", 0.5), ("a", 0.6)):
+        for seed in range(2):
+            record, behind = records_of(row, "t", seed, value + 0.01 * seed * (row == "a"))
+            records += [{**record, "task": task, "cell": f"{row}/{task}/tiny/{seed}"} for task in ("t", "again")]
+            stages |= {stage["key"]: stage for stage in behind}
+    lines = tables(grid_facts(["finetune", "a"], ["t", "again"], [0, 1]), records, stages)[".md"].splitlines()
+    assert any("count once: again " in line for line in lines) and any("(one task)" in line for line in lines)
+
+
+def test_a_name_with_a_bar_or_html_stays_one_cell_of_text() -> None:
+    lines = legend_of({("finetune", "t"): (0.5, 0.6), ("a|<b>", "t"): (0.7, 0.8)})
+    of_row = [line for line in lines if line.startswith("|") and "b>" in line]
+    assert [line.replace(r"\|", "").count("|") for line in of_row] == [3, 3]
+    assert not any("<b>" in line for line in of_row)

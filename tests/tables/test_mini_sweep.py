@@ -106,7 +106,7 @@ def difference_text(row: str, task: str) -> str:
 
 
 def over_tasks() -> dict[str, str]:
-    """The mean over tasks and its p, multiplied by Holm: the smallest of three by 3, the next by 2."""
+    """The mean over tasks, its interval, and its p, multiplied by Holm: the smallest of three by 3, the next by 2."""
     found = {
         row: interval([statistics.fmean(differences(row, "finetune", task)) for task in TASKS])
         for row in ROWS
@@ -116,7 +116,11 @@ def over_tasks() -> dict[str, str]:
     for times, row in zip((3, 2, 1), sorted(found, key=lambda row: found[row][2]), strict=True):
         largest = max(largest, min(1.0, times * found[row][2]))
         adjusted[row] = largest
-    return {row: f"{found[row][0]:+.2f}, p = {adjusted[row]:.2g}".replace("-", "−") for row in found}
+    texts = {
+        row: f"{average:+.2f} [{average - width:.2f}, {average + width:.2f}]"
+        for row, (average, width, _) in found.items()
+    }
+    return {row: f"{texts[row]}, p = {adjusted[row]:.2g}".replace("-", "−") for row in found}
 
 
 EXPECTED = [[row, *(cell_text(row, task) for task in TASKS), ranks()[row]] for row in ROWS] + [
@@ -310,8 +314,8 @@ def test_a_file_whose_first_line_is_none_is_left_out_as_a_whole(
 
 def test_figures_and_report_tell_the_damage_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = SWEEP / "records.jsonl"
-    assert draw_figures(["--records", str(path), "--output", str(tmp_path / "figures"), "--kind", "forest"]) == 0
-    assert write_report(["--records", str(path), "--output", str(tmp_path / "page.html")]) == 0
+    assert draw_figures(["--records", str(path), "--output", str(tmp_path / "figures"), "--kind", "forest"]) == 1
+    assert write_report(["--records", str(path), "--output", str(tmp_path / "page.html")]) == 1
     streams = capsys.readouterr()
     assert "mini_sweep/records.jsonl:13" in streams.out  # the figures' warnings
     assert streams.err.count("records.jsonl:13:") == 2
@@ -326,3 +330,73 @@ def test_a_missing_line_of_a_stage_makes_no_difference_look_certain(tmp_path: Pa
     path.with_name("stages.jsonl").write_text("".join(f"{json.dumps(stage)}\n" for stage in kept), encoding="utf-8")
     main(["--records", str(path), "--results", str(tmp_path / "out")])
     assert "+2.00 [−0.15, 4.15]°" in (tmp_path / "out" / "mini_sweep.md").read_text(encoding="utf-8")
+
+
+def changed(folder: Path, file: str, number: int, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of the sweep in which one line, by its number, is another one."""
+    path = copied(folder)
+    of_file = path.with_name(file)
+    lines = of_file.read_text(encoding="utf-8").splitlines()
+    line = json.loads(lines[number - 1])
+    change(line)
+    lines[number - 1] = json.dumps(line)
+    of_file.write_text("".join(f"{each}\n" for each in lines), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"tasks": [], "metrics": {}},
+        {"rows": ["finetune", "mars", "mars", "tapt", "r3f"]},
+        {"seeds": [0, 1, 1]},
+        {"metrics": {"digits": "bleu", "pydocs": "accuracy"}},
+        {"test": {"digits": {"examples": 60, "per_class": [10, 20, 31]}}},
+        {"test": {"digits": {"examples": 60, "per_class": [-1, 61]}}},
+    ],
+    ids=str,
+)
+def test_a_grid_that_is_none_is_named_and_nothing_is_written(facts: dict[str, Any], tmp_path: Path) -> None:
+    path = changed(tmp_path / "in", "records.jsonl", 1, lambda line: line["grid"].update(facts))
+    with pytest.raises(InputError, match=r"records\.jsonl:1:"):
+        main(["--records", str(path), "--results", str(tmp_path / "out" / "results")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "..", ""])
+def test_a_name_that_is_no_files_writes_nothing(name: str, tmp_path: Path) -> None:
+    path = changed(tmp_path / "in", "records.jsonl", 1, lambda line: line["grid"].update(name=name))
+    for command in (main, write_report):
+        with pytest.raises(InputError, match="name"):
+            command(["--records", str(path), "--results", str(tmp_path / "out")])
+    assert [folder.name for folder in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "reason"),
+    [
+        ("records.jsonl", {"stages": None}, "stages"),
+        ("records.jsonl", {"stages": [1]}, "stages"),
+        ("records.jsonl", {"metric": "macro_f1", "metrics": {"macro_f1": 0.9}}, "macro_f1"),
+        ("stages.jsonl", {"provenance": "a processor"}, "provenance"),
+        ("stages.jsonl", {"key": "finetune-digits-0", "seconds": 5.0}, "other values"),
+    ],
+    ids=str,
+)
+def test_a_line_that_is_damaged_inside_is_left_out(
+    file: str, change: dict[str, Any], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = changed(tmp_path / "in", file, 6, lambda line: line.update(change))
+    assert main(["--records", str(path), "--results", str(tmp_path / "out")]) == 1
+    (told,) = (line for line in capsys.readouterr().err.splitlines() if f"/{file}:6:" in line)
+    assert reason in told
+    assert write_report(["--records", str(path), "--output", str(tmp_path / "page.html")]) == 1
+
+
+def test_a_table_without_its_stages_says_so(written: Written, tmp_path: Path) -> None:
+    path = copied(tmp_path / "mini_sweep")
+    path.with_name("stages.jsonl").unlink()
+    main(["--records", str(path), "--results", str(tmp_path / "out")])
+    (line,) = (line for line in (tmp_path / "out" / "mini_sweep.md").read_text().splitlines() if "lacks stages" in line)
+    assert f"{sum(map(len, POINTS.values()))} of" in line
+    assert "lacks stages" not in written["md"]
