@@ -174,27 +174,31 @@ def numerics(execution: Execution, device: torch.device) -> Iterator[None]:
             "execution.precision = 'tf32': a CPU has no TF32. Set execution.precision = 'float32', or run on a GPU."
         )
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
-    # The older of torch's two interfaces: its compiler still reads it, and fails where the newer one was used.
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32, torch.are_deterministic_algorithms_enabled()
-    products.allow_tf32 = convolutions.allow_tf32 = execution.precision == "tf32"
+    deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(execution.deterministic)
     try:
-        yield
+        with _tf32(execution.precision == "tf32"):
+            yield
     finally:
-        products.allow_tf32, convolutions.allow_tf32 = before[:2]
-        torch.use_deterministic_algorithms(before[2])
+        torch.use_deterministic_algorithms(deterministic)
 
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute meanwhile in the precision of the weights: without autocast and TF32."""
+    with _tf32(False), torch.autocast(device.type, enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 meanwhile."""
+    # The older of torch's two interfaces: its compiler still reads it, and fails where the newer one was used.
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32 = convolutions.allow_tf32 = False
+    products.allow_tf32 = convolutions.allow_tf32 = allowed
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         products.allow_tf32, convolutions.allow_tf32 = before
 

@@ -673,7 +673,7 @@ MUTATIONS = (
         "bench/planning/cell.py",
         "if largest < sum(counts) or not counts:",
         "if largest < sum(map(sum, of_splits)) or not counts:",
-        ("tests/planning/test_search.py::test_a_metric_that_one_class_leaves_undefined_is_refused_in_time",),
+        ("tests/planning/test_search.py::test_a_metric_that_says_nothing_of_one_class_is_refused_in_time",),
     ),
     Mutation(
         "a column shows the test split in place of its own",
