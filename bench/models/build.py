@@ -24,6 +24,9 @@ def build(
     says that it is if there are classes.
     """
     labelled = classes is not None if labelled is None else labelled
+    own: Model | None = backbone.build_model(classes=classes, decoder=decoder, dropout=dropout, labelled=labelled)
+    if own is not None:
+        return own
     if isinstance(backbone, MaskedAutoEncoder):
         from bench.models.image import ImageModel
 

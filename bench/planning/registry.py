@@ -30,6 +30,7 @@ from bench.specs import (
     field_types,
     source_file,
 )
+from bench.specs.architectures import ARCHITECTURES
 from bench.specs.cluster import Cluster
 
 
@@ -201,11 +202,18 @@ def register_backbone(architecture: type[Backbone]) -> Callable[[BackboneBuilder
 def add_backbone(name: str, architecture: type[Backbone], builder: BackboneBuilder) -> None:
     """Register a backbone under a name.
 
-    The fields of its architecture become settings. Refuses a name that is taken.
+    The fields of its architecture become settings. Refuses a name that is taken, and a type that derives from none of
+    the suite's.
     """
     if name in BACKBONES:
         files = [source_file(builder_module(each)) for each in (BACKBONES[name], builder)]
         raise InputError(f"two backbones are named {name}, in {files[0]} and in {files[1]}. Rename one of them.")
+    if not issubclass(architecture, ARCHITECTURES):
+        raise InputError(
+            f"{source_file(builder_module(builder))}: the backbone {name} is of the type {architecture.__name__}, "
+            f"which data and loop do not know. Derive it from {', '.join(known.__name__ for known in ARCHITECTURES[:-1])} or "
+            f"{ARCHITECTURES[-1].__name__}, and override build_model() for a network of its own."
+        )
     BACKBONES[name] = builder
     for field, annotation in field_types(architecture).items():
         if field not in architecture.UNBOUND:

@@ -299,3 +299,7 @@ class TransformersEncoder(LanguageModel):
     def least_parameters(self) -> int:
         embedded = json.loads(self.config).get("embedding_size", self.width)
         return self.vocabulary * int(embedded) + self.depth * _block_weights(self.width, self.mlp_width)
+
+
+ARCHITECTURES: tuple[type[Backbone], ...] = (MaskedAutoEncoder, MaskedLanguageModel, TransformersEncoder)
+"""The types that data and loop know. Backbones of plugins derive from one of them."""

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from bench.errors import SpecError
 from bench.interfaces.hooks import Activity, Batch, Context, Loss, ParameterGroup, State
@@ -50,6 +50,13 @@ class Backbone(Spec):
         """
         unknown = isinstance(self.weights, PublicWeights) and self.weights.checksum is None
         return self if unknown else dataclasses.replace(self, weights=None)
+
+    def build_model(self, **parts: Any) -> Any:
+        """Build this type's own network; None is the suite's for the type that it derives from.
+
+        `parts` are the keyword arguments of `bench.models.build.build`; returned is the `Model` that it promises.
+        """
+        return None
 
     @property
     def has_decoder(self) -> bool:

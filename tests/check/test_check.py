@@ -141,12 +141,12 @@ def test_a_plugin_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_examples_of_the_page_pass_and_train(prepared: Path, tmp_path: Path) -> None:
-    """The three are modules of one package here, so that a package as plugin is tried, too."""
+    """They are modules of one package here, so that a package as plugin is tried, too."""
     examples = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    assert len(examples) == 3
+    assert len(examples) == 4
     package = tmp_path / "examples_of_page"
     package.mkdir()
-    (package / "__init__.py").write_text("from . import example_0, example_1, example_2\n")
+    (package / "__init__.py").write_text("from . import example_0, example_1, example_2, example_3\n")
     for number, text in enumerate(examples):
         (package / f"example_{number}.py").write_text(text)
     done = command(tmp_path, "bench.check", "./examples_of_page", "--data", str(prepared))
@@ -156,7 +156,7 @@ def test_the_examples_of_the_page_pass_and_train(prepared: Path, tmp_path: Path)
     (tmp_path / "g.gin").write_text(
         f"grid.plugins = ['./examples_of_page']\ngrid.rows = {rows}\ngrid.tasks = ['digits']\ngrid.seeds = [0]\n"
         "finetune.steps = 4\nfinetune.warmup_steps = 1\nsource_pretrain.steps = 4\ncool_down.steps = 4\n"
-        "ConfidencePenalty.beta = 0.2\nMomentum.momentum = 0.5\n"
+        "ConfidencePenalty.beta = 0.2\nMomentum.momentum = 0.5\ndigits/task.backbone = 'pooled_mae'\n"
     )
     done = command(tmp_path, "bench.grid", "--gin", "g.gin", "--data", str(prepared), "--launcher", "inline")
     assert done.returncode == 0, done.stdout + done.stderr

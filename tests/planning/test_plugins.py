@@ -262,3 +262,15 @@ def test_workers_load_plugins_and_an_edited_one_refuses_its_finished_stages(prep
         assert shown.returncode == 0 and "other code" in shown.stdout and "my_methods.Smoothed" in shown.stdout
     assert (anew := command(tmp_path, *run, "--again", "*")).returncode == 0, anew.stderr
     assert (after := command(tmp_path, *run)).returncode == 0, after.stderr
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_backbone_of_a_type_that_nothing_can_read_is_refused_by_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import dataclass\nfrom bench.methods import Backbone, register_backbone\n"
+        "@dataclass(frozen=True)\nclass Own(Backbone):\n    MODALITY = 'image'\n"
+        "@register_backbone(Own)\ndef own(cell):\n    return Own('own', None)\n"
+    )
+    (tmp_path / "g.gin").write_text("grid.plugins = ['own.py']\n")
+    with pytest.raises(InputError, match="Own.*Derive it from MaskedAutoEncoder"):
+        load_bindings([str(tmp_path / "g.gin")], [])
