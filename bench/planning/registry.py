@@ -209,10 +209,11 @@ def add_backbone(name: str, architecture: type[Backbone], builder: BackboneBuild
         files = [source_file(builder_module(each)) for each in (BACKBONES[name], builder)]
         raise InputError(f"two backbones are named {name}, in {files[0]} and in {files[1]}. Rename one of them.")
     if not issubclass(architecture, ARCHITECTURES):
+        *names, last = (known.__name__ for known in ARCHITECTURES)
         raise InputError(
             f"{source_file(builder_module(builder))}: the backbone {name} is of the type {architecture.__name__}, "
-            f"which data and loop do not know. Derive it from {', '.join(known.__name__ for known in ARCHITECTURES[:-1])} or "
-            f"{ARCHITECTURES[-1].__name__}, and override build_model() for a network of its own."
+            f"which data and loop do not know. Derive it from {', '.join(names)} or {last}, and override build_model() "
+            "for a network of its own."
         )
     BACKBONES[name] = builder
     for field, annotation in field_types(architecture).items():

@@ -272,5 +272,5 @@ def test_a_backbone_of_a_type_that_nothing_can_read_is_refused_by_the_plan(tmp_p
         "@register_backbone(Own)\ndef own(cell):\n    return Own('own', None)\n"
     )
     (tmp_path / "g.gin").write_text("grid.plugins = ['own.py']\n")
-    with pytest.raises(InputError, match="Own.*Derive it from MaskedAutoEncoder"):
+    with pytest.raises(InputError, match=r"Own.*Derive it from MaskedAutoEncoder"):
         load_bindings([str(tmp_path / "g.gin")], [])
