@@ -13,6 +13,7 @@ import importlib.util
 import ipaddress
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -126,6 +127,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(patch.undo)
     _isolate_environment(config, patch)
     _block_network(patch)
+    # A shell that starts the tests in the background has these ignored, which all processes below would inherit.
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def _isolate_environment(config: pytest.Config, patch: pytest.MonkeyPatch) -> None:
