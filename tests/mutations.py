@@ -1685,6 +1685,48 @@ MUTATIONS = (
         "return fields",
         ("tests/training/test_fit.py::test_a_record_says_what_each_part_did_in_numbers_that_json_has",),
     ),
+    Mutation(
+        "what R3F's noise does is measured in the precision of the stage",
+        "baselines/r3f.py",
+        "with full_precision(context.device):",
+        "if True:",
+        ("tests/training/test_constraints.py::test_rounding_of_a_low_precision_is_not_what_r3fs_noise_does",),
+    ),
+    Mutation(
+        "mixout draws a mask for each part of a batch",
+        "bench/models/transformers_text.py",
+        "with contextlib.nullcontext() if self._blocks_are_compiled else parametrize.cached():",
+        "with contextlib.nullcontext():",
+        ("tests/baselines/test_mixout.py::test_a_pass_draws_one_mask_for_a_matrix",),
+    ),
+    Mutation(
+        "LoRA is planned on a backbone that names no attention",
+        "baselines/lora.py",
+        "if not stage.backbone.NAMES_ATTENTION:",
+        "if False:",
+        ("tests/baselines/test_lora.py::test_a_backbone_that_does_not_name_attention_is_refused_with_the_stage",),
+    ),
+    Mutation(
+        "candidates are chosen by a metric that is 0 for all of them",
+        "bench/data/metrics.py",
+        'frozenset({"auroc", "mcc", "binary_f1"})',
+        'frozenset({"auroc"})',
+        ("tests/planning/test_search.py::test_a_metric_that_says_nothing_of_one_class_is_refused_in_time",),
+    ),
+    Mutation(
+        "only three rows of one computation are named",
+        "bench/tables/comparison.py",
+        "            if len(rows) > 1:",
+        "            if len(rows) > 2:",
+        ("tests/tables/test_comparison.py::test_rows_that_are_the_same_computation_are_named",),
+    ),
+    Mutation(
+        "a plugin's backbone of any type is registered",
+        "bench/planning/registry.py",
+        "if not issubclass(architecture, ARCHITECTURES):",
+        "if False:",
+        ("tests/planning/test_plugins.py::test_a_backbone_of_a_type_that_nothing_can_read_is_refused_by_the_plan",),
+    ),
 )
 
 

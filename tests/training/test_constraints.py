@@ -229,7 +229,7 @@ def test_r3fs_noise_is_nil_where_it_drowns_and_not_where_it_shows(tmp_path: Path
     assert not activity(tmp_path, "R3F", objective=R3F(noise="none")).nil
 
 
-def test_what_r3fs_noise_does_is_not_taken_from_the_rounding_of_a_low_precision(tmp_path: Path) -> None:
+def test_rounding_of_a_low_precision_is_not_what_r3fs_noise_does(tmp_path: Path) -> None:
     """In bfloat16 the least noise has values rounded otherwise, which moves the predictions far more than it does."""
     model = start_of(FINETUNE)
     (batch,) = Batches(FINETUNE, Pictures(), model, CPU).at(0)
