@@ -130,9 +130,11 @@ def _from_store(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
 
 
 VERDICTS = (
-    "a better mean on every compared task",
+    "better on every compared task, beyond the noise of the seeds",
+    "a better mean on every compared task, not always beyond noise",
     "mixed",
-    "a worse mean on every compared task",
+    "a worse mean on every compared task, not always beyond noise",
+    "worse on every compared task, beyond the noise of the seeds",
     "equal",
     "not compared",
 )
@@ -141,27 +143,32 @@ VERDICTS = (
 def _verdicts(grid: GridFacts, compared: list[Difference]) -> Iterator[tuple[str, list[str]]]:
     """Sort the rows by their verdict against the reference row.
 
-    Example: differences of +1.2 and +0.3 points on two tasks are "a better mean on every compared task"; +1.2 and 0 are
-    "mixed". A task on which the row or the reference has no number, or none that is finite, does not count.
+    Example: differences of +1.2 [0.4, 2.0] and +0.3 [0.1, 0.5] points on two tasks are better beyond noise; with +0.3
+    [−0.2, 0.8] only the mean is, and +1.2 and 0 are "mixed". A task on which the row or the reference has no number, or
+    none that is finite, does not count.
     """
-    rows: dict[str, list[float]] = {row: [] for row in grid.rows if row != grid.reference}
+    rows: dict[str, list[Difference]] = {row: [] for row in grid.rows if row != grid.reference}
     for difference in compared:
         if difference.merit is not None and math.isfinite(difference.merit):
-            rows[difference.row].append(difference.merit)
+            rows[difference.row].append(difference)
     groups: dict[str, list[str]] = defaultdict(list)
-    for row, merits in rows.items():
-        groups[_verdict(merits)].append(row)
+    for row, of_row in rows.items():
+        groups[_verdict(of_row)].append(row)
     yield from ((verdict, groups[verdict]) for verdict in VERDICTS if verdict in groups)
 
 
-def _verdict(merits: list[float]) -> str:
-    if not merits:
-        return "not compared"
-    if all(merit == 0 for merit in merits):
-        return "equal"
-    if all(merit > 0 for merit in merits):
-        return "a better mean on every compared task"
-    return "a worse mean on every compared task" if all(merit < 0 for merit in merits) else "mixed"
+def _verdict(of_row: list[Difference]) -> str:
+    beyond, better, mixed, worse, worse_beyond, equal, not_compared = VERDICTS
+    if not of_row:
+        return not_compared
+    signs = {(merit > 0) - (merit < 0) for difference in of_row if (merit := difference.merit) is not None}
+    if len(signs) > 1:
+        return mixed
+    if signs == {0}:
+        return equal
+    if all(difference.beyond_noise for difference in of_row):
+        return beyond if signs == {1} else worse_beyond
+    return better if signs == {1} else worse
 
 
 def _warnings(content: RecordsFile) -> Iterator[tuple[str, list[str]]]:

@@ -27,6 +27,11 @@ class Difference:
     high: float | None = None
     conditional: bool = False
 
+    @property
+    def beyond_noise(self) -> bool:
+        """Whether the interval is that of all noise of the seeds, and excludes 0."""
+        return self.low is not None and self.high is not None and not self.conditional and self.low * self.high > 0
+
 
 def first_records(content: RecordsFile) -> list[Record]:
     """Return one record for each row, task and seed: of several settings the first, as `_warnings` tells."""

@@ -123,11 +123,23 @@ def test_rows_are_sorted_by_where_they_are_better() -> None:
         else:
             record["value"] = values[record["row"]][record["task"] == "pydocs"]
     assert dict(report(content, None)["verdicts"]) == {
-        "a better mean on every compared task": ["better"],
+        "a better mean on every compared task, not always beyond noise": ["better"],
         "mixed": ["mixed"],
-        "a worse mean on every compared task": ["worse", "not a number"],
+        "a worse mean on every compared task, not always beyond noise": ["worse", "not a number"],
         "equal": ["same"],
         "not compared": ["absent"],
+    }
+
+
+def test_only_intervals_of_all_noise_that_exclude_0_make_a_row_better() -> None:
+    content = sample(["reference", "sure", "unsure", "worse"], ["digits", "pydocs"], [0, 1])
+    values = {"reference": (0.5, 0.51), "sure": (0.6, 0.611), "unsure": (0.6, 0.9), "worse": (0.4, 0.411)}
+    for record in content.cells.values():
+        record["value"] = values[record["row"]][record["seed"]]
+    assert dict(report(content, None)["verdicts"]) == {
+        "better on every compared task, beyond the noise of the seeds": ["sure"],
+        "a better mean on every compared task, not always beyond noise": ["unsure"],
+        "worse on every compared task, beyond the noise of the seeds": ["worse"],
     }
 
 
