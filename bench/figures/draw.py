@@ -259,11 +259,7 @@ def _lines(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point]
     if len(positions) <= 10:
         axes.xaxis.set_major_locator(FixedLocator(positions))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x < 1000 else f"{x / 1000:g}k"))
-    # What is shifted does not count for the limits of the axes, so they are told here.
-    values = [
-        (point["x"], point[name]) for points in series.values() for point in points for name in ("low", "mean", "high")
-    ]
-    axes.update_datalim([(x, y) for x, y in values if x is not None and y is not None])
+    _hold_all(axes, of_panel)
 
 
 def _pareto(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point]) -> None:
@@ -275,7 +271,17 @@ def _pareto(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point
     for number, points in enumerate(series.values()):
         for point in points:
             _mark(axes, point, point["x"], point["mean"], COLOURS[number], MARKERS[number])
-    axes.set_xlim(left=0)
+    _hold_all(axes, of_panel)
+
+
+def _hold_all(axes: Axes, of_panel: Sequence[Point]) -> None:
+    """Give the axes room for all series, so that several parts of them have the same axes.
+
+    What is drawn with a shift does not count for their limits otherwise.
+    """
+    values = [(point["x"], point[name]) for point in of_panel for name in ("low", "mean", "high")]
+    axes.update_datalim([(x, y) for x, y in values if x is not None and y is not None])
+    axes.autoscale_view()
 
 
 def _curves(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point]) -> None:

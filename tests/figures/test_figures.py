@@ -88,6 +88,9 @@ def test_no_panel_has_more_series_than_can_be_told_apart() -> None:
         "_t<& (2 of 2)",
         "",
     ]
+    for part, other in ((0, 3), (1, 4)):  # of one task, to be compared by eye
+        assert figure.axes[part].get_xlim() == figure.axes[other].get_xlim()
+        assert figure.axes[part].get_ylim() == figure.axes[other].get_ylim()
     legends = [
         [text.get_text() for text in legend.get_texts()] for axes in figure.axes if (legend := axes.get_legend())
     ]
