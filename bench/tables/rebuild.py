@@ -21,7 +21,7 @@ def refuse_missing(files: Iterable[Path]) -> None:
     """Refuse records files that are not there."""
     for path in files:
         if not path.is_file():
-            raise InputError(f"--records {path}: there is no such file. A grid's is RESULTS/NAME/records.jsonl.")
+            raise InputError(f"{path}: there is no such file. The records of a grid are RESULTS/NAME/records.jsonl.")
 
 
 def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -> RecordsFile:
