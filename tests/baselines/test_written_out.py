@@ -177,7 +177,7 @@ STARTS: list[Weights] = []
 
 
 @dataclasses.dataclass(frozen=True)
-class NotingLoRA(LoRA):
+class LoRAWithItsDraws(LoRA):
     """Notes the adapters as they were drawn."""
 
     def begin(self, model: Model, reference: Mapping[str, Tensor], context: Context) -> State:
@@ -189,7 +189,7 @@ class NotingLoRA(LoRA):
 
 def test_lora(tmp_path: Path) -> None:
     """Only A, B and the head are trained; at the end W_0 + (α / r) B A is the weight."""
-    stage = dataclasses.replace(STAGE, constraint=NotingLoRA(rank=4, alpha=6.0))
+    stage = dataclasses.replace(STAGE, constraint=LoRAWithItsDraws(rank=4, alpha=6.0))
     STARTS.clear()
     ours = trained(stage, tmp_path)
     network, start = begun(stage)
