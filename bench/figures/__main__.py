@@ -20,7 +20,7 @@ from bench.planning.plan import make_plan
 from bench.store.store import Store
 from bench.tables.grid_facts import facts_of
 from bench.tables.quantities import NothingToShow
-from bench.tables.rebuild import joined_files
+from bench.tables.rebuild import joined_files, refuse_missing
 from bench.tables.records import LeftOut, RecordsFile, computed_records
 from bench.tables.table import rebuilt
 
@@ -77,9 +77,7 @@ def _source(options: argparse.Namespace, left_out: list[LeftOut]) -> Source:
     Lines of the files that are no record are added to `left_out`.
     """
     if options.records:
-        for path in options.records:
-            if not path.is_file():
-                raise InputError(f"--records {path}: there is no such file. A grid's is RESULTS/NAME/records.jsonl.")
+        refuse_missing(options.records)
         return Source(rebuilt(joined_files(options.records, left_out), options.output).content, options.store)
     baselines.register()
     store = Store(options.store or Path("runs"))
