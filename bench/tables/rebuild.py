@@ -29,12 +29,13 @@ def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -
 
     Lines that are no record are left out, of a file whose first line is none all of them: a warning of the grid and on
     standard error names each, and they are added to `left_out`. Refuses files of an older version, which say nothing of
-    their grid, those of grids with other columns, and numbers that disagree though device, versions, threads and code
-    agree: one of them is wrong.
+    their grid, those of grids with other columns, a cell with two keys, and numbers that disagree though device,
+    versions, threads and code agree: one of them is wrong.
     """
     grid: GridFacts | None = None
     cells: Earlier = {}
     stages: dict[str, Record] = {}
+    keys: dict[str, tuple[str, Path]] = {}
     left_out = [] if left_out is None else left_out
     for path in files:
         content = _content(path, left_out)
@@ -43,6 +44,14 @@ def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -
         assert content.grid is not None
         grid = content.grid if grid is None else _joined(grid, content.grid, path)
         for identity, record in content.cells.items():
+            key, cell = identity
+            first_key, first_path = keys.setdefault(cell, (key, path))
+            if key != first_key:
+                raise InputError(
+                    f"{path}: {cell} has the key {key[:16]}, and in {first_path} the key {first_key[:16]}: they were "
+                    "computed with different settings, and a table shows one number of a cell. Leave one file out, or "
+                    "take one of the lines out of a copy."
+                )
             cells[identity] = _with_others(cells[identity], record, path) if identity in cells else record
         stages = content.stages | stages
     if grid is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,8 @@ class RecordLine:
     metrics: dict[str, float]
     provenance: Provenance
     measured: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    seconds_with_parents: float | None = None
     metric: str | None = None
     search: Any = None
     devices: tuple[str, ...] = ()
@@ -272,8 +275,15 @@ def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOu
 def _stage_of(line: Any) -> Record:
     """Return the JSON data of a stage's line. Refuses another shape."""
     shaped(line, StageLine)
+    _check_seconds("seconds", line["seconds"])
     stage: Record = line
     return stage
+
+
+def _check_seconds(name: str, seconds: float | None) -> None:
+    """Refuse a duration that is none. None is that of a record whose parents are not known."""
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise ValueError(f"{name} is {seconds}, which is no duration")
 
 
 DAMAGE = (ValueError, TypeError, KeyError, RecursionError, SpecError)
@@ -300,6 +310,8 @@ def _check_record(record: Any, checked: set[str]) -> None:
         shaped(candidates, dict[str, Candidate], "search")
     for other in record.get("also", ()):
         _check_record(other, checked)
+    for name in ("seconds", "seconds_with_parents"):
+        _check_seconds(name, record.get(name))
     metric = record.get("metric")
     if metric is not None and not same(record["value"], record["metrics"].get(metric)):
         raise ValueError(f"its value is {record['value']}, its {metric} {record['metrics'].get(metric)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -195,7 +196,7 @@ class Table:
 
     def markdown(self) -> str:
         parts = [_in_markdown(lines) for lines in (self.lines, *self.further) if len(lines) > 1]
-        legend = "".join(f"- {line}\n" for line in self.legend)
+        legend = "".join(f"- {_without_html(line)}\n" for line in self.legend)
         return "\n\n".join([f"# {self.title}", *parts, legend])
 
     def csv(self) -> str:
@@ -308,6 +309,12 @@ def _in_markdown(lines: Lines) -> str:
     # A name with a bar would be two cells, and one that looks like HTML would be some.
     head, *body = [[cell.replace("|", r"\|").replace("<", "&lt;") for cell in line] for line in lines]
     return _bold(tabulate(body, headers=head, tablefmt="github", disable_numparse=True), "**", "**")
+
+
+def _without_html(line: str) -> str:
+    """Keep names that look like HTML from being some: outside of code, their `<` is written `&lt;`."""
+    code, tag = r"(?<!`)(`++).*?(?<!`)\1(?!`)", r"<(?=[A-Za-z/!?])"
+    return re.sub(f"{code}|{tag}", lambda match: match[0] if match[0] != "<" else "&lt;", line)
 
 
 def _bold(text: str, before: str, after: str) -> str:

@@ -15,7 +15,7 @@ from bench.store.manifest import write_manifest
 from bench.store.store import Store
 from bench.tables import grid_facts as facts_module
 from bench.tables.comparison import baseline_row, cost_line, runs_of
-from bench.tables.table import tables
+from bench.tables.table import Table, tables
 from tests import tiny_grid
 from tests.report.sample import digest, grid_facts, records_of
 
@@ -134,3 +134,17 @@ def test_a_name_with_a_bar_or_html_stays_one_cell_of_text() -> None:
     of_row = [line for line in lines if line.startswith("|") and "b>" in line]
     assert [line.replace(r"\|", "").count("|") for line in of_row] == [3, 3]
     assert not any("<b>" in line for line in of_row)
+
+
+def test_a_name_that_looks_like_html_is_text_in_a_legend_too() -> None:
+    table = Table(
+        "t",
+        [["method"]],
+        (),
+        ("The row <b>x</b> has p < 0.05.", "`` <i> `.", "Left out: `<b>.jsonl`, `` a`<b> ``, <b>."),
+    )
+    assert table.markdown().splitlines()[2:] == [
+        "- The row &lt;b>x&lt;/b> has p < 0.05.",
+        "- `` &lt;i> `.",
+        "- Left out: `<b>.jsonl`, `` a`<b> ``, &lt;b>.",
+    ]

@@ -1,6 +1,7 @@
 """Tables rebuilt from records files alone: byte for byte, joined from parts, compared."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,17 @@ def test_numbers_that_disagree_on_equal_machines_are_refused(place: Place) -> No
     assert not (place.folder / "joined").exists()
 
 
+def test_a_cell_with_two_keys_is_refused_with_both_files(place: Place) -> None:
+    place.collate(place.store("whole", range(8)))
+    path = place.results / "tiny" / "records.jsonl"
+    other = place.folder / "other.jsonl"
+    key = json.loads(path.read_text().splitlines()[1])["key"]
+    other.write_text(path.read_text().replace(key, "f" * len(key)))
+    with pytest.raises(InputError, match=rf"{re.escape(str(other))}: finetune/digits/.*{re.escape(str(path))}"):
+        rebuild(place.folder / "joined", path, other)
+    assert not (place.folder / "joined").exists()
+
+
 def test_against_lists_what_changed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.collate(place.store("whole", range(8)))
     path = place.results / "tiny" / "records.jsonl"
@@ -178,6 +190,17 @@ def test_a_damaged_file_is_refused_by_line(damage: str, place: Place) -> None:
     path.write_text(json.dumps({"grid": changed[damage]}) + "\n" + "".join(rest))
     with pytest.raises(InputError, match=r"\.jsonl:1: not a record"):
         rebuild(place.folder / "again", path)
+
+
+@pytest.mark.parametrize("file", ["records", "stages"])
+@pytest.mark.parametrize("seconds", ["NaN", "-1.0", "Infinity", '"long"'])
+def test_a_duration_that_is_none_is_refused_by_line(file: str, seconds: str, place: Place) -> None:
+    place.collate(place.store("whole", range(8)))
+    path = place.results / "tiny" / "records.jsonl"
+    damaged = path.with_name(f"{file}.jsonl")
+    damaged.write_text(re.sub(r'"seconds": [0-9.]+', f'"seconds": {seconds}', damaged.read_text(), count=1))
+    with pytest.raises(InputError, match=rf"{file}\.jsonl:[12]: .*seconds"):
+        read_file(path)
 
 
 def test_a_number_that_is_none_is_read_back(place: Place) -> None:
