@@ -1,8 +1,9 @@
 PYTHON ?= python3
 TEST_PROCESSES ?= 2
 BIN := .venv/bin
-# uv, where it is at hand, installs in one minute what takes pip five.
-PIP := $(if $(shell command -v uv),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
+# uv, where it is at hand, installs in one minute what takes pip five. Modules are compiled as pip does: where Python may
+# not write (PYTHONDONTWRITEBYTECODE, a read-only environment) every start of a process would compile torch anew.
+PIP := $(if $(shell command -v uv),uv pip install --compile-bytecode --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
 PIP_INSTALL := $(PIP) --quiet --constraint constraints.txt --editable
 
 # Two pip processes must not write to one environment, so nothing here runs in parallel.

@@ -52,7 +52,11 @@ def build(environment: Environment, folder: Path) -> bool:
     ):
         return False
     python = ["--python", str(folder / "bin" / "python")]
-    subprocess.run([*uv, "pip", "install", *python, *environment.versions, "--editable", EXTRAS], check=True, cwd=ROOT)
+    subprocess.run(
+        [*uv, "pip", "install", "--compile-bytecode", *python, *environment.versions, "--editable", EXTRAS],
+        check=True,
+        cwd=ROOT,
+    )
     return True
 
 
