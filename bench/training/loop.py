@@ -296,8 +296,15 @@ class StepWork:
         if self._stage.schedule.micro_batches == 1 and not optimizer.SECOND_PASS:
             self._seed(step, 0)
             return self._run(self._whole_step, micro_batches[0], "step")
-        losses = self._add_up(step, micro_batches)
-        if optimizer.SECOND_PASS:
+        if not optimizer.SECOND_PASS:
+            losses = self._add_up(step, micro_batches)
+        else:
+            before = self._kept_by_objective()
+            losses = self._add_up(step, micro_batches)
+            after = self._kept_by_objective()
+            # What the objective keeps is as before the first pass, so that both are of one function. Then it is what
+            # the first pass made of it, at the weights that the step began with.
+            self._give_objective(before)
             # The same micro-batches under the same seeds, so the same dropout, at other weights. Each micro-batch has
             # an autocast context of its own: none sees a weight as it was rounded before.
             with torch.no_grad():
@@ -305,6 +312,7 @@ class StepWork:
             self._add_up(step, micro_batches)
             with torch.no_grad():
                 optimizer.restore(self._optimizer)
+            self._give_objective(after)
         self._run(self._update, None, "update")
         return losses
 
@@ -318,6 +326,20 @@ class StepWork:
             parts = self._run(self._gradients, batch, "gradients")
             losses = {name: losses[name] + part if name in losses else part for name, part in parts.items()}
         return losses
+
+    def _kept_by_objective(self) -> dict[str, Tensor]:
+        """Copy the tensors that the objective keeps between steps."""
+        return {name: tensor.detach().clone() for name, tensor in self._states["state"].tensors.items()}
+
+    def _give_objective(self, values: Mapping[str, Tensor]) -> None:
+        """Set the tensors that the objective keeps between steps."""
+        tensors = self._states["state"].tensors
+        if self._recorder is None:
+            tensors.clear()
+            tensors |= values
+        else:  # a recording reads the tensors that it was made with
+            for name, tensor in tensors.items():
+                tensor.copy_(values[name])
 
     def _seed(self, step: int, number: int) -> None:
         # One stream per micro-batch: dropout is the same whatever else a method computes, and after a restart.

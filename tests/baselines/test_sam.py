@@ -19,7 +19,7 @@ from bench.specs.objectives import AdamW
 from bench.training.batches import Batches
 from bench.training.loop import Interrupted, parameter_groups
 from tests import tiny_grid
-from tests.training.test_loop import CPU, FINETUNE, Pictures, equal, fitted, run, start_of, weights_of
+from tests.training.test_loop import CPU, FINETUNE, Distance, Pictures, equal, fitted, run, start_of, weights_of
 
 # A large eps: gradients that are 0 but for rounding (of the keys' biases) are not scaled up by Adam.
 SHARP = SharpnessAware(rho=0.3, weight_decay=0.1, eps=1e-3)
@@ -105,6 +105,12 @@ def test_with_rho_0_it_is_fine_tuning_bit_for_bit(tmp_path: Path) -> None:
         stage = dataclasses.replace(FINETUNE, schedule=SCHEDULE, optimizer=SharpnessAware(rho=rho))
         model, trained = fitted(stage, tmp_path / str(rho))
         assert equal(weights_of(model), plain) == trained.activity["SharpnessAware"].nil == (rho == 0)
+
+
+def test_what_an_objective_keeps_moves_once_in_a_step(tmp_path: Path) -> None:
+    stage = dataclasses.replace(FINETUNE, objective=Distance(), schedule=SCHEDULE)
+    sharp = dataclasses.replace(stage, optimizer=SharpnessAware(rho=0.0))
+    assert equal(run(stage, tmp_path / "plain"), run(sharp, tmp_path / "sharp"))
 
 
 def test_the_perturbation_has_length_rho_and_is_taken_back_bit_for_bit() -> None:
