@@ -99,22 +99,15 @@ class R3F(Objective):
         return model.logits(batch.inputs, embeddings + draw_noise(embeddings, self.noise, self.eps))
 
     def activity(self, model: Model, batch: Batch, state: State, context: Context) -> dict[str, Activity]:
-        """Measure what the noise does by itself.
-
-        That is in eval mode, where no dropout hides it, and in full precision: in a lower one rounding falls otherwise
-        wherever noise meets it, and is then far greater than what the noise does.
-        """
+        """Measure what the noise does by itself, in eval mode, where no dropout hides it."""
         from torch.nn.functional import cross_entropy
-
-        from bench.device import full_precision
 
         assert batch.labels is not None
         if self.noise == "none":
             model.train()  # two passes differ in dropout alone
-        with full_precision(context.device):
-            logits = model.logits(batch.inputs)
-            supervised = float(cross_entropy(logits.double(), batch.labels))
-            divergence = self.strength * float(symmetric_kl(logits, self._noised_logits(model, batch)))
+        logits = model.logits(batch.inputs)
+        supervised = float(cross_entropy(logits.double(), batch.labels))
+        divergence = self.strength * float(symmetric_kl(logits, self._noised_logits(model, batch)))
         model.eval()
         share = divergence / max(supervised, NEGLIGIBLE)
         source = "the noise alone" if self.noise != "none" else "dropout"

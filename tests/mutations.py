@@ -1686,11 +1686,11 @@ MUTATIONS = (
         ("tests/training/test_fit.py::test_a_record_says_what_each_part_did_in_numbers_that_json_has",),
     ),
     Mutation(
-        "what R3F's noise does is measured in the precision of the stage",
-        "baselines/r3f.py",
-        "with full_precision(context.device):",
-        "if True:",
-        ("tests/training/test_constraints.py::test_rounding_of_a_low_precision_is_not_what_r3fs_noise_does",),
+        "what parts of a method do is measured in the precision of the stage",
+        "bench/training/loop.py",
+        "with torch.no_grad(), full_precision(context.device):",
+        "with torch.no_grad(), autocast(stage, context.device):",
+        ("tests/training/test_constraints.py::test_rounding_of_a_low_precision_is_not_what_a_part_does",),
     ),
     Mutation(
         "mixout draws a mask for each part of a batch",

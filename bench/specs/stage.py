@@ -156,7 +156,7 @@ class Objective(Spec):
     def activity(self, model: Model, batch: Batch, state: State, context: Context) -> dict[str, Activity]:
         """Measure what the objective does beside its primary loss.
 
-        Called once after the last step, in eval mode and without gradients, with a batch of that step.
+        Called once after the last step with a batch of that step: in eval mode, in full precision, without gradients.
         """
         return {}
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.device import Arriving, has_graphs, receive, seed, side_stream
+from bench.device import Arriving, full_precision, has_graphs, receive, seed, side_stream
 from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Activity, Batch, Clock, Context, Loss, ParameterGroup, State
 from bench.interfaces.model import Model
@@ -224,10 +224,13 @@ def _activity(
     context: Context,
     batch: Batch,
 ) -> dict[str, Activity]:
-    """Measure what every part of the method did, by its name."""
+    """Measure what every part of the method did, by its name.
+
+    That is in full precision: in a lower one rounding is larger than what a small noise or penalty does.
+    """
     seed(stream(stage.seed, stage.name, "activity"), context.device)
     model.eval()
-    with torch.no_grad(), autocast(stage, context.device):
+    with torch.no_grad(), full_precision(context.device):
         activity = stage.objective.activity(model, batch, states["state"], context)
         if stage.constraint is not None:
             activity |= stage.constraint.activity(model, reference, states["constraint"], context)
