@@ -19,7 +19,7 @@ import baselines
 from bench import cli
 from bench.errors import InputError
 from bench.planning.cost import Rates, finished_rates, to_measure, unpriced
-from bench.planning.describe import describe_plan
+from bench.planning.describe import counted, describe_plan
 from bench.planning.plan import Plan, look_up, make_plan, refuse_edited_plugins, source
 from bench.planning.plugins import LOADED
 from bench.specs import Selected, Stage
@@ -254,8 +254,8 @@ def _run(plan: Plan, options: argparse.Namespace, store: Store, data: Path, devi
     stop = StopFlag()
     workers = _workers(plan, options, data, devices, 1 if options.launcher == "inline" else len(stages))
     if stages:
-        count = "1 worker" if len(workers) == 1 else f"{len(workers)} workers"
-        print(f"running {len(stages)} stages in {count}; before the first one torch is imported: seconds", flush=True)
+        count = f"{counted(len(stages), 'stage')} in {counted(len(workers), 'worker')}"
+        print(f"running {count}; before the first one torch is imported: seconds", flush=True)
     reporter = Reporter(
         len(stages), _rows(plan), stages=stages, rates=finished_rates(plan, store), workers=len(workers)
     )
@@ -403,8 +403,8 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
     if stop():
         print("detached: the jobs go on; the same command follows them again, --cancel ends them", file=sys.stderr)
         return 130
-    for reason, folders in ended.left_by_reason(plan).items():
-        print(f"left: {len(folders)} stages, such as {folders[0]}: {reason}; run the same command to go on")
+    for reason, titles in ended.left_by_reason(plan).items():
+        print(f"left: {counted(len(titles), 'stage')}, such as {titles[0]}: {reason}; run the same command to go on")
     if refused:
         print(f"error: {refused}", file=sys.stderr)
     _report_failures(plan, options, store, ended.failed, {**submitted.blocked, **ended.blocked})

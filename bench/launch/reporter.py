@@ -122,18 +122,15 @@ class Reporter:
 
     def line(self) -> str:
         """Say in a line how far all is, what runs, and how long it may still take."""
-        running = ", ".join(f"{self._name(stage)} {share:.0%}" for stage, share in [*self._running.values()])
+        running = ", ".join(f"{stage.title} {share:.0%}" for stage, share in [*self._running.values()])
         left = self._estimate.seconds()
         parts = [f"{self._ended}/{self._total} stages done", f"running {running}" if running else "none running yet"]
         parts += [f"{clock(time.monotonic() - self._start)} passed"]
         parts += [] if left is None else [f"about {clock(left)} left"]
         return "; ".join(parts)
 
-    def _name(self, stage: Stage) -> str:
-        return f"{stage.name} {stage.data.task} seed {stage.seed}"
-
     def _label(self, stage: Stage) -> str:
-        return f"{self._name(stage)} ({self._rows.get(stage.key, '')})"
+        return f"{stage.title} ({self._rows.get(stage.key, '')})"
 
     def started(self, stage: Stage, worker: int) -> None:
         """Show that a worker took a stage."""

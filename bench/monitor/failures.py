@@ -10,8 +10,8 @@ from collections import defaultdict
 
 from bench.errors import InputError, nearest
 from bench.monitor import states
-from bench.monitor.matrix import _count
 from bench.monitor.states import Look
+from bench.planning.describe import counted
 from bench.planning.plan import Plan
 from bench.specs import walk
 from bench.store.ownership import Attempt
@@ -84,7 +84,7 @@ def describe_failures(plan: Plan, store: Store, view: Look) -> str:
             text.append(f"    all of it: python -m bench.status … --log '{cells[stage.key]}'")
             classes[classify(f"{seen.job} {seen.note}", *ends)].append("\n".join(text))
     blocks = [
-        "\n".join((f"{kind}: {_count(len(classes[kind]), 'stage')}", f"  fix: {FIXES[kind]}", *classes[kind]))
+        "\n".join((f"{kind}: {counted(len(classes[kind]), 'stage')}", f"  fix: {FIXES[kind]}", *classes[kind]))
         for kind in CLASSES
         if classes[kind]
     ]

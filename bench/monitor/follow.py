@@ -40,12 +40,12 @@ class Ended:
         self.left = later.left
 
     def left_by_reason(self, plan: Plan) -> dict[str, list[str]]:
-        """Group the folders of stages that are left by what is known of each."""
-        folders: dict[str, list[str]] = defaultdict(list)
+        """Group the titles of stages that are left by what is known of each."""
+        titles: dict[str, list[str]] = defaultdict(list)
         for stage in plan.stages:
             if stage.key in self.left:
-                folders[self.left[stage.key]].append(stage.folder)
-        return folders
+                titles[self.left[stage.key]].append(stage.title)
+        return titles
 
 
 def follow(

@@ -10,8 +10,8 @@ from datetime import timedelta
 from bench.launch.slurm import ledger
 from bench.launch.slurm.client import JobState
 from bench.launch.slurm.ledger import Submission
-from bench.monitor.matrix import _count
 from bench.monitor.states import Look
+from bench.planning.describe import counted
 from bench.planning.plan import Plan
 from bench.specs import Stage, walk
 from bench.store.ownership import Attempt
@@ -52,10 +52,10 @@ def describe_jobs(plan: Plan, store: Store, view: Look) -> str:
             runs += [f"  {stage.folder}", *(f"    {name}" for name in cells.get(stage.key, ()))]
         printed = sorted((logs / submission.token).glob(f"{job}_*log.out"))
         runs += [f"  log: {path.relative_to(logs)}" for path in printed[-1:]]
-    queued = [f"{array}: {_count(count, 'job')}{words}" for (array, words), count in waiting.items()]
+    queued = [f"{array}: {counted(count, 'job')}{words}" for (array, words), count in waiting.items()]
     first = f"{running} running, {waiting.total()} waiting"
     if view.warning:
-        first = f"warning: {view.warning}\nby the store alone, {_count(running, 'job')} with an unfinished attempt"
+        first = f"warning: {view.warning}\nby the store alone, {counted(running, 'job')} with an unfinished attempt"
     return "\n".join([*([f"{first}; logs lie in", f"  {logs}"] if runs else [first]), *runs, *queued])
 
 

@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 from bench.launch.slurm.reasons import judge
 from bench.monitor.states import STATES, Jobs, Look, Seen
-from bench.planning.describe import outdated
+from bench.planning.describe import counted, outdated
 from bench.planning.plan import Plan, PlannedCell
 from bench.store.activity import describe_inactive
 from bench.store.states import StageState
@@ -61,7 +61,7 @@ def _attention(jobs: Jobs) -> Iterator[str]:
     for (reason, word), elements in waiting.items():
         wait = judge(reason, word, elements[0].partition("_")[0])
         if wait.needs_somebody:
-            yield f"needs somebody: {_count(len(elements), 'job')}: {reason or word}: {wait.fix}"
+            yield f"needs somebody: {counted(len(elements), 'job')}: {reason or word}: {wait.fix}"
     for node, reason in jobs.excluded.items():
         yield f"jobs keep away from {node}: {reason}"
 
@@ -133,14 +133,10 @@ def _details(cells: Sequence[tuple[PlannedCell, Seen]], view: Look) -> Iterator[
             percent = _percent(seen.share) if running or (seen.share > 0 and seen.state != StageState.FAILED) else ""
             facts = ", ".join(filter(None, (percent, seen.note)))
             shown = view.shown[cell.stage.key]
-            name = failed.setdefault(shown.key, cell.name) if seen.state == StageState.FAILED else shown.folder
+            name = failed.setdefault(shown.key, cell.name) if seen.state == StageState.FAILED else shown.title
             notes[seen.state][f"{name}: {facts}"] += 1
     for state in STATES:
-        lines = [f"{state}: {text} ({_count(count, 'cell')})" for text, count in notes[state].items() if text]
+        lines = [f"{state}: {text} ({counted(count, 'cell')})" for text, count in notes[state].items() if text]
         yield from lines[:LISTED]
         if len(lines) > LISTED:
             yield f"{state}: and {len(lines) - LISTED} more"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 
 from bench.planning.cost import Rates, describe_cost, finished_rates
 from bench.planning.plan import Plan
@@ -27,8 +27,9 @@ WORDS = (
 SOURCE_WORDS = "source_pretrain: source pre-training, first weights for a backbone without any"
 
 
-def _several(things: Sized, noun: str) -> str:
-    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+def counted(number: int, noun: str) -> str:
+    """Write a number of things, one of them in the singular."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def describe_plan(plan: Plan, store: Store | None = None, measured: Rates | None = None) -> str:
@@ -40,9 +41,9 @@ def describe_plan(plan: Plan, store: Store | None = None, measured: Rates | None
     to_run = {stage.key for stage in plan.to_run(retry=True)}
     grid, states = plan.grid, Counter(_state(plan, stage, to_run) for stage in plan.stages)
     axes = " x ".join(
-        _several(axis, noun) for axis, noun in ((grid.rows, "row"), (grid.tasks, "task"), (grid.seeds, "seed"))
+        counted(len(axis), noun) for axis, noun in ((grid.rows, "row"), (grid.tasks, "task"), (grid.seeds, "seed"))
     )
-    size = f"{axes} = {_several(plan.cells, 'cell')}"
+    size = f"{axes} = {counted(len(plan.cells), 'cell')}"
     selected = f", {len(plan.selected)} selected" if len(plan.selected) < len(plan.cells) else ""
     lines = [
         f"grid {grid.name}: {size}{selected}",
@@ -60,7 +61,9 @@ def describe_plan(plan: Plan, store: Store | None = None, measured: Rates | None
             reason = f"its stage {stage.name}: {plan.failed[stage.key]}"
             lines.append(f"  failed: {cells[stage.key]}: {reason} (run again with --retry)")
     if plan.again:
-        lines.append(f"  again: {_several(plan.again, 'stage')} run anew; what the store holds of them is set aside:")
+        lines.append(
+            f"  again: {counted(len(plan.again), 'stage')} run anew; what the store holds of them is set aside:"
+        )
         lines += [f"    {stage.folder}" for stage in plan.again]
     lines += [f"  {line}" for line in outdated(plan.outdated.values())]
     lines += [f"  {line}" for line in (*plan.splits, *plan.notes)]

@@ -498,6 +498,11 @@ class Stage(Spec):
         return f"{self.name}-{self.data.task}-{self.key[:16]}"
 
     @property
+    def title(self) -> str:
+        """What it is called where a person reads. Candidates of a search share it."""
+        return f"{self.name} {self.data.task} seed {self.seed}"
+
+    @property
     def total_steps(self) -> int:
         """Optimiser steps of a prepared stage."""
         assert self.data.size is not None, "an unprepared stage has no step count"

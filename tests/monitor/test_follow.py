@@ -169,7 +169,7 @@ def test_what_is_left_is_submitted_again_after_progress(
     printed = capsys.readouterr()
     assert status == 5, "the table is written, whatever is left"
     assert len(submitted) == {"none": 0, "away": 2}.get(case, 1)
-    assert (f"left: 1 stages, such as {CHILD.folder}: cancelled" in printed.out) == (case in ("none", "refused"))
+    assert (f"left: 1 stage, such as {CHILD.title}: cancelled" in printed.out) == (case in ("none", "refused"))
     assert ("this grid was stopped" in printed.err) == (case == "refused")
 
 

@@ -212,7 +212,7 @@ def test_a_cell_shows_its_earliest_unfinished_stage(site: Site) -> None:
     site.log(site.parent, "step 4/10 loss 1\n")
     assert site.cells() == ["running"] * SEEDS
     assert site.look().seen[site.first.key].state == "planned"
-    assert f"running: {site.parent.folder}: 40 % (3 cells)" in site.text()
+    assert f"running: {site.parent.title}: 40 % (3 cells)" in site.text()
 
 
 def test_what_lies_behind_a_finished_cell_is_not_read(site: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.launch.slurm.submit import Submitted
+from bench.planning.describe import counted
 
 
 def describe_submission(submitted: Submitted) -> str:
@@ -13,9 +14,9 @@ def describe_submission(submitted: Submitted) -> str:
     lines = []
     for number, array in enumerate(submitted.arrays):
         id_ = f"job {submitted.job_ids[number]}: " if number < len(submitted.job_ids) else ""
-        jobs = f"{array.jobs} {'job' if array.jobs == 1 else 'jobs'}"
+        size = f"{counted(array.jobs, 'job')} for {counted(array.stages, 'stage')}"
         waits = f"; when array {', '.join(map(str, array.after))} has ended" if array.after else ""
-        lines.append(f"  array {number}: {id_}{jobs} for {array.stages} stages ({', '.join(array.kinds)}){waits}")
+        lines.append(f"  array {number}: {id_}{size} ({', '.join(array.kinds)}){waits}")
     if submitted.fewer:
         lines.append(f"  fewer jobs than stages that could run at once: {submitted.fewer}; each job takes more of them")
     return "\n".join(lines)
