@@ -24,7 +24,7 @@ from tests.slurm.test_submit import LATER, ONE_TASK, Place
 
 pytestmark = pytest.mark.group("slurm")
 
-PATIENCE = 900
+PATIENCE = 400
 """Seconds; a computer may be busy with other tests, and what is waited for takes ten times less on an idle one."""
 SIX = ("grid.seeds = [0, 1, 2, 3, 4, 5]", *ONE_TASK)
 

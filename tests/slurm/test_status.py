@@ -18,14 +18,14 @@ from tests.slurm.conftest import DevCluster, wait_for
 
 pytestmark = pytest.mark.group("slurm")
 
-# Ten seconds of training: a preemption comes in the middle.
+# Five seconds of training: a preemption comes in the middle.
 GRID = """
 include 'clusters/dev.gin'
 grid.rows = ['finetune', 'tapt']
 grid.tasks = ['digits']
 grid.seeds = [0]
 grid.checkpoint_steps = 100000
-finetune.steps = 1200
+finetune.steps = 600
 finetune.batch_size = 16
 finetune.lr = 1e-3
 finetune.augmentation = 'none'
@@ -77,7 +77,7 @@ def test_a_stage_is_queued_running_requeued_and_done(
     shown = capsys.readouterr().out
     assert "▸ running" in shown and "cells: 1 done" in shown.splitlines()[-1]
     assert status.main([*place.arguments, "--log", place.plan.cells[0].name]) == 0
-    assert "step 1200/1200" in capsys.readouterr().out
+    assert "step 600/600" in capsys.readouterr().out
 
 
 def test_jobs_that_end_otherwise_are_told_apart(

@@ -27,13 +27,13 @@ from tests.slurm.conftest import DevCluster, wait_for
 
 pytestmark = pytest.mark.group("slurm")
 
-# Ten seconds of training: a preemption comes in the middle. No checkpoint but those that a signal asks for.
+# Five seconds of training: a preemption comes in the middle. No checkpoint but those that a signal asks for.
 GRID = """
 grid.rows = ['finetune']
 grid.tasks = ['digits']
 grid.seeds = [0, 1]
 grid.checkpoint_steps = 100000
-finetune.steps = 1200
+finetune.steps = 600
 finetune.batch_size = 16
 finetune.lr = 1e-3
 finetune.augmentation = 'none'
