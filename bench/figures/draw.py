@@ -6,6 +6,7 @@ in print and by the colour-blind.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -75,15 +76,27 @@ def write(chart: Chart, folder: Path, name: str) -> list[Path]:
     writer.writerows(chart.points)
     paths = [folder / f"{name}.csv"]
     write_text(paths[0], table.getvalue())
-    # From the defaults, whatever a person's matplotlibrc says.
-    settings: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"} | STYLE
-    with matplotlib.rc_context(settings):
+    with _style():
         figure = draw(chart)
         for ending, metadata in METADATA.items():
             paths.append(folder / f"{name}.{ending}")
             with replacing(paths[-1]) as temporary:
                 figure.savefig(temporary, format=ending, metadata=metadata, dpi=200)
     return paths
+
+
+def as_svg(chart: Chart) -> str:
+    """Draw a chart as the text of an SVG file."""
+    text = io.BytesIO()
+    with _style():
+        draw(chart).savefig(text, format="svg", metadata=METADATA["svg"])
+    return text.getvalue().decode()
+
+
+def _style() -> contextlib.AbstractContextManager[None]:
+    """Set `STYLE` meanwhile, from the defaults, whatever a person's matplotlibrc says."""
+    settings: Any = {key: value for key, value in matplotlib.rcParamsDefault.items() if key != "backend"} | STYLE
+    return matplotlib.rc_context(settings)
 
 
 def draw(chart: Chart) -> Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections import Counter, defaultdict
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.data.metrics import describe, metric_of
+from bench.figures.charts import KINDS, Source
 from bench.monitor.states import tail
 from bench.report.differences import Difference, differences, first_records
 from bench.tables.compare import Summary
 from bench.tables.comparison import missing_stages, runs_of, same_computations
 from bench.tables.grid_facts import GridFacts
+from bench.tables.quantities import NothingToShow
 from bench.tables.records import Record, RecordsFile
 from bench.tables.table import inactive_parts, lost_candidates, several_numbers
 from bench.tables.verdicts import Judged, judged
@@ -55,6 +58,7 @@ def report(content: RecordsFile, folders: Mapping[str, Path] | None) -> dict[str
         "warnings": list(_warnings(content)),
         "legend": [*grid.legend, *lost_candidates(records), *same_computations(grid, records)],
         "published": [_published(cell) for cell in judged(grid, first, content.stages, runs)],
+        "figures": list(_figures(content._replace(cells={(each["key"], each["cell"]): each for each in first}))),
         "table": [[row, *(runs.summary(row, task).text() for task in grid.tasks)] for row in grid.rows],
         "shared": SHARED_FIELDS,
         "cells": [_cell(record, content) for record in records],
@@ -62,6 +66,17 @@ def report(content: RecordsFile, folders: Mapping[str, Path] | None) -> dict[str
         "store": None if folders is None else _from_store({key: folders[key] for key in keys if key in folders}),
         "provenance": [[what, values.most_common()] for what, values in _origins(content).items()],
     }
+
+
+def _figures(content: RecordsFile) -> Iterator[dict[str, str]]:
+    """Draw every figure that the records have; learning curves stand with their stages."""
+    from bench.figures.draw import as_svg  # imports matplotlib, which takes a second
+
+    source = Source(content)
+    for make_chart in KINDS.values():
+        with contextlib.suppress(NothingToShow):
+            chart = make_chart(source)
+            yield {"text": f"{chart.title}. {chart.caption}", "svg": as_svg(chart)}
 
 
 def _published(cell: Judged) -> dict[str, Any]:

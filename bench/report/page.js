@@ -377,6 +377,13 @@ function curve(points) {
   );
 }
 
+// Images run no script, whatever names stand in them.
+function figures() {
+  const note = "python -m bench.figures writes them as SVG, PNG and PDF, with their numbers as CSV.";
+  return [element("p", { class: "quiet" }, note), ...data.figures.map((figure) =>
+    element("img", { class: "figure", alt: figure.text, src: `data:image/svg+xml,${encodeURIComponent(figure.svg)}` }))];
+}
+
 function provenance() {
   return data.provenance.map(([what, values]) => {
     const lines = values.map(([value, count]) => `${value} (${count} stage${count === 1 ? "" : "s"})`);
@@ -403,6 +410,7 @@ async function main() {
     section("Warnings", warnings()),
     ...(data.published.length ? [section("Published numbers", published())] : []),
     section("Rows and tasks", matrix(table.drill)),
+    ...(data.figures.length ? [section("Figures", figures())] : []),
     element("section", null, ...table.nodes),
     section("Provenance", [facts(provenance())]),
     section("How to read the numbers", [list(data.legend)]),

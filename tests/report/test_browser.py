@@ -61,9 +61,10 @@ def page(browser: Browser, path: Path) -> Iterator[Browser]:
     browser.show(1200)
     browser.open(path)
     yield browser
-    assert browser.evaluate("document.images.length") == 0
+    images = browser.evaluate("[...document.images].map((image) => [image.src, image.complete && image.naturalWidth])")
+    assert all(source.startswith("data:image/svg+xml,") and width > 0 for source, width in images)
     assert browser.complaints == []
-    assert browser.requests == [path.as_uri()]
+    assert [address for address in browser.requests if not address.startswith("data:")] == [path.as_uri()]
 
 
 def column(browser: Browser, table: str, number: int) -> list[str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -181,6 +182,14 @@ def folders(content: RecordsFile, root: Path, steps: int) -> dict[str, Path]:
         (folder / "curve.jsonl").write_text("".join(f"{json.dumps(point)}\n" for point in points))
         (folder / "log.txt").write_text("".join(f"step {step}/{steps}\n" for step in range(1, steps + 1)))
     return result
+
+
+def test_every_figure_that_the_records_have_is_drawn_with_its_caption() -> None:
+    figures = report(sample(["finetune", "a<b"], ["digits"], [0, 1]), None)["figures"]
+    titles = ["Differences to finetune", "Generalisation gap", "Encoder distance", "Test metric and cost"]
+    assert [figure["text"].partition(".")[0] for figure in figures] == titles
+    assert all(ElementTree.fromstring(figure["svg"]).tag.endswith("svg") for figure in figures)
+    assert "a&lt;b" in figures[0]["svg"]
 
 
 def test_a_report_without_a_store_has_no_curves() -> None:
