@@ -12,6 +12,7 @@ import functools
 import io
 import math
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,9 @@ def write(chart: Chart, folder: Path, name: str) -> list[Path]:
 def as_svg(chart: Chart) -> str:
     """Draw a chart as the text of an SVG file."""
     text = io.BytesIO()
-    with _style():
+    with _style(), warnings.catch_warnings():
+        # Who shows the file has other fonts for letters that this one lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         draw(chart).savefig(text, format="svg", metadata=METADATA["svg"])
     return text.getvalue().decode()
 

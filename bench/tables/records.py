@@ -236,7 +236,7 @@ def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOu
     same_lines = {line_of(stage).encode(): stage for stage in expected.stages.values()} if lines else {}
     for number, line in lines:
         try:
-            stage = same_lines.get(line) or _stage_of(json.loads(line.decode()))
+            stage = same_lines.get(line) or _stage_of(_parsed(line))
             if stages.get(stage["key"], stage) != stage:
                 raise ValueError(f"the stage {stage['key']} stands there before with other values")
         except DAMAGE as error:
@@ -250,7 +250,7 @@ def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOu
         try:
             record = same_lines.get(line)
             if record is None:
-                record = json.loads(line.decode())
+                record = _parsed(line)
                 if isinstance(record, dict) and "grid" in record:
                     grid = _first_facts(record, number)
                     continue
@@ -270,6 +270,14 @@ def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOu
             continue
         records[key, cell] = record
     return RecordsFile(grid, records, stages)
+
+
+def _parsed(line: bytes) -> Any:
+    r"""Parse a line. Refuses texts with half a character, such as "\ud800", which no file could hold."""
+    data = json.loads(line.decode())
+    if rb"\u" in line:
+        json.dumps(data, ensure_ascii=False).encode()
+    return data
 
 
 def _stage_of(line: Any) -> Record:

@@ -185,11 +185,11 @@ def folders(content: RecordsFile, root: Path, steps: int) -> dict[str, Path]:
 
 
 def test_every_figure_that_the_records_have_is_drawn_with_its_caption() -> None:
-    figures = report(sample(["finetune", "a<b"], ["digits"], [0, 1]), None)["figures"]
+    figures = report(sample(["finetune", "a<b 方法"], ["digits"], [0, 1]), None)["figures"]
     titles = ["Differences to finetune", "Generalisation gap", "Encoder distance", "Test metric and cost"]
     assert [figure["text"].partition(".")[0] for figure in figures] == titles
     assert all(ElementTree.fromstring(figure["svg"]).tag.endswith("svg") for figure in figures)
-    assert "a&lt;b" in figures[0]["svg"]
+    assert "a&lt;b 方法" in figures[0]["svg"]
 
 
 def test_a_report_without_a_store_has_no_curves() -> None:

@@ -203,6 +203,16 @@ def test_a_duration_that_is_none_is_refused_by_line(file: str, seconds: str, pla
         read_file(path)
 
 
+@pytest.mark.parametrize("file", ["records", "stages"])
+def test_half_a_character_is_damage(file: str, place: Place) -> None:
+    place.collate(place.store("whole", range(8)))
+    path = place.results / "tiny" / "records.jsonl"
+    damaged = path.with_name(f"{file}.jsonl")
+    damaged.write_text(damaged.read_text().replace('"digits"', r'"\ud800"', 1 if file == "stages" else 2))
+    with pytest.raises(InputError, match=rf"{file}\.jsonl:[12]: .*surrogates"):
+        read_file(path)
+
+
 def test_a_number_that_is_none_is_read_back(place: Place) -> None:
     place.collate(place.store("whole", range(8)))
     path = place.results / "tiny" / "records.jsonl"
