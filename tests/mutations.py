@@ -1727,6 +1727,34 @@ MUTATIONS = (
         "if False:",
         ("tests/planning/test_plugins.py::test_a_backbone_of_a_type_that_nothing_can_read_is_refused_by_the_plan",),
     ),
+    Mutation(
+        "SAM's second pass moves what the objective keeps once more",
+        "bench/training/loop.py",
+        "            self._give_objective(before)\n",
+        "",
+        ("tests/baselines/test_sam.py::test_what_an_objective_keeps_moves_once_in_a_step",),
+    ),
+    Mutation(
+        "files are joined in which a cell has two keys",
+        "bench/tables/rebuild.py",
+        "if key != first_key:",
+        "if False:",
+        ("tests/tables/test_rebuild.py::test_a_cell_with_two_keys_is_refused_with_both_files",),
+    ),
+    Mutation(
+        "a duration that is none counts",
+        "bench/tables/records.py",
+        "if seconds is not None and not 0 <= seconds < math.inf:",
+        "if False:",
+        ("tests/tables/test_rebuild.py::test_a_duration_that_is_none_is_refused_by_line",),
+    ),
+    Mutation(
+        "the report has no figures",
+        "bench/report/content.py",
+        '_figures(content._replace(cells={(each["key"], each["cell"]): each for each in first}))',
+        "_figures(content._replace(cells={}))",
+        ("tests/report/test_content.py::test_every_figure_that_the_records_have_is_drawn_with_its_caption",),
+    ),
 )
 
 
