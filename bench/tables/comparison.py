@@ -79,8 +79,8 @@ def baseline_row(facts: GridFacts, metrics: Mapping[str, str]) -> list[str]:
     It is the answer to every example of the test set; `metrics` are those of the columns.
     """
     cells = []
-    for task, metric in metrics.items():
-        test = facts.test.get(task)
+    for task in facts.tasks:
+        metric, test = metrics[task], facts.test.get(task)
         counts = () if test is None or test.per_class is None else test.per_class
         # Classes without a name go by their numbers: only the F1 of one class asks for it by name.
         names = test.class_names if test is not None and test.class_names else map(str, range(len(counts)))

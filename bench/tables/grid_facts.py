@@ -90,7 +90,12 @@ def read_facts(line: Mapping[str, Any]) -> GridFacts:
             raise ValueError(f"test.{column} has {test.examples} examples, and counts of its classes that are others")
         if test.class_names is not None and len(set(test.class_names)) != len(test.per_class or test.class_names):
             raise ValueError(f"test.{column} has {len(test.class_names)} class names for other classes")
-    return facts
+    # A file has its names in the order of the alphabet, and a table its columns in that of the grid.
+    return dataclasses.replace(
+        facts,
+        metrics={task: facts.metrics[task] for task in facts.tasks},
+        test={task: facts.test[task] for task in facts.tasks if task in facts.test},
+    )
 
 
 def check_file_name(facts: GridFacts) -> None:

@@ -345,10 +345,11 @@ def array(facts: GridFacts, runs: RunTable, metrics: Mapping[str, str]) -> Lines
         cells = [_cell(runs, row, task, best[task]) for task in facts.tasks]
         body.append([row, *cells, *([f"{ranks[row]:.1f}" if row in ranks else "–"] if ranks else [])])
     padding = [""] if ranks else []
-    sizes = [str(facts.test[task].examples) if task in facts.test else "–" for task in facts.tasks]
-    tests = [["most frequent class", *baseline_row(facts, metrics), *padding], ["test examples", *sizes, *padding]]
-    head = ["method", *facts.tasks, *(["average rank"] if ranks else [])]
-    return [head, *body, *(tests if facts.test and metrics else [])]
+    if facts.test and metrics:
+        sizes = [str(facts.test[task].examples) if task in facts.test else "–" for task in facts.tasks]
+        body.append(["most frequent class", *baseline_row(facts, metrics), *padding])
+        body.append(["test examples", *sizes, *padding])
+    return [["method", *facts.tasks, *(["average rank"] if ranks else [])], *body]
 
 
 def _cell(runs: RunTable, row: str, column: str, best: str | None) -> str:

@@ -53,6 +53,14 @@ def test_the_most_frequent_class_has_an_f1_where_the_classes_have_names() -> Non
         facts_module.read_facts(json.loads(json.dumps(line)))
 
 
+def test_the_most_frequent_class_stands_in_its_own_column_after_reading() -> None:
+    test = {"b": facts_module.TestFacts(10, (7, 3)), "a": facts_module.TestFacts(10, (5, 5))}
+    grid = grid_facts(["finetune"], ["b", "a"], [0], test=test)
+    read = facts_module.read_facts(json.loads(json.dumps(grid.as_line(), sort_keys=True)))
+    assert baseline_row(read, {"a": "accuracy", "b": "accuracy"}) == ["70.00", "50.00"]
+    assert list(read.metrics) == list(read.test) == ["b", "a"]
+
+
 def test_a_plan_names_the_classes_of_two_class_tasks_alone(prepared: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(prepared, tmp_path / "data"))
     plan = make_plan([str(tiny_grid.write(tmp_path, ["finetune"]))], [], [], data, Store(tmp_path / "runs"))
