@@ -62,9 +62,13 @@ def test_committed_tables_are_those_of_their_records(path: Path, tmp_path: Path)
     assert rebuilt == {file: (path.parents[1] / file).read_bytes() for file in rebuilt}
 
 
+@pytest.mark.parametrize("tasks", [["digits", "pydocs"], ["pydocs", "digits"]])
 @pytest.mark.parametrize("cells", [(), (3,), (0, 1, 4), range(8)])
-def test_all_files_come_back_byte_for_byte_without_a_store(cells: Sequence[int], place: Place) -> None:
-    place.collate(place.store("some", cells))
+def test_all_files_come_back_byte_for_byte_without_a_store(
+    cells: Sequence[int], tasks: Sequence[str], place: Place
+) -> None:
+    overrides = (f"grid.tasks = {tasks}", "grid.name = 'tiny'")
+    place.collate(place.store("some", cells, overrides=overrides), *overrides)
     written = files_of(place.results)
     assert rebuild(place.folder / "again", place.results / "tiny" / "records.jsonl") == written
 
