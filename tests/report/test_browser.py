@@ -61,7 +61,9 @@ def page(browser: Browser, path: Path) -> Iterator[Browser]:
     browser.show(1200)
     browser.open(path)
     yield browser
-    images = browser.evaluate("[...document.images].map((image) => [image.src, image.complete && image.naturalWidth])")
+    while not browser.evaluate("[...document.images].every((image) => image.complete)"):
+        pass  # read, or refused
+    images = browser.evaluate("[...document.images].map((image) => [image.src, image.naturalWidth])")
     assert all(source.startswith("data:image/svg+xml,") and width > 0 for source, width in images)
     assert browser.complaints == []
     assert [address for address in browser.requests if not address.startswith("data:")] == [path.as_uri()]
