@@ -35,7 +35,7 @@ def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -
     grid: GridFacts | None = None
     cells: Earlier = {}
     stages: dict[str, Record] = {}
-    keys: dict[str, tuple[str, Path]] = {}
+    keys: dict[tuple[str, str, int], tuple[str, Path]] = {}
     left_out = [] if left_out is None else left_out
     for path in files:
         content = _content(path, left_out)
@@ -45,11 +45,12 @@ def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -
         grid = content.grid if grid is None else _joined(grid, content.grid, path)
         for identity, record in content.cells.items():
             key, cell = identity
-            first_key, first_path = keys.setdefault(cell, (key, path))
+            entry = (record["method"], record["task"], record["seed"])  # backbones may differ, too
+            first_key, first_path = keys.setdefault(entry, (key, path))
             if key != first_key:
                 raise InputError(
                     f"{path}: {cell} has the key {key[:16]}, and in {first_path} the key {first_key[:16]}: they were "
-                    "computed with different settings, and a table shows one number of a cell. Leave one file out, or "
+                    "computed with different settings, and a table shows one number of each. Leave one file out, or "
                     "take one of the lines out of a copy."
                 )
             cells[identity] = _with_others(cells[identity], record, path) if identity in cells else record

@@ -17,7 +17,7 @@ import pytest
 from bench import grid, status
 from bench.errors import InputError
 from bench.launch.slurm import ledger, troubles
-from tests.slurm.conftest import DevCluster, wait_for
+from tests.slurm.conftest import SLOWEST, DevCluster, wait_for
 from tests.slurm.test_faults import Trouble, finish, state
 from tests.slurm.test_faults import undisturbed as undisturbed  # a fixture
 from tests.slurm.test_submit import LATER, ONE_TASK, Place
@@ -215,7 +215,7 @@ def test_jobs_that_slurm_cancels_are_submitted_again_once(
     worker = place.hold()
     os.kill(worker, signal.SIGCONT)
     slurm.ask("scancel", place.element(place.last).partition("_")[0])
-    output, _ = follower.communicate(timeout=PATIENCE)
+    output, _ = follower.communicate(timeout=SLOWEST * PATIENCE)
     assert follower.returncode == 0, output
     assert len({each.worklist for each in ledger.submissions(place.store.root) if each.worklist}) == 2
     wait_for(slurm.empty)

@@ -229,8 +229,13 @@ def test_r3fs_noise_is_nil_where_it_drowns_and_not_where_it_shows(tmp_path: Path
     assert not activity(tmp_path, "R3F", objective=R3F(noise="none")).nil
 
 
-@pytest.mark.parametrize("objective", [R3F(eps=1e-5), FreeLB(ascents=1, start=1e-3), CrossEntropy() + R3F(eps=1e-5)])
-def test_rounding_of_a_low_precision_is_not_what_a_part_does(objective: Objective, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("objective", "limit"),
+    [(R3F(eps=1e-5), 1e-10), (FreeLB(ascents=1, start=1e-3), 1e-2), (CrossEntropy() + R3F(eps=1e-5), 1e-10)],
+)
+def test_rounding_of_a_low_precision_is_not_what_a_part_does(
+    objective: Objective, limit: float, tmp_path: Path
+) -> None:
     """In bfloat16 the least noise has values rounded otherwise, which moves the predictions far more than it does."""
     # The weights stay where they are: what else the two precisions change would be told apart otherwise.
     schedule = dataclasses.replace(FINETUNE.schedule, lr=1e-30)
@@ -245,7 +250,7 @@ def test_rounding_of_a_low_precision_is_not_what_a_part_does(objective: Objectiv
         )
         for precision in precisions
     )
-    assert 0 < exact.value == low.value
+    assert 0 < exact.value == low.value < limit
 
 
 def test_measuring_activity_changes_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
