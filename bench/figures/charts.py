@@ -70,13 +70,7 @@ class Source:
         """The records of each row and task, by seed."""
         cells: dict[tuple[str, str], dict[int, Record]] = {(r, t): {} for t in self.grid.tasks for r in self.grid.rows}
         for record in self.content.cells.values():
-            of_seed = cells[record["method"], record["task"]]
-            if record["seed"] in of_seed:
-                raise InputError(
-                    f"{record['cell']} has two records with different settings, and a figure shows one. Leave a file "
-                    "out of --records."
-                )
-            of_seed[record["seed"]] = record
+            cells[record["method"], record["task"]][record["seed"]] = record
         return cells
 
     def behind(self, record: Record) -> list[Record]:

@@ -13,7 +13,7 @@ from typing import Any
 from bench.data.metrics import describe, metric_of
 from bench.figures.charts import KINDS, Source
 from bench.monitor.states import tail
-from bench.report.differences import Difference, differences, first_records
+from bench.report.differences import Difference, differences
 from bench.tables.compare import Summary
 from bench.tables.comparison import missing_stages, runs_of, same_computations
 from bench.tables.grid_facts import GridFacts
@@ -44,8 +44,7 @@ def report(content: RecordsFile, folders: Mapping[str, Path] | None) -> dict[str
     grid = content.grid
     assert grid is not None
     records = list(content.cells.values())
-    first = first_records(content)
-    compared, runs = differences(content), runs_of(grid, first, content.stages)
+    compared, runs = differences(content), runs_of(grid, records, content.stages)
     keys = dict.fromkeys(key for record in records for key in record.get("stages", ()))
     return {
         "name": grid.name,
@@ -57,8 +56,8 @@ def report(content: RecordsFile, folders: Mapping[str, Path] | None) -> dict[str
         "differences": [dataclasses.asdict(difference) for difference in compared],
         "warnings": list(_warnings(content)),
         "legend": [*grid.legend, *lost_candidates(records), *same_computations(grid, records)],
-        "published": [_published(cell) for cell in judged(grid, first, content.stages, runs)],
-        "figures": list(_figures(content._replace(cells={(each["key"], each["cell"]): each for each in first}))),
+        "published": [_published(cell) for cell in judged(grid, records, content.stages, runs)],
+        "figures": list(_figures(content)),
         "table": [[row, *(runs.summary(row, task).text() for task in grid.tasks)] for row in grid.rows],
         "shared": SHARED_FIELDS,
         "cells": [_cell(record, content) for record in records],
@@ -197,7 +196,7 @@ def _warnings(content: RecordsFile) -> Iterator[tuple[str, list[str]]]:
     # what makes good numbers hard to compare, and at last what the report itself cannot show.
     yield from ((line.removeprefix("Warning: "), []) for line in grid.warnings)
     yield from ((line.removeprefix("Warning: "), []) for line in several_numbers(records))
-    seeds = Counter((record["method"], record["task"], record["seed"]) for record in records)
+    seeds = {(record["method"], record["task"], record["seed"]) for record in records}
     missing = {
         f"{row} on {task}: {', '.join(map(str, absent))}": len(absent)
         for row in grid.rows
@@ -207,8 +206,6 @@ def _warnings(content: RecordsFile) -> Iterator[tuple[str, list[str]]]:
     if missing:
         planned = len(grid.rows) * len(grid.tasks) * len(grid.seeds)
         yield f"Missing seeds: {sum(missing.values())} of {planned} planned numbers are not there.", list(missing)
-    if twice := [f"{row} on {task}, seed {seed}" for (row, task, seed), count in seeds.items() if count > 1]:
-        yield "Some cells stand there with more than one setting; differences use the first.", twice
     if infinite := [str(record["cell"]) for record in records if not math.isfinite(record["value"])]:
         yield "Some values are not finite.", infinite
     for what, values in _origins(content).items():

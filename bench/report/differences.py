@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bench.data.metrics import metric_of
 from bench.tables.comparison import runs_of
-from bench.tables.records import Record, RecordsFile
+from bench.tables.records import RecordsFile
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,6 @@ class Difference:
         return self.low is not None and self.high is not None and not self.conditional and self.low * self.high > 0
 
 
-def first_records(content: RecordsFile) -> list[Record]:
-    """Return one record for each row, task and seed: of several settings the first, as `_warnings` tells."""
-    first: dict[tuple[str, str, int], Record] = {}
-    for record in content.cells.values():
-        first.setdefault((record["method"], record["task"], record["seed"]), record)
-    return list(first.values())
-
-
 def differences(content: RecordsFile) -> list[Difference]:
     """Compare every row with the reference row, task by task.
 
@@ -49,7 +41,7 @@ def differences(content: RecordsFile) -> list[Difference]:
     """
     grid = content.grid
     assert grid is not None
-    runs = runs_of(grid, first_records(content), content.stages)
+    runs = runs_of(grid, list(content.cells.values()), content.stages)
     result = []
     for row in grid.rows:
         for task in grid.tasks if row != grid.reference else ():

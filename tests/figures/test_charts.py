@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from bench.errors import InputError
 from bench.figures.charts import KINDS, Chart, paired_difference, summary
 from bench.planning.plan import make_plan
 from bench.store.files import sha256
@@ -213,15 +212,6 @@ def test_what_the_data_do_not_have_is_no_figure() -> None:
             KINDS[kind](made_up.source())
     made_up.content.stages.clear()
     with pytest.raises(NothingToShow, match=r"stages\.jsonl"):
-        KINDS["cost"](made_up.source())
-
-
-def test_two_numbers_of_one_cell_are_refused() -> None:
-    made_up = MadeUp(["finetune"])
-    made_up.add("finetune", [0.5, 0.5])
-    ((_, cell), record), *_ = made_up.content.cells.items()
-    made_up.content.cells["other", cell] = {**record, "key": "other"}
-    with pytest.raises(InputError, match="two records"):
         KINDS["cost"](made_up.source())
 
 

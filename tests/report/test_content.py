@@ -82,17 +82,11 @@ def inactive(content: RecordsFile) -> None:
     change(content, activity={"pull": {"value": 0.0, "meaning": "share of steps", "nil": True}})
 
 
-def twice(content: RecordsFile) -> None:
-    record = dict(next(iter(content.cells.values())), key="0" * 64)
-    content.cells[record["key"], record["cell"]] = record
-
-
 @pytest.mark.parametrize(
     ("damage", "line", "where"),
     [
         (infinite, "not finite", "finetune/digits/tiny/0"),
         (inactive, "did nothing", "pull did nothing in finetune on digits"),
-        (twice, "more than one setting", "finetune on digits, seed 0"),
     ],
 )
 def test_what_makes_a_number_doubtful_is_warned_of(

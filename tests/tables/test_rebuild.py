@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import pytest
 
 from bench import collate
 from bench.errors import InputError
+from bench.figures.__main__ import main as draw_figures
+from bench.report.__main__ import main as write_report
 from bench.store.store import Store
 from bench.tables.command import main
 from bench.tables.layout import AXES
@@ -132,15 +134,21 @@ def test_numbers_that_disagree_on_equal_machines_are_refused(place: Place) -> No
     assert not (place.folder / "joined").exists()
 
 
-def test_a_cell_with_two_keys_is_refused_with_both_files(place: Place) -> None:
+@pytest.mark.parametrize("command", [main, draw_figures, write_report])
+@pytest.mark.parametrize("backbone", ["photos_mae", "another"])
+def test_a_cell_with_two_keys_is_refused_with_both_files(
+    backbone: str, command: Callable[[list[str]], int], place: Place
+) -> None:
     place.collate(place.store("whole", range(8)))
     path = place.results / "tiny" / "records.jsonl"
     other = place.folder / "other.jsonl"
     key = json.loads(path.read_text().splitlines()[1])["key"]
-    other.write_text(path.read_text().replace(key, "f" * len(key)))
+    other.write_text(path.read_text().replace(key, "f" * len(key)).replace("/photos_mae/", f"/{backbone}/"))
+    target = place.folder / "joined"
+    option = "--results" if command is main else "--output"
     with pytest.raises(InputError, match=rf"{re.escape(str(other))}: finetune/digits/.*{re.escape(str(path))}"):
-        rebuild(place.folder / "joined", path, other)
-    assert not (place.folder / "joined").exists()
+        command(["--records", str(path), str(other), option, str(target)])
+    assert not target.exists()
 
 
 def test_against_lists_what_changed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
