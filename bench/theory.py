@@ -1,4 +1,4 @@
-"""Section 4 of Lee et al. (2023), "Theoretical Analysis", in numbers; numpy only, nothing of the suite is used.
+"""Section 4 of Lee et al. (2023), "Theoretical Analysis", in numbers; numpy only, nothing of the suite's training.
 
 | paper                                           | here                                                       |
 |-------------------------------------------------|------------------------------------------------------------|
@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from bench import cli
 
 Array = npt.NDArray[np.floating[Any]]
 
@@ -436,4 +438,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(cli.reporting_errors(main))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import os
+import runpy
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import bench
-from bench import cli, grid, predictions, prepare, status, tensorboard
-from bench.figures import __main__ as figures
-from bench.report import __main__ as report
+from bench import grid, prepare, status
+from bench.__main__ import COMMANDS
 from bench.tables import command as collate
 from tests import tiny_grid
 
@@ -96,36 +98,42 @@ def test_a_grid_runs_in_a_notebook(tmp_path: Path, prepared: Path, monkeypatch: 
     assert output.getvalue().count("done, ") >= 2
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "grid": grid.main,
-    "status": status.main,
-    "collate": collate.main,
-    "data": prepare.main,
-    "figures": figures.main,
-    "report": report.main,
-    "predictions": predictions.main,
-    "tensorboard": tensorboard.main,
-}
+def status_of(command: str, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """Run a command as `python -m` does, in this process; return its exit status."""
+    monkeypatch.setattr(sys, "argv", [command, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(find_spec(COMMANDS[command].module).origin), run_name="__main__")  # type: ignore[union-attr]
+    return ended.value.code
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_bad_input_ends_with_status_2_and_an_interruption_with_130(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_bad_input_ends_with_status_2(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = {
+    arguments = {
         "data": ["prepare", "nothing"],
         "figures": ["--records", "nowhere.jsonl", "--output", str(tmp_path / "out")],
         "report": ["--records", "nowhere.jsonl", "--output", str(tmp_path / "out.html")],
         "predictions": [str(tmp_path / "nowhere.jsonl")],
         "tensorboard": ["--store", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")],
-    }.get(name, ["--gin", "nowhere.gin"])
-    assert cli.reporting_errors(lambda: COMMANDS[name](wrong)) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+        "new": ["method", "no-name"],
+        "check": ["nowhere.py"],
+        "theory": ["--rounds", "0"],
+    }.get(command, ["--gin", "nowhere.gin"])
+    assert status_of(command, arguments, monkeypatch) == 2
+    assert "error: " in capsys.readouterr().err
 
-    def interrupted() -> int:
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_interruption_ends_with_status_130(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    assert cli.reporting_errors(interrupted) == 130
+    monkeypatch.setattr(ArgumentParser, "parse_args", interrupted)
+    assert status_of(command, [], monkeypatch) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_the_statuses_0_1_and_3(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
