@@ -72,8 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_cluster(plan, options, data)
     if plan.unprepared:
         cli.check_writable("--data", data)
+        print(f"preparing data in {data}, each up to a minute or two", flush=True)
         for name in sorted(plan.unprepared):
-            print(f"preparing {name} in {data}, up to a minute or two: ", end="", flush=True)
+            print(f"{name}: ", end="", flush=True)
             print(plan.catalogue.prepare(name, data), flush=True)
         plan = make_plan(options.gin, options.set, options.only, data, store, options.again)
         refuse_edited_plugins(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,9 @@ from bench.planning.plan import Plan
 from bench.specs import Selected, Stage, Sum, spec_name
 from bench.specs.cluster import stage_kind
 from bench.store.store import Store
+
+TABLE_WIDTH = 80
+"""So many columns are used of what may be a wider terminal."""
 
 READ_PER_KIND = 5
 """So many stages of other grids are read for each kind, the newest first."""
@@ -97,7 +101,8 @@ def describe_cost(plan: Plan, rates: Rates, measured: bool = False) -> list[str]
         priced = f"cost: about {_minutes(sum(by_kind.values()))} of one worker for {len(to_run) - rest} stages"
         lines = [priced + (f"; unknown for {rest} more" if rest else "")]
         lines += [f"  {name}: {_minutes(seconds)}" for name, seconds in by_kind.items() if seconds and len(by_kind) > 1]
-    lines += [f"  unknown: {len(stages)} {kind}" for kind, stages in unknown.items()]
+    for kind, stages in unknown.items():
+        lines += textwrap.wrap(f"  unknown: {len(stages)} {kind}", TABLE_WIDTH, subsequent_indent=" " * 11)
     if unknown and not measured:
         lines.append("  --plan --measure times a few steps of each kind that is unknown")
     return lines

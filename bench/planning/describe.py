@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from bench.planning.cost import Rates, describe_cost, finished_rates
+from bench.planning.cost import TABLE_WIDTH, Rates, describe_cost, finished_rates
 from bench.planning.plan import Plan
 from bench.specs import PRETRAINED, PublicWeights, Stage
 from bench.store.states import StageState
 from bench.store.store import Store
 
 STATES = (StageState.DONE, StageState.TO_RUN, StageState.FAILED, StageState.NOT_PREPARED, StageState.UNNEEDED)
-
-
-TABLE_WIDTH = 80
 
 NO_BREAK = "\xa0"
 """A blank at which no line of a table is broken."""
