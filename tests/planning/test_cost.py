@@ -10,8 +10,7 @@ import pytest
 
 from bench import cli, grid
 from bench.planning import cost
-from bench.planning.cost import describe_cost, finished_rates, kind_of, seconds_of, unpriced
-from bench.planning.cost import TABLE_WIDTH
+from bench.planning.cost import TABLE_WIDTH, describe_cost, finished_rates, kind_of, seconds_of, unpriced
 from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, make_plan
 from bench.specs import PLUGIN_NAMES, canonical_json
