@@ -36,8 +36,10 @@ def needs(files: Sequence[str], overrides: Sequence[str], store: Path, data: Pat
     weights = {stage.backbone.name for stage in plan.stages if isinstance(stage.backbone.weights, PublicWeights)}
     for name in sorted({*plan.unprepared, *(stage.data.task for stage in plan.stages), *weights}):
         yield _content(name, plan)
-    # What is not prepared hides the sizes of a user's own checkpoints: these count as nothing until it is.
+    # The sizes of a user's own checkpoint are known once it is prepared; before that the stage holds defaults.
+    unknown = plan.unprepared & plan.catalogue.own
     to_run = [*plan.to_run(retry=True), *(stage for stage in plan.stages if stage.unprepared)]
+    to_run = [stage for stage in to_run if stage.backbone.name not in unknown]
     if to_run:
         yield _space("--store", store, _stored(to_run), "weights and checkpoints")
         yield _space("--data", data, _prepared_bytes(plan), "downloads and decoded images")
@@ -53,7 +55,8 @@ def _content(name: str, plan: Plan) -> Fact:
             return Fact("problem", f"{name}: not prepared in {root}", f"{command} (downloads)")
         if name in plan.unprepared:
             catalogue.refuse_missing([name], root)
-            return Fact("ok", f"{name}: is at hand, the first run prepares it")
+            then = "; its size and the memory it takes are known then" if name in catalogue.checkpoints else ""
+            return Fact("ok", f"{name}: is at hand, the first run prepares it{then}")
         if name in catalogue.checkpoints:
             prepared = checkpoints.read(name, root)
             assert prepared is not None

@@ -67,6 +67,16 @@ def test_own_data_that_are_missing_or_changed_are_a_problem(tmp_path: Path, prep
     assert "test.parquet" in told.text and "--again" in told.fix
 
 
+def test_nothing_is_said_of_the_size_of_weights_that_are_still_to_be_read(tmp_path: Path, prepared: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    own = OWN.format(folder=tmp_path, backbone="mine") + f"mine/backbone.weights = 'folder:{tmp_path}/weights'\n"
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(20)))
+    told = facts(tmp_path, own, prepared)
+    assert any(fact.text.startswith("mine: is at hand") and "known then" in fact.text for fact in told["ok"])
+    # Before, they were taken to be those of BERT-base: 110 million parameters.
+    assert not told["warning"] and not any("takes at least" in fact.text for fact in told["ok"])
+
+
 def test_a_grid_that_cannot_be_planned_is_a_problem(tmp_path: Path) -> None:
     (told,) = facts(tmp_path, "grid.rows = ['finetune']\ngrid.tasks = ['nothing']\n", tmp_path)["problem"]
     assert "there is no task 'nothing'" in told.text
