@@ -199,5 +199,8 @@ def file_system(store: Path) -> Iterator[Fact]:
         yield Fact("problem", f"--store {store}: cannot be written as needed (hard links, rename, fsync): {error}", fix)
         return
     yield Fact("ok", f"--store {store}: can be written; exclusive creation, hard links, rename and fsync work")
-    verdict, text = "warning" if abs(skew) > SKEW_SECONDS else "ok", f"its clock differs from this computer's by {abs(skew):.1f} s"
+    verdict, text = (
+        "warning" if abs(skew) > SKEW_SECONDS else "ok",
+        f"its clock differs from this computer's by {abs(skew):.1f} s",
+    )
     yield Fact(verdict, f"--store {store}: {text}", "have the clocks set (NTP)")

@@ -20,10 +20,11 @@ class Estimate:
     def __init__(self, stages: Sequence[Stage], rates: Rates, workers: int) -> None:
         self._left: dict[str, float] = {stage.key: float(examples_of(stage)) for stage in stages}
         self._kinds = {stage.key: kind_of(stage) for stage in stages}
-        self._steps = {stage.key: stage.schedule.batch_size for stage in stages}
+        self._batch_sizes = {stage.key: stage.schedule.batch_size for stage in stages}
         self._workers = workers
         self._rates: dict[Kind, float] = {kind: rate for (kind, task), rate in rates.items() if not task}
         self._first: dict[str, tuple[int, float]] = {}
+        self._whole: set[Kind] = set()
 
     def progress(self, stage: Stage, step: int, steps: int) -> None:
         """Note how far a stage is. Its first word is no measure: it comes after the imports, or the checkpoint."""
@@ -31,14 +32,22 @@ class Estimate:
             return
         now = time.monotonic()
         first, began = self._first.setdefault(stage.key, (step, now))
-        batch = self._steps[stage.key]
+        batch = self._batch_sizes[stage.key]
         self._left[stage.key] = float((steps - step) * batch)
-        if step > first and now > began:
+        if step > first and now > began and self._kinds[stage.key] not in self._whole:
             self._rates[self._kinds[stage.key]] = (now - began) / ((step - first) * batch)
 
     def ended(self, stage: Stage) -> None:
-        """Note that nothing is left of a stage, done or failed."""
-        self._left.pop(stage.key, None)
+        """Note that nothing is left of a stage, done or failed.
+
+        One that came to its last step tells what its kind takes with evaluation, better than any that is under way.
+        """
+        if self._left.pop(stage.key, None) == 0 and stage.key in self._first:
+            first, began = self._first[stage.key]
+            examples = examples_of(stage) - first * self._batch_sizes[stage.key]
+            if examples > 0:
+                self._rates[self._kinds[stage.key]] = (time.monotonic() - began) / examples
+                self._whole.add(self._kinds[stage.key])
 
     def seconds(self) -> float | None:
         """Estimate the seconds until all is done; None while nothing is known."""

@@ -38,9 +38,11 @@ class _Speed(ProgressColumn):
 
 
 class _TimeLeft(ProgressColumn):
-    """The time left: of a stage by its speed, of all stages by the estimate."""
+    """The time left: of a stage's steps by their speed, of all stages by the estimate."""
 
     def render(self, task: Task) -> Text:
+        if task.fields["evaluated"]:
+            return Text("evaluating", justify="right")
         seconds = task.fields["left"] if task.fields["overall"] else task.time_remaining
         return Text("-:--" if seconds is None else f"{clock(seconds)} left", justify="right")
 
@@ -96,7 +98,9 @@ class Reporter:
             if self.console.width >= WITH_LOSS:
                 columns.append(TextColumn("{task.fields[note]}"))
             self._live = Progress(*columns, console=self.console, expand=True)
-            self._overall = self._live.add_task("all stages", total=total, note="", overall=True, left=None)
+            self._overall = self._live.add_task(
+                "all stages", total=total, note="", overall=True, left=None, evaluated=False
+            )
 
     def __enter__(self) -> Self:
         if self._live:
@@ -122,7 +126,10 @@ class Reporter:
 
     def line(self) -> str:
         """Say in a line how far all is, what runs, and how long it may still take."""
-        running = ", ".join(f"{stage.title} {share:.0%}" for stage, share in [*self._running.values()])
+        running = ", ".join(
+            f"{stage.title} {'evaluating' if _is_evaluated(stage, share) else f'{share:.0%}'}"
+            for stage, share in [*self._running.values()]
+        )
         left = self._estimate.seconds()
         parts = [f"{self._ended}/{self._total} stages done", f"running {running}" if running else "none running yet"]
         parts += [f"{clock(time.monotonic() - self._start)} passed"]
@@ -138,7 +145,9 @@ class Reporter:
         self._running[worker] = stage, 0.0
         if self._live:
             label = self._label(stage)
-            self._bars[worker] = self._live.add_task(label, total=None, note="starting", overall=False, left=None)
+            self._bars[worker] = self._live.add_task(
+                label, total=None, note="starting", overall=False, left=None, evaluated=False
+            )
 
     def progress(self, worker: int, step: int, steps: int, loss: float) -> None:
         """Show how many steps of a worker's stage are done."""
@@ -151,8 +160,11 @@ class Reporter:
             note = "" if math.isnan(loss) else f"loss {loss:.3f}"
             task = next(task for task in self._live.tasks if task.id == self._bars[worker])
             if task.total is None:  # its speed counts from here: a stage that is resumed begins with many steps
-                self._live.reset(task.id, total=steps, completed=step, note=note, overall=False, left=None)
-            self._live.update(task.id, completed=step, total=steps, note=note)
+                self._live.reset(
+                    task.id, total=steps, completed=step, note=note, overall=False, left=None, evaluated=False
+                )
+            evaluated = _is_evaluated(stage, step / max(1, steps))
+            self._live.update(task.id, completed=step, total=steps, note=note, evaluated=evaluated)
             self._live.update(self._overall, left=self._estimate.seconds())
 
     def said(self, worker: int, text: str) -> None:
@@ -191,6 +203,11 @@ class Reporter:
             text = f"{outcome.state}: {outcome.reason}"
         width = len(str(self._total))
         self.console.print(f"[{self._ended:{width}}/{self._total}] {self._label(stage)}: {text}", markup=False)
+
+
+def _is_evaluated(stage: Stage, share: float) -> bool:
+    """Tell whether a stage of which that share is trained is evaluated now."""
+    return share == 1 and stage.evaluation is not None
 
 
 def _own_output() -> TextIO | None:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from bench.data.examples import by_length
 from bench.data.metrics import entry_name
 from bench.device import synchronize
 from bench.interfaces.examples import Examples
-from bench.interfaces.model import Model
+from bench.interfaces.model import Inputs, Model
 from bench.specs import Stage
 from bench.training.loop import autocast
 
@@ -38,8 +39,16 @@ def predict(stage: Stage, model: Model, examples: Examples, device: torch.device
         if number % MOST_AHEAD == 0:
             synchronize(device)
         with autocast(stage, device):
-            logits.append(model.logits(examples.inputs(index, device)))
+            logits.append(model.logits(_inputs(stage, examples, index, device)))
     return torch.cat(logits).double().cpu()[torch.argsort(order)], examples.labels
+
+
+def _inputs(stage: Stage, examples: Examples, index: torch.Tensor, device: torch.device) -> Inputs:
+    """Read examples onto the device. On a CPU texts come in parts of similar lengths, as in training."""
+    inputs = examples.inputs(index, device)
+    if isinstance(inputs, dict) and device.type == "cpu" and not stage.execution.compile:
+        return {**inputs, "parts": by_length(inputs["attention_mask"])}
+    return inputs
 
 
 def metrics(logits: torch.Tensor, labels: torch.Tensor, class_names: Sequence[str] = ()) -> dict[str, float]:

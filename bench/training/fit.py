@@ -187,6 +187,7 @@ def _supervision(
             parts = [f"{name} {value:.6g}" for name, value in losses.items() if name != "loss"]
             print(f"step {step}/{stage.total_steps} loss {losses['loss']:.6g}", *parts, flush=True)  # to the log
             curve.add(step, loop.learning_rate(stage.schedule, step - 1, stage.total_steps), losses)
+        if step % interval == 0 or step == stage.total_steps:
             progress(step, stage.total_steps, losses["loss"])
 
     def stopping() -> bool:

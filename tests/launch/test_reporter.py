@@ -86,6 +86,35 @@ def test_the_estimate_learns_from_what_ran_and_shares_the_rest_among_workers(tim
     assert expected.seconds() is None
 
 
+def test_the_estimate_counts_the_evaluation_of_stages_that_ended(times: list[float]) -> None:
+    expected = Estimate(STAGES[:2], {}, workers=1)
+    steps = STAGES[0].total_steps
+    for stage in STAGES[:2]:
+        expected.progress(stage, 0, steps)
+        times[0] += 10.0
+        expected.progress(stage, steps // 2, steps)
+        times[0] += 10.0
+        if stage is STAGES[0]:
+            expected.progress(stage, steps, steps)
+            times[0] += 30.0  # of evaluation
+            expected.ended(stage)
+    # The second is halfway through its steps, which takes others of its kind half of their 50 seconds.
+    assert expected.seconds() == pytest.approx(25.0)
+
+
+def test_a_stage_that_is_trained_says_that_it_is_evaluated() -> None:
+    for terminal in (False, True):
+        output = io.StringIO()
+        console = Console(file=output, force_terminal=terminal, width=80, height=24, highlight=False)
+        with Reporter(3, ROWS, console, stages=STAGES) as report:
+            report.started(STAGES[0], 0)
+            for step in (0, 8):
+                assert "evaluating" not in report.line()
+                report.progress(0, step, 8, 0.5)
+            assert "finetune digits seed 0 evaluating; " in report.line()
+        assert ("evaluating" in output.getvalue()) == terminal
+
+
 def test_the_estimate_begins_with_the_rates_of_earlier_runs() -> None:
     rate = 0.5 / STAGES[0].schedule.batch_size
     expected = Estimate(STAGES[:1], {(kind_of(STAGES[0]), ""): rate}, workers=1)
