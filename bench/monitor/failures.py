@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 import shutil
 import sys
 from collections import defaultdict
 
-from bench.errors import InputError, nearest
+from bench.errors import InputError
 from bench.monitor import states
 from bench.monitor.states import Look
 from bench.planning.describe import counted
-from bench.planning.plan import Plan
+from bench.planning.plan import Plan, select
 from bench.specs import walk
 from bench.store.ownership import Attempt
 from bench.store.states import StageState
@@ -125,14 +124,9 @@ def _where(attempt: Attempt | None) -> str:
 def print_log(plan: Plan, store: Store, view: Look, name: str) -> None:
     """Print the log of a cell's failed stage, else of its last one that has a log.
 
-    `name` is a cell or a glob; of several cells that match, the names are printed instead.
+    `name` is a cell, or as in --only; of several cells that match, the names are printed instead.
     """
-    # A name that is given in full counts as such, though it may also be read as a glob.
-    matching = [cell for cell in plan.selected if name == cell.name]
-    matching = matching or [cell for cell in plan.selected if fnmatch.fnmatchcase(cell.name, name)]
-    if not matching:
-        legal = nearest(name, [cell.name for cell in plan.selected][:20])
-        raise InputError(f"--log '{name}' matches no cell; a cell is row/task/backbone/seed.{legal}")
+    matching = select(plan.selected, [name], "--log")
     if len(matching) > 1:
         print("\n".join(f"{cell.name}: {view.of(cell).state}" for cell in matching))
         return

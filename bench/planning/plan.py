@@ -155,7 +155,7 @@ def make_plan(
     clusters, of_other_grids = load_clusters(bindings, walk(*(cell.stage for cell in cells)))
     not_here = refuse_unused(expansion)
     _refuse_unequal_search(cells)
-    selected = _select(cells, only, "--only") if only else cells
+    selected = select(cells, only, "--only") if only else cells
     plan = Plan(
         grid,
         _origin(files, overrides, bindings),
@@ -173,7 +173,7 @@ def make_plan(
     )
     if store is not None:
         look_up(plan, store)
-    plan.again = _stages_again(plan, _select(cells, again, "--again"))
+    plan.again = _stages_again(plan, select(cells, again, "--again"))
     for stage in plan.again:
         for state in (plan.done, plan.failed, plan.outdated, plan.records):
             state.pop(stage.key, None)
@@ -344,7 +344,7 @@ def _warnings(cells: list[PlannedCell]) -> list[str]:
     return [f"warning: {', '.join(dict.fromkeys(rows))}: {warning}" for warning, rows in lines.items()]
 
 
-def _select(cells: list[PlannedCell], globs: Sequence[str], option: str) -> list[PlannedCell]:
+def select(cells: list[PlannedCell], globs: Sequence[str], option: str) -> list[PlannedCell]:
     """Return the cells that any glob matches. `option` gave the globs."""
     chosen = [_matching(cells, glob) for glob in globs]
     for glob, keys in zip(globs, chosen, strict=True):
@@ -361,11 +361,15 @@ def _select(cells: list[PlannedCell], globs: Sequence[str], option: str) -> list
 def _matching(cells: list[PlannedCell], glob: str) -> set[str]:
     """Name the cells that a glob means.
 
-    It means the cells whose whole names it matches, else those with a part that it matches. Parts are tried in turn:
+    It means the cell of exactly this name, else those whose whole names it matches, where a row may stand as in
+    grid.rows ('slow/tapt/digits/*'), else those with a part that it matches. Parts are tried in turn:
     'finetune' is the row of that name, in a grid without one all rows of that method, and without these every row with
     a stage of that kind.
     """
-    if whole := {cell.name for cell in cells if fnmatch.fnmatchcase(cell.name, glob)}:
+    names = {cell.name: (cell.name, cell.method + cell.name.removeprefix(cell.row)) for cell in cells}
+    if glob in names:
+        return {glob}
+    if whole := {name for name, each in names.items() if any(fnmatch.fnmatchcase(form, glob) for form in each)}:
         return whole
     parts: tuple[Callable[[PlannedCell], Iterable[str]], ...] = (
         lambda cell: (cell.row, cell.method),

@@ -104,6 +104,7 @@ def test_its_tables_fit_eighty_columns_and_its_words_are_explained(tmp_path: Pat
         ("finetune", {"finetune"}),
         ("tapt", {"slow"}),
         ("slow/tapt", {"slow"}),
+        ("slow/tapt/digits/*/0", {"slow"}),
         ("digits", {"finetune", "slow"}),
         ("docs_mlm", {"finetune", "slow"}),
         ("further_pretrain", {"slow"}),
@@ -115,5 +116,10 @@ def test_a_name_alone_means_all_its_cells(only: str, rows: set[str], tmp_path: P
     gin = tiny_grid.write(tmp_path, ["finetune", "slow/tapt"])
     plan = make_plan([str(gin)], [], [only], prepared, None)
     assert {cell.row for cell in plan.selected} == rows
-    one_task = {"digits": {"digits"}, "docs_mlm": {"pydocs"}, "*/digits/*": {"digits"}}
+    one_task = {
+        "digits": {"digits"},
+        "slow/tapt/digits/*/0": {"digits"},
+        "docs_mlm": {"pydocs"},
+        "*/digits/*": {"digits"},
+    }
     assert {cell.task for cell in plan.selected} == one_task.get(only, {"digits", "pydocs"})
