@@ -258,7 +258,7 @@ def test_unknown_tensors_of_an_auto_encoder_are_all_named(mae_folder: Path, tmp_
 @pytest.fixture
 def timm_folder(tmp_path: Path) -> Path:
     network = randomised(timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=3, img_size=32))
-    save_for_hf(network, tmp_path / "timm", safe_serialization=True)
+    save_for_hf(network, tmp_path / "timm", model_args={"img_size": 32}, safe_serialization=True)
     return tmp_path / "timm"
 
 

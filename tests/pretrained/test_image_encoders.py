@@ -64,14 +64,18 @@ def of_transformers(kind: str, suffix: str = "Model", **settings: Any) -> Any:
 
 def of_timm(kind: str, **settings: Any) -> Any:
     small = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
-    return randomised(timm.create_model(kind, pretrained=False, **{**small, **OF_TIMM.get(kind, {}), **settings}))
+    arguments = {**small, **OF_TIMM.get(kind, {}), **settings}
+    network: Any = randomised(timm.create_model(kind, pretrained=False, **arguments))
+    network.arguments = {name: value for name, value in arguments.items() if name != "num_classes"}
+    return network
 
 
 def saved(network: Any, folder: Path) -> Path:
     if isinstance(network, transformers.PreTrainedModel):
         network.save_pretrained(folder)
     else:
-        save_for_hf(network, folder, safe_serialization=True)
+        # Older versions of timm write only what they are given.
+        save_for_hf(network, folder, model_args=network.arguments, safe_serialization=True)
     return folder
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.launch.slurm import worklist
+
 Fake = Callable[..., Path]
 
 SINFO = """\
@@ -23,6 +25,12 @@ MaxBatchRequeue = 5
 PartitionName=main Default=YES MaxTime=1-00:00:00 State=UP
 PartitionName=long Default=NO MaxTime=UNLIMITED State=UP
 """
+
+
+@pytest.fixture(autouse=True)
+def _forget_worklists() -> None:
+    """A folder for tests may be called like one of another test before, where other worklists lay."""
+    worklist.read.cache_clear()
 
 
 @pytest.fixture
