@@ -208,14 +208,19 @@ def _measure(plan: Plan, options: argparse.Namespace, store: Store, data: Path) 
     """Time a few steps of one stage of each kind that no finished stage prices."""
     if plan.unprepared:
         return {}
+    from bench.training.loop import Diverged
     from bench.training.timing import seconds_per_step
 
     (settings, *_) = _workers(plan, options, data, _devices(options)[:1], 1)
     rates: Rates = {}
     for kind, stages in unpriced(plan, finished_rates(plan, store)).items():
         print(f"measuring: {kind}", flush=True)
-        stage = to_measure(stages)
-        rates[kind, ""] = seconds_per_step(stage, settings) / stage.schedule.batch_size
+        for stage in (to_measure(stages), to_measure(stages[:1])):  # settings of one row may diverge at once
+            try:
+                rates[kind, ""] = seconds_per_step(stage, settings) / stage.schedule.batch_size
+                break
+            except Diverged as error:
+                print(f"{stage.title} cannot be timed: {error}", flush=True)
     return rates
 
 

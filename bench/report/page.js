@@ -42,6 +42,10 @@ function facts(pairs) {
   ]));
 }
 
+function counted(number, noun) {
+  return `${number} ${noun}${number === 1 ? "" : "s"}`;
+}
+
 function text(value) {
   if (typeof value === "number") return Number.isInteger(value) ? String(value) : String(+value.toPrecision(6));
   if (Array.isArray(value)) return value.map(text).join(", ");
@@ -403,7 +407,8 @@ async function main() {
   const seeds = data.seeds;
   const some = seeds.length <= 20 ? seeds.join(", ") : `${seeds.slice(0, 3).join(", ")}, …, ${seeds.at(-1)} (${seeds.length})`;
   document.getElementById("facts").textContent =
-    `${data.rows.length} rows, ${tasks.size} tasks, seeds ${some}; ${data.cells.length} numbers.`
+    `${counted(data.rows.length, "row")}, ${counted(tasks.size, "task")}, seeds ${some}; `
+    + `${counted(data.cells.length, "number")}.`
     + (data.store ? "" : " Made from records alone, without a store: no learning curves and no logs.");
   document.getElementById("report").append(
     section("Answer", answer()),

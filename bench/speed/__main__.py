@@ -130,10 +130,14 @@ def _quickstart(options: argparse.Namespace) -> dict[str, Any]:
 
 def _inputs(options: argparse.Namespace) -> dict[str, Any]:
     from bench.speed import inputs
+    from bench.training.loop import Diverged
 
     cells, root, threads = {}, cli.data_root(options), options.threads
     for name, stage in inputs.selected_stages(options.gin, options.set, options.only, root).items():
-        seconds = inputs.measure(stage, root, options.steps, options.device, threads)
+        try:
+            seconds = inputs.measure(stage, root, options.steps, options.device, threads)
+        except Diverged as error:
+            raise InputError(f"{name}: {error}, or leave the cell out with --only.") from error
         cells[f"{name}, {threads} threads"] = {"cell": name, "threads": threads, **seconds}
     return cells
 

@@ -90,6 +90,18 @@ def test_a_few_steps_price_what_nothing_else_does(
     assert cli.reporting_errors(lambda: grid.main([*command, "--measure"])) == 2
 
 
+def test_a_stage_that_diverges_at_once_leaves_the_price_to_another_of_its_kind(
+    tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--plan", "--measure", "--data", str(prepared), "--store", str(tmp_path / "runs"), "--device", "cpu"]
+    gin = tiny_grid.write(tmp_path, ["finetune", "hot/finetune"], "hot/finetune.lr = 1e30")
+    assert grid.main(["--gin", str(gin), *command]) == 0
+    shown = capsys.readouterr().out
+    assert "cannot be timed: the loss is" in shown and "unknown" not in shown
+    assert grid.main(["--gin", str(gin), "--only", "hot", *command]) == 0
+    assert "unknown: 1 finetune" in capsys.readouterr().out
+
+
 def test_its_tables_fit_eighty_columns_and_its_words_are_explained(tmp_path: Path, prepared: Path) -> None:
     rows = ["finetune", "self_distillation", "a_row_of_a_rather_long_name/supcon", "tapt"]
     shown = describe_plan(tiny_grid.plan(tmp_path, prepared, rows)).splitlines()

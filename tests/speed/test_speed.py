@@ -47,6 +47,7 @@ from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
 from bench.training.loop import Supervision, train
 from bench.training.networks import new_model
+from tests import tiny_grid
 
 CPU = torch.device("cpu")
 LINES = [(kind, network) for network in NETWORKS for kind in KINDS]
@@ -592,6 +593,13 @@ def test_what_makes_no_sense_is_refused(arguments: list[str], monkeypatch: pytes
     monkeypatch.setattr(side, "ask_once", lambda who, work: {"bfloat16": False})
     with pytest.raises(InputError, match=arguments[0]):
         command.main(arguments)
+
+
+def test_a_cell_that_diverges_is_named(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side, "ask_once", lambda who, work: {"bfloat16": False})
+    gin = tiny_grid.write(tmp_path, ["finetune"], "finetune.lr = 1e30")
+    with pytest.raises(InputError, match=r"finetune/digits/photos_mae/0: the loss is .*--only"):
+        command.main(["--gin", str(gin), "--only", "*/digits/*", "--data", str(prepared), "--quick"])
 
 
 def test_help_needs_no_torch() -> None:
