@@ -247,10 +247,11 @@ def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -
 
     DeiT's and DINOv2's with registers are among them. Its classifiers are ignored.
     """
-    from timm.layers.layer_scale import LayerScale
-
     network, described = _network_of_timm(folder, raw), raw.get("pretrained_cfg") or {}
     block = network.blocks[0]
+    # Read before the weights replace it. The shortest text of a float32 is the number that the network was built with.
+    scale = getattr(block.ls1, "gamma", None)
+    layer_scale = None if scale is None else float(str(scale.detach().numpy().flat[0]))
     ignored = tuple(sorted(name for name in state if name.startswith(("head.", "head_dist."))))
     encoder = {name: tensor for name, tensor in state.items() if name not in ignored}
     try:
@@ -272,7 +273,7 @@ def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -
         "norm_eps": block.norm1.eps,
         "registers": network.num_prefix_tokens - 1,
         "positioned": "patches" if network.no_embed_class else "all",
-        "layer_scale": block.ls1.init_values if isinstance(block.ls1, LayerScale) else None,
+        "layer_scale": layer_scale,
         "pre_norm": isinstance(network.norm_pre, nn.LayerNorm),
         **pixels,
     }

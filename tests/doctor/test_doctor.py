@@ -291,7 +291,7 @@ def test_a_clock_that_is_wrong_is_a_warning(tmp_path: Path, monkeypatch: pytest.
     now = time.time()
     monkeypatch.setattr("bench.doctor.computer.time.time", lambda: now - 60)
     ((verdict, text),) = bad(computer.file_system(tmp_path))
-    assert verdict == "warning" and ("+60." in text or "+59." in text)
+    assert verdict == "warning" and ("by 60." in text or "by 59." in text)
 
 
 # -------------------------------------------------------------------------------------------------------------- Slurm
