@@ -215,7 +215,8 @@ def _measure(plan: Plan, options: argparse.Namespace, store: Store, data: Path) 
     rates: Rates = {}
     for kind, stages in unpriced(plan, finished_rates(plan, store)).items():
         print(f"measuring: {kind}", flush=True)
-        for stage in (to_measure(stages), to_measure(stages[:1])):  # settings of one row may diverge at once
+        # Settings of one row may diverge at once: then the first of the kind is tried, if it is another than the last.
+        for stage in map(to_measure, (stages, stages[:1]) if len(stages) > 1 else (stages,)):
             try:
                 rates[kind, ""] = seconds_per_step(stage, settings) / stage.schedule.batch_size
                 break

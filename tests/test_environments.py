@@ -121,7 +121,8 @@ def test_bad_input_ends_with_status_2(
         "theory": ["--rounds", "0"],
     }.get(command, ["--gin", "nowhere.gin"])
     assert status_of(command, arguments, monkeypatch) == 2
-    assert "error: " in capsys.readouterr().err
+    first = "usage: " if command == "theory" else "error: "  # it has its arguments checked by argparse alone
+    assert capsys.readouterr().err.startswith(first)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

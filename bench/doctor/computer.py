@@ -199,8 +199,6 @@ def file_system(store: Path) -> Iterator[Fact]:
         yield Fact("problem", f"--store {store}: cannot be written as needed (hard links, rename, fsync): {error}", fix)
         return
     yield Fact("ok", f"--store {store}: can be written; exclusive creation, hard links, rename and fsync work")
-    verdict, text = (
-        "warning" if abs(skew) > SKEW_SECONDS else "ok",
-        f"its clock differs from this computer's by {abs(skew):.1f} s",
-    )
-    yield Fact(verdict, f"--store {store}: {text}", "have the clocks set (NTP)")
+    verdict = "warning" if abs(skew) > SKEW_SECONDS else "ok"
+    text = f"--store {store}: its clock differs from this computer's by {abs(skew):.1f} s"
+    yield Fact(verdict, text, "have the clocks set (NTP)")

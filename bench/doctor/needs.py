@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from bench.data.manifest import describe_manifest, read_manifest
@@ -36,14 +36,16 @@ def needs(files: Sequence[str], overrides: Sequence[str], store: Path, data: Pat
     weights = {stage.backbone.name for stage in plan.stages if isinstance(stage.backbone.weights, PublicWeights)}
     for name in sorted({*plan.unprepared, *(stage.data.task for stage in plan.stages), *weights}):
         yield _content(name, plan)
+    to_run = [*plan.to_run(retry=True), *(stage for stage in plan.stages if stage.unprepared)]
     # The sizes of a user's own checkpoint are known once it is prepared; before that the stage holds defaults.
     unknown = plan.unprepared & plan.catalogue.own
-    to_run = [*plan.to_run(retry=True), *(stage for stage in plan.stages if stage.unprepared)]
-    to_run = [stage for stage in to_run if stage.backbone.name not in unknown]
+    sized = [stage for stage in to_run if stage.backbone.name not in unknown]
+    if sized:
+        yield _space("--store", store, _stored(sized), "weights and checkpoints")
     if to_run:
-        yield _space("--store", store, _stored(to_run), "weights and checkpoints")
-        yield _space("--data", data, _prepared_bytes(plan), "downloads and decoded images")
-        yield from _memory(to_run)
+        yield _space("--data", data, _prepared_bytes(plan, unknown), "downloads and decoded images")
+    if sized:
+        yield from _memory(sized)
 
 
 def _content(name: str, plan: Plan) -> Fact:
@@ -86,17 +88,18 @@ def _stored(to_run: Sequence[Stage]) -> int:
     return sum(weights) + CHECKPOINTS_KEPT * CHECKPOINT_COPIES * max(weights, default=0)
 
 
-def _prepared_bytes(plan: Plan) -> int:
+def _prepared_bytes(plan: Plan, unknown: Set[str]) -> int:
     """Estimate what is still to be written under the data root.
 
-    That is the official archives and what is made of them, and the images of each size, three bytes a pixel.
+    That is the official archives and what is made of them, and the images of each size, three bytes a pixel. The image
+    size of the backbones named in `unknown` is not known.
     """
     files = [file for name in plan.unprepared & SOURCES.keys() for file in SOURCES[name].files]
     size = 2 * sum(file.size or 0 for file in files)
     sides = {
         (stage.data.task, stage.backbone.image_size)
         for stage in plan.stages
-        if isinstance(stage.backbone, MaskedAutoEncoder)
+        if isinstance(stage.backbone, MaskedAutoEncoder) and stage.backbone.name not in unknown
     }
     for task, side in sides:
         manifest = read_manifest(task, plan.data_root)

@@ -41,7 +41,7 @@ class _TimeLeft(ProgressColumn):
     """The time left: of a stage's steps by their speed, of all stages by the estimate."""
 
     def render(self, task: Task) -> Text:
-        if task.fields["evaluated"]:
+        if task.fields.get("evaluated"):
             return Text("evaluating", justify="right")
         seconds = task.fields["left"] if task.fields["overall"] else task.time_remaining
         return Text("-:--" if seconds is None else f"{clock(seconds)} left", justify="right")
@@ -98,9 +98,7 @@ class Reporter:
             if self.console.width >= WITH_LOSS:
                 columns.append(TextColumn("{task.fields[note]}"))
             self._live = Progress(*columns, console=self.console, expand=True)
-            self._overall = self._live.add_task(
-                "all stages", total=total, note="", overall=True, left=None, evaluated=False
-            )
+            self._overall = self._live.add_task("all stages", total=total, note="", overall=True, left=None)
 
     def __enter__(self) -> Self:
         if self._live:
@@ -145,9 +143,7 @@ class Reporter:
         self._running[worker] = stage, 0.0
         if self._live:
             label = self._label(stage)
-            self._bars[worker] = self._live.add_task(
-                label, total=None, note="starting", overall=False, left=None, evaluated=False
-            )
+            self._bars[worker] = self._live.add_task(label, total=None, note="starting", overall=False, left=None)
 
     def progress(self, worker: int, step: int, steps: int, loss: float) -> None:
         """Show how many steps of a worker's stage are done."""
@@ -160,9 +156,7 @@ class Reporter:
             note = "" if math.isnan(loss) else f"loss {loss:.3f}"
             task = next(task for task in self._live.tasks if task.id == self._bars[worker])
             if task.total is None:  # its speed counts from here: a stage that is resumed begins with many steps
-                self._live.reset(
-                    task.id, total=steps, completed=step, note=note, overall=False, left=None, evaluated=False
-                )
+                self._live.reset(task.id, total=steps, completed=step, note=note, overall=False, left=None)
             evaluated = _is_evaluated(stage, step / max(1, steps))
             self._live.update(task.id, completed=step, total=steps, note=note, evaluated=evaluated)
             self._live.update(self._overall, left=self._estimate.seconds())

@@ -119,14 +119,12 @@ class Batches:
 
         Texts come in parts of similar lengths, or padded to one of few lengths.
         """
-        # A CPU computes texts in parts of similar lengths, which need little padding. Recorded or compiled steps want
-        # few different shapes instead: with pad_to_multiple_of 8, texts of up to 21 tokens become (B, 24).
+        # Where shapes have to repeat: with pad_to_multiple_of 8, texts of up to 21 tokens become (B, 24).
         backbone = self.stage.backbone
         if not isinstance(backbone, LanguageModel):
             return self.examples.inputs(index, self.device, flip)
         inputs = self.examples.inputs(index, CPU, flip)
-        shapes_have_to_repeat = has_graphs(self.device) or self.stage.execution.compile
-        if not shapes_have_to_repeat:
+        if in_parts(self.stage, self.device):
             return {**inputs, "parts": by_length(inputs["attention_mask"])}
         longest, unit = inputs["input_ids"].shape[1], backbone.pad_to_multiple_of
         return padded(inputs, min(-(-longest // unit) * unit, backbone.max_length), backbone.pad_id)
@@ -139,3 +137,11 @@ class Batches:
         if isinstance(inputs, dict):
             return inputs
         return random_view(inputs, generator, flips=self.stage.schedule.augmentation == "flip")
+
+
+def in_parts(stage: Stage, device: torch.device) -> bool:
+    """Tell whether texts are computed in parts of similar lengths.
+
+    They need little padding then. Recorded or compiled steps want few different shapes instead.
+    """
+    return not (has_graphs(device) or stage.execution.compile)

@@ -13,6 +13,7 @@ from bench.device import synchronize
 from bench.interfaces.examples import Examples
 from bench.interfaces.model import Inputs, Model
 from bench.specs import Stage
+from bench.training.batches import in_parts
 from bench.training.loop import autocast
 
 BATCH_SIZE = 256
@@ -44,9 +45,9 @@ def predict(stage: Stage, model: Model, examples: Examples, device: torch.device
 
 
 def _inputs(stage: Stage, examples: Examples, index: torch.Tensor, device: torch.device) -> Inputs:
-    """Read examples onto the device. On a CPU texts come in parts of similar lengths, as in training."""
+    """Read examples onto the device. Texts come in parts of similar lengths where they do in training."""
     inputs = examples.inputs(index, device)
-    if isinstance(inputs, dict) and device.type == "cpu" and not stage.execution.compile:
+    if isinstance(inputs, dict) and in_parts(stage, device):
         return {**inputs, "parts": by_length(inputs["attention_mask"])}
     return inputs
 
