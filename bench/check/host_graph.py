@@ -1,7 +1,7 @@
 """A stand-in for a GPU's graph that records and repeats work on the CPU, so that recording is tested without a GPU.
 
 Like a CUDA graph it does nothing while it records, it freezes what Python computes, it reads its inputs from the
-tensors it was recorded with, and it refuses what asks the device for a value.
+tensors it was recorded with, and it refuses what asks the device for a value, or would lie on the host beside a GPU.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode
 
 WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal"}
@@ -32,7 +34,7 @@ class HostGraph:
         recording = _Recording()
         generator = torch.get_rng_state()  # of the device that this stands in for
         try:
-            with recording:
+            with recording, _OnDevice():
                 return work()
         finally:
             self._operations = recording.operations
@@ -43,6 +45,21 @@ class HostGraph:
         self.replays += 1
         for operation in self._operations:
             operation()
+
+
+class _OnDevice(TorchFunctionMode):
+    """Refuses a tensor made without `device`: beside a GPU it lies on the host, and a graph freezes its values."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        makes = function in _device_constructors() and not any(isinstance(argument, Tensor) for argument in args)
+        # A single number on the host may be combined with a GPU's tensors.
+        if makes and kwargs.get("device") is None and result.dim() > 0:
+            raise RuntimeError(f"torch.{function.__name__} without device= makes a tensor on the host, not on the GPU")
+        return result
 
 
 class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -70,7 +87,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in written:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in self._made and storage.data_ptr() not in self._before:
-                whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+                whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
                 self._before[storage.data_ptr()] = whole, whole.clone()
         results = operation(*args, **kwargs)
         inputs = {id(tensor) for tensor in pytree.tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}

@@ -53,7 +53,7 @@ def _dropped(values: Tensor, rate: float) -> Tensor:
     # each 64-bit draw gives four of 16 bits. A value is zeroed where its bits, a number from -32768 to 32767, are among
     # the lowest round(rate · 65536): rate 0.1 becomes 6554 / 65536, and what is kept is scaled by 65536 / 58982.
     count = values.numel()
-    bits = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    bits = torch.empty(-(-count // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None).view(torch.int16)
     zeroed = min(round(rate * LEVELS), LEVELS - 1)  # something is always kept
     kept = bits[:count].view(values.shape) >= zeroed - LEVELS // 2
     return values * kept.to(values.dtype).mul_(LEVELS / (LEVELS - zeroed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import sys
@@ -37,6 +38,10 @@ def added(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={ADDED: True})
 
 
+_DEFAULTS = (bool, int, float, str, tuple, type(None), dataclasses.Field)
+"""Classes of what stands behind the = of a field."""
+
+
 @dataclass(frozen=True)
 class Spec:
     """Base of everything that is hashed.
@@ -56,6 +61,13 @@ class Spec:
             raise InputError(
                 f"two specs are named {cls.__name__}, in {files[0]} and in {files[1]}. Rename one of them."
             )
+        for name, value in vars(cls).items():
+            constant = name.startswith("_") or name.isupper()
+            if isinstance(value, _DEFAULTS) and not constant and name not in inspect.get_annotations(cls):
+                raise InputError(
+                    f"{cls.__name__}.{name} in {source_file(cls.__module__)} has no type, so no gin file can set it "
+                    f"and no key holds it. Declare a type, as in `{name}: float = 0.1`; write a constant in capitals."
+                )
         SPECS[cls.__name__] = cls
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from bench.device import Arriving, full_precision, has_graphs, receive, seed, side_stream
 from bench.interfaces.examples import Examples
@@ -365,13 +366,24 @@ class StepWork:
         return losses
 
     def _gradients(self, batch: Batch) -> Losses:
+        before = self._versions(batch)
         with autocast(self._stage, self._context.device):
             loss = self._stage.objective.loss(self._model, batch, self._states["state"], self._context)
         _check_loss(self._stage.objective, loss)
+        if self._versions(batch) != before:
+            raise TypeError(
+                f"{type(self._stage.objective).__name__}.loss changed in place a tensor of its batch, or the labels of "
+                "the training set, which are read again; change a copy, as of .clone()"
+            )
         loss = loss.of_step(batch)
         loss.total.backward()  # type: ignore[no-untyped-call]
         parts = {name: part.detach() for name, part in loss.parts.items()}
         return {**parts, "loss": loss.total.detach()}  # last: a method may give one of its parts that name
+
+    def _versions(self, batch: Batch) -> list[int]:
+        """Count the changes made so far to what an objective is handed to read."""
+        shared = (batch, self._context.training_set.labels)
+        return [leaf._version for leaf in pytree.tree_leaves(shared) if isinstance(leaf, Tensor)]
 
     def _update(self, _: object) -> Losses:
         stage = self._stage

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from baselines.tapt import further_pretrain
-from bench.errors import SpecError
+from bench.errors import InputError, SpecError
 from bench.planning.bindings import Bindings
 from bench.planning.cell import Expansion
 from bench.planning.settings import Grid
@@ -125,6 +125,13 @@ def test_a_field_added_later_changes_nothing_until_it_is_set() -> None:
             from_canonical({"type": "Grown", "version": 1, "extra": True}, lambda key: pretraining())
     finally:
         del SPECS["Grown"]
+
+
+@pytest.mark.parametrize("default", [0.1, None, "mean", dataclasses.field(default=2), (1, 2)])
+def test_a_setting_without_a_type_is_refused_where_the_class_is_declared(default: object) -> None:
+    with pytest.raises(InputError, match=r"Untyped\.rate in .*test_specs\.py has no type"):
+        type("Untyped", (Spec,), {"rate": default, "__module__": __name__})
+    assert "Untyped" not in SPECS
 
 
 def test_batching_changes_the_key() -> None:

@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.errors import InputError
-from bench.interfaces.hooks import Activity, Loss
+from bench.interfaces.hooks import Activity, Batch, Context, Loss, State
+from bench.interfaces.model import Model
 from bench.planning.plan import make_plan
 from bench.specs import Stage
+from bench.specs.objectives import CrossEntropy
 from bench.store import code
 from bench.store.files import digest, sha256
 from bench.store.states import StageState
@@ -137,6 +139,36 @@ def test_what_an_objective_returns_wrongly_is_named(
     outcome = run_stage(store, stage, prepared)
     assert outcome.state == StageState.FAILED
     assert re.search(f"CrossEntropy.loss .*{words}", outcome.reason)
+
+
+CHANGES: dict[str, Callable[[Batch, Context], object]] = {
+    "labels": lambda batch, context: batch.labels.zero_(),  # type: ignore[union-attr]
+    "inputs": lambda batch, context: batch.inputs.mul_(0.5),  # type: ignore[union-attr]
+    "index": lambda batch, context: batch.index.add_(1),
+    "all labels": lambda batch, context: context.training_set.labels.zero_(),  # type: ignore[union-attr]
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_an_objective_that_changes_what_others_read_is_refused(
+    change: Callable[[Batch, Context], object],
+    stage: Stage,
+    store: Store,
+    prepared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second pass of sharpness-aware minimisation, what the method did, and later epochs read it again."""
+    original = CrossEntropy.loss
+
+    def loss(objective: CrossEntropy, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        with torch.no_grad():
+            change(batch, context)
+        return original(objective, model, batch, state, context)
+
+    monkeypatch.setattr(CrossEntropy, "loss", loss)
+    outcome = run_stage(store, stage, prepared)
+    assert outcome.state == StageState.FAILED
+    assert "CrossEntropy.loss changed in place" in outcome.reason
 
 
 @pytest.mark.parametrize(("value", "written"), [(0.5, 0.5), (math.nan, None), (math.inf, None)])

@@ -164,6 +164,24 @@ class DrawsOnTheHost(CrossEntropy):
 
 
 @dataclass(frozen=True)
+class MakesOnTheHost(CrossEntropy):
+    """Weights examples by numbers that torch draws on the host, as no device is given."""
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        weights = torch.rand(len(batch.index)).to(batch.index.device)
+        return Loss(super().loss(model, batch, state, context).total * weights.mean())
+
+
+@dataclass(frozen=True)
+class DrawsOnTheDevice(CrossEntropy):
+    """Does the same where the batch lies: as it should be done."""
+
+    def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
+        weights = torch.rand(len(batch.index), device=batch.index.device)
+        return Loss(super().loss(model, batch, state, context).total * weights.mean() * torch.tensor(0.5))
+
+
+@dataclass(frozen=True)
 class AsksTheDevice(CrossEntropy):
     """Decides by a number that is on the device, which cannot be known while a step is recorded."""
 
@@ -202,6 +220,7 @@ def test_steps_of_networks_that_transformers_computes_are_not_recorded(
         ({"objective": CrossEntropy() + ReplacesState()}, True, "other tensors are put into the state (1.average)"),
         ({"objective": DrawsOnTheHost()}, True, "random numbers on the host"),
         ({"objective": DrawsOnTheHost(kind="numpy")}, True, "random numbers on the host"),
+        ({"objective": MakesOnTheHost()}, True, "torch.rand without device= makes a tensor on the host"),
         ({"objective": AsksTheDevice()}, True, "asks the device for a value"),
         ({"optimizer": AdamW(fused=False)}, True, "asks the device for a value"),  # torch's, on a CPU
     ],
@@ -229,8 +248,8 @@ def test_what_cannot_be_recorded_is_computed_as_written(
     assert len(lines) == 1 and reason in lines[0]
 
 
-@pytest.mark.parametrize("objective", [ChangesState(), CrossEntropy() + ChangesState()])
-def test_a_state_that_is_changed_in_place_is_recorded(
+@pytest.mark.parametrize("objective", [ChangesState(), CrossEntropy() + ChangesState(), DrawsOnTheDevice()])
+def test_what_keeps_to_the_rules_is_recorded(
     objective: CrossEntropy, recording: type[HostGraph], tmp_path: Path
 ) -> None:
     stage = dataclasses.replace(RECORDED["finetune"], objective=objective)
