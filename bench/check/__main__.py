@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="bench-check-") as folder:
         _check(plugin, root, Path(folder), bound, lines)
     count = lines.unmet
-    print(f"\n{plugin.name}: {f'{count} demands are not met' if count else 'all demands are met'}")
+    print(f"\n{plugin.name}: {f'demands not met: {count}' if count else 'all demands are met'}")
     return 1 if count else 0
 
 

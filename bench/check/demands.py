@@ -184,7 +184,8 @@ def on_each_task(demand: Demand, kit: Kit, recipe: str) -> list[str]:
         except Unmet as reason:
             refused[task] = reason
     if len(refused) == len(TASK_NAMES):
-        raise Unmet("; ".join(map(str, refused.values())))
+        causes = dict.fromkeys(str(reason.__cause__) for reason in refused.values())
+        raise Unmet(f"it cannot be planned for {' or '.join(refused)}: {' '.join(causes)}")
     notes = [note for task in TASK_NAMES if task not in refused for note in demand(kit, recipe, task)]
     return [str(reason) for reason in refused.values() if demand is can_be_planned] + notes
 

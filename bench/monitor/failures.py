@@ -53,7 +53,7 @@ FIXES = {
     "setup": "mend the line of slurm.setup or the package that the message names; if it is always the same node, keep "
     "away from it: slurm.extra = ['exclude=NODE']",
     "data": "free or repair what the message names",
-    "diverged": "lower the learning rate or clip gradients; a search goes on with its other candidates",
+    "diverged": "do what its message says; a search goes on with its other candidates",
     "code": "read the log (--log CELL) and mend what it tells of",
 }
 

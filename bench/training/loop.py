@@ -28,6 +28,8 @@ LATE_STEPS = 16
 MOST_COMPILED = 64
 """How many shapes of a network are compiled before a stage fails rather than go on uncompiled."""
 
+FROM_THE_START = "no update was made yet: look at the loss of the method and at the weights that the stage begins with"
+
 
 class Interrupted(Exception):
     """Training stopped at a step boundary because it was asked to. The checkpoint of that step is written."""
@@ -445,9 +447,11 @@ class LossWatch:
             done, rate, names, arriving = self._pending.popleft()
             losses = dict(zip(names, arriving.wait(), strict=True))
             if not math.isfinite(losses["loss"]):
+                # Of step 0 no rate is to blame: its loss is computed before the first update.
+                advice = "lower the learning rate or clip gradients" if done > 1 else FROM_THE_START
                 raise Diverged(
                     f"the loss is {losses['loss']} at step {done - 1} of {self._total_steps} "
-                    f"(learning rate {rate:.3g}); lower the learning rate or clip gradients"
+                    f"(learning rate {rate:.3g}); {advice}"
                 )
             self._report(done, losses)
 

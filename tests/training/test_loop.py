@@ -423,6 +423,14 @@ def test_late_losses_name_the_first_bad_step_and_come_in_order() -> None:
     assert seen[-1] == (3, 3.0)
 
 
+@pytest.mark.parametrize("step", [0, 1])
+def test_no_learning_rate_is_blamed_before_the_first_update(step: int) -> None:
+    watch = LossWatch(lambda step, losses: None, total_steps=9, late=0)
+    with pytest.raises(Diverged) as caught:
+        watch.add(step + 1, 0.0, {"loss": torch.tensor(float("nan"))})
+    assert ("lower the learning rate" in str(caught.value)) == (step > 0)
+
+
 @pytest.mark.parametrize("every", [3, 1000])
 def test_nothing_is_saved_or_finished_with_a_loss_that_is_no_number(
     every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

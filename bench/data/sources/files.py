@@ -200,7 +200,7 @@ def _read_csv(task: Task, file: Path, account: Account) -> Table:
                 continue
             if len(fields) != len(header):
                 raise InputError(
-                    f"{where}: {len(fields)} fields, but the header names {len(header)}, separated by "
+                    f"{where}: its number of fields is {len(fields)}, but the header names {len(header)}, separated by "
                     f"{DELIMITERS[delimiter]}. A field with one of these, a quote or a line break in it needs double "
                     "quotes around it."
                 )
