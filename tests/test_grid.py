@@ -415,6 +415,9 @@ def test_a_failure_blocks_its_dependants_and_nothing_else(
     assert status.main(shlex.split(command)) == 0
     assert capsys.readouterr().out == (place.store / failed / "log.txt").read_text()
     assert shown.count("blocked: ") == 4
+    (table,) = (tmp_path / "results").glob("*.md")
+    assert "no number of `tapt/digits/photos_mae/0`, " in table.read_text()
+    assert "as a stage failed (Diverged)" in table.read_text()
     assert place.records().keys() == {"finetune/digits/photos_mae/0", "finetune/digits/photos_mae/1"}
     assert "Diverged" in (place.store / failed / "log.txt").read_text()
     # Not again without --retry, which tries again; a failure is never a result.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from bench.planning.cost import TABLE_WIDTH, Rates, describe_cost, finished_rates
 from bench.planning.plan import Plan
@@ -27,6 +27,11 @@ SOURCE_WORDS = "source_pretrain: source pre-training, first weights for a backbo
 def counted(number: int, noun: str) -> str:
     """Write a number of things, one of them in the singular."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """List the first names, at most so many, and count the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def describe_plan(plan: Plan, store: Store | None = None, measured: Rates | None = None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError
+from bench.planning.describe import first_of
 from bench.planning.plan import code_span
 from bench.tables.grid_facts import GridFacts
 from bench.tables.records import Earlier, LeftOut, Record, RecordsFile, disagree, read_file, same
@@ -108,11 +109,10 @@ def _extent(line: LeftOut) -> str:
 
 def _warning(left_out: Sequence[LeftOut]) -> str:
     """Write the warning of a table. Of paths it holds the end alone, as tables are published."""
-    ends = [(f"{Path(*line.path.parts[-2:])}:{line.number}", _extent(line)) for line in left_out[:NAMED]]
+    ends = [(f"{Path(*line.path.parts[-2:])}:{line.number}", _extent(line)) for line in left_out]
     # A path that is no text, as Unix allows, could be neither printed nor written.
     names = [f"{code_span(end.encode(errors='backslashreplace').decode())} ({extent})" for end, extent in ends]
-    more = f" and {len(left_out) - NAMED} more" if len(left_out) > NAMED else ""
-    return f"Warning: left out, as they could not be read: {', '.join(names)}{more}."
+    return f"Warning: left out, as they could not be read: {first_of(names, NAMED)}."
 
 
 def changed_cells(before: RecordsFile, after: RecordsFile) -> Iterator[str]:

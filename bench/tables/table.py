@@ -7,7 +7,7 @@ import dataclasses
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,9 @@ from tabulate import tabulate
 
 from bench.data.metrics import METRICS
 from bench.errors import InputError
-from bench.planning.plan import Plan
+from bench.planning.describe import first_of
+from bench.planning.plan import Plan, code_span
+from bench.specs import walk
 from bench.store.activity import describe_inactive, inactive
 from bench.store.code import other_code
 from bench.store.files import write_text
@@ -154,7 +156,11 @@ def collate(plan: Plan, store: Store, results: Path, read_before: Mapping[str, R
     only_in_file = [record for record in records if record["cell"] not in in_store]
     awaited = sum(record["metrics"] in store.replaced(stages[record["cell"]]) for record in only_in_file)
     unfinished = [f"Warning: {awaited} cells show numbers that --again set aside; no new ones are there yet."]
-    warnings = (*_outdated(records), *(unfinished if awaited else []))
+    warnings = (
+        *_outdated(records),
+        *(unfinished if awaited else []),
+        *_failed(plan, store, {record["cell"] for record in records}),
+    )
     facts = dataclasses.replace(facts_of(plan), warnings=warnings)
     selected_done = all(cell.name in in_store for cell in plan.selected)
     return Results(content._replace(grid=facts), results, others, selected_done)
@@ -465,6 +471,29 @@ def inactive_parts(records: Sequence[Record]) -> Iterator[str]:
         for record in records
         for name, meaning in inactive(record.get("activity", {})).items()
     )
+
+
+def _failed(plan: Plan, store: Store, shown: Collection[str]) -> Iterator[str]:
+    """Say of which cells a stage failed, so that they have no number."""
+    failures: dict[str, str | None] = {}
+    cells: dict[str, list[str]] = {}
+    for cell in plan.cells:
+        if cell.name in shown or cell.stage.unprepared:
+            continue
+        for stage in walk(cell.stage):
+            if stage.key not in failures:
+                failures[stage.key] = store.failure(stage)
+        reasons = [reason for stage in walk(cell.stage) if (reason := failures[stage.key]) is not None]
+        for reason in reasons[:1]:  # of the first in the chain; others may fail for the same cause
+            cells.setdefault(reason.partition(":")[0], []).append(cell.name)
+    # Only the kind: a message may name folders of this computer, and tables are published.
+    for kind, names in cells.items():
+        some = first_of([code_span(name) for name in names], NAMED_CELLS)
+        yield f"Warning: no number of {some}, as a stage failed ({kind}); python -m bench.status --failed says why."
+
+
+NAMED_CELLS = 3
+"""How many failed cells a warning names."""
 
 
 def _outdated(records: Sequence[Record]) -> list[str]:
