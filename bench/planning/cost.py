@@ -100,6 +100,8 @@ def describe_cost(plan: Plan, rates: Rates, measured: bool = False) -> list[str]
     if rest < len(to_run):
         priced = f"cost: about {_minutes(sum(by_kind.values()))} of one worker for {len(to_run) - rest} stages"
         lines = [priced + (f"; unknown for {rest} more" if rest else "")]
+        if any(stage.evaluations for stage in to_run):  # records tell the time of training alone
+            lines.append("  of training alone: evaluation comes on top, which counts where test sets are large")
         lines += [f"  {name}: {_minutes(seconds)}" for name, seconds in by_kind.items() if seconds and len(by_kind) > 1]
     for kind, stages in unknown.items():
         lines += textwrap.wrap(f"  unknown: {len(stages)} {kind}", TABLE_WIDTH, subsequent_indent=" " * 11)
