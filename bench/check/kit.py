@@ -149,7 +149,8 @@ class Kit:
         if (again["weights"]["sha256"], again["metrics"]) != (first["weights"]["sha256"], first["metrics"]):
             raise Unmet(
                 f"stage {stage.name} comes to other weights when it is stopped after every step and goes on. Keep "
-                "what changes between steps in State.tensors or State.module, none of it in the spec or the module."
+                "what changes between steps in State.tensors or State.module, or in an optimiser's `state`; none of it "
+                "in attributes, the spec or the module."
             )
 
     def record_steps(self, stage: Stage) -> tuple[int, str]:

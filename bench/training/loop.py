@@ -18,7 +18,7 @@ from bench.device import Arriving, full_precision, has_graphs, receive, seed, si
 from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Activity, Batch, Clock, Context, Loss, ParameterGroup, State
 from bench.interfaces.model import Model
-from bench.specs import Constraint, Objective, Schedule, Stage, stream
+from bench.specs import Constraint, Objective, Optimizer, Schedule, Stage, stream
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
 from bench.training.graphs import Losses, Recorder
@@ -175,7 +175,7 @@ def _train(
     state = _begin(stage, model, teacher, context)
     with torch.no_grad():
         kept = constraint.begin(model, reference, context)
-    optimizer = stage.optimizer.build(parameter_groups(model, stage, state), reference, total_steps)
+    optimizer = _built(stage.optimizer, parameter_groups(model, stage, state), reference, total_steps)
 
     # ---- resume: weights, optimiser, state and step; random streams and data order follow from the step -----------
     states = {"state": state, "constraint": kept}
@@ -253,6 +253,25 @@ def _begin(stage: Stage, model: Model, teacher: Model | None, context: Context) 
         state.module.to(device=context.device, dtype=next(model.parameters()).dtype)
     model.train()
     return state
+
+
+def _built(
+    spec: Optimizer, groups: list[ParameterGroup], reference: Mapping[str, Tensor], total_steps: int
+) -> torch.optim.Optimizer:
+    """Build an optimiser. Refuses, with TypeError, one that is none, or that leaves weights out."""
+    expected = {id(parameter) for group in groups for parameter in group["params"]}
+    optimizer = spec.build(groups, reference, total_steps)
+    name = f"{type(spec).__name__}.build"
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"{name} returned {type(optimizer).__name__}; it must return an optimiser of torch")
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if trained != expected:
+        raise TypeError(
+            f"{name} leaves out {len(expected - trained)} of the {len(expected)} tensors it was handed and adds "
+            f"{len(trained - expected)}; keep all groups. To freeze weights, have a constraint's `inject` call "
+            "requires_grad_(False)"
+        )
+    return optimizer
 
 
 def _check_loss(objective: Objective, loss: Loss) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 import bench.training.loop
 from bench.interfaces.examples import Examples
-from bench.interfaces.hooks import Batch, Context, Loss, State
+from bench.interfaces.hooks import Batch, Context, Loss, ParameterGroup, State
 from bench.interfaces.model import Model
 from bench.models.build import build
-from bench.specs import Constraint, Objective, Schedule, Stage
+from bench.specs import Constraint, Objective, Optimizer, Schedule, Stage
 from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
@@ -256,6 +256,26 @@ def test_gradients_are_clipped_by_their_global_norm(tmp_path: Path) -> None:
     )
     assert equal(loose, none)
     assert not equal(tight, none)
+
+
+@dataclass(frozen=True)
+class Partial(Optimizer):
+    """Builds an optimiser of the classifier alone, or none."""
+
+    builds: bool = True
+
+    def build(
+        self, groups: list[ParameterGroup], reference: Mapping[str, Tensor], total_steps: int
+    ) -> torch.optim.Optimizer:
+        if not self.builds:
+            return None  # type: ignore[return-value]
+        return torch.optim.SGD([group for group in groups if group["head"]], lr=0.0)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("builds", "words"), [(True, "leaves out"), (False, "returned NoneType")])
+def test_an_optimiser_that_would_leave_weights_as_they_are_is_refused(builds: bool, words: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=rf"Partial\.build {words}"):
+        run(dataclasses.replace(FINETUNE, optimizer=Partial(builds)), tmp_path)
 
 
 def test_weights_that_are_no_numbers_are_never_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
