@@ -102,9 +102,15 @@ class Catalogue:
                 f"not prepared in {root}: {', '.join(missing)}. Prepare with: {self.command(missing, root)} "
                 "(downloads; --from FILE_OR_FOLDER takes what is already at hand)."
             )
-        for name in names & self.tasks.keys():
-            if self.tasks[name].source is not None:
-                own.fingerprint(self.tasks[name])  # refuses a path that is missing
+        for name in sorted(names):
+            self.refuse_missing_source(name)
+
+    def refuse_missing_source(self, name: str) -> None:
+        """Refuse a task or backbone whose source is a path that is missing."""
+        if name in self.checkpoints:
+            self.checkpoints[name].refuse_missing()
+        elif name in self.tasks and self.tasks[name].source is not None:
+            own.fingerprint(self.tasks[name])  # refuses it
 
     def refuse_unknown(self, name: str) -> None:
         """Refuse a name that cannot be prepared.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from bench.errors import InputError
 from bench.planning.cost import TABLE_WIDTH, Rates, describe_cost, finished_rates
 from bench.planning.plan import Plan
 from bench.specs import PRETRAINED, PublicWeights, Stage
@@ -117,9 +118,13 @@ def unpinned(plan: Plan) -> Iterator[str]:
 
 def _not_prepared(plan: Plan) -> Iterable[str]:
     for name in sorted(plan.unprepared):
-        how = (
-            "the first run builds it" if plan.catalogue.local(name) else plan.catalogue.command([name], plan.data_root)
-        )
+        how = plan.catalogue.command([name], plan.data_root)
+        if plan.catalogue.local(name):
+            try:
+                plan.catalogue.refuse_missing_source(name)
+                how = "the first run builds it"
+            except InputError as error:
+                how = f"and cannot be: {error}"
         yield f"{name}: not prepared ({how})"
 
 

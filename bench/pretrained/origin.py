@@ -83,6 +83,11 @@ class Checkpoint(Spec):
         """Whether it is on this computer; a grid may then prepare it."""
         return self.weights.startswith("folder:")
 
+    def refuse_missing(self) -> None:
+        """Refuse a folder on this computer that is not there."""
+        if (path := parse(self.weights).path) is not None:
+            _check_folder(path, self.weights)
+
 
 def fingerprint(source: str) -> str | None:
     """Hash the names, sizes and times of a local source's files.
@@ -128,14 +133,18 @@ def _fetch(source: str, origin: Origin, local_copy: Path | None) -> tuple[Path, 
     if local_copy is not None or origin.path is not None:
         local = local_copy or origin.path
         assert local is not None
-        if not local.is_dir():
-            raise InputError(
-                f"{local} is no folder: {source!r} needs one with config.json and model.safetensors, "
-                "as save_pretrained of transformers or the hub lay it out."
-            )
+        _check_folder(local, source)
         return local, origin.revision
     assert origin.repository is not None
     return _download(source, origin.repository, origin.revision)
+
+
+def _check_folder(path: Path, source: str) -> None:
+    if not path.is_dir():
+        raise InputError(
+            f"{path} is no folder: {source!r} needs one with config.json and model.safetensors, "
+            "as save_pretrained of transformers or the hub lay it out."
+        )
 
 
 def _download(source: str, repository: str, revision: str | None) -> tuple[Path, str]:

@@ -68,9 +68,11 @@ def test_own_data_that_are_missing_or_changed_are_a_problem(tmp_path: Path, prep
 
 
 def test_nothing_is_said_of_the_size_of_weights_that_are_still_to_be_read(tmp_path: Path, prepared: Path) -> None:
-    (tmp_path / "weights").mkdir()
     own = OWN.format(folder=tmp_path, backbone="mine") + f"mine/backbone.weights = 'folder:{tmp_path}/weights'\n"
     (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(20)))
+    (told_missing,) = facts(tmp_path, own, prepared)["problem"]
+    assert str(tmp_path / "weights") in told_missing.text
+    (tmp_path / "weights").mkdir()
     told = facts(tmp_path, own, prepared)
     assert any(fact.text.startswith("mine: is at hand") and "known then" in fact.text for fact in told["ok"])
     # Before, they were taken to be those of BERT-base: 110 million parameters.

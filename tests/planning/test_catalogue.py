@@ -122,6 +122,14 @@ def test_own_data_are_prepared_and_trained_on_by_name(sources: Path, data: Path)
     assert str(path.parent) not in (path.parent / "results" / "own" / "records.jsonl").read_text()
 
 
+def test_a_plan_tells_of_a_source_that_is_not_there(sources: Path, data: Path) -> None:
+    path = write(sources)
+    missing = sources / "pets"
+    missing.rename(sources / "elsewhere")
+    told = describe_plan(plan_of(path, data))
+    assert str(missing) in told and told.count("the first run builds it") == 1
+
+
 def parquet_of_pets(sources: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
