@@ -39,6 +39,91 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
+    # --------------------------------------------------------------------------------------- strangers' methods
+    Mutation(
+        "a loss may change its batch",
+        "bench/training/loop.py",
+        "if self._versions(batch) != before:",
+        "if False:",
+        ("tests/training/test_fit.py::test_an_objective_that_changes_what_others_read_is_refused",),
+    ),
+    Mutation(
+        "the labels of the training set are not looked at",
+        "bench/training/loop.py",
+        "shared = (batch, self._context.training_set.labels)",
+        "shared = batch",
+        ("tests/training/test_fit.py::test_an_objective_that_changes_what_others_read_is_refused",),
+    ),
+    Mutation(
+        "an optimiser may leave weights out",
+        "bench/training/loop.py",
+        "if trained != expected:",
+        "if trained - expected:",
+        ("tests/training/test_loop.py::test_an_optimiser_that_would_leave_weights_as_they_are_is_refused",),
+    ),
+    Mutation(
+        "a rate is blamed before the first update",
+        "bench/training/loop.py",
+        "if done > 1 else FROM_THE_START",
+        "if done > 0 else FROM_THE_START",
+        ("tests/training/test_loop.py::test_no_learning_rate_is_blamed_before_the_first_update",),
+    ),
+    Mutation(
+        "a setting needs no type",
+        "bench/specs/spec.py",
+        "if isinstance(value, _DEFAULTS) and not constant",
+        "if isinstance(value, str) and not constant",
+        ("tests/specs/test_specs.py::test_a_setting_without_a_type_is_refused_where_the_class_is_declared",),
+    ),
+    Mutation(
+        "a tensor on the host is recorded",
+        "bench/check/host_graph.py",
+        'if makes and kwargs.get("device") is None and result.dim() > 0:',
+        'if makes and kwargs.get("device") is None and result.dim() > 9:',
+        ("tests/training/test_graphs.py::test_what_cannot_be_recorded_is_computed_as_written",),
+    ),
+    Mutation(
+        "a single number is refused in recorded steps",
+        "bench/check/host_graph.py",
+        'if makes and kwargs.get("device") is None and result.dim() > 0:',
+        'if makes and kwargs.get("device") is None:',
+        ("tests/training/test_graphs.py::test_what_keeps_to_the_rules_is_recorded",),
+    ),
+    Mutation(
+        "a table is silent about failed cells",
+        "bench/tables/table.py",
+        "        *_failed(plan, store,",
+        "        *_failed(plan, store, {cell.name for cell in plan.cells} or",
+        ("tests/test_grid.py::test_a_failure_blocks_its_dependants_and_nothing_else",),
+    ),
+    Mutation(
+        "weights of one's own that are missing are at hand",
+        "bench/planning/catalogue.py",
+        "self.checkpoints[name].refuse_missing()",
+        "pass",
+        ("tests/doctor/test_needs.py::test_nothing_is_said_of_the_size_of_weights_that_are_still_to_be_read",),
+    ),
+    Mutation(
+        "a row cannot be named as in grid.rows",
+        "bench/planning/plan.py",
+        "cell.method + cell.name.removeprefix(cell.row)",
+        "cell.name",
+        ("tests/planning/test_cost.py::test_a_name_alone_means_all_its_cells",),
+    ),
+    Mutation(
+        "the time left takes evaluation for nothing",
+        "bench/launch/estimate.py",
+        "self._whole.add(self._kinds[stage.key])",
+        "pass",
+        ("tests/launch/test_reporter.py::test_the_estimate_counts_the_evaluation_of_stages_that_ended",),
+    ),
+    Mutation(
+        "a trained stage does not say that it is evaluated",
+        "bench/launch/reporter.py",
+        "return share == 1 and stage.evaluation is not None",
+        "return False",
+        ("tests/launch/test_reporter.py::test_a_stage_that_is_trained_says_that_it_is_evaluated",),
+    ),
     # --------------------------------------------------------------------------------------- no wrong number
     Mutation(
         "status reads no record behind finished stages",
