@@ -180,8 +180,6 @@ def supervise(assignment: Assignment) -> None:
     """
     asked = Signals()
     asked.take_over(assignment.cluster.signal)
-    baselines.register()  # the spec types that a stage may hold
-    load_all(assignment.settings.plugins)
     job = os.environ[JOB_VARIABLE] = job_name()
     element = Element(assignment, job, asked)
     try:
@@ -246,6 +244,9 @@ class Element:
             _say(self._trouble)
             return
         self._gpus = visible_devices(self._cluster.gpus)
+        baselines.register()  # the spec types that a stage may hold
+        load_all(self._assignment.settings.plugins)
+        self._asked.take_over(self._cluster.signal)  # again: a library may have set handlers of its own
         listed = worklist.read(store.root, self._assignment.worklist)
         self._pool = Pool(store, listed, self._cluster, self._assignment.generation)
 
@@ -298,6 +299,9 @@ class Element:
             if process.end is not None:
                 del self._processes[slot]
                 self._ended(process)
+        self._commenting = [each for each in self._commenting if each.poll() is None]
+        commenting = [each.pid for each in self._commenting]
+        self._server.reap([*commenting, *(process.pid for process in self._processes.values())])
         if self._processes:
             self._idle_since = time.monotonic()
         time.sleep(POLL_SECONDS)
@@ -361,7 +365,6 @@ class Element:
 
     def _comment(self) -> None:
         """Have squeue show what this job does (`--Format=Comment`), as far as Slurm takes it; nothing waits for it."""
-        self._commenting = [each for each in self._commenting if each.poll() is None]
         names = ", ".join(process.stage.folder for process in self._processes.values())
         try:
             command = [self._program, "update", f"JobId={self._job}", f"Comment={names}"]
