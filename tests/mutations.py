@@ -1340,6 +1340,27 @@ MUTATIONS = (
         ("tests/launch/slurm/test_submit.py::test_the_last_job_writes_tables_and_submits_what_is_left",),
     ),
     Mutation(
+        "a last job that waits for its turn submits a grid that is cancelled meanwhile",
+        "bench/launch/slurm/submit.py",
+        "if command_line.again and ledger.was_cancelled(store.root, plan.source):",
+        "if False:",
+        ("tests/launch/slurm/test_submit.py::test_a_last_job_that_runs_while_its_grid_is_cancelled_submits_nothing",),
+    ),
+    Mutation(
+        "a grid is not submitted again after other grids' jobs for it were cancelled",
+        "bench/launch/slurm/submit.py",
+        "return -1 if submitted.by_others else progress(plan, store)",
+        "return progress(plan, store)",
+        ("tests/launch/slurm/test_submit.py",),
+    ),
+    Mutation(
+        "cancelling notes nothing where the last array has ended",
+        "bench/launch/slurm/cancel.py",
+        " or submission is mine[-1]",
+        "",
+        ("tests/launch/slurm/test_submit.py::test_a_grid_is_cancelled_whichever_of_its_jobs_are_left",),
+    ),
+    Mutation(
         "the last job submits again without progress",
         "bench/launch/slurm/submit.py",
         "elif progress(plan, store) <= progress_before:",
