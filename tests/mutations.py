@@ -1018,6 +1018,13 @@ MUTATIONS = (
         ("tests/launch/slurm/test_supervisor.py::test_a_plugin_with_handlers_of_its_own_hides_no_signal",),
     ),
     Mutation(
+        "records of a job name the code that lies there later",
+        "bench/training/fork_server.py",
+        "    keep_imported()",
+        "    pass",
+        ("tests/training/test_fork_server.py::test_the_code_of_a_record_is_that_which_the_server_imported",),
+    ),
+    Mutation(
         "a server that died is never replaced",
         "bench/training/fork_server.py",
         "self._process is not None and self._process.poll() is not None",

@@ -29,6 +29,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from bench.specs.cluster import SIGNALS
+from bench.store.definitions import keep_imported
 from bench.training.protocol import death
 
 WORKER = "bench.training.worker"
@@ -162,6 +163,7 @@ def main(arguments: Sequence[str]) -> None:
     line.set_inheritable(False)
     for module in (IMPORTS, *arguments[1:]):
         importlib.import_module(module)
+    keep_imported()  # what workers compute with is the code of now, whoever edits it while the job runs
     line.sendall(b'{"pid": 0}\n')
     order = _serve(line)
     line.close()

@@ -96,6 +96,33 @@ def test_a_worker_is_this_processs_child_with_an_environment_of_its_own(server: 
         assert told["descriptors"] == 4, "standard input, output and error, and the folder that is listed"
 
 
+def test_the_code_of_a_record_is_that_which_the_server_imported(server: ForkServer, tmp_path: Path) -> None:
+    """Whoever edits it while the job runs; what a worker imports itself is read by the worker."""
+    training = tmp_path / "code" / "bench" / "training"
+    told = """
+import json, sys
+from pathlib import Path
+import bench.training.imports as theirs, bench.training.own as own
+from bench.store.code import keep_todays
+from bench.store.definitions import digest_of
+keep_todays()
+digests = [digest_of(f"bench.training.{name}", "number") for name in ("imports", "own")]
+Path(sys.argv[1]).write_text(json.dumps([theirs.number(), own.number(), *digests]))
+"""
+    (training / "worker.py").write_text(told)
+    (training / "own.py").write_text("def number(): return 1")
+    (training / "imports.py").write_text("def number(): return 1")
+    ready(server)
+    seen = []
+    for number in (1, 2):
+        for name in ("own", "imports"):
+            (training / f"{name}.py").write_text(f"def number(): return {number}")
+        assert status(server.fork([str(tmp_path / str(number))], {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})) == 0
+        seen.append(json.loads((tmp_path / str(number)).read_text()))
+    assert [each[:2] for each in seen] == [[1, 1], [1, 2]]
+    assert seen[0][2] == seen[0][3] == seen[1][2] != seen[1][3]
+
+
 def test_how_a_worker_ends_is_seen(server: ForkServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ready(server)
     assert status(server.fork(["raise", str(tmp_path / "a")], os.environ)) == 1
