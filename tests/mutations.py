@@ -1018,6 +1018,13 @@ MUTATIONS = (
         ("tests/launch/slurm/test_supervisor.py::test_a_plugin_with_handlers_of_its_own_hides_no_signal",),
     ),
     Mutation(
+        "a cancelled job that starts again goes on",
+        "bench/launch/slurm/supervisor.py",
+        "if restarted and ledger.list_was_cancelled(",
+        "if False and ledger.list_was_cancelled(",
+        ("tests/launch/slurm/test_supervisor.py::test_a_cancelled_job_that_slurm_starts_again_takes_nothing",),
+    ),
+    Mutation(
         "records of a job name the code that lies there later",
         "bench/training/fork_server.py",
         "    keep_imported()",

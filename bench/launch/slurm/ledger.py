@@ -141,6 +141,11 @@ def was_cancelled(store_root: Path, source: str) -> bool:
     return bool(mine) and mine[-1].cancelled
 
 
+def list_was_cancelled(store_root: Path, worklist: str) -> bool:
+    """Tell whether a person ended jobs that pull from a worklist."""
+    return any(each.cancelled for each in submissions(store_root) if each.worklist == worklist)
+
+
 def forget(store_root: Path, submission: Submission) -> None:
     """Remove a submission that Slurm refused."""
     _path(store_root, submission.token).unlink(missing_ok=True)

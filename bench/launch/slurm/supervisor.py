@@ -31,7 +31,7 @@ from typing import NoReturn
 import baselines
 from bench.errors import InputError
 from bench.launch.devices import visible_devices
-from bench.launch.slurm import client, partitions, troubles, worklist
+from bench.launch.slurm import client, ledger, partitions, troubles, worklist
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import SlurmError
 from bench.launch.slurm.pool import Pool
@@ -242,6 +242,11 @@ class Element:
         if reason is not None and could_run_elsewhere(store.root):
             self._trouble = f"this node is not used: {reason}"
             _say(self._trouble)
+            return
+        # Slurm also starts a cancelled job again that was just about to ask for that.
+        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        if restarted and ledger.list_was_cancelled(store.root, self._assignment.worklist):
+            self._stopped = "it was cancelled"
             return
         self._gpus = visible_devices(self._cluster.gpus)
         baselines.register()  # the spec types that a stage may hold

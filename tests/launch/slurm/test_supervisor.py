@@ -487,6 +487,20 @@ def test_a_job_cancelled_after_the_announcement_stays_cancelled(job: Job) -> Non
     assert job.calls == ["--oneliner show job 7_2"]
 
 
+@pytest.mark.parametrize(("cancelled", "status"), [(True, 1), (False, 0)])
+def test_a_cancelled_job_that_slurm_starts_again_takes_nothing(cancelled: bool, status: int, job: Job) -> None:
+    """Where it asked for a requeue in the moment in which it was cancelled."""
+    folder = job.add(FIRST, "publish")
+    token = job.listed(FIRST)
+    submission = ledger.note(job.store.root, "grid", "source", worklist=token)
+    if cancelled:
+        ledger.note_cancelled(job.store.root, submission)
+    ended, output = job.run(token=token, slurm={**ELEMENT, "SLURM_RESTART_COUNT": "1"})
+    assert ended == status, output
+    assert ("it was cancelled" in output, (folder / "record.json").exists()) == (cancelled, not cancelled)
+    assert not job.calls and not troubles.read(job.store.root)
+
+
 def test_a_job_whose_time_is_up_before_it_could_checkpoint_goes_on(job: Job) -> None:
     folder = job.add(FIRST, "train")
     job.scontrol(reason="TimeLimit")
