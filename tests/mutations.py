@@ -1018,6 +1018,13 @@ MUTATIONS = (
         ("tests/launch/slurm/test_supervisor.py::test_a_plugin_with_handlers_of_its_own_hides_no_signal",),
     ),
     Mutation(
+        "a heartbeat in the future keeps a stage for ever",
+        "bench/store/ownership.py",
+        "return time.monotonic() - since < STALE_SECONDS and clock(",
+        "return clock(",
+        ("tests/launch/slurm/test_leases.py::test_a_heartbeat_in_the_future_does_not_keep_a_stage_for_ever",),
+    ),
+    Mutation(
         "a cancelled job that starts again goes on",
         "bench/launch/slurm/supervisor.py",
         "if restarted and ledger.list_was_cancelled(",
