@@ -990,6 +990,13 @@ MUTATIONS = (
         ("tests/launch/slurm/test_supervisor.py::test_no_worker_outlives_a_supervisor_that_is_killed",),
     ),
     Mutation(
+        "what left its worker's session outlives the job",
+        "bench/launch/slurm/supervisor.py",
+        "in _descendants(os.getpid()):",
+        "in ():",
+        ("tests/launch/slurm/test_supervisor.py::test_what_left_its_workers_session_does_not_outlive_the_job",),
+    ),
+    Mutation(
         "what workers leave stays a zombie",
         "bench/launch/slurm/supervisor.py",
         "        self._server.reap([*commenting, *(process.pid for process in self._processes.values())])\n",

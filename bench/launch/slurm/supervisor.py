@@ -18,6 +18,7 @@ The life of a job that is preempted, with two stages at a time and a signal 120 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -44,6 +45,7 @@ from bench.store.states import UNSUCCESSFUL, StageState
 from bench.store.store import Store
 from bench.training.fork_server import ForkServer
 from bench.training.protocol import EXIT_STATUS
+from bench.training.signals import _descendants
 
 FIRST_WORDS = "job {} on "
 """What a job's log has, with its id, as soon as this code runs."""
@@ -364,6 +366,10 @@ class Element:
         """Kill all workers, and leave their stages to others."""
         for process in self._processes.values():
             process.close()
+        # What they left in sessions of their own was given to this process, and would be nobody's after its end.
+        for pid in _descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._server.close()
         if self._pool is not None:
             self._pool.leases.release_all()

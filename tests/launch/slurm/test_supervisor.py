@@ -80,6 +80,8 @@ if attempt is None:
 store.started(attempt, 0, [])
 subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # it may be left behind
 (folder / "began").touch()
+if behaviour == "detach":
+    subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 if behaviour == "crowded" and "--shared" in sys.argv:
     store.finish(attempt, "interrupted", "out of memory")
     sys.exit(77)
@@ -421,6 +423,12 @@ def test_what_workers_leave_does_not_stay_until_the_job_ends(job: Job) -> None:
     (folder / "go").touch()
     assert process.wait(timeout=60) == 0
     assert [job.ends(stage) for stage in (*others, last)] == [["done"]] * 4
+
+
+def test_what_left_its_workers_session_does_not_outlive_the_job(job: Job) -> None:
+    job.add(FIRST, "detach")
+    assert job.run(FIRST)[0] == 0
+    until(lambda: not left_over(job), 5)
 
 
 def test_finished_stages_are_not_run_again(job: Job) -> None:
