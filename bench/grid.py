@@ -377,7 +377,7 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
     from bench.launch.reporter import Reporter
     from bench.launch.slurm.client import is_unreachable
     from bench.launch.slurm.ledger import was_cancelled
-    from bench.launch.slurm.submit import CommandLine, progress, submit
+    from bench.launch.slurm.submit import CommandLine, progress, progress_to_beat, submit
     from bench.monitor.follow import Ended, follow
     from bench.training.signals import StopFlag
 
@@ -385,7 +385,7 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
     command_line = CommandLine(options.gin, options.set, options.results, cli.data_root(options), again=1)
     stop, ended, refused = StopFlag(), Ended(), ""
     with stop.on_signals(), Reporter(len(keys), _rows(plan)) as report:
-        before = progress(plan, store)
+        before = progress_to_beat(submitted, plan, store)
         while keys and not stop():
             # Where a limit leaves room for fewer jobs, what no job is left for waits until all others have ended.
             at_once = not (submitted.refused or submitted.fewer)
@@ -406,7 +406,7 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
                 refused = str(error)
                 break
             ended.left.clear()
-            keys, before = submitted.wanted, progress(plan, store)
+            keys, before = submitted.wanted, progress_to_beat(submitted, plan, store)
     if stop():
         print("detached: the jobs go on; the same command follows them again, --cancel ends them", file=sys.stderr)
         return 130

@@ -156,6 +156,14 @@ def keep_sources(modules: Iterable[str]) -> None:
                 _source(path)
 
 
+def keep_imported() -> None:
+    """Read the files of the suite's modules that this process has imported by now, and of no others."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
+        file = _file(name)
+        if file is not None:
+            _source(file)
+
+
 def _package(module: str) -> str:
     """Return the package that relative imports of a module begin at."""
     path = _file(module)

@@ -133,6 +133,10 @@ def file_system_time(folder: Path) -> float:
         return os.fstat(clock.fileno()).st_mtime
 
 
+_beats: dict[Path, tuple[float, float]] = {}
+"""File of an owner -> the time of the newest heartbeat seen, and since when it is that by this process's clock."""
+
+
 def owner_alive(owner: dict[str, Any], heartbeat: Path, clock: Callable[[Path], float] = file_system_time) -> bool:
     """Tell whether the owner of a file lives, which touches it; `clock` tells the time of a folder."""
     # On the same machine the process table knows: the pid lives, and began when the owner did (a pid is used again).
@@ -141,5 +145,11 @@ def owner_alive(owner: dict[str, Any], heartbeat: Path, clock: Callable[[Path], 
     ours = stat.st_uid == os.getuid()  # where /proc hides other users' processes, only the heartbeat tells
     if ours and owner["machine"] == _machine():
         return bool(_start_time(owner["pid"]) == owner["start"])
+    # A heartbeat may lie in the future: clocks are set back, and some file systems take the times of their clients. So
+    # who looks again and again goes by that it changes.
+    beat, since = _beats.get(heartbeat, (None, 0.0))
+    if beat != stat.st_mtime:
+        since = time.monotonic()
+        _beats[heartbeat] = (stat.st_mtime, since)
     # Both times by the file system's clock: machines' own clocks may differ by more than the limit.
-    return clock(heartbeat.parent) - stat.st_mtime < STALE_SECONDS
+    return time.monotonic() - since < STALE_SECONDS and clock(heartbeat.parent) - stat.st_mtime < STALE_SECONDS

@@ -14,6 +14,7 @@ no threads and never looks for a GPU: what follows a fork would then fail.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -24,10 +25,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from bench.specs.cluster import SIGNALS
+from bench.store.definitions import keep_imported
 from bench.training.protocol import death
 
 WORKER = "bench.training.worker"
@@ -84,9 +86,12 @@ class ForkServer:
         """Start a worker; return its process id. Raises OSError where the server has died."""
         assert self._line is not None, "not ready"
         order = {"arguments": [*arguments], "environment": {**environment}, "parent": os.getpid()}
-        self._line.sendall(f"{json.dumps(order)}\n".encode())
-        pid = self._answer(ANSWER_SECONDS)
-        if pid is None:
+        self._line.settimeout(ANSWER_SECONDS)  # an environment may be longer than what the socket holds
+        pid = None
+        with contextlib.suppress(OSError):
+            self._line.sendall(f"{json.dumps(order)}\n".encode())
+            pid = self._answer(ANSWER_SECONDS)
+        if pid is None:  # a worker that is late after all finds the line closed, and ends
             self.close()
             raise OSError("the process that starts the workers does not answer")
         return pid
@@ -100,6 +105,20 @@ class ForkServer:
         except (TimeoutError, BlockingIOError, ConnectionResetError):
             return None
         return int(json.loads(text)["pid"]) if text else None
+
+    def reap(self, known: Collection[int | None]) -> None:
+        """Bury the orphans that were given to this process, which would stay zombies until the job ends.
+
+        Of the children in `known` the caller wants to hear itself how they end. Once one of those has ended, it is the
+        caller's turn: of several that ended, the system shows one.
+        """
+        if self._process is None or self._process.poll() is not None:
+            return
+        # Never ECHILD: the server lives.
+        while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if ended.si_pid in known or ended.si_pid == self._process.pid:
+                return
+            os.waitpid(ended.si_pid, 0)
 
     def close(self) -> None:
         """Kill the server; its workers go on."""
@@ -144,6 +163,7 @@ def main(arguments: Sequence[str]) -> None:
     line.set_inheritable(False)
     for module in (IMPORTS, *arguments[1:]):
         importlib.import_module(module)
+    keep_imported()  # what workers compute with is the code of now, whoever edits it while the job runs
     line.sendall(b'{"pid": 0}\n')
     order = _serve(line)
     line.close()
@@ -166,7 +186,8 @@ def _serve(line: socket.socket) -> dict[str, Any] | None:
                 _become_worker(order, between)
                 line.sendall(f'{{"pid": {os.getpid()}}}\n'.encode())
                 return order
-            os.waitpid(between, 0)
+            if os.waitpid(between, 0)[1] != 0:
+                raise OSError("no worker could be started: see above")  # the end of this process is the answer
     return None
 
 

@@ -309,6 +309,23 @@ def test_a_supervisor_is_killed(slurm: DevCluster, place: Place, undisturbed: Pl
     assert place.weights(stage) == undisturbed.weights(stage)
 
 
+def test_the_process_that_forks_workers_is_killed(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
+    """Workers go on, and another one is started for the next."""
+    first, second = place.stages
+    (name,) = place.submit((first, second))
+    hold(place, first, second)
+    workers = {place.worker(stage) for stage in (first, second)}
+    (server,) = {pid for pid, command in slurm.processes().items() if "fork_server" in command} - workers
+    os.kill(server, signal.SIGKILL)
+    os.kill(place.worker(second), signal.SIGTERM)  # as somebody else may: it is started again
+    release(place, first, second)
+    assert finished(slurm, name) == "COMPLETED"
+    assert (place.states(first), place.states(second)) == (["done"], ["interrupted", "done"])
+    assert [place.weights(stage) for stage in (first, second)] == [
+        undisturbed.weights(stage) for stage in (first, second)
+    ]
+
+
 def test_the_copied_code_is_what_runs(slurm: DevCluster, place: Place, tmp_path: Path) -> None:
     """Whatever lies in the working directory or is installed by now."""
     stage, code = place.stages[0], tmp_path / "code"

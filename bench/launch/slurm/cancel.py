@@ -16,8 +16,9 @@ def cancel_grid(store_root: Path, grid: str, source: str) -> tuple[list[str], di
     with ledger.submitting(store_root):
         others = _live_jobs(store_root, grid)
         ids = others.pop(source, [])
-        for submission in ledger.submissions(store_root, grid):
-            if submission.source == source and submission.job_id in ids:
+        mine = [each for each in ledger.submissions(store_root, grid) if each.source == source]
+        for submission in mine:
+            if submission.job_id in ids or submission is mine[-1]:  # the last one tells, though its job may have ended
                 ledger.note_cancelled(store_root, submission)
         for start in range(0, len(ids), 500):
             try:

@@ -136,9 +136,14 @@ def note_cancelled(store_root: Path, submission: Submission) -> None:
 
 
 def was_cancelled(store_root: Path, source: str) -> bool:
-    """Tell whether a person ended the jobs of a grid's last submission."""
-    mine = [each for each in submissions(store_root) if each.source == source and each.worklist]
+    """Tell whether a person cancelled a grid since it was submitted last."""
+    mine = [each for each in submissions(store_root) if each.source == source]
     return bool(mine) and mine[-1].cancelled
+
+
+def list_was_cancelled(store_root: Path, worklist: str) -> bool:
+    """Tell whether a person ended jobs that pull from a worklist."""
+    return any(each.cancelled for each in submissions(store_root) if each.worklist == worklist)
 
 
 def forget(store_root: Path, submission: Submission) -> None:

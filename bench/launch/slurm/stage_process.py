@@ -102,14 +102,14 @@ class StageProcess:
         stuck = self._stuck(attempts)
         if stuck is not None:
             return self._give_up(stuck)
-        if not any(other.running and (self.alone or other.alone) for other in self.beside):
+        if not any(other.pid is not None and (self.alone or other.alone) for other in self.beside):
             self._worker = self._start(len(attempts))
         return None
 
     @property
-    def running(self) -> bool:
-        """Whether it has a worker."""
-        return self._worker is not None
+    def pid(self) -> int | None:
+        """The process id of its worker, while it has one."""
+        return None if self._worker is None else self._worker.pid
 
     def _stuck(self, attempts: Sequence[Attempt]) -> str | None:
         cluster, since = self._assignment.cluster, attempts[self._attempts_before :]

@@ -63,6 +63,8 @@ class Submitted:
     """Generation of stages -> the arrays submitted before that are to run what they need."""
     blocked: dict[str, str] = field(default_factory=dict)
     """Key of a stage that was not submitted -> which failure is in its way."""
+    by_others: bool = False
+    """Whether stages are in flight in jobs that were submitted for another grid, which may be cancelled."""
     other_code: str = ""
     """A sentence on how the code of jobs submitted before differs from today's."""
     fewer: str = ""
@@ -117,6 +119,9 @@ def submit(plan: Plan, store: Store, command_line: CommandLine, retry: bool = Fa
     stays queued, and the same command goes on from there.
     """
     with ledger.submitting(store.root):
+        # Cancelling has its turn at submitting, too, and a job that waited here meanwhile outlives that by seconds.
+        if command_line.again and ledger.was_cancelled(store.root, plan.source):
+            raise InputError("the grid was cancelled")
         # 1. What is in the queue already: ids that a killed submission never noted are noted now.
         noted = ledger.submissions(store.root)
         submissions, queued = _settled(plan, store)
@@ -193,7 +198,9 @@ def _missing(
         else:
             submitted.in_flight[stage.key] = cover.worklist
     submitted.stages = [stage for stage in unblocked if stage.key in missing]
-    submitted.other_code = _other_code(store, submissions, {*submitted.in_flight.values()})
+    lists = {*submitted.in_flight.values()}
+    submitted.by_others = any(each.worklist in lists and each.source != plan.source for each in submissions)
+    submitted.other_code = _other_code(store, submissions, lists)
     # What is missing may wait for what is in flight: that is listed, too, and has jobs already. The new ones wait for
     # those, as they would end if they had nothing to do for a minute.
     listed = worklist.worklist(ledger.new_token(), unblocked if missing else (), attempts, plan.clusters)
@@ -291,6 +298,14 @@ def progress(plan: Plan, store: Store) -> int:
     ]
     # One more than its steps, so that a stage with a checkpoint of its last step gets further by its end, too.
     return sum(stage.total_steps + 1 for stage in plan.stages if stage.key in plan.done) + sum(steps)
+
+
+def progress_to_beat(submitted: Submitted, plan: Plan, store: Store) -> int:
+    """Return what `progress` must have exceeded for a grid to be submitted again without a person.
+
+    Where others' jobs were to run its stages, nothing has to happen first: those may have been cancelled.
+    """
+    return -1 if submitted.by_others else progress(plan, store)
 
 
 def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: Store, data: Path) -> None:
@@ -394,7 +409,7 @@ def _submit_tables(
         submission = ledger.note(store.root, grid, plan.source)
         log = ledger.log_folder(store.root, submission.token)
         executor = sbatch.executor(log, cluster, submission.name, (0,), dependency, code)
-        last = (copied, store.root.absolute(), plan.source, progress(plan, store))
+        last = (copied, store.root.absolute(), plan.source, progress_to_beat(submitted, plan, store))
         submitted.tables_job = sbatch.make(store.root, submission, executor, finish, [last])
     except InputError as error:  # sbatch's, or that of a gin file that was changed since it was read
         submitted.tables_refused = f"the job that writes the tables: {error}"
@@ -425,8 +440,6 @@ def finish(command_line: CommandLine, store_root: Path, source: str, progress_be
     left, _ = _unblocked(plan, retry=False)
     if not left:
         print("nothing is left to submit")
-    elif ledger.was_cancelled(store_root, source):
-        print(f"{len(left)} stages are left, and the grid was cancelled: not submitted again")
     elif command_line.again >= MOST_AGAIN:
         print(f"{len(left)} stages are left, and the grid was submitted again {MOST_AGAIN} times: not once more")
     elif progress(plan, store) <= progress_before:

@@ -18,6 +18,7 @@ The life of a job that is preempted, with two stages at a time and a signal 120 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -31,7 +32,7 @@ from typing import NoReturn
 import baselines
 from bench.errors import InputError
 from bench.launch.devices import visible_devices
-from bench.launch.slurm import client, partitions, troubles, worklist
+from bench.launch.slurm import client, ledger, partitions, troubles, worklist
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import SlurmError
 from bench.launch.slurm.pool import Pool
@@ -44,6 +45,7 @@ from bench.store.states import UNSUCCESSFUL, StageState
 from bench.store.store import Store
 from bench.training.fork_server import ForkServer
 from bench.training.protocol import EXIT_STATUS
+from bench.training.signals import _descendants
 
 FIRST_WORDS = "job {} on "
 """What a job's log has, with its id, as soon as this code runs."""
@@ -180,8 +182,6 @@ def supervise(assignment: Assignment) -> None:
     """
     asked = Signals()
     asked.take_over(assignment.cluster.signal)
-    baselines.register()  # the spec types that a stage may hold
-    load_all(assignment.settings.plugins)
     job = os.environ[JOB_VARIABLE] = job_name()
     element = Element(assignment, job, asked)
     try:
@@ -245,7 +245,15 @@ class Element:
             self._trouble = f"this node is not used: {reason}"
             _say(self._trouble)
             return
+        # Slurm also starts a cancelled job again that was just about to ask for that.
+        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        if restarted and ledger.list_was_cancelled(store.root, self._assignment.worklist):
+            self._stopped = "it was cancelled"
+            return
         self._gpus = visible_devices(self._cluster.gpus)
+        baselines.register()  # the spec types that a stage may hold
+        load_all(self._assignment.settings.plugins)
+        self._asked.take_over(self._cluster.signal)  # again: a library may have set handlers of its own
         listed = worklist.read(store.root, self._assignment.worklist)
         self._pool = Pool(store, listed, self._cluster, self._assignment.generation)
 
@@ -298,6 +306,9 @@ class Element:
             if process.end is not None:
                 del self._processes[slot]
                 self._ended(process)
+        self._commenting = [each for each in self._commenting if each.poll() is None]
+        commenting = [each.pid for each in self._commenting]
+        self._server.reap([*commenting, *(process.pid for process in self._processes.values())])
         if self._processes:
             self._idle_since = time.monotonic()
         time.sleep(POLL_SECONDS)
@@ -355,13 +366,16 @@ class Element:
         """Kill all workers, and leave their stages to others."""
         for process in self._processes.values():
             process.close()
+        # What they left in sessions of their own was given to this process, and would be nobody's after its end.
+        for pid in _descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._server.close()
         if self._pool is not None:
             self._pool.leases.release_all()
 
     def _comment(self) -> None:
         """Have squeue show what this job does (`--Format=Comment`), as far as Slurm takes it; nothing waits for it."""
-        self._commenting = [each for each in self._commenting if each.poll() is None]
         names = ", ".join(process.stage.folder for process in self._processes.values())
         try:
             command = [self._program, "update", f"JobId={self._job}", f"Comment={names}"]

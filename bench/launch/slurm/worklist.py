@@ -130,6 +130,9 @@ def read(store_root: Path, token: str) -> Worklist:
         rows = zip(*(data[name] for name in COLUMNS), strict=True)
         entries = tuple(Entry(**_tuples(dict(zip(COLUMNS, row, strict=True)))) for row in rows)
         clusters = {kind: Cluster(**_tuples(facts)) for kind, facts in data["clusters"].items()}
+        for position, entry in enumerate(entries):
+            if entry.kind not in clusters or not all(0 <= parent < position for parent in entry.parents):
+                raise ValueError(f"{entry.folder} is of a kind, or has a parent, that is not listed before it")
     except (InputError, TypeError, ValueError) as error:  # columns of several lengths, settings of another version
         raise DamagedStore(f"{_path(store_root, token)}: no worklist of this version ({error}). {fix}") from error
     return Worklist(token, entries, clusters)

@@ -6,11 +6,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bench.launch.slurm import leases
 from bench.launch.slurm.leases import Leases
+from bench.store import ownership
 from bench.store.files import create_json
 from bench.store.ownership import STALE_SECONDS, this_process
 
@@ -68,6 +70,24 @@ def test_on_another_machine_only_the_heartbeat_tells(tmp_path: Path) -> None:
     assert not Leases(tmp_path).take(NAME)
     os.utime(path, (0, 0))
     assert Leases(tmp_path).take(NAME)
+
+
+def test_a_heartbeat_in_the_future_does_not_keep_a_stage_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of the file system may have been set back by an hour after its owner died."""
+    path = lease_of_another_machine(tmp_path, age=-3600)
+    moment = [1000.0]
+    monkeypatch.setattr(ownership, "time", SimpleNamespace(monotonic=lambda: moment[0]))
+    job = Leases(tmp_path)
+    seen = []
+    for beat in (None, None, 3700, None):  # of a living owner there is another one each time
+        if beat is not None:
+            os.utime(path, (time.time() + beat,) * 2)
+        seen.append(job.look()[NAME])
+        moment[0] += 0.6 * STALE_SECONDS
+    assert seen == [True, True, True, True]
+    assert not job.look()[NAME] and job.take(NAME)
 
 
 def test_a_look_at_many_leases_of_other_machines_makes_one_file(

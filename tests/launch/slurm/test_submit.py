@@ -60,6 +60,11 @@ class Site:
         source = self.plan(rows).source if source is None else source
         submit.finish(self.command_line(rows, again), self.store.root, source, before)
 
+    def run_tables_job(self, job_id: str | None) -> None:
+        """Run a tables' job as it was submitted."""
+        (token,) = [each.token for each in self.tables_jobs() if each.job_id == job_id]
+        DelayedSubmission.load(ledger.log_folder(self.store.root, token) / "0.pkl").function()
+
     def slurm_says(self, words: dict[str, str]) -> None:
         """Have squeue tell the states of jobs by id; it does not know any others."""
         now = int(time.time())
@@ -337,6 +342,23 @@ def test_it_submits_after_progress_and_not_for_ever(before: int, again: int, sub
         assert site.again(site.tables_jobs()[-1]) == again + 1
 
 
+def test_a_grid_whose_stages_were_in_other_grids_jobs_is_submitted_once_those_are_cancelled(site: Site) -> None:
+    """Though no stage of it got further: it had no jobs of its own."""
+    theirs = site.submit(BOTH)
+    site.slurm_says(dict.fromkeys(theirs.job_ids, "PENDING"))
+    mine = site.submit(("finetune",))
+    assert not mine.stages and len(mine.in_flight) == 2
+    site.slurm_says({str(mine.tables_job): "RUNNING"})
+    before = len(ledger.submissions(site.store.root))
+    site.run_tables_job(mine.tables_job)
+    made = ledger.submissions(site.store.root)[before:]
+    assert [each.runs_stages for each in made] == [True, True, False]
+    # Now it has jobs of its own, and what none of them gets further is not submitted for ever.
+    site.slurm_says({})
+    site.run_tables_job(site.tables_jobs()[-1].job_id)
+    assert len(ledger.submissions(site.store.root)) == before + 3
+
+
 def test_progress_is_what_happened_since_the_job_was_submitted(site: Site) -> None:
     plan = site.plan(TAPT)
     site.complete(plan.stages[0])
@@ -382,6 +404,38 @@ def test_a_cancelled_grid_is_not_submitted_again(site: Site, capsys: pytest.Capt
     assert len(ledger.submissions(site.store.root)) == before
     site.submit(TAPT)
     assert not ledger.was_cancelled(site.store.root, source), "a person goes on"
+
+
+@pytest.mark.parametrize("live", [["101"], []])
+def test_a_grid_is_cancelled_whichever_of_its_jobs_are_left(live: list[str], site: Site) -> None:
+    """Of several arrays the last one may have ended, and all may have when who follows is about to submit again."""
+    site.submit(TAPT)
+    site.slurm_says(dict.fromkeys(live, "RUNNING"))
+    source = site.plan(TAPT).source
+    assert cancel_grid(site.store.root, "tapt", source) == (live, {})
+    assert ledger.was_cancelled(site.store.root, source)
+    before = len(ledger.submissions(site.store.root))
+    site.finish(TAPT)
+    assert len(ledger.submissions(site.store.root)) == before
+
+
+def test_a_last_job_that_runs_while_its_grid_is_cancelled_submits_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ignores SIGTERM, as every job of submitit, and may wait for its turn while --cancel has it."""
+    submitted = site.submit(TAPT)
+    site.slurm_says({str(submitted.tables_job): "RUNNING"})
+    source, real = site.plan(TAPT).source, submit.progress
+
+    def progress(plan: Plan, store: Store) -> int:
+        monkeypatch.setattr(submit, "progress", real)
+        cancel_grid(store.root, "tapt", source)
+        return real(plan, store)
+
+    monkeypatch.setattr(submit, "progress", progress)
+    before = len(ledger.submissions(site.store.root))
+    site.finish(TAPT)
+    assert len(ledger.submissions(site.store.root)) == before
 
 
 def test_a_job_that_never_came_to_our_code_counts_against_its_node(site: Site) -> None:

@@ -1,5 +1,6 @@
 """The supervisor of a Slurm job without Slurm: fake SLURM_* variables, a fake scontrol, workers that only pretend."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -25,6 +26,7 @@ from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.leases import Leases
 from bench.launch.slurm.snapshot import snapshot
 from bench.launch.slurm.stage_process import kills_its_jobs, no_progress
+from bench.planning.plugins import Plugin
 from bench.specs import Schedule, Stage
 from bench.specs.cluster import Cluster, stage_kind
 from bench.store.files import create_json, sha256
@@ -78,6 +80,8 @@ if attempt is None:
 store.started(attempt, 0, [])
 subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # it may be left behind
 (folder / "began").touch()
+if behaviour == "detach":
+    subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 if behaviour == "crowded" and "--shared" in sys.argv:
     store.finish(attempt, "interrupted", "out of memory")
     sys.exit(77)
@@ -182,7 +186,7 @@ class Job:
 
     def assignment(self, *stages: Stage, token: str = "", generation: int = 9, **changes: Any) -> Assignment:
         """What a job of a worklist is told: one of these stages, unless there is one of the name `token`."""
-        of_settings = {name: changes.pop(name) for name in ("threads", "graphs") if name in changes}
+        of_settings = {name: changes.pop(name) for name in ("threads", "graphs", "plugins") if name in changes}
         settings = Settings(self.folder / "data", checkpoint_steps=5, **of_settings)
         delay = changes.pop("signal_delay_s", 20)
         cluster = Cluster(**{"signal_delay_s": 20, "runs_per_job": max(1, len(stages)), **changes})
@@ -230,6 +234,11 @@ class Job:
         told: dict[str, Any] = json.loads((self.store.folder(stage) / "worker.json").read_text())
         return told
 
+    def plugin(self, text: str) -> Plugin:
+        path = self.folder / "a_plugin.py"
+        path.write_text(f"from bench.methods import recipe\n@recipe()\ndef nothing(cell): ...\n{text}\n")
+        return Plugin(path.stem, path.stem, path)
+
     def ends(self, stage: Stage) -> list[str | None]:
         return [attempt.end["state"] if attempt.end else None for attempt in self.store.attempts(stage)]
 
@@ -237,6 +246,10 @@ class Job:
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
+        for pid in left_over(self):  # else what outlives a supervisor keeps its output open, which is read to the end
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self.processes:
             process.communicate()
 
 
@@ -254,10 +267,10 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def left_over(job: Job) -> list[str]:
-    """Processes whose environment names this test's code: workers and what they started."""
+def left_over(job: Job) -> dict[int, str]:
+    """Processes whose environment names this test's code, by id: workers and what they started."""
     marker = f"PYTHONPATH={job.code}".encode()
-    found = []
+    found = {}
     for place in Path("/proc").glob("[0-9]*"):
         try:
             environment = (place / "environ").read_bytes()
@@ -265,7 +278,18 @@ def left_over(job: Job) -> list[str]:
         except OSError:
             continue
         if marker in environment and state not in "ZX":
-            found.append((place / "cmdline").read_text())
+            found[int(place.name)] = (place / "cmdline").read_bytes().decode()
+    return found
+
+
+def zombies(parent: int) -> list[str]:
+    """The children of a process that have ended and were not waited for, by name."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            name, _, fields = path.read_text().rpartition(")")
+            if fields.split()[:2] == ["Z", str(parent)]:
+                found.append(name)
     return found
 
 
@@ -292,7 +316,7 @@ def test_every_stage_gets_a_worker_of_its_own_and_the_job_ends_well(job: Job) ->
     assert status == 0, output
     assert job.ends(FIRST) == job.ends(SECOND) == ["done"]
     assert job.calls == []
-    assert left_over(job) == []
+    assert not left_over(job)
     first, second = job.worker(FIRST), job.worker(SECOND)
     assert first["pid"] != second["pid"]
     environment = first["environment"]
@@ -387,6 +411,26 @@ def test_a_job_that_ends_meanwhile_is_requeued(job: Job) -> None:
     assert job.ends(FIRST) == ["interrupted"]
 
 
+def test_what_workers_leave_does_not_stay_until_the_job_ends(job: Job) -> None:
+    """Each of these workers leaves a process, and each would be a zombie for as long as the job runs."""
+    *others, last = [pretraining(seed=seed) for seed in range(4)]
+    for stage in others:
+        job.add(stage, "publish")
+    folder = job.add(last, "hold")
+    process = job.start(token=job.listed(*others, last))
+    until((folder / "began").exists)
+    until(lambda: not zombies(process.pid), 10)
+    (folder / "go").touch()
+    assert process.wait(timeout=60) == 0
+    assert [job.ends(stage) for stage in (*others, last)] == [["done"]] * 4
+
+
+def test_what_left_its_workers_session_does_not_outlive_the_job(job: Job) -> None:
+    job.add(FIRST, "detach")
+    assert job.run(FIRST)[0] == 0
+    until(lambda: not left_over(job), 5)
+
+
 def test_finished_stages_are_not_run_again(job: Job) -> None:
     job.add(FIRST, "die")
     publish(job.store, FIRST)
@@ -416,7 +460,7 @@ def test_an_announced_end_checkpoints_and_requeues_this_element_only(
     assert job.calls == [f"requeue {name}"]
     assert job.ends(FIRST) == ["done"]
     assert job.ends(SECOND) == ["interrupted"]
-    assert left_over(job) == []
+    assert not left_over(job)
 
 
 def test_the_end_may_be_announced_by_another_signal(job: Job) -> None:
@@ -438,7 +482,7 @@ def test_sigterm_alone_checkpoints_and_requeues_nothing(job: Job) -> None:
     assert process.wait(timeout=60) == 75
     assert job.calls == []
     assert job.ends(FIRST) == ["interrupted"]
-    assert left_over(job) == []
+    assert not left_over(job)
 
 
 def test_a_job_cancelled_after_the_announcement_stays_cancelled(job: Job) -> None:
@@ -449,6 +493,20 @@ def test_a_job_cancelled_after_the_announcement_stays_cancelled(job: Job) -> Non
     process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=60) == 75
     assert job.calls == ["--oneliner show job 7_2"]
+
+
+@pytest.mark.parametrize(("cancelled", "status"), [(True, 1), (False, 0)])
+def test_a_cancelled_job_that_slurm_starts_again_takes_nothing(cancelled: bool, status: int, job: Job) -> None:
+    """Where it asked for a requeue in the moment in which it was cancelled."""
+    folder = job.add(FIRST, "publish")
+    token = job.listed(FIRST)
+    submission = ledger.note(job.store.root, "grid", "source", worklist=token)
+    if cancelled:
+        ledger.note_cancelled(job.store.root, submission)
+    ended, output = job.run(token=token, slurm={**ELEMENT, "SLURM_RESTART_COUNT": "1"})
+    assert ended == status, output
+    assert ("it was cancelled" in output, (folder / "record.json").exists()) == (cancelled, not cancelled)
+    assert not job.calls and not troubles.read(job.store.root)
 
 
 def test_a_job_whose_time_is_up_before_it_could_checkpoint_goes_on(job: Job) -> None:
@@ -468,6 +526,16 @@ def test_signals_to_every_process_of_the_job_are_as_good(job: Job) -> None:
     until((folder / "began").exists)
     for pid in (job.worker(FIRST)["pid"], process.pid):
         os.kill(pid, signal.SIGUSR2)
+    assert process.wait(timeout=60) == 75
+    assert job.ends(FIRST) == ["interrupted"]
+
+
+def test_a_plugin_with_handlers_of_its_own_hides_no_signal(job: Job) -> None:
+    folder = job.add(FIRST, "train")
+    ignoring = "import signal\nfor name in 'USR2', 'TERM': signal.signal(signal.Signals['SIG' + name], signal.SIG_IGN)"
+    process = job.start(FIRST, plugins=(job.plugin(ignoring),))
+    until((folder / "began").exists)
+    process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=60) == 75
     assert job.ends(FIRST) == ["interrupted"]
 
@@ -493,7 +561,7 @@ def test_a_worker_that_cannot_stop_in_time_is_killed_with_all_it_started(job: Jo
     assert 0.9 < time.monotonic() - began < 18
     assert job.calls == ["requeue 7_2"]
     assert job.ends(FIRST) == ["died"]
-    assert left_over(job) == []
+    assert not left_over(job)
 
 
 def test_no_worker_outlives_a_supervisor_that_is_killed(job: Job) -> None:
@@ -503,8 +571,7 @@ def test_no_worker_outlives_a_supervisor_that_is_killed(job: Job) -> None:
     worker = job.worker(FIRST)["pid"]
     process.kill()
     process.wait()
-    until(lambda: not Path(f"/proc/{worker}").exists() or not job.store.attempts(FIRST)[0].alive, 5)
-    os.killpg(worker, signal.SIGKILL)  # the sleeper that a real job's end would reach
+    until(lambda: worker not in left_over(job), 5)
 
 
 def test_a_job_that_slurm_has_requeued_by_itself_is_left_alone(job: Job) -> None:
@@ -653,6 +720,21 @@ def test_after_one_trouble_a_job_ends_and_is_requeued_a_few_times(behaviour: str
     assert [job.ends(stage)[-1] for stage in stages] == ["done"] * 3
 
 
+@pytest.mark.parametrize("line", ["import no_such_library", "import sys; sys.exit(0)"])
+def test_a_plugin_that_cannot_be_imported_on_a_node_is_a_trouble_of_that_node(line: str, job: Job) -> None:
+    job.add(FIRST, "publish")
+    plugin = job.plugin(f"import os\nif os.environ['SLURMD_NODENAME'] == 'n1': {line}")
+    token = job.listed(FIRST)
+    for tries in range(1, 4):
+        status, output = job.run(token=token, plugins=(plugin,))
+        assert status == (75 if tries < supervisor.OWN_TROUBLES else 1), output
+    assert job.calls[:1] == ["requeue 7_2"]
+    assert "cannot be imported" in troubles.excluded(job.store.root)["n1"]
+    elsewhere = {**ELEMENT, "SLURMD_NODENAME": "n2"}
+    assert job.run(token=token, plugins=(plugin,), slurm=elsewhere)[0] == 0
+    assert job.ends(FIRST) == ["done"]
+
+
 def test_the_only_node_is_used_however_it_behaves(job: Job) -> None:
     job.add(FIRST, "publish")
     job.sinfo("n1")
@@ -784,7 +866,7 @@ def test_a_failure_is_noted_and_fails_the_job_after_the_others_have_ended(
     assert f"{FIRST.folder}: {reason}" in output.splitlines()[-1]
     assert job.ends(SECOND) == ["done"]
     assert job.store.failure(FIRST) == reason
-    assert left_over(job) == []
+    assert not left_over(job)
 
 
 @pytest.mark.parametrize("number", ["TERM", "INT", "HUP"])

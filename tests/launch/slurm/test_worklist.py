@@ -85,3 +85,13 @@ def test_columns_of_different_lengths_are_damage(tmp_path: Path) -> None:
     path.write_text(json.dumps(columns))
     with pytest.raises(DamagedStore, match=r"68f1c2d2\.json.*submit the grid again"):
         worklist.read(tmp_path, "68f1c2d2")
+
+
+@pytest.mark.parametrize("column", [{"kind": ["x", "x", "x"]}, {"parents": [[], [2], []]}, {"parents": [[], [-1], []]}])
+def test_a_kind_or_parent_that_is_not_listed_is_damage(column: dict[str, object], tmp_path: Path) -> None:
+    token = ledger.new_token()
+    worklist.write(tmp_path, worklist.worklist(token, chain(), {}, CLUSTERS))
+    path = ledger.folder(tmp_path) / "worklists" / f"{token}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **column}))
+    with pytest.raises(DamagedStore, match=rf"{token}\.json.*not listed.*submit the grid again"):
+        worklist.read(tmp_path, token)
