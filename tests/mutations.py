@@ -1077,7 +1077,7 @@ MUTATIONS = (
     Mutation(
         "what left its worker's session outlives the job",
         "bench/launch/slurm/supervisor.py",
-        "in _descendants(os.getpid()):",
+        "in descendants(os.getpid()):",
         "in ():",
         ("tests/launch/slurm/test_supervisor.py::test_what_left_its_workers_session_does_not_outlive_the_job",),
     ),

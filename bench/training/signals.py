@@ -88,7 +88,7 @@ def ended_by_second_signal() -> Iterator[None]:
 
 def _end_at_once(number: int) -> None:
     """End this process and all that it started, with the status that shells give to death by a signal."""
-    for pid in _descendants(os.getpid()):
+    for pid in descendants(os.getpid()):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(OSError), open("/dev/tty", "wb") as terminal:
@@ -96,7 +96,7 @@ def _end_at_once(number: int) -> None:
     os._exit(128 + number)
 
 
-def _descendants(ancestor: int) -> list[int]:
+def descendants(ancestor: int) -> list[int]:
     """List the processes that a process started, and those that they started.
 
     Empty where there is no /proc: workers then end by themselves, as their line to the launcher is closed.

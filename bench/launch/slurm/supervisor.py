@@ -45,7 +45,7 @@ from bench.store.states import UNSUCCESSFUL, StageState
 from bench.store.store import Store
 from bench.training.fork_server import ForkServer
 from bench.training.protocol import EXIT_STATUS
-from bench.training.signals import _descendants
+from bench.training.signals import descendants
 
 FIRST_WORDS = "job {} on "
 """What a job's log has, with its id, as soon as this code runs."""
@@ -367,7 +367,7 @@ class Element:
         for process in self._processes.values():
             process.close()
         # What they left in sessions of their own was given to this process, and would be nobody's after its end.
-        for pid in _descendants(os.getpid()):
+        for pid in descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._server.close()
