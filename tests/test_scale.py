@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 
 from bench import grid
+from bench.errors import InputError
+from bench.methods import finetune, recipe
 from bench.planning.cell import Cell, Expansion
 from bench.planning.plan import Plan, make_plan
 from bench.specs import Stage, spec, stage, walk
+from bench.specs.objectives import AdamW
 from bench.store.store import Store
 from bench.tables import records
 from bench.tables.command import write_tables
@@ -57,7 +60,64 @@ def test_settings_are_resolved_once_for_all_seeds(
 def test_every_distinct_stage_is_checked(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = calls(monkeypatch, Stage, "check")
     plan = many_seeds(tmp_path, prepared, 3, Store(tmp_path / "none"))
-    assert {each.key for each in plan.stages} == {each.key for (each,) in checked}
+    assert {each.key for each in plan.stages} <= {each.key for (each,) in checked}
+
+
+def test_a_recipe_is_asked_once_for_all_seeds(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = calls(monkeypatch, Cell, "setting")
+    counts = []
+    for seeds in (2, 12):
+        asked.clear()
+        many_seeds(tmp_path, prepared, seeds, Store(tmp_path / "none"))
+        counts.append(len(asked))
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "ablation", "label_regularization_gpt"])
+@pytest.mark.parametrize("pretraining", ["shared", "per_seed"])
+def test_stages_that_are_built_once_for_all_seeds_are_those_built_for_each(
+    name: str, pretraining: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan() -> tuple[list[tuple[str, Stage]], list[str]]:
+        changed = ["grid.seeds = [0, 3, 1]", "grid.base_seed = 3", f"grid.pretraining_seeds = '{pretraining}'"]
+        made = make_plan([f"gin/{name}.gin"], changed, [], tmp_path, None)
+        return [(cell.name, cell.stage) for cell in made.cells], [each.key for each in made.stages]
+
+    cells, keys = plan()
+    put_in = calls(monkeypatch, Expansion, "_with_seed")
+    monkeypatch.setattr(Expansion, "_with_seed", refuse)
+    cells_of_each, keys_of_each = plan()
+    assert not put_in
+    assert keys == keys_of_each
+    assert cells == cells_of_each  # in all fields, whatever of them the keys cover
+
+
+def refuse(*_: Any) -> Stage:
+    raise InputError("built for each seed")
+
+
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize("own_first", [True, False])
+def test_a_recipe_that_reads_the_seed_is_asked_for_each(own_first: bool, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    @recipe()
+    def reads_its_seed(cell: Cell) -> Stage:
+        seen.append(cell.seed)
+        return finetune(cell, optimizer=AdamW(weight_decay=cell.seed / 10))
+
+    @recipe()
+    def starts_from_it(cell: Cell) -> Stage:
+        return finetune(cell, init=cell.row("reads_its_seed"), head="fresh")
+
+    rows = ["reads_its_seed", "starts_from_it"][:: 1 if own_first else -1]
+    gin = tiny_grid.write(tmp_path, rows)
+    plan = make_plan([str(gin)], ["grid.seeds = [2, 5]"], [], tmp_path / "none", None)
+    assert set(seen) == {2, 5}
+    for cell in plan.cells:
+        own = cell.stage if cell.row == "reads_its_seed" else cell.stage.init
+        assert isinstance(own, Stage) and isinstance(own.optimizer, AdamW)
+        assert (own.seed, own.optimizer.weight_decay, cell.stage.seed) == (cell.seed, cell.seed / 10, cell.seed)
 
 
 def test_cells_that_need_a_stage_share_it(prepared: Path, tmp_path: Path) -> None:

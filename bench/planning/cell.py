@@ -38,12 +38,20 @@ from bench.specs import (
     Spec,
     Stage,
     part_json,
+    walk,
 )
 
 S = TypeVar("S", bound=Spec)
 T = TypeVar("T")
 
 EXECUTION, SEARCH = Execution(), SearchSettings()
+
+ANY_SEED = 2**256
+"""Stands for the seed in stages that are built once for all seeds; nobody's seed."""
+
+
+class _SeedIsRead(BaseException):
+    """A recipe reads the seed, so its stages are built for each; no Exception, which a recipe could catch."""
 
 
 @dataclass
@@ -70,6 +78,10 @@ class Expansion:
     _manifests: dict[str, Manifest | None] = field(default_factory=dict)
     _built: dict[tuple[str, str, int], Stage | None] = field(default_factory=dict)
     _shared: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    _each_seed: set[tuple[str, str]] = field(default_factory=set)
+    """The rows and tasks whose stages are built for each seed."""
+    _seeded: dict[int, dict[str, Stage]] = field(default_factory=dict)
+    """Seed -> key of a stage of any seed -> the stage of this one."""
 
     def __post_init__(self) -> None:
         self.rows = {row.name: row for row in map(Row.parse, self.grid.rows)}
@@ -110,6 +122,15 @@ class Expansion:
 
         Refuses rows that wait for each other.
         """
+        # Seeds differ in nothing but the number, so a recipe is asked once and the number put in. Where a recipe reads
+        # it, or something is wrong, which must be told of the seed that was asked for, the stage is built for each. So
+        # it is where one seed alone is asked for: in small grids, and for the candidates of a search.
+        several = seed != ANY_SEED and self.part == "all" and len(self.grid.seeds) > 1
+        if several and (row, task) not in self._each_seed:
+            try:
+                return self._with_seed(self.stage(row, task, ANY_SEED), seed)
+            except (_SeedIsRead, InputError):
+                self._each_seed.add((row, task))
         coordinates = (row, task, seed)
         if coordinates in self._built:
             stage = self._built[coordinates]
@@ -131,9 +152,25 @@ class Expansion:
         self._built[coordinates] = stage
         return stage
 
+    def _with_seed(self, pattern: Stage, seed: int) -> Stage:
+        """Return a stage of any seed, and those behind it, with a seed in its place."""
+        made = self._seeded.setdefault(seed, {})
+        if pattern.key not in made:
+            changes: dict[str, Any] = {"seed": seed} if pattern.seed == ANY_SEED else {}
+            for name, value in pattern.stages.items():
+                if isinstance(value, tuple):
+                    changes[name] = tuple(self._with_seed(each, seed) for each in value)
+                else:
+                    changes[name] = self._with_seed(value, seed)
+            stage = pattern.copy(changes)
+            if pattern.key in self.stages:
+                stage, _ = self.stages.setdefault(stage.key, (stage, self.stages[pattern.key][1]))
+            made[pattern.key] = stage
+        return made[pattern.key]
+
     def _but(self, **changes: Any) -> Expansion:
         """Return the same grid with some fields changed, and no stage made yet."""
-        return dataclasses.replace(self, **changes, stages={}, _built={}, _shared={})
+        return dataclasses.replace(self, **changes, stages={}, _built={}, _shared={}, _each_seed=set())
 
     def _search(self, cell: Cell, candidates: tuple[str, ...]) -> Stage:
         """Build the stage whose settings a row's search chooses.
@@ -160,7 +197,7 @@ class Expansion:
                 )
         return Selected.among(
             candidates=tuple(expansion.stage(row, task, self.grid.base_seed) for expansion in fitted),
-            finals=tuple(expansion.stage(row, task, cell.seed) for expansion in finals),
+            finals=tuple(expansion.stage(row, task, cell.any_seed) for expansion in finals),
             metric=cell.metric,
         )
 
@@ -192,10 +229,18 @@ class Cell:
         self._used: list[Binding] = []
         self._other_backbone = backbone
         self.row_name = row
-        self.seed = seed
+        self.any_seed = seed
+        """The seed, or ANY_SEED."""
         self._task_name = task
 
     # ---------------------------------------------------------------------------------------- coordinates
+
+    @property
+    def seed(self) -> int:
+        """The seed of labelled stages."""
+        if self.any_seed == ANY_SEED:
+            raise _SeedIsRead
+        return self.any_seed
 
     @cached_property
     def task(self) -> Task:
@@ -255,8 +300,14 @@ class Cell:
         return backbone
 
     def _built_backbone(self) -> Backbone:
-        build = backbone_builder(self.task.backbone)
-        return self._shared(("backbone", self._scopes), lambda: build(self))
+        def build() -> Backbone:
+            backbone = backbone_builder(self.task.backbone)(self)
+            # The cells of all seeds share it, so its pre-training has one seed.
+            if isinstance(backbone.weights, Stage) and any(each.seed == ANY_SEED for each in walk(backbone.weights)):
+                raise _SeedIsRead
+            return backbone
+
+        return self._shared(("backbone", self._scopes), build)
 
     @property
     def pretraining_seed(self) -> int:
@@ -272,7 +323,7 @@ class Cell:
 
         Its settings see that backbone's scope.
         """
-        return Cell(self._expansion, self.row_name, self._task_name, self.seed, name)
+        return Cell(self._expansion, self.row_name, self._task_name, self.any_seed, name)
 
     def backbones(self) -> list[str]:
         """List the backbones of the modality of this cell's task.
@@ -300,7 +351,7 @@ class Cell:
                 f"{', '.join(rows)}."
             )
         expansion = self._expansion.of_others if name != self.row_name.name else None
-        return (expansion or self._expansion).stage(name, self._task_name, self.seed)
+        return (expansion or self._expansion).stage(name, self._task_name, self.any_seed)
 
     # ---------------------------------------------------------------------------------------- settings
 
@@ -563,7 +614,9 @@ class Cell:
         if "decoder" in objective.needs:
             backbone = backbone.with_decoder
         if seed is None:
-            seed = self.seed if labelled else self.pretraining_seed
+            grid = self._expansion.grid
+            shared = not labelled and grid.pretraining_seeds == "shared"
+            seed = grid.base_seed if shared else self.any_seed
         execution = self.configure(EXECUTION, "execution")
         try:
             stage = Stage(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from bench.errors import SpecError
 from bench.interfaces.hooks import Activity, Batch, Context, Loss, ParameterGroup, State
 from bench.specs.parts import MOST_STEPS, Data, Execution, PublicWeights, Schedule
-from bench.specs.spec import Json, Spec, added, canonical_json
+from bench.specs.spec import Json, Spec, added, canonical_json, field_types
 
 if TYPE_CHECKING:
     import torch
@@ -454,6 +454,23 @@ class Stage(Spec):
         """The objective, the optimiser and, if there is one, the constraint."""
         return [self.objective, self.optimizer, *([] if self.constraint is None else [self.constraint])]
 
+    @property
+    def stages(self) -> dict[str, Stage | tuple[Stage, ...]]:
+        """The fields that hold other stages, with these."""
+        return {name: stage for name in ("init", "teacher") if isinstance(stage := getattr(self, name), Stage)}
+
+    def copy(self, changes: Json) -> Self:
+        """Return the stage with some fields changed.
+
+        They must be of the fields' types: those alone are not checked again.
+        """
+        if all(changes[name] is getattr(self, name) for name in changes):
+            return self
+        copy = object.__new__(type(self))
+        vars(copy).update({name: getattr(self, name) for name in field_types(type(self))} | changes)
+        copy.check()
+        return copy
+
     @cached_property
     def key(self) -> str:
         """The identity of the result.
@@ -534,6 +551,10 @@ class Selected(Stage):
                 raise SpecError("candidates", f"stage {first.name}: a search cannot change the backbone or its parts.")
         fields = {field.name: getattr(first, field.name) for field in dataclasses.fields(Stage)}
         return cls(**fields, candidates=candidates, finals=finals, metric=metric)
+
+    @property
+    def stages(self) -> dict[str, Stage | tuple[Stage, ...]]:
+        return {**super().stages, "candidates": self.candidates, "finals": self.finals}
 
     def _canonical(self) -> dict[str, str]:
         # The finals have no folder of their own that a key could lead to, so they are written out.
