@@ -38,6 +38,8 @@ NO_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 """Else pyarrow, which pandas imports, starts a thread when it is imported."""
 ANSWER_SECONDS = 60.0
 """How long a fork may take; it takes some milliseconds."""
+IMPORT_SECONDS = 1200
+"""How long imports may take; on a slow network disk they take minutes, on a dead one for ever."""
 SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36
 """Of Linux' prctl: the signal at the death of one's parent; being the parent of all orphans below."""
 
@@ -52,11 +54,12 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._line: socket.socket | None = None
         self._imported = False
+        self._began = 0.0
 
     def ready(self, environment: Mapping[str, str], modules: Sequence[str]) -> bool:
         """Tell whether a worker can be forked now; start the server if none runs.
 
-        It imports `modules` beside what all stages need. Raises OSError where it dies of that.
+        It imports `modules` beside what all stages need. Raises OSError where it dies of that, or never ends.
         """
         if self._process is not None and self._process.poll() is not None:
             status, imported = self._process.returncode, self._imported
@@ -67,10 +70,14 @@ class ForkServer:
             self._start(environment, modules)
         if not self._imported:
             self._imported = self._answer(0.0) is not None
+        if not self._imported and time.monotonic() - self._began > IMPORT_SECONDS:
+            self.close()
+            raise OSError(f"what stages need could not be imported within {IMPORT_SECONDS} seconds")
         return self._imported
 
     def _start(self, environment: Mapping[str, str], modules: Sequence[str]) -> None:
         _prctl(SET_SUBREAPER, 1)
+        self._began = time.monotonic()
         self._line, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(

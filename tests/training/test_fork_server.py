@@ -154,6 +154,18 @@ def test_a_server_that_cannot_import_is_an_error(server: ForkServer) -> None:
         ready(server, "no_such_module")
 
 
+def test_a_server_whose_imports_never_end_is_an_error(
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code" / "endless.py").write_text("import time\ntime.sleep(600)\n")
+    assert not server.ready(os.environ, ["endless"])
+    monkeypatch.setattr(fork_server, "IMPORT_SECONDS", -1)
+    with pytest.raises(OSError, match="could not be imported"):
+        server.ready(os.environ, ["endless"])
+    monkeypatch.setattr(fork_server, "IMPORT_SECONDS", 60)
+    ready(server)  # the next one is started anew
+
+
 def zombies() -> set[int]:
     """The children of this process that have ended and were not waited for."""
     found = set()
