@@ -92,6 +92,19 @@ SIZES = {
 
 SMALL = {"quickstart": 7 * 2 * 3, "methods": 30 * 2 * 3, "small_image": 3 * 2 * 3, "small_text": 7 * 2 * 3}
 """Grids of our own on small backbones, and how many cells they have."""
+STUDY = {
+    "study_cpu": (6, 2, 3),
+    "study_text": (12, 7, 3),
+    "study_scratch": (8, 2, 3),
+    "study_variance": (3, 2, 3),
+    "study_dino": (12, 5, 3),
+    "study_vit": (12, 5, 3),
+    "study_ablation": (7, 1, 0),
+    "study_rounds": (5, 1, 0),
+    "study_steps": (11, 1, 0),
+    "study_low_resource": (9, 1, 0),
+}
+"""The grids of the study, and how many rows, tasks and candidates of a search they have; five seeds each."""
 
 
 def test_the_grid_of_all_methods_has_a_row_for_every_recipe() -> None:
@@ -100,7 +113,7 @@ def test_the_grid_of_all_methods_has_a_row_for_every_recipe() -> None:
 
 
 def test_every_shipped_grid_is_counted_here() -> None:
-    assert {path.stem for path in shipped_gin().glob("*.gin")} - {"fast"} == {*SIZES, *SMALL}
+    assert {path.stem for path in shipped_gin().glob("*.gin")} - {"fast"} == {*SIZES, *SMALL, *STUDY}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -108,6 +121,17 @@ def test_sizes_of_the_small_grids(name: str) -> None:
     plan = plan_of(name)
     assert len(plan.cells) == SMALL[name]
     assert {cell.backbone for cell in plan.cells} <= {"photos_mae", "docs_mlm", "vit_mae_tiny64"}
+    assert not plan.splits
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_the_study_compares_what_was_searched_equally_and_pretrained_anew(name: str) -> None:
+    plan, (rows, tasks, candidates) = plan_of(name), STUDY[name]
+    assert (len(plan.grid.rows), len(plan.grid.tasks), len(plan.cells)) == (rows, tasks, rows * tasks * 5)
+    assert plan.grid.pretraining_seeds == ("shared" if name == "study_variance" else "per_seed")
+    assert {cell.backbone for cell in plan.cells} <= {"minilm", "dinov2_small", "vit_mae_tiny64"}
+    tried = {len(cell.stage.candidates) if isinstance(cell.stage, Selected) else 0 for cell in plan.cells}
+    assert tried == {candidates}
     assert not plan.splits
 
 
