@@ -258,7 +258,7 @@ def test_semicolons_and_tabs_separate_as_commas_do(delimiter: str, name: str, tm
     message = refused(
         "csv", csv_file(other, *lines, f"one{delimiter}two{delimiter}pos", header=f"text{delimiter}label")
     )
-    assert "line 14: 3 fields" in message and name in message
+    assert "line 14: " in message and " 3, " in message and name in message
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])

@@ -33,7 +33,7 @@ baselines.register()
 load_all(settings.plugins)
 stage = Store(folder.parent).load(folder)
 plan = make_plan(command_line.gin, command_line.set, (), command_line.data, None)
-print(stage.objective.weight_of_job, sys.modules["my_methods"].__file__, code_of(stage)["my_methods.Smoothed"], sep="|")
+print(stage.objective.WEIGHT_OF_JOB, sys.modules["my_methods"].__file__, code_of(stage)["my_methods.Smoothed"], sep="|")
 print(plan.table_name, plan.origin, [cell.stage.key == stage.key for cell in plan.cells], sep="|")
 """
 
@@ -41,7 +41,7 @@ print(plan.table_name, plan.origin, [cell.stage.key == stage.key for cell in pla
 @pytest.mark.parametrize("entry", ["lib/my_methods.py", "lib/my_methods"])
 @pytest.mark.usefixtures("registries")
 def test_jobs_load_the_copy_of_a_plugin(entry: str, prepared: Path, tmp_path: Path) -> None:
-    text = SMOOTHED.replace("    epsilon", "    weight_of_job = 'before'\n    epsilon")
+    text = SMOOTHED.replace("    epsilon", "    WEIGHT_OF_JOB = 'before'\n    epsilon")
     own = tmp_path / (entry if entry.endswith(".py") else f"{entry}/__init__.py")
     own.parent.mkdir(parents=True)
     own.write_text(text)
