@@ -6,9 +6,11 @@ import argparse
 import errno
 import io
 import os
+import signal
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +124,9 @@ def reporting_errors(main: Callable[[], int]) -> int:
     Bad input becomes one message and exit status 2, an error of the disk status 1, Ctrl-C status 130.
     """
     open_standard_streams()
+    # `trap '' CHLD` of a shell is handed down, and nobody would learn any more how a process ended.
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         return main()
     except InputError as error:

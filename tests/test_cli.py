@@ -1,6 +1,7 @@
 """What the commands have in common: folders that cannot be used, and standard streams that are closed."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,19 @@ def test_closed_standard_streams_are_opened_on_nothing(closed: tuple[int, ...]) 
             os.close(descriptor)
 
     assert subprocess.run([sys.executable, "-c", PROGRAM], preexec_fn=close, timeout=60).returncode == 0
+
+
+def test_how_a_process_ended_is_seen_where_a_shell_ignored_sigchld() -> None:
+    """Else every process seems to have ended well."""
+    fails = [sys.executable, "-c", "raise SystemExit(3)"]
+    code = f"import subprocess\nfrom bench import cli\ncli.reporting_errors(lambda: exit(subprocess.call({fails})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN),
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 3
 
 
 @pytest.mark.parametrize("encoding", ["ascii:strict", "utf-8:strict"])

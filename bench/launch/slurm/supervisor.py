@@ -85,6 +85,7 @@ class Signals:
         """Replace submitit's handlers of these signals."""
         signal.signal(_number(announcement), self._announce)
         signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # `trap '' CHLD` of a shell would hide how workers end
         signal.signal(signal.SIGCONT, lambda *_: None)  # Slurm sends it with the others, to wake what is suspended
 
     def __bool__(self) -> bool:

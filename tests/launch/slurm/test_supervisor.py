@@ -532,7 +532,9 @@ def test_signals_to_every_process_of_the_job_are_as_good(job: Job) -> None:
 
 def test_a_plugin_with_handlers_of_its_own_hides_no_signal(job: Job) -> None:
     folder = job.add(FIRST, "train")
-    ignoring = "import signal\nfor name in 'USR2', 'TERM': signal.signal(signal.Signals['SIG' + name], signal.SIG_IGN)"
+    ignoring = (
+        "import signal\nfor name in 'USR2', 'TERM', 'CHLD': signal.signal(signal.Signals['SIG' + name], signal.SIG_IGN)"
+    )
     process = job.start(FIRST, plugins=(job.plugin(ignoring),))
     until((folder / "began").exists)
     process.send_signal(signal.SIGUSR2)
