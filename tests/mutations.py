@@ -39,6 +39,34 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
+    Mutation(
+        "how a process ended is lost where a shell ignored SIGCHLD",
+        "bench/cli.py",
+        "signal.signal(signal.SIGCHLD, signal.SIG_DFL)",
+        "pass",
+        ("tests/test_cli.py::test_how_a_process_ended_is_seen_where_a_shell_ignored_sigchld",),
+    ),
+    Mutation(
+        "imports that never end are waited for",
+        "bench/training/fork_server.py",
+        "time.monotonic() - self._began > IMPORT_SECONDS",
+        "False",
+        ("tests/training/test_fork_server.py::test_a_server_whose_imports_never_end_is_an_error",),
+    ),
+    Mutation(
+        "ranks of equal means differ",
+        "bench/tables/compare.py",
+        "(better + (equal + 1) / 2)",
+        "(better + equal)",
+        ("tests/tables/test_compare.py::test_average_ranks_share_ties_and_leave_out_incomplete_rows",),
+    ),
+    Mutation(
+        "a recipe that reads the seed is asked once",
+        "bench/planning/cell.py",
+        "        if self.any_seed == ANY_SEED:\n            raise _SeedIsRead\n",
+        "",
+        ("tests/test_scale.py::test_a_recipe_that_reads_the_seed_is_asked_for_each",),
+    ),
     # --------------------------------------------------------------------------------------- strangers' methods
     Mutation(
         "a loss may change its batch",
