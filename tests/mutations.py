@@ -39,6 +39,7 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = (
+    # --------------------------------------------------------------------------------------- processes, ranks, seeds
     Mutation(
         "how a process ended is lost where a shell ignored SIGCHLD",
         "bench/cli.py",
