@@ -1120,7 +1120,7 @@ MUTATIONS = (
     Mutation(
         "a worker's end is taken for that of an orphan",
         "bench/training/fork_server.py",
-        "if ended.si_pid in known or ended.si_pid",
+        "if ended.si_pid in workers or ended.si_pid",
         "if ended.si_pid",
         ("tests/training/test_fork_server.py::test_what_workers_leave_is_buried_and_no_status_of_theirs_is_lost",),
     ),

@@ -154,8 +154,8 @@ class Expansion:
 
     def _with_seed(self, pattern: Stage, seed: int) -> Stage:
         """Return a stage of any seed, and those behind it, with a seed in its place."""
-        made = self._seeded.setdefault(seed, {})
-        if pattern.key not in made:
+        stages = self._seeded.setdefault(seed, {})
+        if pattern.key not in stages:
             changes: dict[str, Any] = {"seed": seed} if pattern.seed == ANY_SEED else {}
             for name, value in pattern.stages.items():
                 if isinstance(value, tuple):
@@ -165,12 +165,12 @@ class Expansion:
             stage = pattern.copy(changes)
             if pattern.key in self.stages:
                 stage, _ = self.stages.setdefault(stage.key, (stage, self.stages[pattern.key][1]))
-            made[pattern.key] = stage
-        return made[pattern.key]
+            stages[pattern.key] = stage
+        return stages[pattern.key]
 
     def _but(self, **changes: Any) -> Expansion:
         """Return the same grid with some fields changed, and no stage made yet."""
-        return dataclasses.replace(self, **changes, stages={}, _built={}, _shared={}, _each_seed=set())
+        return dataclasses.replace(self, **changes, stages={}, _built={}, _shared={}, _each_seed=set(), _seeded={})
 
     def _search(self, cell: Cell, candidates: tuple[str, ...]) -> Stage:
         """Build the stage whose settings a row's search chooses.

@@ -483,9 +483,9 @@ def _failed(plan: Plan, store: Store, shown: Collection[str]) -> Iterator[str]:
         for stage in walk(cell.stage):
             if stage.key not in failures:
                 failures[stage.key] = store.failure(stage)
-        reasons = [reason for stage in walk(cell.stage) if (reason := failures[stage.key]) is not None]
-        for reason in reasons[:1]:  # of the first in the chain; others may fail for the same cause
-            cells.setdefault(reason.partition(":")[0], []).append(cell.name)
+            if (reason := failures[stage.key]) is not None:
+                cells.setdefault(reason.partition(":")[0], []).append(cell.name)
+                break
     # Only the kind: a message may name folders of this computer, and tables are published.
     for kind, names in cells.items():
         some = first_of([code_span(name) for name in names], NAMED_CELLS)

@@ -113,17 +113,17 @@ class ForkServer:
             return None
         return int(json.loads(text)["pid"]) if text else None
 
-    def reap(self, known: Collection[int | None]) -> None:
+    def reap(self, workers: Collection[int | None]) -> None:
         """Bury the orphans that were given to this process, which would stay zombies until the job ends.
 
-        Of the children in `known` the caller wants to hear itself how they end. Once one of those has ended, it is the
-        caller's turn: of several that ended, the system shows one.
+        Of the children in `workers` the caller wants to hear itself how they end. Once one of those has ended, it is
+        the caller's turn: of several that ended, the system shows one.
         """
         if self._process is None or self._process.poll() is not None:
             return
         # Never ECHILD: the server lives.
         while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
-            if ended.si_pid in known or ended.si_pid == self._process.pid:
+            if ended.si_pid in workers or ended.si_pid == self._process.pid:
                 return
             os.waitpid(ended.si_pid, 0)
 
