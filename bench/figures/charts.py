@@ -22,7 +22,7 @@ from bench.tables.comparison import runs_of
 from bench.tables.grid_facts import GridFacts
 from bench.tables.layout import AXES, Axis, behind, positions_with_numbers, spots
 from bench.tables.quantities import QUANTITIES, NothingToShow, by_column
-from bench.tables.records import Record, RecordsFile
+from bench.tables.records import Record, RecordsFile, evaluation_untimed
 from bench.training.curve import read_curve
 
 Point = dict[str, Any]
@@ -236,19 +236,23 @@ def cost(source: Source) -> Chart:
     }
     if len(devices) > 1:
         raise NothingToShow(f"its stages ran on {' and '.join(sorted(devices))}, whose hours cannot be added")
-    points = []
+    points: list[Point] = []
+    everything: dict[str, Record] = {}
     for point, records in _summaries(source):
         # Cells share stages: each counts once. Example: three seeds fine-tuned for 10 s each from one pre-training of
         # 60 s cost 90 s.
         stages = {stage["key"]: stage for record in records for stage in source.behind(record)}
         hours = sum(map(_hours, stages.values())) if stages else None
+        everything |= stages
         points.append({**point, "series": point["row"], "x": hours})
     for task, metric in source.grid.metrics.items():
         _mark_front([point for point in points if point["task"] == task], metric)
     unit = "core-hours" if devices == {"cpu"} else "GPU-hours"
+    untimed = evaluation_untimed(everything.values())
     costs = (
         f"Cost is the {unit} of all distinct stages behind a row, over its seeds, with those that it shares with other "
         "rows. Grey steps join the rows with all seeds than which none is both cheaper and better."
+        + (f" The evaluation of {untimed} stages was not timed, and is left out." if untimed else "")
     )
     caption = _caption(points, BARS, costs)
     return Chart(f"{_title(None)} and cost", "pareto", points, _labels(source), caption, f"cost ({unit})")

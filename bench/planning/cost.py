@@ -64,10 +64,9 @@ def finished_rates(plan: Plan, store: Store | None) -> Rates:
     """
     samples: dict[tuple[Kind, str], list[float]] = defaultdict(list)
     for stage in plan.stages:
-        if stage.key in plan.done:
-            seconds = plan.done[stage.key] / examples_of(stage)
+        if (record := plan.records.get(stage.key)) is not None and _is_timed(record):
             for task in (stage.data.task, ""):
-                samples[kind_of(stage), task].append(seconds)
+                samples[kind_of(stage), task].append(record["seconds"] / examples_of(stage))
     kinds = {kind_of(stage) for stage in plan.to_run(retry=True)}
     for kind in kinds - {kind for kind, _ in samples}:
         for task, seconds in _of_other_grids(kind, store):
@@ -100,8 +99,8 @@ def describe_cost(plan: Plan, rates: Rates, measured: bool = False) -> list[str]
     if rest < len(to_run):
         priced = f"cost: about {_minutes(sum(by_kind.values()))} of one worker for {len(to_run) - rest} stages"
         lines = [priced + (f"; unknown for {rest} more" if rest else "")]
-        if any(stage.evaluations for stage in to_run):  # records tell the time of training alone
-            lines.append("  of training alone: evaluation comes on top, which counts where test sets are large")
+        if measured and any(stage.evaluations for stage in to_run):
+            lines.append("  what was timed now is training alone: evaluation comes on top, large test sets count")
         lines += [f"  {name}: {_minutes(seconds)}" for name, seconds in by_kind.items() if seconds and len(by_kind) > 1]
     for kind, stages in unknown.items():
         lines += textwrap.wrap(f"  unknown: {len(stages)} {kind}", TABLE_WIDTH, subsequent_indent=" " * 11)
@@ -132,6 +131,11 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
 
 
+def _is_timed(record: dict[str, Any]) -> bool:
+    """Tell whether a record's seconds are all that its stage took: older code left evaluation out."""
+    return not record.get("metrics") or "evaluation_seconds" in record.get("measured", {})
+
+
 def _of_other_grids(kind: Kind, store: Store | None) -> list[tuple[str, float]]:
     """Read the task and the seconds for an example of finished stages of a kind that any grid left in the store."""
     paths = [] if store is None else [*store.root.glob(f"{kind.stage}*-*/record.json")]
@@ -142,7 +146,7 @@ def _of_other_grids(kind: Kind, store: Store | None) -> list[tuple[str, float]]:
         try:
             spec = json.loads(path.with_name("spec.json").read_text())
             record = json.loads(path.read_text())
-            if _kind_in(spec) == kind:
+            if _kind_in(spec) == kind and _is_timed(record):
                 examples = record["steps"] * spec["schedule"]["batch_size"]
                 samples.append((spec["data"]["task"], record["seconds"] / examples))
         except (OSError, ValueError, KeyError, TypeError):

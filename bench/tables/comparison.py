@@ -18,7 +18,7 @@ from bench.tables.compare import (
 )
 from bench.tables.grid_facts import GridFacts
 from bench.tables.quantities import Quantity, by_column
-from bench.tables.records import Record
+from bench.tables.records import Record, evaluation_untimed
 
 CONDITIONAL = "°"
 """Marks a difference whose interval holds fine-tuning noise only."""
@@ -242,13 +242,15 @@ def cost_line(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, 
     if not records:
         return []
     rows = [f"{row} {_hours(stages[key] for key in keys)}" for row, keys in behind.items() if keys]
-    together = _hours(stages[key] for key in dict.fromkeys(key for keys in behind.values() for key in keys))
+    everything = [stages[key] for key in dict.fromkeys(key for keys in behind.values() for key in keys)]
+    untimed = evaluation_untimed(everything)
     return [
-        f"Cost of the distinct stages behind each row: {'; '.join(rows)}. All rows, which share stages: {together}."
+        f"Cost of the distinct stages behind each row: {'; '.join(rows)}. All rows, which share stages: "
+        f"{_hours(everything)}" + (f", without the evaluation of {untimed}, which was not timed." if untimed else ".")
     ]
 
 
-def _hours(stages: Iterator[Record]) -> str:
+def _hours(stages: Iterable[Record]) -> str:
     """Add up core-hours and GPU-hours."""
     cores, gpus = 0.0, 0.0
     for stage in stages:

@@ -135,7 +135,8 @@ QUANTITIES: dict[str, Quantity] = {
         lambda record, split: record.get("seconds"),
         "seconds",
         "lower",
-        explanation="Time is that of training and evaluation on the machine named below.",
+        explanation="Time is that of training and evaluation on the machine named below; of training alone in records "
+        "without `evaluation_seconds`, which are older.",
     ),
     "seconds_with_parents": Quantity(
         "time of all stages behind a cell",

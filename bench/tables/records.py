@@ -471,6 +471,14 @@ def stage_record(stage: Stage, record: Record) -> Record:
     }
 
 
+def evaluation_untimed(stages: Iterable[Record]) -> int:
+    """Count evaluated stages whose seconds are those of training alone.
+
+    They were computed by code that did not time evaluation.
+    """
+    return sum(bool(stage.get("metrics")) and "evaluation_seconds" not in stage.get("measured", {}) for stage in stages)
+
+
 def _activity(stages: Sequence[Stage], records: Mapping[str, Record]) -> dict[str, Any]:
     """Return what the parts of a cell's method did; those of stages before its own under `stage.part`."""
     activity: dict[str, Any] = {}

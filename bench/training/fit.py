@@ -104,6 +104,7 @@ def _trained(
     measured |= encoder_distance(model, first_model(stage, store, settings.data_root))
     values: dict[str, float] = {}
     predictions: dict[str, torch.Tensor] = {}
+    began = time.perf_counter()
     # Splits to be evaluated are opened only now: nothing above could have seen them.
     for data in stage.evaluations:
         logits, labels = predict(stage, model, open_data(data, stage, settings), device)
@@ -117,13 +118,14 @@ def _trained(
         logits, labels = predict(stage, model, training_set, device)
         measured["train_loss"] = float(torch.nn.functional.cross_entropy(logits, labels))
         measured["generalisation_gap"] = values["loss"] - measured["train_loss"]
+        measured["evaluation_seconds"] = round(time.perf_counter() - began, 3)
     return {
         "metrics": values,
         "measured": measured,
         "activity": {name: _jsonable(part) for name, part in trained.activity.items()},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": stage.total_steps,
-        "seconds": trained.seconds,
+        "seconds": round(trained.seconds + measured.get("evaluation_seconds", 0.0), 3),
         "weights": _kept(saved.folder.parent, "weights", lambda path: save_weights(model, path)),
         **({"predictions": _kept(saved.folder.parent, "predictions", _saving(predictions))} if predictions else {}),
         "provenance": {

@@ -35,6 +35,19 @@ def test_a_record_of_before_may_be_a_stage_behind_a_newer_one() -> None:
     assert cost_line(grid, [plain, taught], stages) == []  # nobody knows all that the older one took
 
 
+def test_the_cost_says_of_how_many_stages_evaluation_was_not_timed() -> None:
+    """Only stages that are evaluated count: pre-training has nothing to evaluate."""
+    record, behind = records_of("finetune", "task", 0, 0.6)
+    stages = {stage["key"]: {**stage, "seconds": 1800.0} for stage in behind}
+    stages[record["key"]]["provenance"] = {**stages[record["key"]]["provenance"], "threads": 1}
+    grid = grid_facts(["finetune"], ["task"], [0])
+    (line,) = cost_line(grid, [record], stages)
+    assert line.endswith("core-hours, without the evaluation of 1, which was not timed.")
+    stages[record["key"]]["measured"]["evaluation_seconds"] = 600.0
+    (line,) = cost_line(grid, [record], stages)
+    assert line.endswith("core-hours.")
+
+
 def test_the_most_frequent_class_has_an_f1_where_the_classes_have_names() -> None:
     metrics = {"pairs": "binary_f1[a/b]", "others": "mismatched/binary_f1[no]", "before": "binary_f1[no]"}
     test = {
