@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import baselines
 from bench import cli
 from bench.errors import InputError
-from bench.planning.cost import Rates, finished_rates, to_measure, unpriced
+from bench.planning.cost import Rates, examples_of, finished_rates, to_measure, unpriced
 from bench.planning.describe import counted, describe_plan
 from bench.planning.plan import Plan, look_up, make_plan, refuse_edited_plugins, source
 from bench.planning.plugins import LOADED
@@ -209,7 +209,7 @@ def _measure(plan: Plan, options: argparse.Namespace, store: Store, data: Path) 
     if plan.unprepared:
         return {}
     from bench.training.loop import Diverged
-    from bench.training.timing import seconds_per_step
+    from bench.training.timing import estimated_seconds
 
     (settings, *_) = _workers(plan, options, data, _devices(options)[:1], 1)
     rates: Rates = {}
@@ -218,7 +218,7 @@ def _measure(plan: Plan, options: argparse.Namespace, store: Store, data: Path) 
         # Settings of one row may diverge at once: then the first of the kind is tried, if it is another than the last.
         for stage in map(to_measure, (stages, stages[:1]) if len(stages) > 1 else (stages,)):
             try:
-                rates[kind, ""] = seconds_per_step(stage, settings) / stage.schedule.batch_size
+                rates[kind, ""] = estimated_seconds(stage, settings) / examples_of(stage)
                 break
             except Diverged as error:
                 print(f"{stage.title} cannot be timed: {error}", flush=True)

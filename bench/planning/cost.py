@@ -99,8 +99,6 @@ def describe_cost(plan: Plan, rates: Rates, measured: bool = False) -> list[str]
     if rest < len(to_run):
         priced = f"cost: about {_minutes(sum(by_kind.values()))} of one worker for {len(to_run) - rest} stages"
         lines = [priced + (f"; unknown for {rest} more" if rest else "")]
-        if measured and any(stage.evaluations for stage in to_run):
-            lines.append("  what was timed now is training alone: evaluation comes on top, large test sets count")
         lines += [f"  {name}: {_minutes(seconds)}" for name, seconds in by_kind.items() if seconds and len(by_kind) > 1]
     for kind, stages in unknown.items():
         lines += textwrap.wrap(f"  unknown: {len(stages)} {kind}", TABLE_WIDTH, subsequent_indent=" " * 11)

@@ -55,7 +55,7 @@ def measure(stage: Stage, root: Path, steps: int, device_name: str, threads: int
     The stage is prepared. A batch is `read` from the array, or `decoded` from encoded images (None for text); both are
     medians over so many, `step` is the mean of as many training steps.
     """
-    torch.set_num_threads(threads)
+    devices.use_cpu(threads)
     device = devices.resolve(device_name)
     endless: dict[str, Any] = {"steps": ours.MANY, "epochs": None, "warmup_steps": 0, "warmup_fraction": None}
     stage = dataclasses.replace(stage, schedule=dataclasses.replace(stage.schedule, **endless))

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from bench.data.examples import open_split
 from bench.data.manifest import read_manifest
 from bench.data.metrics import NO_ENTRY, in_split, metric_of
-from bench.device import numerics, peak_memory, release_memory, reset_peak_memory, resolve, using
+from bench.device import numerics, peak_memory, release_memory, reset_peak_memory, resolve, use_cpu, using
 from bench.errors import InputError
 from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Activity
@@ -61,7 +61,7 @@ def fit(
     ancestry = _ancestry(stage, store)
     saved = Checkpoints(folder / "checkpoints", (stage.key, chosen.key, digest(ancestry["parents"])))
     attempt.facts["code"] = code_of(stage)
-    torch.set_num_threads(settings.threads)
+    use_cpu(settings.threads)
     device = resolve(settings.device)
     with using(device), numerics(chosen.execution, device):
         record = _trained(chosen, store, attempt, settings, device, saved, stop, progress)
