@@ -1,0 +1,259 @@
+"""Write results/README.md: the questions that the committed grids were run for, and what their records answer.
+
+python docs/write_results.py
+
+Every number on the page is computed from the records here; what stands in this file has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from bench.store.activity import inactive
+from bench.tables.compare import Difference, RunTable
+from bench.tables.comparison import CONDITIONAL, baseline_row, cost_line, difference_text, runs_of
+from bench.tables.grid_facts import GridFacts
+from bench.tables.records import Record, read_file, records_path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+PAGE = RESULTS / "README.md"
+STUDY = "study_cpu"
+"""The grid of real weights and real data; the page's first table and figure."""
+GRIDS = {
+    STUDY: "real weights (MiniLM-L6, its masked-language-model head fresh) on real texts; searched; pre-trained anew "
+    "with every seed",
+    "small_text": "the suite's own tiny text backbone on real texts; nothing searched",
+    "small_image": "the suite's own tiny image backbone on real images; nothing searched",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, which rows answer it, and against which row each is held."""
+
+    text: str
+    comparisons: tuple[tuple[str, str], ...]
+    remark: str
+    activity: bool = True
+    """Whether to show what the rows' parts did."""
+
+
+QUESTIONS = (
+    Question(
+        "Does self-distillation beat further pre-training alone?",
+        (("self_distillation", "tapt"),),
+        "Both rows begin with the same further pre-training; self-distillation adds a student.",
+    ),
+    Question(
+        "Does further pre-training on the task's own data help?",
+        (("tapt", "finetune"), ("self_distillation", "finetune")),
+        "TAPT reads the task's training inputs without their labels before it is fine-tuned.",
+        activity=False,
+    ),
+    Question(
+        "Do regularisers of fine-tuning help, and were they active?",
+        (("r3f", "finetune"), ("l2_sp", "finetune"), ("recadam", "finetune"), ("mars", "finetune")),
+        "A regulariser that did nothing measurable cannot be judged; the second table says what each did.",
+    ),
+    Question(
+        "Does contrastive pre-training with the task's labels help?",
+        (("supcon", "finetune"),),
+        "SupCon pulls examples of one class together before the classifier is trained.",
+        activity=False,
+    ),
+    Question(
+        "Does label regularisation matter once a model is pre-trained?",
+        (("label_smoothing", "finetune"),),
+        "Kobyzev et al. find that it does not. Whether it matters from random weights is asked by "
+        "`gin/study_scratch.gin`, which has not been run.",
+    ),
+)
+SHOWCASES = (
+    "`quickstart` and `methods` have run, too. They show that every method works, on tasks of minutes, and are no "
+    "evidence for one of them."
+)
+UNANSWERED = {
+    "Does further pre-training overfit on images as its steps grow?": "gin/study_steps.gin",
+    "Do twelve methods differ on seven tasks of texts, from MiniLM-L6?": "gin/study_text.gin",
+    "Do they differ on five tasks of images, from DINOv2-small?": "gin/study_dino.gin",
+    "And from a masked auto-encoder that the suite pre-trained itself?": "gin/study_vit.gin",
+    "Which part of self-distillation matters?": "gin/study_ablation.gin",
+    "How many rounds of it?": "gin/study_rounds.gin",
+    "What remains with few labels?": "gin/study_low_resource.gin",
+    "How much of the spread is pre-training's?": "gin/study_variance.gin",
+    "Does label regularisation matter from random weights?": "gin/study_scratch.gin",
+}
+NOISE = "the authors' noise is too small to change what this network says; the study takes more"
+EXPLAINED = {
+    ("small_text", "R3F did nothing in r3f on acl_arc"): NOISE,
+    ("small_text", "R3F did nothing in r3f on scierc"): NOISE,
+}
+"""Why something that looks wrong is as it is, by grid and finding."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A committed grid: its facts, cells and stages, and its numbers as tables show them."""
+
+    facts: GridFacts
+    cells: Sequence[Record]
+    stages: dict[str, Record]
+    runs: RunTable
+
+    @classmethod
+    def read(cls, name: str) -> Grid:
+        """Read the records of a grid."""
+        content = read_file(records_path(RESULTS, name))
+        assert content.grid is not None
+        cells = list(content.cells.values())
+        return cls(content.grid, cells, content.stages, runs_of(content.grid, cells, content.stages))
+
+    def of(self, row: str, task: str) -> list[Record]:
+        """Return the cells of a row on a task, by seed."""
+        own = [cell for cell in self.cells if (cell["method"], cell["task"]) == (row, task)]
+        return sorted(own, key=lambda cell: int(cell["seed"]))
+
+
+def verdict(difference: Difference) -> str:
+    """Return `better`, `worse` or `undecided`: whether the interval of the difference excludes 0."""
+    if difference.low is None or difference.high is None:
+        return "undecided"
+    return "better" if difference.low > 0 else "worse" if difference.high < 0 else "undecided"
+
+
+def page() -> str:
+    """Write the page."""
+    grids = {name: Grid.read(name) for name in GRIDS if records_path(RESULTS, name).is_file()}
+    parts = [
+        "# What the committed results show",
+        "`python docs/write_results.py` writes this page from the records beside it; a test holds it to them.",
+        "## What was run",
+        _overview(grids),
+        SHOWCASES,
+    ]
+    for question in QUESTIONS:
+        parts += [f"## {question.text}", *_answer(question, grids)]
+    parts += ["## What these grids do not answer", _unanswered(), "## What was looked at", *_looked_at(grids)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _overview(grids: dict[str, Grid]) -> str:
+    lines = [["grid", "what", "rows x tasks x seeds", "cost", "computed on"]]
+    for name, grid in grids.items():
+        facts = grid.facts
+        size = f"{len(facts.rows)} x {len(facts.tasks)} x {len(facts.seeds)}"
+        total = cost_line(facts, grid.cells, grid.stages)[0].rpartition(": ")[2].rstrip(".")
+        machines = sorted({f"{each['provenance']['device']}, {_precision(each)}" for each in grid.stages.values()})
+        lines.append([f"[{name}]({name}.md)", GRIDS[name], size, total, "; ".join(machines)])
+    return _markdown(lines)
+
+
+def _precision(stage: Record) -> str:
+    return str(stage["spec"]["execution"]["precision"])
+
+
+def _answer(question: Question, grids: dict[str, Grid]) -> Iterator[str]:
+    """Yield the parts of an answer: how often each verdict was reached, the differences, what the parts did."""
+    lines, verdicts, halves = [["grid", "compared", "task", "difference", "verdict"]], [], []
+    active = [["grid", "row", "task", "what the part did, by seed"]]
+    for name, grid in grids.items():
+        for row, reference in question.comparisons:
+            if not {row, reference} <= set(grid.facts.rows):
+                continue
+            for task in grid.facts.tasks:
+                difference = grid.runs.difference(row, reference, task)
+                verdicts.append(verdict(difference))
+                if difference.low is not None and difference.high is not None:
+                    halves.append((difference.high - difference.low) / 2)
+                lines.append([name, f"{row} − {reference}", task, difference_text(difference), verdicts[-1]])
+                if question.activity:
+                    active += [[name, row, task, text] for text in _activity(grid, row, task)]
+    if not verdicts:
+        yield f"**Not answered yet.** {question.remark}"
+        return
+    counts = Counter(verdicts)
+    counted = ", ".join(f"{kind} in {counts[kind]}" for kind in ("better", "worse", "undecided") if counts[kind])
+    reach = f"Intervals reach {min(halves):.1f} to {max(halves):.1f} points to either side: smaller effects drown here."
+    yield f"**Of {len(verdicts)} comparisons: {counted}.** {reach if halves else ''} {question.remark}"
+    yield _markdown(lines)
+    if any(CONDITIONAL in line[3] for line in lines):
+        yield (
+            f"{CONDITIONAL}: the interval does not hold all luck, as a stage or the choice of a search is the same for "
+            "all seeds. No interval is adjusted for the number of comparisons."
+        )
+    if len(active) > 1:
+        yield _markdown(active)
+
+
+def _activity(grid: Grid, row: str, task: str) -> Iterator[str]:
+    """Say what the parts of a row did, e.g. `L2SP: its share of the loss: 0.1, 0.2`."""
+    cells = grid.of(row, task)
+    for part, facts in (cells[0].get("activity") or {}).items() if cells else ():
+        values = [cell["activity"][part] for cell in cells]
+        numbers = ", ".join(f"{value['value']:.2g}" for value in values)
+        nothing = sum(part in inactive(cell["activity"]) for cell in cells)
+        yield f"{part}: {facts['meaning']}: {numbers}" + (f" (nothing in {nothing})" if nothing else "")
+
+
+def _unanswered() -> str:
+    lines = [["question", "grid, not run yet"], *([text, f"`{path}`"] for text, path in UNANSWERED.items())]
+    return _markdown(lines)
+
+
+def findings(grid: Grid) -> Iterator[str]:
+    """Yield what looks wrong in a grid, as far as records can tell.
+
+    Looked for: no better than always answering the most frequent class; equal to plain fine-tuning in every metric; no
+    spread over seeds; a loss on the training set that is not below that of the class frequencies; a part that did
+    nothing.
+    """
+    facts = grid.facts
+    majority = dict(zip(facts.tasks, baseline_row(facts, facts.metrics), strict=True))
+    for task in facts.tasks:
+        for row in facts.rows:
+            cells = grid.of(row, task)
+            summary = grid.runs.summary(row, task)
+            if summary.mean is not None and summary.mean <= float(majority[task]):
+                yield f"{row} on {task} is not above the most frequent class"
+            if len(cells) > 1 and summary.std == 0:
+                yield f"{row} on {task} has no spread over seeds"
+            plain = {cell["seed"]: cell["metrics"] for cell in grid.of(facts.reference, task)}
+            if row != facts.reference and any(plain.get(cell["seed"]) == cell["metrics"] for cell in cells):
+                yield f"{row} on {task} equals {facts.reference}"
+            counts = facts.test[task].per_class or ()
+            entropy = -sum(count / sum(counts) * math.log(count / sum(counts)) for count in counts if count)
+            if any(cell["measured"]["train_loss"] >= entropy for cell in cells):
+                yield f"{row} on {task} has a training loss that did not fall below that of the class frequencies"
+            for part in dict.fromkeys(part for cell in cells for part in inactive(cell.get("activity") or {})):
+                yield f"{part} did nothing in {row} on {task}"
+
+
+def _looked_at(grids: dict[str, Grid]) -> Iterator[str]:
+    yield (
+        "In every cell: whether it is no better than the most frequent class, equal to plain fine-tuning, without "
+        "spread over seeds, has a loss on the training set that did not fall below that of the class frequencies, or "
+        "has a part that did nothing."
+    )
+    lines = [["grid", "what looked wrong", "cause"]]
+    for name, grid in grids.items():
+        for finding in findings(grid):
+            if (name, finding) not in EXPLAINED:
+                raise SystemExit(f"{name}: {finding}. Look for the cause and write it into EXPLAINED of this script.")
+            lines.append([name, finding, EXPLAINED[name, finding]])
+    yield _markdown(lines) if len(lines) > 1 else "Nothing of this kind was seen."
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    escaped = [[entry.replace("|", "\\|") for entry in line] for line in lines]
+    return str(tabulate(escaped[1:], escaped[0], tablefmt="github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,132 @@
+"""results/README.md says what the committed records say, and leaves out nothing that looks wrong."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from bench.tables.comparison import runs_of
+from tests.test_readme import ROOT
+
+Cells = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def writer() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write_results", ROOT / "docs" / "write_results.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def changed(grid: Any, change: Callable[[Cells], None]) -> Any:
+    """Return the grid as if its cells were others."""
+    cells = copy.deepcopy(grid.cells)
+    change(cells)
+    return dataclasses.replace(grid, cells=cells, runs=runs_of(grid.facts, cells, grid.stages))
+
+
+def test_the_page_is_what_the_script_writes(writer: ModuleType) -> None:
+    assert writer.PAGE.read_text(encoding="utf-8") == writer.page()
+
+
+def test_no_number_stands_in_the_script(writer: ModuleType) -> None:
+    texts = [*writer.GRIDS.values(), *writer.EXPLAINED.values(), *writer.UNANSWERED, writer.SHOWCASES]
+    texts += [text for question in writer.QUESTIONS for text in (question.text, question.remark)]
+    assert not [text for text in texts if re.search(r"(?<![\w-])\d", text)]
+
+
+def test_every_grid_named_is_there_and_asked(writer: ModuleType) -> None:
+    asked = {row for question in writer.QUESTIONS for pair in question.comparisons for row in pair}
+    for name in writer.GRIDS:
+        assert (ROOT / "gin" / f"{name}.gin").is_file()
+    for path in writer.UNANSWERED.values():
+        assert (ROOT / path).is_file()
+        assert not (ROOT / "results" / path.removeprefix("gin/").removesuffix(".gin")).exists(), "it has run"
+    compared = {row for name in writer.GRIDS if (ROOT / "results" / name).is_dir() for row in grid_rows(writer, name)}
+    assert compared <= asked
+
+
+def grid_rows(writer: ModuleType, name: str) -> tuple[str, ...]:
+    rows: tuple[str, ...] = writer.Grid.read(name).facts.rows
+    return rows
+
+
+def of(cells: Cells, row: str) -> Cells:
+    return [cell for cell in cells if (cell["method"], cell["task"]) == (row, "scierc")]
+
+
+def guessing(cells: Cells) -> None:
+    for cell in of(cells, "mars"):
+        cell["value"] = cell["metrics"]["macro_f1"] = 0.1
+
+
+def like_finetune(cells: Cells) -> None:
+    of(cells, "mars")[0]["metrics"] = of(cells, "finetune")[0]["metrics"]
+
+
+def without_spread(cells: Cells) -> None:
+    for cell in of(cells, "mars"):
+        cell["value"] = 0.25
+
+
+def not_learned(cells: Cells) -> None:
+    of(cells, "mars")[1]["measured"]["train_loss"] = 1.99
+
+
+def idle(cells: Cells) -> None:
+    of(cells, "mars")[2]["activity"]["MarsProjection"]["nil"] = True
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (guessing, "mars on scierc is not above the most frequent class"),
+        (like_finetune, "mars on scierc equals finetune"),
+        (without_spread, "mars on scierc has no spread over seeds"),
+        (not_learned, "mars on scierc has a training loss that did not fall below that of the class frequencies"),
+        (idle, "MarsProjection did nothing in mars on scierc"),
+    ],
+)
+def test_what_looks_wrong_is_named_and_needs_a_cause(
+    change: Callable[[Cells], None], finding: str, writer: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = writer.Grid.read("small_text")
+    assert finding not in writer.findings(grid)
+    wrong = changed(grid, change)
+    assert finding in writer.findings(wrong)
+    monkeypatch.setattr(writer.Grid, "read", lambda name: wrong)
+    with pytest.raises(SystemExit, match=re.escape(finding)):
+        writer.page()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.1, 2.0, "better"), (-2.0, -0.1, "worse"), (-1.0, 2.0, "undecided"), (None, None, "undecided")],
+)
+def test_a_verdict_is_whether_the_interval_excludes_0(
+    low: float | None, high: float | None, expected: str, writer: ModuleType
+) -> None:
+    difference = writer.Difference("task", 3, 1.0, low, high, False)
+    assert writer.verdict(difference) == expected
+
+
+def test_the_answer_is_in_the_records(writer: ModuleType) -> None:
+    """One line of the page, computed by hand from the committed records."""
+    grid = writer.Grid.read("small_image")
+    values = {row: [100 * cell["value"] for cell in grid.of(row, "flower")] for row in ("tapt", "self_distillation")}
+    mean = sum(b - a for a, b in zip(values["tapt"], values["self_distillation"], strict=True)) / 3
+    shown = f"{mean:+.2f}".replace("-", "\N{MINUS SIGN}")
+    line = next(line for line in writer.page().splitlines() if "small_image" in line and "flower" in line)
+    assert shown in line and inspect.cleandoc(line).endswith("|")
