@@ -18,7 +18,7 @@ from bench.figures import draw
 from bench.figures.charts import KINDS, Source
 from bench.planning.plan import make_plan
 from bench.store.store import Store
-from bench.tables.grid_facts import facts_of
+from bench.tables.grid_facts import check_file_name, facts_of
 from bench.tables.quantities import NothingToShow
 from bench.tables.rebuild import joined_files, refuse_missing
 from bench.tables.records import LeftOut, RecordsFile, computed_records
@@ -36,9 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise InputError("give --gin, whose store the figures are made from, or --records, and not both.")
     if options.set and not options.gin:
         raise InputError("--set: is for the grid that --gin names.")
-    cli.check_writable("--output", options.output, f"{max(KINDS, key=len)}.svg.{'0' * 12}")
+    longest = f"{max(KINDS, key=len)}.svg.{'0' * 12}"
+    if options.output is not None:
+        cli.check_writable("--output", options.output, longest)
     left_out: list[LeftOut] = []
     source = _source(options, left_out)
+    if options.output is None:
+        check_file_name(source.grid)
+        options.output = options.results / source.grid.name
+        cli.check_writable("--results", options.output, longest)
     for warning in source.grid.warnings:
         print(warning)
     done = 0
@@ -63,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.figures", description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("--records", nargs="+", type=Path, metavar="FILE", help="records.jsonl of one grid, or of more")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="where the figures go")
+    add("--output", type=Path, metavar="FOLDER", help="where the figures go (default: RESULTS/NAME)")
+    add("--results", type=Path, default=Path("results"), help="where tables go (default: results)")
     add("--kind", nargs="+", choices=list(KINDS), help="which figures (default: all that the data have)")
     add("--store", type=Path, help="where stages, and their learning curves, are kept (with --gin: runs)")
     cli.add_bindings(parser, required=False)
@@ -78,7 +85,7 @@ def _source(options: argparse.Namespace, left_out: list[LeftOut]) -> Source:
     """
     if options.records:
         refuse_missing(options.records)
-        return Source(rebuilt(joined_files(options.records, left_out), options.output).content, options.store)
+        return Source(rebuilt(joined_files(options.records, left_out), options.results).content, options.store)
     baselines.register()
     store = Store(options.store or Path("runs"))
     store.check_exists()

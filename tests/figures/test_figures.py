@@ -170,6 +170,16 @@ def test_a_grid_without_any_number_has_no_figure(tmp_path: Path) -> None:
     assert not (tmp_path / "figures").exists()
 
 
+def test_figures_go_beside_the_records_unless_a_folder_is_named(tmp_path: Path) -> None:
+    made_up = MadeUp(["finetune", "mars"])
+    made_up.add("finetune", [0.5, 0.5])
+    made_up.add("mars", [0.5, 0.6])
+    path = made_up.write(tmp_path / "records")
+    assert main(["--records", str(path), "--results", str(tmp_path / "results"), "--kind", "forest"]) == 0
+    (folder,) = (tmp_path / "results").iterdir()
+    assert {file.name for file in folder.iterdir()} >= {"forest.png", "forest.csv"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
