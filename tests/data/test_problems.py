@@ -193,7 +193,7 @@ def test_sixteen_bits_are_scaled_to_eight() -> None:
 def test_pixels_without_a_range_are_named() -> None:
     values = saved(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8), "TIFF")
     good = saved(np.zeros((8, 8), np.uint8), "PNG")
-    content = Content("image", ("a", "b"), {"train": Rows([values, good], [0, 1], places=["scan.tif", "b.png"])}, {})
+    content = Content("image", ("a", "b"), {"train": Rows([values, good], [0, 1], locations=["scan.tif", "b.png"])}, {})
     (problem,) = problems(content)
     assert problem.startswith("scan.tif: ")
     assert "mode F" in problem

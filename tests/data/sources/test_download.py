@@ -22,7 +22,7 @@ from huggingface_hub import constants, file_download
 
 import bench
 from bench.data.sources import download
-from bench.data.sources.download import Remote, checksum_of, fetch, given, verify
+from bench.data.sources.download import Remote, checksum_of, fetch, local_file, verify
 from bench.errors import InputError
 
 CONTENT = bytes(range(256)) * 1000 + b"the end"
@@ -644,24 +644,24 @@ def test_a_remote_that_cannot_be_is_refused_when_it_is_written_down(name: str, c
 
 def test_given_finds_the_file_by_its_name(tmp_path: Path) -> None:
     wanted = Remote("https://example.org/x", "file.bin", SHA256)
-    assert given(wanted, tmp_path) is None
+    assert local_file(wanted, tmp_path) is None
     below = tmp_path / "b" / "c" / "file.bin"
     below.parent.mkdir(parents=True)
     below.write_bytes(CONTENT)
-    assert given(wanted, tmp_path) == below
+    assert local_file(wanted, tmp_path) == below
     earlier = tmp_path / "b" / "a" / "file.bin"
     earlier.parent.mkdir()
     earlier.write_bytes(CONTENT)
-    assert given(wanted, tmp_path) == earlier
+    assert local_file(wanted, tmp_path) == earlier
     direct = tmp_path / "file.bin"
     direct.write_bytes(CONTENT)
-    assert given(wanted, tmp_path) == direct
-    assert given(wanted, direct) == direct
+    assert local_file(wanted, tmp_path) == direct
+    assert local_file(wanted, direct) == direct
     other = tmp_path / "other.bin"
     other.write_bytes(CONTENT)
-    assert given(wanted, other) is None
+    assert local_file(wanted, other) is None
     with pytest.raises(InputError, match=r"absent does not exist"):
-        given(wanted, tmp_path / "absent")
+        local_file(wanted, tmp_path / "absent")
 
 
 def test_given_takes_the_one_that_verifies_and_refuses_if_none_does(tmp_path: Path) -> None:
@@ -669,13 +669,13 @@ def test_given_takes_the_one_that_verifies_and_refuses_if_none_does(tmp_path: Pa
     for name, content in (("a", OTHER), ("b", CONTENT), ("c", OTHER)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file.bin").write_bytes(content)
-    assert given(wanted, tmp_path) == tmp_path / "b" / "file.bin"
+    assert local_file(wanted, tmp_path) == tmp_path / "b" / "file.bin"
     (tmp_path / "b" / "file.bin").unlink()
     with pytest.raises(InputError) as refusal:
-        given(wanted, tmp_path)
+        local_file(wanted, tmp_path)
     assert str(tmp_path / "a" / "file.bin") in str(refusal.value)
     with pytest.raises(InputError, match="checksum"):
-        given(wanted, tmp_path / "c" / "file.bin")
+        local_file(wanted, tmp_path / "c" / "file.bin")
 
 
 def test_importing_loads_no_heavy_library() -> None:
