@@ -605,12 +605,12 @@ def test_verify_names_what_differs(tmp_path: Path) -> None:
     verify(Remote(url, "x"), path)
     verify(Remote(url, "x", "md5:B1946AC92492D2347C6235B4D2611184", 6), path)
     verify(Remote(url, "x", "git:ce013625030ba8dba906f756967f9e9ca394464a"), path)
-    for wrong, found in (
+    for wrong, reason in (
         (Remote(url, "x", size=7), "it has 6 bytes, expected are 7"),
         (Remote(url, "x", "md5:" + "0" * 32), f"b1946ac92492d2347c6235b4d2611184, expected is {'0' * 32}"),
         (Remote(url, "x", SHA256), SHA256.removeprefix("sha256:")),
     ):
-        with pytest.raises(InputError, match=found) as refusal:
+        with pytest.raises(InputError, match=reason) as refusal:
             verify(wrong, path)
         assert str(path) in str(refusal.value)
     path.chmod(0)
