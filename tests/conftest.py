@@ -69,8 +69,8 @@ def _chromium() -> bool:
 def _latex() -> bool:
     if shutil.which("pdflatex") is None:
         return False
-    found = subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, check=False)
-    return found.returncode == 0
+    done = subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def _installed(package: str) -> bool:

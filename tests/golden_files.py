@@ -32,15 +32,15 @@ def load(name: str) -> dict[str, Any]:
 
 def cases(name: str) -> list[dict[str, Any]]:
     """The cases of a file, at least one, each with `name`, `hyper`, `inputs` and `outputs`."""
-    found: list[dict[str, Any]] = load(name)["cases"]
-    return found
+    recorded: list[dict[str, Any]] = load(name)["cases"]
+    return recorded
 
 
 def tolerance(name: str, part: str | None = None) -> dict[str, float]:
     """The file's own `rtol` and `atol`; of one part where the file has several (`losses`, `weights`)."""
-    found = load(name)["tolerance"]
-    found = found if part is None else found[part]
-    return {"rtol": float(found["rtol"]), "atol": float(found["atol"])}
+    limits = load(name)["tolerance"]
+    limits = limits if part is None else limits[part]
+    return {"rtol": float(limits["rtol"]), "atol": float(limits["atol"])}
 
 
 def tensor(values: Any) -> Tensor:
@@ -50,11 +50,11 @@ def tensor(values: Any) -> Tensor:
 
 def compare(name: str, case: dict[str, Any], what: str, actual: Tensor | float, expected: Any) -> None:
     """Fail unless `actual` is `expected` within the file's tolerance; the message names the case and the output."""
-    found = actual.detach() if isinstance(actual, Tensor) else torch.tensor(actual, dtype=torch.float64)
-    assert found.dtype == torch.float64, f"{name}, case {case['name']}: {what} is {found.dtype}, not float64"
+    value = actual.detach() if isinstance(actual, Tensor) else torch.tensor(actual, dtype=torch.float64)
+    assert value.dtype == torch.float64, f"{name}, case {case['name']}: {what} is {value.dtype}, not float64"
     allowed = tolerance(name)
     torch.testing.assert_close(
-        found,
+        value,
         tensor(expected),
         rtol=allowed["rtol"],
         atol=allowed["atol"],

@@ -1961,7 +1961,7 @@ def named_tests(mutations: Sequence[Mutation]) -> list[str]:
     return list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
 
 
-def place_of(mutation: Mutation, root: Path = ROOT) -> str | None:
+def location_error(mutation: Mutation, root: Path = ROOT) -> str | None:
     """What is wrong with the place of a mutation, or None."""
     path = root / mutation.file
     count = path.read_text(encoding="utf-8").count(mutation.original) if path.is_file() else 0
@@ -1990,9 +1990,9 @@ def run(root: Path, tests: Sequence[str]) -> tuple[int, str]:
 
 def verdict(mutation: Mutation, root: Path) -> str:
     """Apply one mutation to a copy, run its tests, take it back; `caught` or what is wrong."""
-    wrong_place = place_of(mutation, root)
-    if wrong_place is not None:
-        return wrong_place
+    error = location_error(mutation, root)
+    if error is not None:
+        return error
     path = root / mutation.file
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace(mutation.original, mutation.wrong), encoding="utf-8")
@@ -2011,16 +2011,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the mutations and exit")
     parser.add_argument("--only", action="append", metavar="NAME", help="only these (may be given more than once)")
     parser.add_argument("--workers", type=int, default=1, help="how many at a time, each in a copy of its own")
-    given = parser.parse_args(arguments)
-    if given.list:
+    options = parser.parse_args(arguments)
+    if options.list:
         for mutation in MUTATIONS:
             print(f"{mutation.name}: {mutation.file}; {', '.join(mutation.tests)}")
         return 0
-    if unknown := set(given.only or ()) - {mutation.name for mutation in MUTATIONS}:
+    if unknown := set(options.only or ()) - {mutation.name for mutation in MUTATIONS}:
         parser.error(f"no mutation is named {', '.join(sorted(unknown))}; see --list")
-    chosen = [mutation for mutation in MUTATIONS if not given.only or mutation.name in given.only]
+    chosen = [mutation for mutation in MUTATIONS if not options.only or mutation.name in options.only]
     with tempfile.TemporaryDirectory(prefix="mutations-") as temporary:
-        roots = [copy(Path(temporary) / str(number)) for number in range(max(1, given.workers))]
+        roots = [copy(Path(temporary) / str(number)) for number in range(max(1, options.workers))]
         print(f"without a mistake: {len(named_tests(chosen))} tests", flush=True)
         status, output = run(roots[0], named_tests(chosen))
         if status != 0:
@@ -2030,10 +2030,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         def judge(mutation: Mutation) -> bool:
             began, root = time.monotonic(), free.pop()
-            found = verdict(mutation, root)
+            outcome = verdict(mutation, root)
             free.append(root)
-            print(f"{found:10}  {time.monotonic() - began:5.1f} s  {mutation.name}", flush=True)
-            return found == "caught"
+            print(f"{outcome:10}  {time.monotonic() - began:5.1f} s  {mutation.name}", flush=True)
+            return outcome == "caught"
 
         with ThreadPoolExecutor(len(roots)) as pool:
             caught = sum(pool.map(judge, chosen))

@@ -22,11 +22,11 @@ Graph = dict[str, set[str]]
 
 def modules() -> dict[str, Path]:
     """Every module of the suite by its dotted name."""
-    found = {}
+    paths = {}
     for path in [*(ROOT / "bench").rglob("*.py"), *(ROOT / "baselines").rglob("*.py")]:
         parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
 def imported(source: str, known: set[str]) -> Iterator[str]:
@@ -43,8 +43,8 @@ def imported(source: str, known: set[str]) -> Iterator[str]:
 
 
 def imports() -> Graph:
-    found = modules()
-    graph = {name: set(imported(path.read_text(encoding="utf-8"), set(found))) for name, path in found.items()}
+    paths = modules()
+    graph = {name: set(imported(path.read_text(encoding="utf-8"), set(paths))) for name, path in paths.items()}
     return {name: targets - {name} for name, targets in graph.items()}
 
 

@@ -23,10 +23,10 @@ def test_the_list_names_every_command_with_a_line(capsys: pytest.CaptureFixture[
 
 def test_every_module_with_a_main_is_listed() -> None:
     folder = Path(commands.__file__).parent
-    found = {path.stem for path in folder.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8")}
-    found |= {path.parent.name for path in folder.glob("*/__main__.py")}
+    names = {path.stem for path in folder.glob("*.py") if "\ndef main(" in path.read_text(encoding="utf-8")}
+    names |= {path.parent.name for path in folder.glob("*/__main__.py")}
     # collate's main stands beside the job that calls it, data's in prepare; a worker is started by launchers.
-    assert found - {"__main__"} | {"collate"} == {*commands.COMMANDS, "prepare"}
+    assert names - {"__main__"} | {"collate"} == {*commands.COMMANDS, "prepare"}
 
 
 def test_a_command_is_passed_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:

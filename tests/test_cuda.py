@@ -235,12 +235,12 @@ def test_an_evaluation_on_a_gpu_is_that_of_the_cpu(kit: Kit) -> None:
         stage = kit.plan("finetune", task)
         assert stage.evaluation is not None
         examples = open_split(stage.evaluation, stage.backbone, kit.data)
-        found = []
+        evaluations = []
         for device in (torch.device("cpu"), GPU):
             torch.manual_seed(0)
-            found.append(evaluate(stage, new_model(stage, torch.float32).to(device), examples, device))
-        assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-4)
-        assert found[0]["accuracy"] == pytest.approx(found[1]["accuracy"], abs=0.02)
+            evaluations.append(evaluate(stage, new_model(stage, torch.float32).to(device), examples, device))
+        assert evaluations[0]["loss"] == pytest.approx(evaluations[1]["loss"], rel=1e-4)
+        assert evaluations[0]["accuracy"] == pytest.approx(evaluations[1]["accuracy"], abs=0.02)
 
 
 # ------------------------------------------------------------------------------------------------ processes

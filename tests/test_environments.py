@@ -44,14 +44,14 @@ def command(module: str, *arguments: str, **environment: str) -> subprocess.Comp
     )
 
 
-def places(folder: Path, data: Path) -> list[str]:
+def folders(folder: Path, data: Path) -> list[str]:
     return ["--store", str(folder / "runs"), "--results", str(folder / "results"), "--data", str(data)]
 
 
 @pytest.mark.parametrize("kind", ENVIRONMENTS)
 def test_a_grid_is_planned_in(kind: str, tmp_path: Path, prepared: Path) -> None:
     gin = tiny_grid.write(tmp_path, ["finetune", "tapt"])
-    done = command("bench.grid", "--gin", str(gin), "--plan", *places(tmp_path, prepared), **ENVIRONMENTS[kind])
+    done = command("bench.grid", "--gin", str(gin), "--plan", *folders(tmp_path, prepared), **ENVIRONMENTS[kind])
     assert done.returncode == 0, done.stderr
     assert "stages: 0 done" in done.stdout and not done.stderr
 
@@ -71,7 +71,7 @@ def test_a_grid_runs_to_its_table_with_all_of_it_at_once(tmp_path: Path, prepare
         "cpu",
         "--workers",
         "1",
-        *places(tmp_path, prepared),
+        *folders(tmp_path, prepared),
     ]
     done = command("bench.grid", *arguments, BASH_ENV=str(tmp_path / "talks"), ENV=str(tmp_path / "talks"), **every)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -85,7 +85,7 @@ def test_a_grid_runs_in_a_notebook(tmp_path: Path, prepared: Path, monkeypatch: 
     output, ended = io.StringIO(), []
     monkeypatch.setattr(sys, "stdout", output)
     gin = tiny_grid.write(tmp_path, ["finetune"])
-    arguments = ["--gin", str(gin), "--only", "digits", "--device", "cpu", *places(tmp_path, prepared)]
+    arguments = ["--gin", str(gin), "--only", "digits", "--device", "cpu", *folders(tmp_path, prepared)]
 
     def cell() -> None:
         for launcher in ("inline", "local"):
@@ -139,7 +139,7 @@ def test_an_interruption_ends_with_status_130(
 
 def test_the_statuses_0_1_and_3(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gin = tiny_grid.write(tmp_path, ["finetune"])
-    arguments = ["--gin", str(gin), "--only", "digits", *places(tmp_path, prepared)]
+    arguments = ["--gin", str(gin), "--only", "digits", *folders(tmp_path, prepared)]
     run = [*arguments, "--launcher", "inline", "--device", "cpu"]
     assert status.main(arguments) == 3
     assert (
@@ -148,5 +148,5 @@ def test_the_statuses_0_1_and_3(tmp_path: Path, prepared: Path, monkeypatch: pyt
         == 1
     )
     assert grid.main(run) == status.main(arguments) == 0
-    assert collate.main(["--gin", str(gin), *places(tmp_path, prepared)]) == 1  # of pydocs there is nothing
+    assert collate.main(["--gin", str(gin), *folders(tmp_path, prepared)]) == 1  # of pydocs there is nothing
     assert prepare.main(["list", "--data", str(prepared)]) == 0

@@ -56,7 +56,7 @@ source_pretrain.steps = 150
 """ + tiny_grid.networks("photos_mae")
 
 
-class Workplace:
+class Workspace:
     """A folder with a gin file, a store and results, and a way to run the command on them."""
 
     def __init__(self, folder: Path, data: Path, text: str) -> None:
@@ -68,8 +68,8 @@ class Workplace:
         self.gin.write_text(text)
 
     def arguments(self, *extra: str) -> list[str]:
-        places = ["--store", str(self.store), "--results", str(self.results), "--data", str(self.data)]
-        return ["--gin", str(self.gin), *places, *extra]
+        folders = ["--store", str(self.store), "--results", str(self.results), "--data", str(self.data)]
+        return ["--gin", str(self.gin), *folders, *extra]
 
     def run(self, *extra: str) -> int:
         """The command in this process, one stage after another."""
@@ -123,22 +123,22 @@ class Workplace:
 
 
 @pytest.fixture(scope="module")
-def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The small grid, run once without any interruption."""
-    place = Workplace(tmp_path_factory.mktemp("finished"), prepared, SMALL)
-    assert place.run() == 0
-    return place
+    workspace = Workspace(tmp_path_factory.mktemp("finished"), prepared, SMALL)
+    assert workspace.run() == 0
+    return workspace
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The killable grid, run once without any interruption."""
-    place = Workplace(tmp_path_factory.mktemp("undisturbed"), prepared, KILLABLE)
-    assert place.run() == 0
-    return place
+    workspace = Workspace(tmp_path_factory.mktemp("undisturbed"), prepared, KILLABLE)
+    assert workspace.run() == 0
+    return workspace
 
 
-def test_table_and_records(finished: Workplace) -> None:
+def test_table_and_records(finished: Workspace) -> None:
     lines = [line for line in finished.table.splitlines() if line.startswith("|")]
     rows = ["finetune", "tapt", "self_distillation", "most frequent class", "test examples"]
     assert [line.split("|")[1].strip() for line in lines[2:7]] == rows
@@ -156,7 +156,7 @@ def test_table_and_records(finished: Workplace) -> None:
             assert cell.strip() == f"{mean:.2f} ± {spread:.2f} (2)"
 
 
-def test_records_say_what_a_reviewer_asks(finished: Workplace) -> None:
+def test_records_say_what_a_reviewer_asks(finished: Workspace) -> None:
     record = finished.records()["self_distillation/digits/photos_mae/1"]
     assert {"key", "method", "task", "backbone", "seed", "metric", "metrics", "seconds", "stages"} <= record.keys()
     assert (record["method"], record["task"], record["seed"], record["metric"]) == (
@@ -177,7 +177,7 @@ def test_records_say_what_a_reviewer_asks(finished: Workplace) -> None:
     assert record["seconds_with_parents"] > record["seconds"]
 
 
-def test_records_measure_more_than_the_metric(finished: Workplace) -> None:
+def test_records_measure_more_than_the_metric(finished: Workspace) -> None:
     for record in finished.records().values():
         measured = record["measured"]
         assert measured["generalisation_gap"] == pytest.approx(record["metrics"]["loss"] - measured["train_loss"])
@@ -190,7 +190,7 @@ def test_records_measure_more_than_the_metric(finished: Workplace) -> None:
         assert 10e6 < measured["peak_memory_bytes"] < 100e9
 
 
-def test_records_and_tables_hold_no_path_or_name_of_this_machine(finished: Workplace) -> None:
+def test_records_and_tables_hold_no_path_or_name_of_this_machine(finished: Workspace) -> None:
     import getpass
     import platform
 
@@ -200,7 +200,7 @@ def test_records_and_tables_hold_no_path_or_name_of_this_machine(finished: Workp
     assert f'"{getpass.getuser()}"' not in text
 
 
-def test_methods_share_stages_and_unlabelled_ones_run_once_for_all_seeds(finished: Workplace) -> None:
+def test_methods_share_stages_and_unlabelled_ones_run_once_for_all_seeds(finished: Workspace) -> None:
     names = [name.rsplit("-", 1)[0] for name in finished.ledger()]
     assert sorted(names) == sorted(
         ["source_pretrain-photographs", "source_pretrain-docstrings"]
@@ -212,29 +212,29 @@ def test_methods_share_stages_and_unlabelled_ones_run_once_for_all_seeds(finishe
     assert records["self_distillation/digits/photos_mae/1"]["stages"][-3] == further_pretrain
 
 
-def test_running_again_computes_nothing(finished: Workplace) -> None:
+def test_running_again_computes_nothing(finished: Workspace) -> None:
     before = finished.ledger(), finished.table
     assert finished.run() == 0
     assert (finished.ledger(), finished.table) == before
 
 
-def test_local_workers_give_the_same_bits_as_this_process(finished: Workplace, prepared: Path, tmp_path: Path) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
-    process = place.start("--launcher", "local", "--workers", "2")
-    assert process.wait() == 0, place.output()
-    assert place.numbers() == finished.numbers()
-    assert place.weights() == finished.weights()
-    assert place.table == finished.table
+def test_local_workers_give_the_same_bits_as_this_process(finished: Workspace, prepared: Path, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, prepared, SMALL)
+    process = workspace.start("--launcher", "local", "--workers", "2")
+    assert process.wait() == 0, workspace.output()
+    assert workspace.numbers() == finished.numbers()
+    assert workspace.weights() == finished.weights()
+    assert workspace.table == finished.table
 
 
 def test_planning_imports_no_torch_and_writes_nothing(prepared: Path, tmp_path: Path) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
+    workspace = Workspace(tmp_path, prepared, SMALL)
     code = (
         "import sys; from bench import grid; status = grid.main(sys.argv[1:]); "
         "heavy = [m for m in ('torch', 'timm', 'transformers', 'datasets', 'sklearn') if m in sys.modules]; "
         "print(heavy); sys.exit(status or bool(heavy))"
     )
-    command = [sys.executable, "-c", code, *place.arguments("--plan")]
+    command = [sys.executable, "-c", code, *workspace.arguments("--plan")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "18 to run" in result.stdout
@@ -243,7 +243,7 @@ def test_planning_imports_no_torch_and_writes_nothing(prepared: Path, tmp_path: 
 
 
 def test_the_plan_counts_what_is_done_and_what_it_costs(
-    finished: Workplace, capsys: pytest.CaptureFixture[str]
+    finished: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert finished.run("--plan") == 0
     shown = capsys.readouterr().out
@@ -255,8 +255,8 @@ def test_the_plan_counts_what_is_done_and_what_it_costs(
 
 
 def test_a_plan_without_data_says_so_and_still_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = Workplace(tmp_path, tmp_path / "nothing", SMALL)
-    assert place.run("--plan") == 0
+    workspace = Workspace(tmp_path, tmp_path / "nothing", SMALL)
+    assert workspace.run("--plan") == 0
     shown = capsys.readouterr().out
     assert "18 distinct" in shown
     assert "18 not prepared" in shown
@@ -266,23 +266,23 @@ def test_a_plan_without_data_says_so_and_still_counts(tmp_path: Path, capsys: py
 def test_deleted_intermediate_stages_are_not_run_again_for_finished_cells(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
-    assert place.run("--only", "tapt/digits/*/0") == 0
-    for folder in [*place.store.glob("further_pretrain-*"), *place.store.glob("source_pretrain-*")]:
+    workspace = Workspace(tmp_path, prepared, SMALL)
+    assert workspace.run("--only", "tapt/digits/*/0") == 0
+    for folder in [*workspace.store.glob("further_pretrain-*"), *workspace.store.glob("source_pretrain-*")]:
         shutil.rmtree(folder)
     capsys.readouterr()
-    assert place.run("--only", "tapt/digits/*/0") == 0
+    assert workspace.run("--only", "tapt/digits/*/0") == 0
     assert "1 done, 0 to run, 2 no longer needed" in capsys.readouterr().out
-    assert len(place.ledger()) == 1
+    assert len(workspace.ledger()) == 1
     # A cell that still needs them has them made again.
-    assert place.run("--only", "tapt/digits/*/1") == 0
-    assert len(place.ledger()) == 4
+    assert workspace.run("--only", "tapt/digits/*/1") == 0
+    assert len(workspace.ledger()) == 4
 
 
 def test_the_legend_tells_what_the_command_line_changed(prepared: Path, tmp_path: Path) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
-    assert place.run("--only", "finetune/digits/*/0", "--set", "finetune.lr = 5e-4") == 0
-    (path,) = place.results.glob("small+*.md")  # not over the table of the file alone
+    workspace = Workspace(tmp_path, prepared, SMALL)
+    assert workspace.run("--only", "finetune/digits/*/0", "--set", "finetune.lr = 5e-4") == 0
+    (path,) = workspace.results.glob("small+*.md")  # not over the table of the file alone
     assert "small.gin, --set `finetune.lr = 5e-4`" in path.read_text()
     assert str(tmp_path) not in path.read_text()
 
@@ -299,14 +299,14 @@ def test_the_legend_says_what_the_spread_holds(
     changes: list[str], says: str, never: str, prepared: Path, tmp_path: Path
 ) -> None:
     text = "".join(line + "\n" for line in SMALL.splitlines() if not (len(changes) == 2 and "further_pretrain" in line))
-    place = Workplace(tmp_path, prepared, text)
-    plan = make_plan([str(place.gin)], changes[:1], (), prepared, Store(place.store))
+    workspace = Workspace(tmp_path, prepared, text)
+    plan = make_plan([str(workspace.gin)], changes[:1], (), prepared, Store(workspace.store))
     text = "\n".join(facts_of(plan).legend)
     assert says in text
     assert never not in text
 
 
-def test_collating_a_store_that_is_not_there_changes_nothing(finished: Workplace) -> None:
+def test_collating_a_store_that_is_not_there_changes_nothing(finished: Workspace) -> None:
     from bench import collate
 
     before = finished.table
@@ -317,15 +317,15 @@ def test_collating_a_store_that_is_not_there_changes_nothing(finished: Workplace
 
 
 def test_only_selected_cells_run_and_the_table_shows_what_is_missing(prepared: Path, tmp_path: Path) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
-    assert place.run("--only", "finetune/digits/*/1") == 0
-    assert place.records().keys() == {"finetune/digits/photos_mae/1"}
-    assert len(place.ledger()) == 2
-    assert place.table.count("(1/2)") == 1
-    assert place.table.count("– (0/2)") == 5
+    workspace = Workspace(tmp_path, prepared, SMALL)
+    assert workspace.run("--only", "finetune/digits/*/1") == 0
+    assert workspace.records().keys() == {"finetune/digits/photos_mae/1"}
+    assert len(workspace.ledger()) == 2
+    assert workspace.table.count("(1/2)") == 1
+    assert workspace.table.count("– (0/2)") == 5
 
 
-def test_collate_writes_the_same_table_without_running(finished: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_collate_writes_the_same_table_without_running(finished: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     from bench import collate
 
     before, text = finished.table, (finished.results / "small.md").read_text()
@@ -342,7 +342,7 @@ def test_collate_writes_the_same_table_without_running(finished: Workplace, caps
 
 
 def test_per_seed_pretraining_repeats_unlabelled_stages(
-    finished: Workplace, capsys: pytest.CaptureFixture[str]
+    finished: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert finished.run("--plan", "--set", "grid.pretraining_seeds='per_seed'") == 0
     # Every seed its own further pre-training and student, for two tasks; seed 0's are those of the shared protocol.
@@ -354,47 +354,47 @@ def test_per_seed_pretraining_repeats_unlabelled_stages(
 )
 def test_numerical_choices_run_and_are_other_results(setting: str, prepared: Path, tmp_path: Path) -> None:
     text = SMALL.replace("'digits', ", "").replace("digits/", "pydocs/").replace("photos_mae", "#")
-    place = Workplace(tmp_path, prepared, text)
-    assert place.run("--only", "finetune/*/0") == 0
-    before = place.numbers()
-    assert place.run("--only", "finetune/*/0", "--set", setting, "grid.name = 'small'") == 0
-    assert [key for key, _ in place.numbers().values()] != [key for key, _ in before.values()]
-    for _, metrics in place.numbers().values():
+    workspace = Workspace(tmp_path, prepared, text)
+    assert workspace.run("--only", "finetune/*/0") == 0
+    before = workspace.numbers()
+    assert workspace.run("--only", "finetune/*/0", "--set", setting, "grid.name = 'small'") == 0
+    assert [key for key, _ in workspace.numbers().values()] != [key for key, _ in before.values()]
+    for _, metrics in workspace.numbers().values():
         assert metrics["loss"] == pytest.approx(next(iter(before.values()))[1]["loss"], rel=0.05)
 
 
 def test_a_kill_in_the_middle_of_a_write_leaves_nothing_that_hurts(prepared: Path, tmp_path: Path) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
-    assert place.run("--only", "finetune/digits/*/0") == 0
-    (folder,) = place.store.glob("finetune-*")
+    workspace = Workspace(tmp_path, prepared, SMALL)
+    assert workspace.run("--only", "finetune/digits/*/0") == 0
+    (folder,) = workspace.store.glob("finetune-*")
     shutil.rmtree(folder / "attempts")
     (folder / "record.json").unlink()
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / ".step-00000004.pt.0123456789ab").write_bytes(b"half")
     (folder / ".weights-123").write_bytes(b"half")
-    assert place.run("--only", "finetune/digits/*/0") == 0
+    assert workspace.run("--only", "finetune/digits/*/0") == 0
     left = {path.name.partition("-")[0] for path in folder.iterdir()}
     assert left == {"attempts", "curve.jsonl", "log.txt", "predictions", "record.json", "spec.json", "weights"}
-    assert [attempt["end"]["state"] for attempt in place.ledger()[folder.name]] == ["done"]
+    assert [attempt["end"]["state"] for attempt in workspace.ledger()[folder.name]] == ["done"]
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_told(
-    undisturbed: Workplace, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    undisturbed: Workspace, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Workplace(tmp_path, prepared, KILLABLE)
-    process = place.start("--launcher", "inline", "--only", "finetune/digits/*/0")
-    wait_for(lambda: max(place.checkpoints().values(), default=0) >= 75, process)
+    workspace = Workspace(tmp_path, prepared, KILLABLE)
+    process = workspace.start("--launcher", "inline", "--only", "finetune/digits/*/0")
+    wait_for(lambda: max(workspace.checkpoints().values(), default=0) >= 75, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    (newest,) = (path for path in place.store.glob("*/checkpoints") for path in [max(path.glob("step-*.pt"))])
+    (newest,) = (path for path in workspace.store.glob("*/checkpoints") for path in [max(path.glob("step-*.pt"))])
     step = int(newest.stem.partition("-")[2])
     newest.write_bytes(newest.read_bytes()[:1000])
-    assert place.run("--only", "finetune/digits/*/0") == 0
+    assert workspace.run("--only", "finetune/digits/*/0") == 0
     assert f"warning: {newest}" in capsys.readouterr().out
-    (attempts,) = (attempts for attempts in place.ledger().values() if len(attempts) == 2)
+    (attempts,) = (attempts for attempts in workspace.ledger().values() if len(attempts) == 2)
     assert attempts[1]["from_step"] == step - 25
     cell = "finetune/digits/photos_mae/0"
-    assert place.numbers()[cell] == undisturbed.numbers()[cell]
+    assert workspace.numbers()[cell] == undisturbed.numbers()[cell]
 
 
 # ------------------------------------------------------------------------------------------------------ failures
@@ -403,10 +403,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(
 def test_a_failure_blocks_its_dependants_and_nothing_else(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Workplace(tmp_path, prepared, SMALL + "digits/further_pretrain.lr = 1e30\n")
-    assert place.run("--only", "*/digits/*") == 1
+    workspace = Workspace(tmp_path, prepared, SMALL + "digits/further_pretrain.lr = 1e30\n")
+    assert workspace.run("--only", "*/digits/*") == 1
     shown = capsys.readouterr().out
-    failed = next(name for name, attempts in place.ledger().items() if attempts[-1]["end"]["state"] == "failed")
+    failed = next(name for name, attempts in workspace.ledger().items() if attempts[-1]["end"]["state"] == "failed")
     assert failed.startswith("further_pretrain-digits")
     assert "blocked: tapt/digits/photos_mae/0: its stage further_pretrain failed" in shown
     assert "failed: tapt/digits/photos_mae/0: its stage further_pretrain: Diverged" in shown
@@ -414,37 +414,37 @@ def test_a_failure_blocks_its_dependants_and_nothing_else(
     (command,) = re.findall(r"its log: python -m bench\.status (.*)", shown)
     capsys.readouterr()
     assert status.main(shlex.split(command)) == 0
-    assert capsys.readouterr().out == (place.store / failed / "log.txt").read_text()
+    assert capsys.readouterr().out == (workspace.store / failed / "log.txt").read_text()
     assert shown.count("blocked: ") == 4
     (table,) = (tmp_path / "results").glob("*.md")
     assert "no number of `tapt/digits/photos_mae/0`, " in table.read_text()
     assert "as a stage failed (Diverged)" in table.read_text()
-    assert place.records().keys() == {"finetune/digits/photos_mae/0", "finetune/digits/photos_mae/1"}
-    assert "Diverged" in (place.store / failed / "log.txt").read_text()
+    assert workspace.records().keys() == {"finetune/digits/photos_mae/0", "finetune/digits/photos_mae/1"}
+    assert "Diverged" in (workspace.store / failed / "log.txt").read_text()
     # Not again without --retry, which tries again; a failure is never a result.
-    assert place.run("--only", "*/digits/*") == 1
-    assert len(place.ledger()[failed]) == 1
+    assert workspace.run("--only", "*/digits/*") == 1
+    assert len(workspace.ledger()[failed]) == 1
     assert "--retry" in capsys.readouterr().out
-    assert place.run("--only", "*/digits/*", "--retry") == 1
-    assert len(place.ledger()[failed]) == 2
-    assert not (place.store / failed / "record.json").exists()
+    assert workspace.run("--only", "*/digits/*", "--retry") == 1
+    assert len(workspace.ledger()[failed]) == 2
+    assert not (workspace.store / failed / "record.json").exists()
 
 
 def test_a_worker_that_dies_is_reported_and_its_stage_goes_on_next_time(
-    undisturbed: Workplace, prepared: Path, tmp_path: Path
+    undisturbed: Workspace, prepared: Path, tmp_path: Path
 ) -> None:
-    place = Workplace(tmp_path, prepared, KILLABLE)
-    process = place.start("--workers", "1", "--only", "finetune/digits/*/0")
-    wait_for(lambda: place.checkpoints(), process)
-    (attempts,) = place.ledger().values()
+    workspace = Workspace(tmp_path, prepared, KILLABLE)
+    process = workspace.start("--workers", "1", "--only", "finetune/digits/*/0")
+    wait_for(lambda: workspace.checkpoints(), process)
+    (attempts,) = workspace.ledger().values()
     os.kill(attempts[-1]["owner"]["pid"], signal.SIGKILL)
     assert process.wait() == 1
-    assert "SIGKILL" in place.output()
-    assert place.run("--only", "finetune/digits/*/0") == 0
-    (resumed,) = (attempts for attempts in place.ledger().values() if len(attempts) == 2)
+    assert "SIGKILL" in workspace.output()
+    assert workspace.run("--only", "finetune/digits/*/0") == 0
+    (resumed,) = (attempts for attempts in workspace.ledger().values() if len(attempts) == 2)
     assert resumed[1]["from_step"] > 0
     cell = "finetune/digits/photos_mae/0"
-    assert place.numbers()[cell] == undisturbed.numbers()[cell]
+    assert workspace.numbers()[cell] == undisturbed.numbers()[cell]
 
 
 # ------------------------------------------------------------------------------------------------- interruptions
@@ -458,37 +458,37 @@ def wait_for(condition: Any, process: "subprocess.Popen[str]", seconds: float = 
         time.sleep(0.01)
 
 
-def kill_until_done(place: Workplace, launcher: list[str], chance: random.Random) -> Iterator[dict[str, int]]:
+def kill_until_done(workspace: Workspace, launcher: list[str], chance: random.Random) -> Iterator[dict[str, int]]:
     """Kill the whole process group at random moments; yields the newest checkpoints after each kill."""
     for _ in range(5):
-        process = place.start(*launcher)
-        before = place.checkpoints(), len(place.weights())
-        wait_for(lambda seen=before: (place.checkpoints(), len(place.weights())) != seen, process)
+        process = workspace.start(*launcher)
+        before = workspace.checkpoints(), len(workspace.weights())
+        wait_for(lambda seen=before: (workspace.checkpoints(), len(workspace.weights())) != seen, process)
         time.sleep(chance.uniform(0.0, 1.0))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        yield place.checkpoints()
-    process = place.start(*launcher)
-    assert process.wait() == 0, place.output()
+        yield workspace.checkpoints()
+    process = workspace.start(*launcher)
+    assert process.wait() == 0, workspace.output()
 
 
 @pytest.mark.parametrize(
     "launcher", [["--launcher", "inline"], ["--launcher", "local", "--workers", "2"]], ids="_".join
 )
 def test_killing_the_grid_at_random_moments_changes_no_bit(
-    launcher: list[str], undisturbed: Workplace, prepared: Path, tmp_path: Path
+    launcher: list[str], undisturbed: Workspace, prepared: Path, tmp_path: Path
 ) -> None:
-    place = Workplace(tmp_path, prepared, KILLABLE)
+    workspace = Workspace(tmp_path, prepared, KILLABLE)
     expected: dict[str, list[int]] = {}
-    for checkpoints in kill_until_done(place, launcher, random.Random("kill")):
-        for name, attempts in place.ledger().items():
+    for checkpoints in kill_until_done(workspace, launcher, random.Random("kill")):
+        for name, attempts in workspace.ledger().items():
             if attempts[-1]["end"] is None:  # cut short: the next attempt must go on from here
                 expected.setdefault(name, []).append(checkpoints.get(name, 0))
-    assert place.numbers() == undisturbed.numbers()
-    assert place.weights() == undisturbed.weights()
-    assert place.table == undisturbed.table
+    assert workspace.numbers() == undisturbed.numbers()
+    assert workspace.weights() == undisturbed.weights()
+    assert workspace.table == undisturbed.table
     resumed = 0
-    for name, attempts in place.ledger().items():
+    for name, attempts in workspace.ledger().items():
         for attempt, newest in zip(attempts[1:], expected.get(name, []), strict=True):
             # The newest checkpoint and no other; None where it was killed again before its first step.
             assert attempt["from_step"] in (newest, None)
@@ -501,39 +501,41 @@ def test_killing_the_grid_at_random_moments_changes_no_bit(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("launcher", ["inline", "local"])
 def test_a_signal_checkpoints_at_the_next_step(
-    launcher: str, number: signal.Signals, undisturbed: Workplace, prepared: Path, tmp_path: Path
+    launcher: str, number: signal.Signals, undisturbed: Workspace, prepared: Path, tmp_path: Path
 ) -> None:
-    place = Workplace(tmp_path, prepared, KILLABLE.replace("checkpoint_steps = 25", "checkpoint_steps = 100000"))
-    process = place.start("--launcher", launcher, "--workers", "1", "--only", "finetune/digits/*/0")
-    wait_for(lambda: place.ledger() and next(iter(place.ledger().values()))[0]["from_step"] is not None, process)
+    workspace = Workspace(tmp_path, prepared, KILLABLE.replace("checkpoint_steps = 25", "checkpoint_steps = 100000"))
+    process = workspace.start("--launcher", launcher, "--workers", "1", "--only", "finetune/digits/*/0")
+    wait_for(
+        lambda: workspace.ledger() and next(iter(workspace.ledger().values()))[0]["from_step"] is not None, process
+    )
     time.sleep(0.2)
     if number == signal.SIGINT:
         os.killpg(process.pid, number)  # as a terminal does
     else:
         process.send_signal(number)
-    assert process.wait() == 130, place.output()
-    ((name, (attempt,)),) = place.ledger().items()
+    assert process.wait() == 130, workspace.output()
+    ((name, (attempt,)),) = workspace.ledger().items()
     step = attempt["end"]["step"]
     assert attempt["end"]["state"] == "interrupted"
     assert 0 < step < 150
-    assert place.run("--only", "finetune/digits/*/0") == 0
-    assert place.ledger()[name][1]["from_step"] == step
+    assert workspace.run("--only", "finetune/digits/*/0") == 0
+    assert workspace.ledger()[name][1]["from_step"] == step
     cell = "finetune/digits/photos_mae/0"
-    assert place.numbers()[cell] == undisturbed.numbers()[cell]
+    assert workspace.numbers()[cell] == undisturbed.numbers()[cell]
 
 
 def test_workers_end_with_a_launcher_that_is_killed(prepared: Path, tmp_path: Path) -> None:
-    place = Workplace(tmp_path, prepared, KILLABLE)
-    process = place.start("--workers", "2")
-    wait_for(lambda: place.checkpoints(), process)
-    workers = {attempts[-1]["owner"]["pid"] for attempts in place.ledger().values()}
+    workspace = Workspace(tmp_path, prepared, KILLABLE)
+    process = workspace.start("--workers", "2")
+    wait_for(lambda: workspace.checkpoints(), process)
+    workers = {attempts[-1]["owner"]["pid"] for attempts in workspace.ledger().values()}
     process.kill()
     process.wait()
     deadline = time.monotonic() + 30
     while any(running(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(running(pid) for pid in workers)
-    assert {attempts[-1]["end"]["state"] for attempts in place.ledger().values()} <= {"interrupted", "done"}
+    assert {attempts[-1]["end"]["state"] for attempts in workspace.ledger().values()} <= {"interrupted", "done"}
 
 
 def running(pid: int) -> bool:
@@ -545,13 +547,15 @@ def running(pid: int) -> bool:
     return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_two_grids_on_one_store_run_no_stage_twice(undisturbed: Workplace, prepared: Path, tmp_path: Path) -> None:
-    place = Workplace(tmp_path, prepared, KILLABLE)
-    processes = [place.start("--launcher", "inline"), place.start("--workers", "1")]
-    assert [process.wait() for process in processes] == [0, 0], place.output()
-    assert all(len([a for a in attempts if a["from_step"] is not None]) == 1 for attempts in place.ledger().values())
-    assert place.numbers() == undisturbed.numbers()
-    assert place.table == undisturbed.table
+def test_two_grids_on_one_store_run_no_stage_twice(undisturbed: Workspace, prepared: Path, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, prepared, KILLABLE)
+    processes = [workspace.start("--launcher", "inline"), workspace.start("--workers", "1")]
+    assert [process.wait() for process in processes] == [0, 0], workspace.output()
+    assert all(
+        len([a for a in attempts if a["from_step"] is not None]) == 1 for attempts in workspace.ledger().values()
+    )
+    assert workspace.numbers() == undisturbed.numbers()
+    assert workspace.table == undisturbed.table
 
 
 # ----------------------------------------------------------------------------------------------------- bad input
@@ -560,8 +564,8 @@ def test_two_grids_on_one_store_run_no_stage_twice(undisturbed: Workplace, prepa
 def test_bad_input_exits_2_with_one_message_and_writes_nothing(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
-    assert cli.reporting_errors(lambda: place.run("--set", "finetnue.lr=1")) == 2
+    workspace = Workspace(tmp_path, prepared, SMALL)
+    assert cli.reporting_errors(lambda: workspace.run("--set", "finetnue.lr=1")) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert "Traceback" not in captured.err
@@ -580,46 +584,46 @@ def test_bad_input_exits_2_with_one_message_and_writes_nothing(
 def test_impossible_arguments_are_refused_before_anything_runs(
     extra: list[str], says: str, prepared: Path, tmp_path: Path
 ) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
+    workspace = Workspace(tmp_path, prepared, SMALL)
     (tmp_path / "FILE").write_text("")
     with pytest.raises(InputError, match=says):
-        place.run(*(argument.replace("FILE", str(tmp_path / "FILE")) for argument in extra))
-    assert not place.store.exists()
+        workspace.run(*(argument.replace("FILE", str(tmp_path / "FILE")) for argument in extra))
+    assert not workspace.store.exists()
 
 
 def test_a_damaged_record_stops_the_grid_before_it_runs(prepared: Path, tmp_path: Path) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
-    assert place.run("--only", "finetune/digits/*/0") == 0
-    record = next(place.store.glob("finetune-*/record.json"))
+    workspace = Workspace(tmp_path, prepared, SMALL)
+    assert workspace.run("--only", "finetune/digits/*/0") == 0
+    record = next(workspace.store.glob("finetune-*/record.json"))
     record.write_text(record.read_text()[:50])
     with pytest.raises(InputError, match=record.parent.name):
-        place.run("--only", "finetune/digits/*")
-    assert len(place.ledger()) == 2
+        workspace.run("--only", "finetune/digits/*")
+    assert len(workspace.ledger()) == 2
 
 
 def test_damaged_parent_weights_fail_the_stage_that_needs_them(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
-    assert place.run("--only", "finetune/digits/*/0") == 0
-    weights = next(place.store.glob("source_pretrain-*/weights-*"))
+    workspace = Workspace(tmp_path, prepared, SMALL)
+    assert workspace.run("--only", "finetune/digits/*/0") == 0
+    weights = next(workspace.store.glob("source_pretrain-*/weights-*"))
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert place.run("--only", "finetune/digits/*/1") == 1
+    assert workspace.run("--only", "finetune/digits/*/1") == 1
     assert weights.name in capsys.readouterr().out
     # What is wrong elsewhere is not held against the stage: mended, it runs without --retry.
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert place.run("--only", "finetune/digits/*/1") == 0
+    assert workspace.run("--only", "finetune/digits/*/1") == 0
 
 
 def test_a_finished_store_needs_no_writing(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may lie on a disk that is read-only by now."""
     text = SMALL.replace("['finetune', 'tapt', 'self_distillation']", "['finetune']")
     text = text.replace("['digits', 'pydocs']", "['digits']").replace("further_pretrain", "#").replace("docs_mlm", "#")
-    place = Workplace(tmp_path, prepared, text)
-    assert place.run() == 0
+    workspace = Workspace(tmp_path, prepared, text)
+    assert workspace.run() == 0
     refuse = cli.check_writable
 
     def check(argument: str, folder: Path, longest: str = "") -> None:
@@ -628,20 +632,20 @@ def test_a_finished_store_needs_no_writing(prepared: Path, tmp_path: Path, monke
         refuse(argument, folder, longest)
 
     monkeypatch.setattr(cli, "check_writable", check)
-    assert place.run() == 0
+    assert workspace.run() == 0
     with pytest.raises(InputError, match="read-only"):
-        place.run("--set", "finetune.steps = 11")
+        workspace.run("--set", "finetune.steps = 11")
 
 
 def test_a_stage_folder_that_another_user_closed_is_refused_before_anything_runs(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
-    store = Store(place.store)
-    stage = make_plan([str(place.gin)], [], [], place.data, store).stages[0]
+    workspace = Workspace(tmp_path, prepared, SMALL)
+    store = Store(workspace.store)
+    stage = make_plan([str(workspace.gin)], [], [], workspace.data, store).stages[0]
     (store.folder(stage) / "attempts").mkdir(parents=True)
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: "attempts" not in str(path) and access(path, mode))
     with pytest.raises(InputError, match="attempts cannot be written"):
-        place.run()
+        workspace.run()
     assert not store.attempts(stage)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutations import MUTATIONS, Mutation, named_tests, place_of
+from tests.mutations import MUTATIONS, Mutation, location_error, named_tests
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,7 +23,7 @@ def test_there_are_enough_and_every_name_is_one_mistakes() -> None:
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_mistake_has_exactly_one_place_and_changes_it(mutation: Mutation) -> None:
-    assert place_of(mutation) is None
+    assert location_error(mutation) is None
     assert mutation.wrong != mutation.original
     text = (ROOT / mutation.file).read_text(encoding="utf-8").replace(mutation.original, mutation.wrong)
     ast.parse(text)  # a syntax error would be caught by anything

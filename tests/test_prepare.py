@@ -83,7 +83,7 @@ def test_damage_is_found_and_named(data: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("prepare", "flowr"), "'flower'"),
         (("prepare", "docs_mlm"), "pre-trained by the suite"),
@@ -97,7 +97,7 @@ def test_damage_is_found_and_named(data: Path, capsys: pytest.CaptureFixture[str
 )
 def test_bad_input_is_refused_with_one_message(
     arguments: tuple[str, ...],
-    told: str,
+    message: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -105,7 +105,7 @@ def test_bad_input_is_refused_with_one_message(
     monkeypatch.chdir(tmp_path)
     assert command(*arguments, "--data", str(tmp_path / "data")) == 2
     shown = capsys.readouterr()
-    assert told in shown.err
+    assert message in shown.err
     assert shown.err.count("error:") == 1
     assert not [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
 
@@ -152,12 +152,12 @@ OWN = {"cub50": (1_500, None, 1_389, 50), "dtd10": (400, 400, 400, 10)}
 @pytest.mark.parametrize("name", [*REAL, *OWN])
 def test_real_data_are_prepared_and_checked(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = Path(os.environ["BENCH_REAL_DATA"])
-    place = next(folder / name for folder in (folders / "images", folders / "text") if (folder / name).is_dir())
-    bindings = ["--set", f"{name}/task.source = 'parquet:{place}'", f"{name}/task.modality = 'image'"]
-    given = bindings if name in OWN else ["--from", str(place)]
-    status = command("prepare", name, *given, "--data", str(tmp_path))
+    pack = next(folder / name for folder in (folders / "images", folders / "text") if (folder / name).is_dir())
+    bindings = ["--set", f"{name}/task.source = 'parquet:{pack}'", f"{name}/task.modality = 'image'"]
+    arguments = bindings if name in OWN else ["--from", str(pack)]
+    status = command("prepare", name, *arguments, "--data", str(tmp_path))
     shown = capsys.readouterr()
-    empty = [path for path in place.iterdir() if path.stat().st_size == 0]
+    empty = [path for path in pack.iterdir() if path.stat().st_size == 0]
     if empty:  # an incomplete copy of the pack must not pass for the data set
         assert status == 2
         assert str(empty[0]) in shown.err

@@ -48,8 +48,8 @@ def run(line: str, monkeypatch: pytest.MonkeyPatch, *more: str, only_parse: bool
         return int(main([*arguments, *more]))
     parse = argparse.ArgumentParser.parse_args
 
-    def stop(*given: object) -> object:
-        parse(*given)
+    def stop(*call_arguments: object) -> object:
+        parse(*call_arguments)
         raise Accepted
 
     with monkeypatch.context() as patched:
@@ -71,8 +71,8 @@ def test_every_command_of_a_page_is_accepted(page: str, monkeypatch: pytest.Monk
     for grid in [line for line in commands(page) if line.startswith("python -m bench.grid") and not needs_more(line)]:
         named = re.search(r"--gin (\S+)", grid)
         if named is not None and (ROOT / named[1]).is_file():
-            places = ["--store", str(tmp_path / "runs"), "--data", str(tmp_path / "data")]
-            assert run(grid, monkeypatch, "--plan", *places) == 0
+            folders = ["--store", str(tmp_path / "runs"), "--data", str(tmp_path / "data")]
+            assert run(grid, monkeypatch, "--plan", *folders) == 0
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
@@ -133,8 +133,8 @@ def test_the_time_of_the_quickstart_is_that_of_the_committed_records() -> None:
     lines = (ROOT / "results" / "quickstart" / "stages.jsonl").read_text().splitlines()
     stages = [json.loads(line) for line in lines]
     minutes = sum(stage["seconds"] for stage in stages) / 60
-    told = re.search(r"The (\d+) stages of the committed table took (\d+) minutes of one\s+core", README)
-    assert told is not None and (int(told[1]), int(told[2])) == (len(stages), round(minutes))
+    claim = re.search(r"The (\d+) stages of the committed table took (\d+) minutes of one\s+core", README)
+    assert claim is not None and (int(claim[1]), int(claim[2])) == (len(stages), round(minutes))
     planted = re.search(r"plants (\d+) mistakes", README)
     listed = (ROOT / "tests" / "mutations.py").read_text().count("    Mutation(\n")
     assert planted is not None and int(planted[1]) == listed

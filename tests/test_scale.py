@@ -155,8 +155,8 @@ def test_an_unchanged_run_reads_each_record_and_the_records_file_once(
     store = Store(tmp_path / "runs")
     fill(store, many_seeds(tmp_path, prepared, 5, store).stages)
     read, files = calls(monkeypatch, Store, "record"), calls(monkeypatch, records, "read_file")
-    places = ["--data", str(prepared), "--store", str(store.root), "--results", str(tmp_path / "results")]
-    arguments = ["--gin", str(tmp_path / "tiny.gin"), "--set", "grid.seeds = [0, 1, 2, 3, 4]", *places]
+    folders = ["--data", str(prepared), "--store", str(store.root), "--results", str(tmp_path / "results")]
+    arguments = ["--gin", str(tmp_path / "tiny.gin"), "--set", "grid.seeds = [0, 1, 2, 3, 4]", *folders]
     assert grid.main(["--device", "cpu", *arguments]) == 0
     assert len(read) == len({each.key for _, each in read})
     assert len(files) == 1
@@ -191,8 +191,8 @@ def test_a_run_reads_all_records_again_for_its_table(
         return False
 
     monkeypatch.setattr(grid, "_run", run)
-    places = ["--data", str(prepared), "--store", str(store.root), "--results", str(tmp_path / "results")]
-    arguments = ["--gin", str(tmp_path / "tiny.gin"), "--set", "grid.seeds = [0, 1]", "grid.name = 'two'", *places]
+    folders = ["--data", str(prepared), "--store", str(store.root), "--results", str(tmp_path / "results")]
+    arguments = ["--gin", str(tmp_path / "tiny.gin"), "--set", "grid.seeds = [0, 1]", "grid.name = 'two'", *folders]
     assert grid.main(["--device", "cpu", *arguments]) == 0
     record = store.record(cell.stage)
     assert record is not None

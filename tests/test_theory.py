@@ -58,9 +58,9 @@ def test_every_recorded_number() -> None:
         analysis = theory.analyse(problem(case))
         ours, outputs = computed(analysis), case["outputs"]
         assert outputs.keys() == ours.keys() | FLAGS, case["name"]
-        for name, found in ours.items():
+        for name, value in ours.items():
             message = f"{case['name']}: {name}"
-            np.testing.assert_allclose(found, np.array(outputs[name]), **tolerance(NAME), err_msg=message)
+            np.testing.assert_allclose(value, np.array(outputs[name]), **tolerance(NAME), err_msg=message)
 
 
 @pytest.mark.golden
@@ -79,8 +79,8 @@ def test_every_recorded_flag() -> None:
 
 @pytest.mark.golden
 def test_a_teacher_in_the_null_space_is_gone_after_one_round() -> None:
-    found = [case for case in cases(NAME) if theory.analyse(problem(case), integrate=False).parts.psi1[0] < 1e-20]
-    problems = [problem(case) for case in found] + [theory.example("null_space", seed) for seed in range(3)]
+    null_space = [case for case in cases(NAME) if theory.analyse(problem(case), integrate=False).parts.psi1[0] < 1e-20]
+    problems = [problem(case) for case in null_space] + [theory.example("null_space", seed) for seed in range(3)]
     for example in problems:
         analysis = theory.analyse(example, integrate=False)
         assert np.abs(analysis.iterated[1:]).max() < 1e-12

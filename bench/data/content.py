@@ -17,13 +17,14 @@ class Rows:
     """The examples of one split, in a fixed order.
 
     They are encoded image bytes or utf-8 text, with labels where there are any. `pairs` holds the second text of each
-    example where the task is about pairs of sentences. `places` says where each lies in its source, for messages only.
+    example where the task is about pairs of sentences. `locations` says where each lies in its source, for
+    messages only.
     """
 
     values: list[bytes]
     labels: list[int] | None
     pairs: list[bytes] | None = None
-    places: list[str] | None = field(default=None, compare=False)
+    locations: list[str] | None = field(default=None, compare=False)
 
 
 def joined(parts: Sequence[Rows]) -> Rows:

@@ -42,7 +42,9 @@ def image_notes(content: Content) -> Iterator[str]:
             for i, traits in enumerate(threads.map(_traits, rows.values)):
                 for trait in traits:
                     counts[trait] += 1
-                    first.setdefault(trait, f"{split}, {Path(rows.places[i]).name if rows.places else f'row {i}'}")
+                    first.setdefault(
+                        trait, f"{split}, {Path(rows.locations[i]).name if rows.locations else f'row {i}'}"
+                    )
     for trait, text in TRAITS.items():
         if counts[trait] and not (trait == "dark" and counts["bright"]):
             yield f"{counts[trait]} images {text} (first {first[trait]})"

@@ -115,7 +115,7 @@ def _shortened(messages: Iterable[str], kind: str) -> list[str]:
 
 
 def _row(content: Content, split: str, row: int) -> str:
-    locations = content.splits[split].places
+    locations = content.splits[split].locations
     if locations is not None:
         return locations[row]
     labels = content.splits[split].labels

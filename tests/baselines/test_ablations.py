@@ -320,9 +320,11 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_match(matching: Any, moda
     stage = stage_with(modality, MaskedAutoEncoding(), schedule=Schedule(steps=4, dropout=0.0))
     same = [model_of(stage, 1), model_of(stage, 1).eval()]
     assert losses(matching(), modality, *same) == pytest.approx(0.0, abs=1e-10)
-    found = [losses(matching(weight=weight), modality, same[0], model_of(stage, 2).eval()) for weight in (1.0, 3.0)]
-    assert found[0] > 0
-    assert found[1] == pytest.approx(3 * found[0])
+    weighted_losses = [
+        losses(matching(weight=weight), modality, same[0], model_of(stage, 2).eval()) for weight in (1.0, 3.0)
+    ]
+    assert weighted_losses[0] > 0
+    assert weighted_losses[1] == pytest.approx(3 * weighted_losses[0])
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

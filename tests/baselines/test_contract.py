@@ -18,7 +18,7 @@ from bench.check.kit import Kit
 from bench.check.tiny import TASK_NAMES, expansion, required, short
 from bench.planning.registry import RECIPES
 from bench.specs import walk
-from tests.test_grid import Workplace, wait_for
+from tests.test_grid import Workspace, wait_for
 
 RECIPE_NAMES = sorted(name for name, recipe in RECIPES.items() if recipe.__module__.startswith("baselines."))
 EXTRA: dict[str, object] = {}
@@ -115,8 +115,8 @@ def test_stages_survive_json_and_pickle(kit: Kit, recipe: str, task: str) -> Non
 def test_some_method_keeps_a_state_and_some_method_has_a_teacher(kit: Kit, task: str) -> None:
     """Without them two of the checks above would compare nothing."""
     stages = {stage.key: stage for recipe in RECIPE_NAMES for stage in walk(kit.plan(recipe, task))}
-    found = [trained for stage in stages.values() for trained in kit.train(stage)]
-    assert any(trained.stateful for trained in found)
+    trainings = [trained for stage in stages.values() for trained in kit.train(stage)]
+    assert any(trained.stateful for trained in trainings)
     assert any(stage.teacher is not None for stage in stages.values())
 
 
@@ -150,23 +150,25 @@ def killable(data: Path) -> str:
 
 def test_killing_a_grid_of_all_methods_changes_no_bit(prepared: Path, tmp_path: Path) -> None:
     text = killable(prepared)
-    undisturbed = Workplace(tmp_path / "undisturbed", prepared, text)
+    undisturbed = Workspace(tmp_path / "undisturbed", prepared, text)
     assert undisturbed.run() == 0
-    place = Workplace(tmp_path / "killed", prepared, text)
+    workspace = Workspace(tmp_path / "killed", prepared, text)
     chance = random.Random("kill")
     kills, cut_short = 0, set()
     while kills < 2 or not cut_short:
-        process = place.start("--launcher", "local", "--workers", "2")
-        before = place.checkpoints()
-        wait_for(lambda seen=before: place.checkpoints().items() - seen.items(), process)
+        process = workspace.start("--launcher", "local", "--workers", "2")
+        before = workspace.checkpoints()
+        wait_for(lambda seen=before: workspace.checkpoints().items() - seen.items(), process)
         time.sleep(chance.uniform(0.0, 0.2))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         kills += 1
-        cut_short |= place.checkpoints().keys() - place.weights().keys()
-    process = place.start("--launcher", "local", "--workers", "2")
-    assert process.wait() == 0, place.output()
-    assert place.numbers() == undisturbed.numbers()
-    assert place.weights() == undisturbed.weights()
-    resumed = {name for name, attempts in place.ledger().items() if any(attempt["from_step"] for attempt in attempts)}
+        cut_short |= workspace.checkpoints().keys() - workspace.weights().keys()
+    process = workspace.start("--launcher", "local", "--workers", "2")
+    assert process.wait() == 0, workspace.output()
+    assert workspace.numbers() == undisturbed.numbers()
+    assert workspace.weights() == undisturbed.weights()
+    resumed = {
+        name for name, attempts in workspace.ledger().items() if any(attempt["from_step"] for attempt in attempts)
+    }
     assert resumed >= cut_short

@@ -183,11 +183,11 @@ class Watch:
             return loss
 
         def watched_distance(student: Tensor, teacher: Tensor) -> Tensor:
-            found = distance(student, teacher)
+            loss = distance(student, teacher)
             if torch.is_grad_enabled():
                 self.features.append((student.detach(), teacher.detach()))
-                self.distances.append(found.item())
-            return found
+                self.distances.append(loss.item())
+            return loss
 
         def watched_clip(*arguments: Any, **options: Any) -> Tensor:
             norm = clip(*arguments, **options)
@@ -195,9 +195,9 @@ class Watch:
             return norm
 
         def watched_logits(*arguments: Any) -> Tensor:
-            found = logits(*arguments)
-            self.logits.append(found.detach())
-            return found
+            output = logits(*arguments)
+            self.logits.append(output.detach())
+            return output
 
         patch.setattr(MaskedAutoEncoding, "loss", watched_loss)
         patch.setattr(baselines.self_distillation, "feature_distance", watched_distance)
@@ -265,11 +265,11 @@ class Run:
 
     # -------------------------------------------------------------------------------------- comparing
 
-    def compare(self, what: str, found: Any, expected: Any, allowed: str) -> None:
+    def compare(self, what: str, actual: Any, expected: Any, allowed: str) -> None:
         limits = load(NAME)["tolerance"][allowed]
-        found = found.detach() if isinstance(found, Tensor) else tensor(found)
+        actual = actual.detach() if isinstance(actual, Tensor) else tensor(actual)
         message = f"case {self.case['name']}: {what}"
-        torch.testing.assert_close(found, tensor(expected), **limits, msg=lambda text: f"{message}\n{text}")
+        torch.testing.assert_close(actual, tensor(expected), **limits, msg=lambda text: f"{message}\n{text}")
 
     def compare_weights(self, stage: str, expected: dict[str, Any], exactly: tuple[str, ...] = ("encoder.",)) -> None:
         """Every parameter whose name starts so, and no other, is recorded; and every one is equal."""
@@ -328,7 +328,7 @@ def test_every_round_of_self_distillation(runs: list[Run]) -> None:
             watch = run.watched[name]
             run.compare(f"L_MAE in round {number}", watch.masked, expected["mae_loss_per_step"], "losses")
             run.compare(f"L_Distill in round {number}", watch.distances, expected["distill_loss_per_step"], "losses")
-            sums = [found * len(s) for found, (s, _) in zip(watch.distances, watch.features, strict=True)]
+            sums = [mean * len(s) for mean, (s, _) in zip(watch.distances, watch.features, strict=True)]
             run.compare(f"squares in round {number}", sums, expected["distill_sum_of_squares_per_step"], "losses")
             totals = [a + b for a, b in zip(watch.masked, watch.distances, strict=True)]
             assert watch.totals == pytest.approx(totals, rel=1e-12)
@@ -369,9 +369,9 @@ def test_the_evaluation_after_finetuning(runs: list[Run]) -> None:
         held_out = [RecordedExamples([batch], [truth]) for batch, truth in zip(images, labels, strict=True)]
         for batch, logits in zip(images, expected["test_logits_per_batch"], strict=True):
             run.compare("test logits", model.logits(batch), logits, "weights")
-        found = evaluate(run.last, model, RecordedExamples(images, labels), CPU)
-        run.compare("accuracy", found["accuracy"], expected["test_accuracy"], "losses")
-        run.compare("test loss", found["loss"], expected["variant_test_loss_per_example_mean"], "losses")
+        metrics = evaluate(run.last, model, RecordedExamples(images, labels), CPU)
+        run.compare("accuracy", metrics["accuracy"], expected["test_accuracy"], "losses")
+        run.compare("test loss", metrics["loss"], expected["variant_test_loss_per_example_mean"], "losses")
         per_batch = [evaluate(run.last, model, batch, CPU)["loss"] for batch in held_out]
         expected_mean = expected["test_loss_mean_of_batch_means"]
         run.compare("mean of batch means", sum(per_batch) / len(per_batch), expected_mean, "losses")

@@ -25,8 +25,8 @@ Case = dict[str, Any]
 
 
 def gradient(loss: Tensor, of: Tensor) -> Tensor:
-    (found,) = torch.autograd.grad(loss, of)
-    return found
+    (grad,) = torch.autograd.grad(loss, of)
+    return grad
 
 
 # ------------------------------------------------------------------------------------------------ masked auto-encoding
@@ -47,8 +47,8 @@ def check_masking(case: Case, removed: Tensor) -> Tensor:
     mask = mask_from_noise(tensor(case["inputs"]["masking_noise"]), case["hyper"]["mask_ratio"])
     assert mask.kept.tolist() == outputs["kept_patch_index"], case["name"]
     assert mask.kept.shape[1] == outputs["num_kept"], case["name"]
-    places = torch.tensor(outputs["ids_restore"]).gather(1, mask.kept)  # the decoder puts each kept patch back
-    assert places.tolist() == [list(range(outputs["num_kept"]))] * len(places), case["name"]
+    positions = torch.tensor(outputs["ids_restore"]).gather(1, mask.kept)  # the decoder puts each kept patch back
+    assert positions.tolist() == [list(range(outputs["num_kept"]))] * len(positions), case["name"]
     compare("mae_loss", case, "mask", mask.removed, outputs["mask"])
     return mask.removed
 
@@ -111,8 +111,10 @@ def test_distillation() -> None:
         teacher = tensor(case["inputs"]["teacher_features"]).requires_grad_()
         loss = feature_distance(student, teacher)
         compare("distill_loss", case, "distill_loss", loss, case["outputs"]["distill_loss"])
-        found, stopped = torch.autograd.grad(loss, (student, teacher), allow_unused=True)
-        compare("distill_loss", case, "grad_student_features", found, case["outputs"]["grad_student_features"])
+        student_gradient, stopped = torch.autograd.grad(loss, (student, teacher), allow_unused=True)
+        compare(
+            "distill_loss", case, "grad_student_features", student_gradient, case["outputs"]["grad_student_features"]
+        )
         assert stopped is None
 
 
@@ -180,12 +182,12 @@ def groups_of(stage: Stage) -> dict[str, str]:
 def test_weight_decay_groups() -> None:
     for case in cases("weight_decay_groups"):
         parameters = case["outputs"]["parameters"]
-        found = groups_of(stage_of({parameter["name"]: parameter["shape"] for parameter in parameters}))
-        assert {target_of(parameter["name"]).name for parameter in parameters} == found.keys(), case["name"]
+        groups = groups_of(stage_of({parameter["name"]: parameter["shape"] for parameter in parameters}))
+        assert {target_of(parameter["name"]).name for parameter in parameters} == groups.keys(), case["name"]
         for parameter in parameters:
             name = target_of(parameter["name"]).name
-            assert found[name] == parameter["group"], f"case {case['name']}: {parameter['name']} ({name})"
-            assert parameter["requires_grad"] == (not found[name].startswith("frozen"))
+            assert groups[name] == parameter["group"], f"case {case['name']}: {parameter['name']} ({name})"
+            assert parameter["requires_grad"] == (not groups[name].startswith("frozen"))
 
 
 @pytest.mark.parametrize("name", ["mae_loss", "distill_loss", "theory_section4"])

@@ -52,8 +52,8 @@ def golden_loss(case: dict[str, Any], logits: Tensor, **changes: Any) -> Tensor:
     multiplier = 1.0 if hyper["multiplier"] is None else hyper["multiplier"]
     settings = {"kl_reduction": "mean", "multiplier": multiplier, **changes}
     if hyper["loss"] == "tfkd_reg":
-        place = hyper["alpha"], hyper["temperature"], hyper["correct_prob"]
-        return virtual_teacher_loss(logits, labels, *place, **settings)
+        constants = hyper["alpha"], hyper["temperature"], hyper["correct_prob"]
+        return virtual_teacher_loss(logits, labels, *constants, **settings)
     assert hyper["loss"] in ("kd", "tfkd_self")
     teacher = tensor(case["inputs"]["teacher_logits"])
     return distillation_loss(logits, teacher, labels, hyper["alpha"], hyper["temperature"], **settings)
@@ -551,8 +551,8 @@ def test_what_a_grid_lacks_is_named(text: str, reason: str, prepared: Path, tmp_
 @pytest.mark.usefixtures("wide_backbones")
 def test_all_methods_train_on_images_and_text(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "g.gin").write_text(GRID + SMALL)
-    places = ["--store", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--data", str(prepared)]
-    assert grid.main(["--gin", str(tmp_path / "g.gin"), "--launcher", "inline", *places]) == 0
+    folders = ["--store", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--data", str(prepared)]
+    assert grid.main(["--gin", str(tmp_path / "g.gin"), "--launcher", "inline", *folders]) == 0
     legend = (tmp_path / "results" / "g.md").read_text()
     assert "- The row tf_kd_reg is label smoothing with epsilon 0.0" in legend
     lines = (tmp_path / "results" / "g" / "records.jsonl").read_text().splitlines()

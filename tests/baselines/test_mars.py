@@ -174,9 +174,9 @@ def test_embeddings_and_gains_can_be_held() -> None:
     assert torch.allclose((end - start).abs().sum(-1), torch.tensor(0.5))
     for backbone, norms in ((tiny_backbone(), {"norm.weight", "norm1.weight", "norm2.weight"}), (TEXT, None)):
         gains = held(MarsProjection(radius=0.5, norm_gains=True), backbone)
-        found = {name for name, (start, _) in gains.items() if start.ndim == 1}
-        assert parts(found) == (norms or {"LayerNorm.weight"})
-        for name in found:
+        names = {name for name, (start, _) in gains.items() if start.ndim == 1}
+        assert parts(names) == (norms or {"LayerNorm.weight"})
+        for name in names:
             start, end = gains[name]
             assert torch.allclose((end - start).abs(), torch.tensor(0.5))
 
@@ -253,7 +253,7 @@ def test_impossible_values_are_refused(field: str, value: Any) -> None:
 
 def test_the_recipe_plans_on_images_and_text(prepared: Path, tmp_path: Path) -> None:
     plan = tiny_grid.plan(tmp_path, prepared, ["finetune", "mars"], "pydocs/MarsProjection.head_radius = 10")
-    found = {cell.task: cell.stage.constraint for cell in plan.cells if cell.row == "mars"}
-    assert found == {"digits": MarsProjection(), "pydocs": MarsProjection(head_radius=10.0)}
+    constraints = {cell.task: cell.stage.constraint for cell in plan.cells if cell.row == "mars"}
+    assert constraints == {"digits": MarsProjection(), "pydocs": MarsProjection(head_radius=10.0)}
     with pytest.raises(InputError, match=r"tiny\.gin:11: .*radius"):
         tiny_grid.plan(tmp_path, prepared, ["mars"], "MarsProjection.radius = 0")

@@ -35,17 +35,17 @@ def context() -> Context:
 
 @pytest.mark.golden
 def test_the_divergence_and_its_gradients_are_the_released_codes() -> None:
-    found = 0
+    count = 0
     for case in cases("r3f"):
         if "clean_logits" not in case["inputs"]:
             continue
-        found += 1
+        count += 1
         clean, noised = (tensor(case["inputs"][f"{which}_logits"]).requires_grad_() for which in ("clean", "noised"))
         divergence = symmetric_kl(clean, noised)
         compare("r3f", case, "symmetric_kl", divergence, case["outputs"]["symmetric_kl_mean"])
         for name, gradient in zip(("clean", "noised"), torch.autograd.grad(divergence, (clean, noised)), strict=True):
             compare("r3f", case, f"gradient of {name} logits", gradient, case["outputs"][f"grad_{name}_logits"])
-    assert found
+    assert count
 
 
 class Toy(nn.Module):
@@ -70,12 +70,12 @@ class Toy(nn.Module):
 
 @pytest.mark.golden
 def test_the_loss_and_its_gradients_are_the_released_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = 0
+    count = 0
     for case in cases("r3f"):
         inputs, outputs, hyper = case["inputs"], case["outputs"], case["hyper"]
         if "noise" not in inputs:
             continue
-        found += 1
+        count += 1
         noise = tensor(inputs["noise"])
         monkeypatch.setattr(module, "draw_noise", lambda embeddings, kind, eps, noise=noise: noise)
         model: Any = Toy(inputs)
@@ -95,7 +95,7 @@ def test_the_loss_and_its_gradients_are_the_released_codes(monkeypatch: pytest.M
         assert outputs["grad_of_loss_mean"].keys() == dict(model.weights).keys()
         for name, expected in outputs["grad_of_loss_mean"].items():
             compare("r3f", case, f"gradient of {name}", model.weights[name].grad, expected)
-    assert found
+    assert count
 
 
 # ------------------------------------------------------------------------------------------------ the parts
@@ -171,10 +171,10 @@ def test_the_noised_pass_teaches_everything_but_the_embeddings(
     batch = Batch(images, torch.arange(6), torch.arange(6) % 3)
     R3F(noise=noise).loss(model, batch, State(), context())
     outputs[1].sum().backward()  # type: ignore[no-untyped-call]
-    found = {name: parameter.grad is not None for name, parameter in model.named_parameters()}
-    assert found.pop("encoder.patch_embed.proj.weight") == reaches
-    assert found.pop("encoder.patch_embed.proj.bias") == reaches
-    assert all(found.values())
+    has_gradient = {name: parameter.grad is not None for name, parameter in model.named_parameters()}
+    assert has_gradient.pop("encoder.patch_embed.proj.weight") == reaches
+    assert has_gradient.pop("encoder.patch_embed.proj.bias") == reaches
+    assert all(has_gradient.values())
 
 
 # ------------------------------------------------------------------------------------------------ in the loop
@@ -210,7 +210,7 @@ def test_impossible_values_are_refused(field: str, value: Any) -> None:
 
 def test_the_recipe_plans_on_images_and_text(prepared: Path, tmp_path: Path) -> None:
     plan = tiny_grid.plan(tmp_path, prepared, ["finetune", "r3f"], "pydocs/R3F.noise = 'uniform'")
-    found = {cell.task: cell.stage.objective for cell in plan.cells if cell.row == "r3f"}
-    assert found == {"digits": R3F(), "pydocs": R3F(noise="uniform")}
+    objectives = {cell.task: cell.stage.objective for cell in plan.cells if cell.row == "r3f"}
+    assert objectives == {"digits": R3F(), "pydocs": R3F(noise="uniform")}
     with pytest.raises(InputError, match=r"tiny\.gin:11: .*strength"):
         tiny_grid.plan(tmp_path, prepared, ["r3f"], "R3F.strength = -1")

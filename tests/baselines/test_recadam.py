@@ -90,8 +90,8 @@ def test_the_weight_of_the_task_is_the_released_codes() -> None:
         expected = case["outputs"]["anneal_lambda_per_step"]
         assert len(expected) == hyper["steps"]
         fading = {"k": hyper["anneal_k"], "t0": hyper["anneal_t0"], "w": hyper["anneal_w"]}
-        found = [annealing(hyper["anneal_fun"], step + 1, **fading) for step in range(hyper["steps"])]
-        compare("recadam", case, "annealing", tensor(found), expected)
+        weights = [annealing(hyper["anneal_fun"], step + 1, **fading) for step in range(hyper["steps"])]
+        compare("recadam", case, "annealing", tensor(weights), expected)
 
 
 # ------------------------------------------------------------------------------------------------ limits
@@ -275,8 +275,8 @@ def test_the_recipe_plans_on_images_and_text(prepared: Path, tmp_path: Path) -> 
         "finetune.eps = 1e-7",
         "pydocs/RecAdam.eps = 1e-6",
     )
-    found = {cell.task: cell.stage.optimizer for cell in plan.cells if cell.row == "recadam"}
-    assert found == {"digits": RecAdam(weight_decay=0.2, eps=1e-7), "pydocs": RecAdam(weight_decay=0.2, eps=1e-6)}
+    optimizers = {cell.task: cell.stage.optimizer for cell in plan.cells if cell.row == "recadam"}
+    assert optimizers == {"digits": RecAdam(weight_decay=0.2, eps=1e-7), "pydocs": RecAdam(weight_decay=0.2, eps=1e-6)}
     assert len({cell.stage.key for cell in plan.cells}) == 4
 
 

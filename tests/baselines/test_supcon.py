@@ -82,7 +82,7 @@ def gradients(model: Model) -> dict[str, Tensor | None]:
 
 def test_in_joint_mode_the_classifier_learns_and_changes_no_feature() -> None:
     """Nor does it change the views' dropout."""
-    found = {}
+    gradients_of = {}
     for name, objective in {
         "alone": SupervisedContrastive(),
         "joint": SupervisedContrastive() + Probe(),
@@ -93,14 +93,14 @@ def test_in_joint_mode_the_classifier_learns_and_changes_no_feature() -> None:
         state = begun(objective, model)
         loss_of(objective, model, state, picture_batch()).total.backward()  # type: ignore[no-untyped-call]
         assert model.training and all(module.training for module in model.modules())
-        found[name] = gradients(model)
-    for name, gradient in found["joint"].items():
+        gradients_of[name] = gradients(model)
+    for name, gradient in gradients_of["joint"].items():
         if name.startswith("head."):
             assert gradient is not None and gradient.abs().sum() > 0
-            assert found["alone"][name] is None
+            assert gradients_of["alone"][name] is None
         else:
-            assert gradient is not None and torch.equal(gradient, found["alone"][name])
-            assert found["probe"][name] is None
+            assert gradient is not None and torch.equal(gradient, gradients_of["alone"][name])
+            assert gradients_of["probe"][name] is None
 
 
 def test_a_probe_reads_features_without_dropout() -> None:
@@ -255,8 +255,8 @@ def test_impossible_settings_are_refused_with_their_line(line: str, reason: str,
 
 def test_all_modes_train_on_images_and_text_and_a_probe_moves_no_encoder(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "g.gin").write_text(GRID + SMALL)
-    places = ["--store", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--data", str(prepared)]
-    assert grid.main(["--gin", str(tmp_path / "g.gin"), "--launcher", "inline", *places]) == 0
+    folders = ["--store", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--data", str(prepared)]
+    assert grid.main(["--gin", str(tmp_path / "g.gin"), "--launcher", "inline", *folders]) == 0
     store = Store(tmp_path / "runs")
     plan = make_plan([str(tmp_path / "g.gin")], (), (), prepared, store)
     lines = (tmp_path / "results" / "g" / "records.jsonl").read_text().splitlines()
@@ -280,5 +280,5 @@ def test_a_last_batch_of_one_example_is_survived(prepared: Path, tmp_path: Path)
     )
     head = "grid.rows = ['supcon']\ngrid.tasks = ['digits', 'pydocs']\ngrid.seeds = [0]\n"
     (tmp_path / "g.gin").write_text(head + small)
-    places = ["--store", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--data", str(prepared)]
-    assert grid.main(["--gin", str(tmp_path / "g.gin"), "--launcher", "inline", *places]) == 0
+    folders = ["--store", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--data", str(prepared)]
+    assert grid.main(["--gin", str(tmp_path / "g.gin"), "--launcher", "inline", *folders]) == 0

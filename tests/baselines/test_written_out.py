@@ -102,8 +102,8 @@ def written_out(
 def gradient_of(loss: Callable[[Weights], Tensor], weights: Weights) -> Weights:
     """The gradient by every weight that the loss depends on, but for the decoder's positions, which are fixed."""
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-    found = torch.autograd.grad(loss(leaves), list(leaves.values()), allow_unused=True)
-    return {name: g for name, g in zip(leaves, found, strict=True) if g is not None and name != FIXED}
+    gradients = torch.autograd.grad(loss(leaves), list(leaves.values()), allow_unused=True)
+    return {name: g for name, g in zip(leaves, gradients, strict=True) if g is not None and name != FIXED}
 
 
 def begun(stage: Stage) -> tuple[Network, Weights]:

@@ -84,8 +84,8 @@ def test_a_crop_is_resized_back_bilinearly_and_the_whole_image_stays_as_it_is() 
 def test_boxes_that_stick_out_are_drawn_again() -> None:
     widths = torch.tensor([[1.2, 0.9, 0.5], [0.5, 0.6, 0.7], [1.1, 1.2, 0.9]])
     heights = torch.tensor([[0.5, 0.8, 0.5], [0.4, 0.6, 0.7], [0.9, 0.9, 1.3]])
-    found = first_that_fits(widths, heights)
-    assert [values.tolist() for values in found] == [pytest.approx([0.9, 0.5, 1.0]), pytest.approx([0.8, 0.4, 0.9])]
+    boxes = first_that_fits(widths, heights)
+    assert [values.tolist() for values in boxes] == [pytest.approx([0.9, 0.5, 1.0]), pytest.approx([0.8, 0.4, 0.9])]
 
 
 def test_a_view_is_a_function_of_images_and_generator_alone() -> None:

@@ -78,18 +78,18 @@ def test_images_are_normalised_as_the_formula_says(prepared: Path) -> None:
     examples = opened_images(prepared, data_of(prepared, "digits"))
     examples.dtype = torch.float64
     index = torch.tensor([5, 0, 5, 1296])
-    found = examples.inputs(index, CPU)
-    assert found.shape == (4, 3, 8, 8)
-    assert found.dtype == torch.float64
+    inputs = examples.inputs(index, CPU)
+    assert inputs.shape == (4, 3, 8, 8)
+    assert inputs.dtype == torch.float64
     grey = np.stack([np.asarray(Image.open(BytesIO(rows.values[i]))) for i in index.tolist()]) / 255
     for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
-        np.testing.assert_allclose(found[:, channel].numpy(), (grey - mean) / std, rtol=1e-12)
+        np.testing.assert_allclose(inputs[:, channel].numpy(), (grey - mean) / std, rtol=1e-12)
 
 
 def test_float_inputs_are_float32_and_contiguous_by_default(prepared: Path) -> None:
-    found = opened_images(prepared, data_of(prepared, "digits")).inputs(torch.arange(3), CPU)
-    assert found.dtype == torch.float32
-    assert found.is_contiguous()
+    inputs = opened_images(prepared, data_of(prepared, "digits")).inputs(torch.arange(3), CPU)
+    assert inputs.dtype == torch.float32
+    assert inputs.is_contiguous()
 
 
 def test_images_are_resized_once_bilinearly_without_keeping_their_shape(tmp_path: Path) -> None:
@@ -98,10 +98,10 @@ def test_images_are_resized_once_bilinearly_without_keeping_their_shape(tmp_path
     picture.save(buffer, format="PPM")
     content = Content("image", ("a",), {"train": Rows([buffer.getvalue()], [0])}, {})
     disk.publish("digits", content, tmp_path)
-    found = opened_images(tmp_path, data_of(tmp_path, "digits"), size=12).inputs(torch.tensor([0]), CPU)
+    inputs = opened_images(tmp_path, data_of(tmp_path, "digits"), size=12).inputs(torch.tensor([0]), CPU)
     expected = np.asarray(picture.resize((12, 12), Image.Resampling.BILINEAR)).transpose(2, 0, 1) / 255
     mean, std = (np.array(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    np.testing.assert_allclose(found[0].numpy(), (expected - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(inputs[0].numpy(), (expected - mean) / std, atol=1e-5)
 
 
 def test_flip_mirrors_the_chosen_images_left_to_right(prepared: Path) -> None:
@@ -135,14 +135,14 @@ def test_texts_are_framed_padded_and_truncated(prepared: Path) -> None:
     assert examples.lengths.tolist() == [min(len(ids), 12) for ids in full]
     short, long = int(np.argmin(examples.lengths)), int(np.argmax([len(ids) for ids in full]))
     assert len(full[short]) < 12 < len(full[long])
-    found = examples.inputs(torch.tensor([long, short]), CPU)
-    assert found.keys() == {"input_ids", "attention_mask"}
-    assert all(part.dtype == torch.int64 and part.shape == (2, 12) for part in found.values())
-    assert found["input_ids"][0].tolist() == [*full[long][:11], tokenizer.token_to_id("[SEP]")]
+    inputs = examples.inputs(torch.tensor([long, short]), CPU)
+    assert inputs.keys() == {"input_ids", "attention_mask"}
+    assert all(part.dtype == torch.int64 and part.shape == (2, 12) for part in inputs.values())
+    assert inputs["input_ids"][0].tolist() == [*full[long][:11], tokenizer.token_to_id("[SEP]")]
     padding = 12 - len(full[short])
-    assert found["input_ids"][1].tolist() == full[short] + [0] * padding
-    assert found["attention_mask"].tolist() == [[1] * 12, [1] * len(full[short]) + [0] * padding]
-    assert found["input_ids"][:, 0].tolist() == [tokenizer.token_to_id("[CLS]")] * 2
+    assert inputs["input_ids"][1].tolist() == full[short] + [0] * padding
+    assert inputs["attention_mask"].tolist() == [[1] * 12, [1] * len(full[short]) + [0] * padding]
+    assert inputs["input_ids"][:, 0].tolist() == [tokenizer.token_to_id("[CLS]")] * 2
 
 
 def test_a_batch_is_as_long_as_its_longest_text(prepared: Path) -> None:

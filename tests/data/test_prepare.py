@@ -97,14 +97,14 @@ def test_digits_are_scikit_learns_digits(prepared: Path) -> None:
     source = load_digits()
     grey = np.floor(source.images * 255 / 16 + 0.5).astype(np.uint8)
     expected = {(image.tobytes(), int(label)) for image, label in zip(grey, source.target, strict=True)}
-    found = set()
+    actual = set()
     for split in ("train", "test"):
         part = rows(prepared, "digits", split)
         for value, label in zip(part.values, part.labels or [], strict=True):
             image = Image.open(BytesIO(value))
             assert (image.format, image.mode, image.size) == ("PPM", "L", (8, 8))
-            found.add((image.tobytes(), label))
-    assert found == expected
+            actual.add((image.tobytes(), label))
+    assert actual == expected
 
 
 def test_the_digits_of_the_test_split_are_a_function_of_the_images_alone(prepared: Path) -> None:
@@ -285,10 +285,10 @@ def test_no_changed_digit_of_a_manifest_is_believed(tmp_path: Path) -> None:
     disk.publish("pydocs", small(), tmp_path)
     path = tmp_path / "pydocs" / "manifest.json"
     text = path.read_text()
-    digits = [place for place, character in enumerate(text) if character.isdigit()]
+    digits = [position for position, character in enumerate(text) if character.isdigit()]
     assert len(digits) > 50
-    for place in digits:
-        path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}")
+    for position in digits:
+        path.write_text(f"{text[:position]}{(int(text[position]) + 1) % 10}{text[position + 1 :]}")
         with pytest.raises(InputError, match=r"manifest\.json"):
             read_manifest("pydocs", tmp_path)
 
@@ -380,8 +380,8 @@ def test_a_text_that_two_modules_share_is_dropped(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(embedded_texts, "MODULES", ("email", "http"))
     monkeypatch.setattr(embedded_texts, "LEAST_PER_MODULE", 1)
     content = embedded_texts.pydocs()
-    found = {value for part in content.splits.values() for value in part.values}
-    assert found == {b"The package knows mail.", b"Twice in one module.", b"Only in the second."}
+    texts = {value for part in content.splits.values() for value in part.values}
+    assert texts == {b"The package knows mail.", b"Twice in one module.", b"Only in the second."}
 
 
 PAIRED = MappingProxyType(

@@ -58,8 +58,8 @@ def test_good_images_of_every_kind_have_no_problems() -> None:
 def test_a_truncated_jpeg_is_found_by_its_row_and_class() -> None:
     whole = encoded(9, "JPEG", (64, 64))
     Image.open(BytesIO(whole[:-20]))  # its header is fine: only decoding shows the damage
-    (found,) = problems(images(encoded(5), whole[:-20]))
-    assert found.startswith("test, row 1 (cat): ")
+    (problem,) = problems(images(encoded(5), whole[:-20]))
+    assert problem.startswith("test, row 1 (cat): ")
 
 
 @pytest.mark.parametrize(
@@ -73,16 +73,16 @@ def test_a_truncated_jpeg_is_found_by_its_row_and_class() -> None:
     ],
 )
 def test_an_image_that_cannot_be_used_is_found(bad: bytes) -> None:
-    (found,) = problems(images(bad))
-    assert found.startswith("test, row 0 (cat): ")
+    (problem,) = problems(images(bad))
+    assert problem.startswith("test, row 0 (cat): ")
 
 
 @pytest.mark.parametrize("size", [(20_001, 1), (1, 20_001), (12_000, 9_000), (20_000, 20_000)])
 def test_images_of_impossible_size_are_found_before_they_are_decoded(size: tuple[int, int]) -> None:
     # Pillow warns of the last but one and refuses the last: decompression bombs.
-    (found,) = problems(images(png_header(*size)))
+    (problem,) = problems(images(png_header(*size)))
     (without_pixels,) = problems(images(png_header(4, 4)))
-    reason = found.removeprefix("test, row 0 (cat): ")
+    reason = problem.removeprefix("test, row 0 (cat): ")
     assert "pixels" in reason
     assert "decoded" in without_pixels and "decoded" not in reason
 
@@ -94,8 +94,8 @@ def test_the_largest_and_smallest_legal_images_are_fine() -> None:
 def test_large_images_are_read_where_the_task_allows_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow would warn above it, and refuse above twice of it
     large = images(encoded(1, size=(40, 30)), encoded(2, size=(30, 40)))
-    told, _ = problems(large, {}, 0.001)
-    assert "40 x 30 pixels" in told and "task.most_megapixels" in told
+    problem, _ = problems(large, {}, 0.001)
+    assert "40 x 30 pixels" in problem and "task.most_megapixels" in problem
     assert problems(large, {}, 0.0012) == []
     assert list(image_notes(large)) == []
     pixels = _decode(large.splits["test"].values, 4, "test", lambda shape, dtype: np.empty(shape, dtype))
@@ -105,40 +105,40 @@ def test_large_images_are_read_where_the_task_allows_them(monkeypatch: pytest.Mo
 
 def test_at_most_ten_of_a_kind_are_named_and_the_rest_counted() -> None:
     count = MOST_NAMED + 4
-    found = problems(texts(Rows([b" "] * count + [b"fine"], [0] * count + [7])))
-    empty = [problem for problem in found if problem.startswith("test, row") and "(cat)" in problem]
+    messages = problems(texts(Rows([b" "] * count + [b"fine"], [0] * count + [7])))
+    empty = [problem for problem in messages if problem.startswith("test, row") and "(cat)" in problem]
     assert [problem.split(":")[0] for problem in empty] == [f"test, row {i} (cat)" for i in range(10)]
-    assert sum("4 more" in problem for problem in found) == 1
-    assert len(found) == 10 + 1 + 2  # the label 7, and no dog in the test split
+    assert sum("4 more" in problem for problem in messages) == 1
+    assert len(messages) == 10 + 1 + 2  # the label 7, and no dog in the test split
     exactly = problems(texts(Rows([b""] * MOST_NAMED + [b"x"], [0] * MOST_NAMED + [1])))
     assert len(exactly) == MOST_NAMED
 
 
 def test_empty_texts_and_pairs_are_found() -> None:
     rows = Rows([b"", b"good", "\u2003\t\n".encode(), b"\xff"], [0, 1, 1, 1], [b"p", b" ", b"p", b"p"])
-    rows_found = [problem.split(":")[0] for problem in problems(texts(rows))]
-    assert rows_found == [f"test, row {i} ({name})" for i, name in enumerate(["cat", "dog", "dog", "dog"])]
+    named_rows = [problem.split(":")[0] for problem in problems(texts(rows))]
+    assert named_rows == [f"test, row {i} ({name})" for i, name in enumerate(["cat", "dog", "dog", "dog"])]
 
 
 @pytest.mark.parametrize("label", [-1, 2])
 def test_a_label_outside_the_classes_is_found(label: int) -> None:
-    (found,) = problems(texts(Rows([b"a", b"b", b"c"], [0, 1, label])))
-    assert found.startswith("test, row 2: ")
+    (problem,) = problems(texts(Rows([b"a", b"b", b"c"], [0, 1, label])))
+    assert problem.startswith("test, row 2: ")
 
 
 def test_a_class_without_examples_is_found_unless_it_is_allowed_in_that_split() -> None:
     content = texts(Rows([b"a"], [0]))
-    (found,) = problems(content)
-    assert found.startswith("test: ") and "dog" in found
+    (problem,) = problems(content)
+    assert problem.startswith("test: ") and "dog" in problem
     assert problems(content, {"test": frozenset({"dog"})}) == []
-    assert problems(content, {"validation": frozenset({"dog"}), "test": frozenset({"cat"})}) == [found]
+    assert problems(content, {"validation": frozenset({"dog"}), "test": frozenset({"cat"})}) == [problem]
 
 
 def test_fewer_than_two_classes_and_empty_splits_are_found() -> None:
     one = Content("text", ("cat",), {"train": Rows([b"a"], [0])}, {})
     assert len(problems(one)) == 1
-    (found,) = problems(texts(Rows([], [])))
-    assert found.startswith("test ")
+    (problem,) = problems(texts(Rows([], [])))
+    assert problem.startswith("test ")
 
 
 def test_a_single_training_example_per_class_and_a_corpus_are_fine() -> None:
@@ -185,15 +185,15 @@ def saved(pixels: np.ndarray[Any, Any], kind: str) -> bytes:
 def test_sixteen_bits_are_scaled_to_eight() -> None:
     """Usual in medicine; Pillow's own conversion would make nearly all of it white."""
     ramp = np.linspace(0, 65_535, 64).reshape(8, 8).astype(np.uint16)
-    found = np.asarray(rgb(saved(ramp, "PNG")))
-    assert found.shape == (8, 8, 3)
-    assert np.abs(found[..., 0] - ramp / 257.0).max() <= 1
+    scaled = np.asarray(rgb(saved(ramp, "PNG")))
+    assert scaled.shape == (8, 8, 3)
+    assert np.abs(scaled[..., 0] - ramp / 257.0).max() <= 1
 
 
 def test_pixels_without_a_range_are_named() -> None:
     values = saved(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8), "TIFF")
     good = saved(np.zeros((8, 8), np.uint8), "PNG")
-    content = Content("image", ("a", "b"), {"train": Rows([values, good], [0, 1], places=["scan.tif", "b.png"])}, {})
+    content = Content("image", ("a", "b"), {"train": Rows([values, good], [0, 1], locations=["scan.tif", "b.png"])}, {})
     (problem,) = problems(content)
     assert problem.startswith("scan.tif: ")
     assert "mode F" in problem

@@ -52,11 +52,11 @@ echo 7"""
 SCONTROL = 'case "$*" in *config*) cat {config};; *) cat {partitions};; esac'
 
 
-def bad(found: Iterable[Fact]) -> list[tuple[str, str]]:
+def bad(facts: Iterable[Fact]) -> list[tuple[str, str]]:
     """What is not ok; all of that comes with a fix."""
-    told = [fact for fact in found if fact.verdict != "ok"]
-    assert all(fact.verdict in ("warning", "problem") and fact.fix for fact in told)
-    return [(fact.verdict, fact.text) for fact in told]
+    faults = [fact for fact in facts if fact.verdict != "ok"]
+    assert all(fact.verdict in ("warning", "problem") and fact.fix for fact in faults)
+    return [(fact.verdict, fact.text) for fact in faults]
 
 
 class Programs:
@@ -66,8 +66,10 @@ class Programs:
         self.folder = folder
         folder.mkdir()
         for name in ("cat", "sh", "bash", "touch", "sleep", "env", "ln", "mkdir", "mv"):
-            found = next(Path(place) / name for place in ("/bin", "/usr/bin") if (Path(place) / name).exists())
-            (folder / name).symlink_to(found)
+            program = next(
+                Path(directory) / name for directory in ("/bin", "/usr/bin") if (Path(directory) / name).exists()
+            )
+            (folder / name).symlink_to(program)
 
     def make(self, name: str, script: str) -> None:
         path = self.folder / name
@@ -224,9 +226,9 @@ def test_every_device_is_tried_not_only_counted(
     monkeypatch.setattr("bench.doctor.computer.DRIVER", programs.folder / "driver")
     if driver:
         (programs.folder / "driver").touch()
-    told = bad(computer.devices())
-    assert [verdict for verdict, _ in told] == [verdict for verdict, _ in expected]
-    assert all(part in text for (_, part), (_, text) in zip(expected, told, strict=True))
+    faults = bad(computer.devices())
+    assert [verdict for verdict, _ in faults] == [verdict for verdict, _ in expected]
+    assert all(part in text for (_, part), (_, text) in zip(expected, faults, strict=True))
     assert machine.trained == ["cpu", *(f"cuda:{number}" for number in range(machine.gpus))]
 
 
@@ -319,8 +321,8 @@ def test_settings_that_cost_something_are_told(
     changes: dict[str, str], partition: str | None, verdict: str, part: str, programs: Programs
 ) -> None:
     programs.slurm(**changes)
-    told = bad(cluster.settings(partition))
-    assert (verdict, True) in [(found, part in text) for found, text in told]
+    faults = bad(cluster.settings(partition))
+    assert (verdict, True) in [(actual, part in text) for actual, text in faults]
 
 
 def test_without_preemption_its_signal_does_not_matter(programs: Programs) -> None:
@@ -367,7 +369,7 @@ def test_data_that_the_node_does_not_see_are_a_problem(programs: Programs, fast_
 
 
 @pytest.mark.parametrize(
-    ("cluster", "told"),
+    ("cluster", "expected"),
     [
         (Cluster(cpus=2, gpus=1), []),
         (Cluster(cpus=3), [("warning", "a job that asks for 3 CPU(s) may use 2")]),
@@ -375,10 +377,10 @@ def test_data_that_the_node_does_not_see_are_a_problem(programs: Programs, fast_
     ],
 )
 def test_what_a_job_is_given_is_compared_with_what_it_asked_for(
-    cluster: Cluster, told: list[tuple[str, str]], programs: Programs, fast_job: None, tmp_path: Path
+    cluster: Cluster, expected: list[tuple[str, str]], programs: Programs, fast_job: None, tmp_path: Path
 ) -> None:
     programs.slurm()
-    assert bad(sample_job.test_job(tmp_path, tmp_path, cluster)) == told
+    assert bad(sample_job.test_job(tmp_path, tmp_path, cluster)) == expected
 
 
 def test_a_device_of_the_job_that_cannot_train_is_a_problem(
@@ -451,7 +453,7 @@ def test_a_requeued_job_that_does_not_start_again_is_told(
     monkeypatch.setattr("bench.doctor.sample_job.time.time", lambda: now)
     programs.make("squeue", f"echo '7_0|bench-doctor-{now:08x}0123abcd|{line.format(now=now)}'")
     assert [(verdict, True)] == [
-        (found, part in text) for found, text in bad(sample_job.test_job(tmp_path, tmp_path, Cluster()))
+        (actual, part in text) for actual, text in bad(sample_job.test_job(tmp_path, tmp_path, Cluster()))
     ]
 
 

@@ -25,7 +25,7 @@ from tests.scale import fill
 Edit = Callable[[str], None]
 
 
-class Workplace:
+class Workspace:
     """A grid of two rows on one task, run inline."""
 
     def __init__(self, folder: Path, data: Path) -> None:
@@ -54,15 +54,15 @@ class Workplace:
 @pytest.fixture(scope="module")
 def finished(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the grid has run."""
-    place = Workplace(tmp_path_factory.mktemp("again"), prepared)
-    assert place.run() == 0
-    return place.gin.parent
+    workspace = Workspace(tmp_path_factory.mktemp("again"), prepared)
+    assert workspace.run() == 0
+    return workspace.gin.parent
 
 
 @pytest.fixture
-def place(finished: Path, prepared: Path, tmp_path: Path) -> Workplace:
+def workspace(finished: Path, prepared: Path, tmp_path: Path) -> Workspace:
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    return Workplace(tmp_path, prepared)
+    return Workspace(tmp_path, prepared)
 
 
 @pytest.fixture
@@ -74,24 +74,24 @@ def edit(monkeypatch: pytest.MonkeyPatch) -> Edit:
     return edited.add
 
 
-def forge(place: Workplace, row: str, accuracy: float) -> None:
+def forge(workspace: Workspace, row: str, accuracy: float) -> None:
     """Make the number of a cell another one, in store and table: what older code computed."""
-    path = place.store.folder(place.cell(row).stage) / "record.json"
+    path = workspace.store.folder(workspace.cell(row).stage) / "record.json"
     record: dict[str, Any] = json.loads(path.read_text())
     del record["digest"]
     record["metrics"]["accuracy"] = accuracy
     path.write_text(json.dumps({**record, "digest": digest(record)}))
-    for table in (place.results / "tiny.md", place.results / "tiny" / "records.jsonl"):
+    for table in (workspace.results / "tiny.md", workspace.results / "tiny" / "records.jsonl"):
         table.unlink()
-    assert place.run() == 0
-    assert place.value(row) == accuracy
+    assert workspace.run() == 0
+    assert workspace.value(row) == accuracy
 
 
-def test_a_record_names_its_code_and_what_it_began_with(place: Workplace) -> None:
-    record = place.store.record(place.cell("mars").stage)
+def test_a_record_names_its_code_and_what_it_began_with(workspace: Workspace) -> None:
+    record = workspace.store.record(workspace.cell("mars").stage)
     assert record is not None
-    (parent,) = place.cell("mars").stage.parents
-    before = place.store.record(parent)
+    (parent,) = workspace.cell("mars").stage.parents
+    before = workspace.store.record(parent)
     assert before is not None
     assert record["parents"] == {parent.folder: before["weights"]["sha256"]}
     assert {"loop", "MarsProjection", "MaskedAutoEncoding"} <= record["code"].keys()
@@ -99,17 +99,21 @@ def test_a_record_names_its_code_and_what_it_began_with(place: Workplace) -> Non
 
 
 def test_other_code_is_told_by_plan_status_and_legend(
-    place: Workplace, edit: Edit, capsys: pytest.CaptureFixture[str]
+    workspace: Workspace, edit: Edit, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quiet = (grid.main(place.arguments("--plan")), status.main(place.arguments()), command.main(place.arguments()))
+    quiet = (
+        grid.main(workspace.arguments("--plan")),
+        status.main(workspace.arguments()),
+        command.main(workspace.arguments()),
+    )
     assert quiet == (0, 0, 0)
     assert "other code" not in capsys.readouterr().out
     edit("MarsProjection")
-    assert place.plan().outdated == {place.cell("mars").stage.key: "other code of MarsProjection"}
+    assert workspace.plan().outdated == {workspace.cell("mars").stage.key: "other code of MarsProjection"}
     for main, arguments in ((grid.main, ["--plan"]), (status.main, []), (command.main, [])):
-        assert main(place.arguments(*arguments)) == 0
+        assert main(workspace.arguments(*arguments)) == 0
         assert "MarsProjection" in capsys.readouterr().out
-    assert "MarsProjection (1)" in (place.results / "tiny.md").read_text()
+    assert "MarsProjection (1)" in (workspace.results / "tiny.md").read_text()
 
 
 def test_plan_and_status_tell_of_all_that_rests_on_other_weights(prepared: Path, tmp_path: Path) -> None:
@@ -142,76 +146,78 @@ def test_what_rests_on_other_code_is_told_across_stages_that_were_deleted(prepar
     assert code.outdated(stages, records) == dict.fromkeys(records, "other code of Gone")
 
 
-def test_again_runs_what_is_outdated_behind_a_cell_and_all_that_starts_from_it(place: Workplace, edit: Edit) -> None:
-    finetune, mars = place.cell("finetune").stage, place.cell("mars").stage
-    assert place.plan("finetune/*").again == [finetune]
+def test_again_runs_what_is_outdated_behind_a_cell_and_all_that_starts_from_it(
+    workspace: Workspace, edit: Edit
+) -> None:
+    finetune, mars = workspace.cell("finetune").stage, workspace.cell("mars").stage
+    assert workspace.plan("finetune/*").again == [finetune]
     edit("MarsProjection")
-    assert place.plan("mars/*").again == [mars]
+    assert workspace.plan("mars/*").again == [mars]
     edit("MaskedAutoEncoding")
-    assert place.plan("finetune/*").again == place.plan().stages
-    assert place.plan("finetune/*").to_run(retry=False) == place.plan().stages
+    assert workspace.plan("finetune/*").again == workspace.plan().stages
+    assert workspace.plan("finetune/*").to_run(retry=False) == workspace.plan().stages
 
 
-def test_again_replaces_the_number_and_keeps_the_old_one(place: Workplace, edit: Edit) -> None:
-    true = place.value("mars")
-    forge(place, "mars", 0.123)
+def test_again_replaces_the_number_and_keeps_the_old_one(workspace: Workspace, edit: Edit) -> None:
+    true = workspace.value("mars")
+    forge(workspace, "mars", 0.123)
     edit("MarsProjection")
-    untouched = place.value("finetune")
-    assert place.run("--again", "mars/*") == 0
-    assert (place.value("mars"), place.value("finetune")) == (true, untouched)
-    assert place.plan().outdated == {}
-    (aside,) = place.store.root.glob(f"{place.cell('mars').stage.folder}.before-*")
+    untouched = workspace.value("finetune")
+    assert workspace.run("--again", "mars/*") == 0
+    assert (workspace.value("mars"), workspace.value("finetune")) == (true, untouched)
+    assert workspace.plan().outdated == {}
+    (aside,) = workspace.store.root.glob(f"{workspace.cell('mars').stage.folder}.before-*")
     assert json.loads((aside / "record.json").read_text())["metrics"]["accuracy"] == 0.123
-    (records,) = place.results.glob("tiny.before-*.jsonl")
+    (records,) = workspace.results.glob("tiny.before-*.jsonl")
     assert [record["value"] for record in read_records(records).values()] == [0.123]
-    assert command.main(place.arguments()) == 0
+    assert command.main(workspace.arguments()) == 0
 
 
-def test_a_number_that_only_the_table_holds_is_replaced_too(place: Workplace, tmp_path: Path) -> None:
-    true = place.value("mars")
-    forge(place, "mars", 0.123)
-    place.store = Store(tmp_path / "another store")
-    assert place.run("--again", "mars/*") == 0
-    assert place.value("mars") == true
+def test_a_number_that_only_the_table_holds_is_replaced_too(workspace: Workspace, tmp_path: Path) -> None:
+    true = workspace.value("mars")
+    forge(workspace, "mars", 0.123)
+    workspace.store = Store(tmp_path / "another store")
+    assert workspace.run("--again", "mars/*") == 0
+    assert workspace.value("mars") == true
 
 
-def test_a_number_set_aside_is_told_until_there_is_a_new_one(place: Workplace) -> None:
-    true = place.value("mars")
-    place.store.set_aside(place.cell("mars").stage)  # and the run that follows is killed
-    assert command.main(place.arguments()) == 0
-    assert place.value("mars") == true
+def test_a_number_set_aside_is_told_until_there_is_a_new_one(workspace: Workspace) -> None:
+    true = workspace.value("mars")
+    workspace.store.set_aside(workspace.cell("mars").stage)  # and the run that follows is killed
+    assert command.main(workspace.arguments()) == 0
+    assert workspace.value("mars") == true
     warning = "Warning: 1 cells show numbers that --again set aside"
-    assert warning in (place.results / "tiny.md").read_text()
-    assert place.run() == 0
-    assert warning not in (place.results / "tiny.md").read_text()
+    assert warning in (workspace.results / "tiny.md").read_text()
+    assert workspace.run() == 0
+    assert warning not in (workspace.results / "tiny.md").read_text()
 
 
-def test_other_weights_of_a_parent_are_told(place: Workplace) -> None:
-    (parent,) = place.cell("mars").stage.parents
-    path = place.store.folder(parent) / "record.json"
+def test_other_weights_of_a_parent_are_told(workspace: Workspace) -> None:
+    (parent,) = workspace.cell("mars").stage.parents
+    path = workspace.store.folder(parent) / "record.json"
     record = json.loads(path.read_text())
     del record["digest"]
     record["weights"]["sha256"] = "0" * 64
     path.write_text(json.dumps({**record, "digest": digest(record)}))
     reason = f"other weights of {parent.folder}"
-    assert set(place.plan().outdated.values()) == {reason}
-    assert len(place.plan().outdated) == 2
-    assert command.main(place.arguments()) == 0
-    assert "Warning: 2 cells" in (place.results / "tiny.md").read_text()
+    assert set(workspace.plan().outdated.values()) == {reason}
+    assert len(workspace.plan().outdated) == 2
+    assert command.main(workspace.arguments()) == 0
+    assert "Warning: 2 cells" in (workspace.results / "tiny.md").read_text()
 
 
-def test_a_stage_that_runs_is_not_set_aside(place: Workplace) -> None:
-    stage = place.cell("mars").stage
-    (place.store.folder(stage) / "record.json").unlink()
-    assert place.store.claim(stage) is not None  # by this process, which lives
+def test_a_stage_that_runs_is_not_set_aside(workspace: Workspace) -> None:
+    stage = workspace.cell("mars").stage
+    (workspace.store.folder(stage) / "record.json").unlink()
+    assert workspace.store.claim(stage) is not None  # by this process, which lives
     with pytest.raises(InputError, match=f"{stage.folder} is running"):
-        place.run("--again", "*")
-    assert not list(place.store.root.glob("*.before-*"))
+        workspace.run("--again", "*")
+    assert not list(workspace.store.root.glob("*.before-*"))
 
 
-def test_a_stage_that_begins_meanwhile_is_not_set_aside(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_begins_meanwhile_is_not_set_aside(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another grid begins the second stage after all were looked at and the first was set aside."""
-    second, first = place.plan("*").again[-2:]
+    second, first = workspace.plan("*").again[-2:]
     set_aside = Store.set_aside
 
     def then_begin(store: Store, *arguments: Any) -> Path | None:
@@ -222,21 +228,21 @@ def test_a_stage_that_begins_meanwhile_is_not_set_aside(place: Workplace, monkey
 
     monkeypatch.setattr(Store, "set_aside", then_begin)
     with pytest.raises(InputError, match=f"{second.folder} is running"):
-        place.run("--again", "*")
-    assert not place.store.folder(first).exists()
-    assert place.store.folder(second).exists()
+        workspace.run("--again", "*")
+    assert not workspace.store.folder(first).exists()
+    assert workspace.store.folder(second).exists()
 
 
 @pytest.mark.parametrize("more", [["--only", "mars/*"], ["--cancel"]])
 def test_again_goes_with_neither_only_nor_cancel(more: list[str], prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--again"):
-        Workplace(tmp_path, prepared).run("--again", "mars/*", *more)
+        Workspace(tmp_path, prepared).run("--again", "mars/*", *more)
 
 
 def test_a_kill_while_setting_aside_leaves_no_child_of_what_is_gone(
-    place: Workplace, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, moved = place.plan("*"), []
+    plan, moved = workspace.plan("*"), []
 
     def kill(store: Store, stage: Stage, numbers: object = ()) -> None:
         if len(moved) == 2:
@@ -246,11 +252,11 @@ def test_a_kill_while_setting_aside_leaves_no_child_of_what_is_gone(
     plan.again = plan.stages
     monkeypatch.setattr(Store, "set_aside", kill)
     with pytest.raises(KeyboardInterrupt):
-        set_aside(plan, place.store, [])
+        set_aside(plan, workspace.store, [])
     for stage in plan.stages:
         assert stage.key in moved or not {parent.key for parent in stage.parents} & set(moved)
 
 
 def test_a_glob_that_matches_no_cell_is_refused(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--again 'tapt/\\*' matches no cell"):
-        Workplace(tmp_path, prepared).run("--again", "tapt/*")
+        Workspace(tmp_path, prepared).run("--again", "tapt/*")

@@ -22,7 +22,7 @@ from bench.store.store import Store
 from bench.training.protocol import Outcome, Settings
 from tests import tiny_grid
 from tests.examples import pretraining
-from tests.test_grid import SMALL, Workplace
+from tests.test_grid import SMALL, Workspace
 
 REPOSITORY = Path(grid.__file__).parents[1]
 
@@ -107,11 +107,11 @@ def test_no_torch_is_imported_to_find_that_there_is_no_gpu() -> None:
 # ------------------------------------------------------------------------------------------------ which workers
 
 
-def workers(place: Workplace, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[Settings]:
+def workers(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[Settings]:
     """The workers that the command would start."""
     started: list[Settings] = []
     monkeypatch.setattr(local, "run", lambda queue, store, settings, stop, report: started.extend(settings))
-    grid.main(place.arguments(*arguments))
+    grid.main(workspace.arguments(*arguments))
     return started
 
 
@@ -136,7 +136,7 @@ def test_workers_are_spread_over_the_devices(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = workers(Workplace(tmp_path, prepared, SMALL), monkeypatch, *arguments)
+    made = workers(Workspace(tmp_path, prepared, SMALL), monkeypatch, *arguments)
     assert [one.device for one in made] == expected
     assert {one.shared for one in made} == {shared}
     assert all(one.graphs and one.checkpoint_steps == 4 for one in made)
@@ -145,22 +145,22 @@ def test_workers_are_spread_over_the_devices(
 def test_two_workers_on_one_gpu_and_one_on_another_know_who_shares(
     two_gpus: None, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = workers(Workplace(tmp_path, prepared, SMALL), monkeypatch, "--workers", "3")
+    made = workers(Workspace(tmp_path, prepared, SMALL), monkeypatch, "--workers", "3")
     assert [(one.device, one.shared) for one in made] == [("cuda:0", True), ("cuda:1", False), ("cuda:0", True)]
 
 
 def test_a_setting_switches_recorded_steps_off(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
-    assert all(not one.graphs for one in workers(place, monkeypatch, "--set", "grid.cuda_graphs = False"))
+    workspace = Workspace(tmp_path, prepared, SMALL)
+    assert all(not one.graphs for one in workers(workspace, monkeypatch, "--set", "grid.cuda_graphs = False"))
 
 
 def test_the_environment_names_a_default(
     two_gpus: None, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Workplace(tmp_path, prepared, SMALL)
+    workspace = Workspace(tmp_path, prepared, SMALL)
     monkeypatch.setenv("BENCH_DEVICE", "cuda:1")
-    assert {one.device for one in workers(place, monkeypatch)} == {"cuda:1"}
-    assert {one.device for one in workers(place, monkeypatch, "--device", "cuda:0")} == {"cuda:0"}
+    assert {one.device for one in workers(workspace, monkeypatch)} == {"cuda:1"}
+    assert {one.device for one in workers(workspace, monkeypatch, "--device", "cuda:0")} == {"cuda:0"}
 
 
 @pytest.mark.parametrize(
@@ -180,9 +180,9 @@ def test_the_environment_names_a_default(
 def test_what_is_not_there_is_refused_before_anything_is_written(
     arguments: list[str], says: str, two_gpus: None, tmp_path: Path
 ) -> None:
-    place = Workplace(tmp_path, tmp_path / "data", SMALL)  # where the embedded data would be prepared
+    workspace = Workspace(tmp_path, tmp_path / "data", SMALL)  # where the embedded data would be prepared
     with pytest.raises(InputError, match=says):
-        grid.main(place.arguments(*arguments))
+        grid.main(workspace.arguments(*arguments))
     assert [path.name for path in tmp_path.iterdir()] == ["small.gin"]
 
 
@@ -243,15 +243,17 @@ class Listener:
 
 
 def play(
-    ends: list[tuple[Stage, str]], stages: list[Stage], places: list[str], patch: pytest.MonkeyPatch
+    ends: list[tuple[Stage, str]], stages: list[Stage], device_names: list[str], patch: pytest.MonkeyPatch
 ) -> tuple[Script, Queue, list[tuple[Stage, str]]]:
-    """Run stages on these places, one worker each, which end as the script says."""
+    """Run stages on these devices, one worker each, which end as the script says."""
     script, listener = Script(list(ends)), Listener()
     patch.setattr(FakeWorker, "started", [])
     patch.setattr(local, "Worker", FakeWorker)
     patch.setattr(local, "queues", SimpleNamespace(Queue=lambda: script, Empty=queues.Empty))
     queue = Queue(stages, (), {})
-    settings = [Settings(Path(), place, shared=places.count(place) > 1) for place in places]
+    settings = [
+        Settings(Path(), device_name, shared=device_names.count(device_name) > 1) for device_name in device_names
+    ]
     local.run(queue, Store(Path()), settings, lambda: False, listener)  # type: ignore[arg-type]
     assert script.ends == [] and queue.over
     return script, queue, listener.ends
@@ -262,9 +264,9 @@ A, B, C, D, E = (pretraining(seed=seed) for seed in range(5))
 
 def test_a_stage_out_of_memory_beside_others_is_tried_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     ends = [(A, "crowded"), (B, "done"), (D, "done"), (C, "done"), (A, "done"), (E, "done")]
-    script, queue, told = play(ends, [A, B, C, D, E], ["cuda:0", "cuda:1", "cuda:0"], monkeypatch)
+    script, queue, reported = play(ends, [A, B, C, D, E], ["cuda:0", "cuda:1", "cuda:0"], monkeypatch)
     assert queue.done == {stage.key for stage in (A, B, C, D, E)} and queue.failed == {}
-    assert told == ends
+    assert reported == ends
     assert script.running == [
         {"cuda:0": [(A, False), (C, False)], "cuda:1": [(B, True)]},
         {"cuda:0": [(C, False)], "cuda:1": [(B, True)]},  # nothing new beside C, which A waits for
@@ -347,15 +349,15 @@ source_pretrain.steps = 4
 """ + tiny_grid.networks("photos_mae")
 
 
-def crowd(folder: Path, data: Path, environment: Mapping[str, str], *arguments: str) -> tuple[int, str, Workplace]:
+def crowd(folder: Path, data: Path, environment: Mapping[str, str], *arguments: str) -> tuple[int, str, Workspace]:
     """Run a grid with the greedy method in real processes, which find it in their working directory."""
     plugin = folder / "baselines"
     plugin.mkdir(parents=True)
     (plugin / "__init__.py").write_text(PACKAGE)
     (plugin / "greedy.py").write_text(GREEDY)
-    place = Workplace(folder / "place", data, CROWD)
+    workspace = Workspace(folder / "place", data, CROWD)
     done = subprocess.run(
-        [sys.executable, "-m", "bench.grid", *place.arguments(*arguments)],
+        [sys.executable, "-m", "bench.grid", *workspace.arguments(*arguments)],
         cwd=folder,
         env={**os.environ, "GREEDY_MARKER": str(folder / "marker"), **environment},
         capture_output=True,
@@ -363,14 +365,14 @@ def crowd(folder: Path, data: Path, environment: Mapping[str, str], *arguments: 
         timeout=300,
         check=False,
     )
-    return done.returncode, done.stdout + done.stderr, place
+    return done.returncode, done.stdout + done.stderr, workspace
 
 
 def test_memory_that_neighbours_took_costs_a_stage_nothing(prepared: Path, tmp_path: Path) -> None:
-    status, shown, place = crowd(tmp_path / "crowd", prepared, {"GREEDY": "once"}, "--workers", "2")
+    status, shown, workspace = crowd(tmp_path / "crowd", prepared, {"GREEDY": "once"}, "--workers", "2")
     assert status == 0, shown
     assert "tried again alone" in shown
-    ledger = place.ledger()
+    ledger = workspace.ledger()
     ((first, second),) = (attempts for attempts in ledger.values() if len(attempts) == 2)
     assert (first["end"]["state"], second["end"]["state"]) == ("interrupted", "done")
     assert "out of memory on the CPU" in first["end"]["reason"]
@@ -382,16 +384,16 @@ def test_memory_that_neighbours_took_costs_a_stage_nothing(prepared: Path, tmp_p
         tmp_path / "alone", prepared, {"GREEDY": "never", "GREEDY_MARKER": str(tmp_path / "marker")}, "--workers", "1"
     )
     assert status == 0, shown
-    assert place.numbers() == undisturbed.numbers() and place.weights() == undisturbed.weights()
+    assert workspace.numbers() == undisturbed.numbers() and workspace.weights() == undisturbed.weights()
 
 
 def test_out_of_memory_alone_is_a_failure_that_says_what_to_lower(prepared: Path, tmp_path: Path) -> None:
-    status, shown, place = crowd(tmp_path, prepared, {"GREEDY": "always"}, "--workers", "2")
+    status, shown, workspace = crowd(tmp_path, prepared, {"GREEDY": "always"}, "--workers", "2")
     assert status == 1
-    ((first, second),) = (attempts for attempts in place.ledger().values() if len(attempts) == 2)
+    ((first, second),) = (attempts for attempts in workspace.ledger().values() if len(attempts) == 2)
     assert (first["end"]["state"], second["end"]["state"]) == ("interrupted", "failed")
     reason = second["end"]["reason"]
     assert all(word in reason for word in ("the CPU", "GiB", "batch_size", "micro_batches", "bfloat16"))
     assert reason in shown and "\n" not in reason
-    assert list(place.records()) == ["finetune/digits/photos_mae/0"]
-    assert set(place.checkpoints().values()) == {4}  # with more memory it goes on from there
+    assert list(workspace.records()) == ["finetune/digits/photos_mae/0"]
+    assert set(workspace.checkpoints().values()) == {4}  # with more memory it goes on from there

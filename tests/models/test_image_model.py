@@ -350,9 +350,9 @@ def test_the_last_block_of_the_first_token_alone_is_that_of_all() -> None:
 
     expected = built.encoder.forward_features(batch)[:, 0]
     theirs = gradients(expected)
-    for found in (built.features(batch), built.features(batch, built.embed(batch))):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-        for name, our, their in zip(parameters, gradients(found), theirs, strict=True):
+    for features in (built.features(batch), built.features(batch, built.embed(batch))):
+        torch.testing.assert_close(features, expected, rtol=0, atol=1e-12)
+        for name, our, their in zip(parameters, gradients(features), theirs, strict=True):
             assert their.abs().max() > 1e-3, name
             torch.testing.assert_close(our, their, rtol=0, atol=1e-12)
 

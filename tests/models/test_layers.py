@@ -74,8 +74,8 @@ def test_every_dropout_of_a_network_is_replaced_at_its_rate() -> None:
     use_dropout(network)
     assert [(type(m), m.p) for m in network.modules() if isinstance(m, nn.Dropout)] == [(Dropout, 0.1), (Dropout, 0.4)]
     for built in (build(tiny_backbone(), classes=3, decoder=True), build(BACKBONE, classes=3, decoder=True)):
-        found = [m for m in built.modules() if isinstance(m, nn.Dropout)]
-        assert len(found) > 3 and {type(m) for m in found} == {Dropout}
+        dropouts = [m for m in built.modules() if isinstance(m, nn.Dropout)]
+        assert len(dropouts) > 3 and {type(m) for m in dropouts} == {Dropout}
 
 
 # ------------------------------------------------------------------------------------------------ attention

@@ -81,8 +81,8 @@ def test_selection_rates() -> None:
     assert (mask.input_ids[~selected] == 7).all()
     # 80 % masks and 10 % unchanged, each with its share of the 10 % random ids.
     for token, rate in ((MASK, 0.8 + 0.1 / 40), (7, 0.1 + 0.1 / 40)):
-        found = int((mask.input_ids[selected] == token).sum()) / count
-        assert abs(found - rate) < 4 * math.sqrt(rate * (1 - rate) / count), token
+        share = int((mask.input_ids[selected] == token).sum()) / count
+        assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / count), token
     assert set(mask.input_ids[selected].tolist()) == set(range(40))  # random ids come from the whole vocabulary
     per_row = selected.sum(dim=1).double()
     assert 9 < per_row.var() < 17  # independent draws: 100 * 0.15 * 0.85 = 12.75; a fixed count would have none
@@ -333,8 +333,8 @@ def test_a_padding_token_in_the_place_of_a_word_moves_no_position() -> None:
         words = built.embed({"input_ids": masked})
         hidden = built.encoder(inputs_embeds=words, attention_mask=inputs["attention_mask"]).last_hidden_state
         assert built.decoder is not None
-        found = built.masked_predictions(inputs, token_mask(masked, labels))
-        torch.testing.assert_close(found, built.decoder(hidden[:, 5]), rtol=0, atol=1e-12)
+        predictions = built.masked_predictions(inputs, token_mask(masked, labels))
+        torch.testing.assert_close(predictions, built.decoder(hidden[:, 5]), rtol=0, atol=1e-12)
 
 
 def test_roberta_trains_every_parameter() -> None:
@@ -388,26 +388,26 @@ def different(name: str) -> tuple[TextModel, dict[str, Tensor]]:
 def gradients(built: TextModel, output: Tensor) -> dict[str, Tensor]:
     weights = torch.randn(output.shape, generator=generator(5), dtype=output.dtype)
     parameters = {name: p for name, p in built.named_parameters() if not name.startswith("head.")}
-    found = torch.autograd.grad((output * weights).sum(), list(parameters.values()), allow_unused=True)
-    return {name: torch.zeros(()) if g is None else g for name, g in zip(parameters, found, strict=True)}
+    grads = torch.autograd.grad((output * weights).sum(), list(parameters.values()), allow_unused=True)
+    return {name: torch.zeros(()) if g is None else g for name, g in zip(parameters, grads, strict=True)}
 
 
-def agree(built: TextModel, found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-    ours, theirs = gradients(built, found), gradients(built, expected)
+def agree(built: TextModel, actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+    ours, theirs = gradients(built, actual), gradients(built, expected)
     assert sum(bool(g.abs().max() > 1e-3) for g in ours.values()) > 30
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient.expand_as(theirs[name]), theirs[name], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("parts", ["whole", "parts"])
-@pytest.mark.parametrize("given", ["words", "embeddings"])
+@pytest.mark.parametrize("input_kind", ["words", "embeddings"])
 @pytest.mark.parametrize("network", ["bert", "roberta"])
-def test_the_last_block_of_the_first_token_alone_is_that_of_all(network: str, given: str, parts: str) -> None:
+def test_the_last_block_of_the_first_token_alone_is_that_of_all(network: str, input_kind: str, parts: str) -> None:
     built, inputs = different(network)
     asked = inputs | ({"parts": by_length(inputs["attention_mask"])} if parts == "parts" else {})
     embeddings, words = None, inputs
-    if given == "embeddings":
+    if input_kind == "embeddings":
         embeddings = built.embed(inputs).detach() + 0.1
         words = {name: tensor for name, tensor in inputs.items() if name != "input_ids"} | {"inputs_embeds": embeddings}
     positions = torch.arange(10)[None] + built.backbone.first_position

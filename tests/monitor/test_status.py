@@ -97,8 +97,8 @@ class Site:
         assert attempt is not None
         weights = self.store.folder(stage) / "weights.safetensors"
         weights.write_bytes(b"weights")
-        told = {"file": weights.name, "sha256": "0" * 64, "bytes": 7}
-        self.store.publish(attempt, stage, {"key": stage.key, "metrics": {}, "seconds": 1.0, "weights": told})
+        weights_entry = {"file": weights.name, "sha256": "0" * 64, "bytes": 7}
+        self.store.publish(attempt, stage, {"key": stage.key, "metrics": {}, "seconds": 1.0, "weights": weights_entry})
         self.store.finish(attempt, "done")
 
     def begin(self, stage: Stage, job: str | None = None, dead: bool = False, from_step: int = 0) -> Attempt:
@@ -126,8 +126,8 @@ class Site:
         return self.look().seen[stage.key].state
 
     def cells(self) -> list[str]:
-        found = self.look()
-        return [found.of(cell).state for cell in self.plan.selected]
+        view = self.look()
+        return [view.of(cell).state for cell in self.plan.selected]
 
     def text(self, encoding: str = "utf-8") -> str:
         return matrix.describe_states(self.plan, self.look(), encoding)
@@ -142,8 +142,10 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     # The programs themselves need a shell's commands.
     made.programs.mkdir()
     for name in ("cat", "sh"):
-        found = next(Path(place) / name for place in ("/bin", "/usr/bin") if (Path(place) / name).exists())
-        (made.programs / name).symlink_to(found)
+        program = next(
+            Path(directory) / name for directory in ("/bin", "/usr/bin") if (Path(directory) / name).exists()
+        )
+        (made.programs / name).symlink_to(program)
     return made
 
 
@@ -155,8 +157,8 @@ def tables(text: str) -> list[str]:
 
 
 def test_without_a_store_everything_is_planned(tmp_path: Path, site: Site) -> None:
-    found = look(site.plan, Store(tmp_path / "nothing"), {})
-    assert {seen.state for seen in found.seen.values()} == {"planned"}
+    view = look(site.plan, Store(tmp_path / "nothing"), {})
+    assert {seen.state for seen in view.seen.values()} == {"planned"}
     assert not (tmp_path / "nothing").exists()
 
 
@@ -219,9 +221,9 @@ def test_what_lies_behind_a_finished_cell_is_not_read(site: Site) -> None:
     for stage in (site.parent, site.first, site.second, site.third):
         site.finish(stage)
     (site.store.folder(site.parent) / "record.json").write_text("damaged")
-    found = site.look()
-    assert [found.of(cell).state for cell in site.plan.selected] == ["done"] * SEEDS
-    assert site.parent.key not in found.seen
+    view = site.look()
+    assert [view.of(cell).state for cell in site.plan.selected] == ["done"] * SEEDS
+    assert site.parent.key not in view.seen
 
 
 def test_a_failed_parent_blocks_its_children_and_says_so(site: Site) -> None:
@@ -578,11 +580,11 @@ def test_a_narrow_terminal_gets_the_tasks_in_several_tables(site: Site) -> None:
         for task in ("birds", "flowers", "pets")
     ]
     plan = Plan(site.plan.grid, "", cells, cells, site.plan.stages, Catalogue(), site.folder, [])
-    found = look(plan, site.store, {})
-    lines = matrix.describe_states(plan, found, width=30).splitlines()
+    view = look(plan, site.store, {})
+    lines = matrix.describe_states(plan, view, width=30).splitlines()
     assert [line.split() for line in lines if line.startswith("row")] == [["row", "birds", "flowers"], ["row", "pets"]]
     assert max(map(len, lines)) <= 30
-    assert matrix.describe_states(plan, found).count("row ") == 1
+    assert matrix.describe_states(plan, view).count("row ") == 1
 
 
 # --------------------------------------------------------------------------------------------------- failures and logs

@@ -126,8 +126,8 @@ def test_a_plan_tells_of_a_source_that_is_not_there(sources: Path, data: Path) -
     path = write(sources)
     missing = sources / "pets"
     missing.rename(sources / "elsewhere")
-    told = describe_plan(plan_of(path, data))
-    assert str(missing) in told and told.count("the first run builds it") == 1
+    text = describe_plan(plan_of(path, data))
+    assert str(missing) in text and text.count("the first run builds it") == 1
 
 
 def parquet_of_pets(sources: Path) -> None:
@@ -254,7 +254,7 @@ def test_preparing_again_keeps_what_was_there_if_it_fails(sources: Path, data: P
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("digits/task.source = 'folder:x'", "taken"),
         ("downloads/task.source = 'folder:x'", "taken"),
@@ -274,8 +274,8 @@ def test_preparing_again_keeps_what_was_there_if_it_fails(sources: Path, data: P
         ("mine/backbone.depth = 3", "mine"),
     ],
 )
-def test_declarations_that_mean_nothing_are_refused(line: str, told: str, sources: Path, data: Path) -> None:
-    with pytest.raises(InputError, match=told):
+def test_declarations_that_mean_nothing_are_refused(line: str, message: str, sources: Path, data: Path) -> None:
+    with pytest.raises(InputError, match=message):
         plan_of(write(sources, line), data)
 
 
@@ -441,13 +441,13 @@ def test_methods_run_on_encoders_that_transformers_computes(
 
 def test_weights_of_no_named_commit_are_told_in_plan_and_legend(data: Path, tmp_path: Path) -> None:
     path = tmp_path / "g.gin"
-    for backbone, told in (("deit_small", True), ("vit_base", False), ("photos_mae", False)):
+    for backbone, unpinned in (("deit_small", True), ("vit_base", False), ("photos_mae", False)):
         lines = ["grid.rows = ['finetune']", "grid.tasks = ['digits']", "grid.seeds = [0]"]
         path.write_text("\n".join([*lines, f"digits/task.backbone = '{backbone}'"]))
         plan = plan_of(path, data)
         line = f"{backbone} is whatever facebook/deit-small-patch16-224 holds when it is prepared"
-        assert (f"not pinned: {line}" in describe_plan(plan)) == told
-        assert any(each.startswith(f"Not pinned: {line}") for each in facts_of(plan).legend) == told
+        assert (f"not pinned: {line}" in describe_plan(plan)) == unpinned
+        assert any(each.startswith(f"Not pinned: {line}") for each in facts_of(plan).legend) == unpinned
 
 
 def test_a_fresh_decoder_is_told_in_plan_record_and_legend(bert: Path, data: Path) -> None:

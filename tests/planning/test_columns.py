@@ -15,7 +15,7 @@ from bench.errors import InputError
 from bench.planning.plan import Plan, make_plan
 from bench.store.manifest import write_manifest
 from bench.store.store import Store
-from tests.test_grid import Workplace
+from tests.test_grid import Workspace
 
 MNLI = """
 grid.rows = ['finetune', 'label_smoothing', 'tapt']
@@ -117,19 +117,19 @@ def test_both_columns_are_filled_by_one_training(
     monkeypatch.setitem(FURTHER_EVALUATIONS, "digits_again", ("digits", "mismatched"))
     short = "finetune.steps = 60\nfinetune.batch_size = 16\nfinetune.warmup_steps = 0\nfinetune.lr = 3e-3\n"
     text = ONE.format("digits', 'digits_again") + short + "source_pretrain.steps = 3\nfinetune.augmentation = 'none'\n"
-    place = Workplace(tmp_path / "work", data, text)
-    assert place.run() == 0
-    first, second = (place.records()[f"finetune/{task}/photos_mae/0"] for task in ("digits", "digits_again"))
+    workspace = Workspace(tmp_path / "work", data, text)
+    assert workspace.run() == 0
+    first, second = (workspace.records()[f"finetune/{task}/photos_mae/0"] for task in ("digits", "digits_again"))
     assert first["key"] == second["key"]
     assert first["metrics"] == second["metrics"]
     assert (first["metric"], second["metric"]) == ("accuracy", "mismatched/accuracy")
     # What is right there is wrong here.
     assert first["value"] > 2 * second["value"] == 2 * first["metrics"]["mismatched/accuracy"]
     assert first["provenance"]["data"].keys() == {"digits/train", "digits/test", "digits/mismatched"}
-    assert "digits_again: the stages trained on digits, on its split mismatched" in place.table
-    before = place.table
-    assert collate.main(["--gin", str(place.gin), *place.arguments()[2:]]) == 0
-    assert place.table == before
+    assert "digits_again: the stages trained on digits, on its split mismatched" in workspace.table
+    before = workspace.table
+    assert collate.main(["--gin", str(workspace.gin), *workspace.arguments()[2:]]) == 0
+    assert workspace.table == before
 
 
 # ---------------------------------------------------------------------------------------- the class that counts

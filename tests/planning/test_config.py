@@ -191,8 +191,9 @@ MISTAKES = [
 @pytest.mark.parametrize(("line", "says"), MISTAKES, ids=[line.replace("\n", "; ") for line, _ in MISTAKES])
 def test_mistakes_name_their_line_and_the_cure(tmp_path: Path, line: str, says: str) -> None:
     message = refusal(tmp_path, GRID + line)
-    places = [f"g.gin:{number}" for number in range(4, 5 + len(line.splitlines()))]  # an open bracket ends a line later
-    assert any(place in message for place in places), message
+    # An open bracket ends a line later.
+    locations = [f"g.gin:{number}" for number in range(4, 5 + len(line.splitlines()))]
+    assert any(location in message for location in locations), message
     assert says in message
     assert refusal(tmp_path, "\n" + GRID + line) != message  # the line number is counted, not guessed
 
@@ -422,9 +423,9 @@ def test_a_task_or_backbone_bound_like_a_configurable_is_told_how_and_legal_name
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(InputError) as error:
         load_bindings([str(path)], [])
-    told = str(error.value).splitlines()
+    messages = str(error.value).splitlines()
     for line, hint in zip(
-        told, ("photos_mae/backbone.width", "digits/task.metric", "digits/finetune.lr"), strict=False
+        messages, ("photos_mae/backbone.width", "digits/task.metric", "digits/finetune.lr"), strict=False
     ):
         assert f"write {hint}." in line
-    assert ["Legal: " in line for line in told] == [False, False, False, True, False]
+    assert ["Legal: " in line for line in messages] == [False, False, False, True, False]

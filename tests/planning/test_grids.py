@@ -381,9 +381,9 @@ def test_supcon_stands_beside_the_cells_of_the_first_table() -> None:
 def test_a_stage_split_by_accident_is_named_even_in_a_search_or_a_series(
     name: str, override: str, row: str, sharing: str
 ) -> None:
-    told = f"--set '{override}': {override}: splits further_pretrain, which {row} would share with {sharing}"
+    message = f"--set '{override}': {override}: splits further_pretrain, which {row} would share with {sharing}"
     lines = plan_of(name, override).splits
-    assert any(told.split(":")[0] in line and line.endswith(told.rpartition(": ")[2]) for line in lines), lines
+    assert any(message.split(":")[0] in line and line.endswith(message.rpartition(": ")[2]) for line in lines), lines
 
 
 # ------------------------------------------------------------------------------------------------ searches
@@ -626,8 +626,8 @@ def test_checks_of_the_step_budget_wait_for_the_data(official: Path) -> None:
 
 
 def run(folder: Path, *arguments: str) -> int:
-    places = ["--store", str(folder / "runs"), "--results", str(folder / "results"), "--data", str(folder / "data")]
-    return cli.reporting_errors(lambda: grid.main(["--launcher", "inline", *places, *arguments]))
+    folders = ["--store", str(folder / "runs"), "--results", str(folder / "results"), "--data", str(folder / "data")]
+    return cli.reporting_errors(lambda: grid.main(["--launcher", "inline", *folders, *arguments]))
 
 
 @pytest.mark.parametrize(
@@ -648,9 +648,9 @@ def test_what_cannot_be_prepared_is_not_run(
     assert not shown.out
     assert not list(tmp_path.iterdir())
     assert run(tmp_path, *arguments, "--plan") == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in missing.split(", "):
-        assert f"  {name}: not prepared (python -m bench.data prepare {name} --data {tmp_path / 'data'})" in told
+        assert f"  {name}: not prepared (python -m bench.data prepare {name} --data {tmp_path / 'data'})" in printed
     assert not list(tmp_path.iterdir())
 
 

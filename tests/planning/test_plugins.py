@@ -257,8 +257,8 @@ def test_workers_load_plugins_and_an_edited_one_refuses_its_finished_stages(prep
     refused = command(tmp_path, *run)
     assert refused.returncode == 2 and sorted(store.root.rglob("*")) == before
     assert str(own) in refused.stderr and "--again 'smoothed/*' 'half/*'" in refused.stderr
-    for told in ("bench.status", "bench.collate"):
-        shown = command(tmp_path, told, "--gin", "g.gin", "--data", str(prepared))
+    for module in ("bench.status", "bench.collate"):
+        shown = command(tmp_path, module, "--gin", "g.gin", "--data", str(prepared))
         assert shown.returncode == 0 and "other code" in shown.stdout and "my_methods.Smoothed" in shown.stdout
     assert (anew := command(tmp_path, *run, "--again", "*")).returncode == 0, anew.stderr
     assert (after := command(tmp_path, *run)).returncode == 0, after.stderr

@@ -11,7 +11,7 @@ from bench.planning.plan import Plan, make_plan
 from bench.specs import Selected, Stage, canonical_json, from_canonical, walk
 from bench.store.store import Store
 from bench.training.fit import choose
-from tests.test_grid import Workplace
+from tests.test_grid import Workspace
 
 SEARCH = """
 grid.rows = ['finetune', 'tapt']
@@ -65,22 +65,22 @@ def test_the_spec_of_a_search_comes_back_from_its_json(prepared: Path, tmp_path:
 
 
 def test_the_best_candidate_is_chosen_and_all_scores_are_recorded(prepared: Path, tmp_path: Path) -> None:
-    place = Workplace(tmp_path, prepared, SEARCH)
-    assert place.run() == 0
-    assert "Search: 3 configurations for every row" in place.table
-    for record in place.records().values():
+    workspace = Workspace(tmp_path, prepared, SEARCH)
+    assert workspace.run() == 0
+    assert "Search: 3 configurations for every row" in workspace.table
+    for record in workspace.records().values():
         search = record["search"]
         scores = [candidate["accuracy"] for candidate in search["candidates"]]
         assert search["chosen"] == scores.index(max(scores)) == 1
-        assert place.specs(record["cell"])[-1]["finals"][1]["schedule"]["lr"] == 3e-3
-    before = place.ledger()
-    assert place.run() == 0
-    assert place.ledger() == before
+        assert workspace.specs(record["cell"])[-1]["finals"][1]["schedule"]["lr"] == 3e-3
+    before = workspace.ledger()
+    assert workspace.run() == 0
+    assert workspace.ledger() == before
     # Trained as the chosen final would be on its own: same weights, bit for bit.
-    plain = Workplace(tmp_path / "plain", prepared, SEARCH.partition("search.")[0])
+    plain = Workspace(tmp_path / "plain", prepared, SEARCH.partition("search.")[0])
     assert plain.run("--set", "finetune.lr=3e-3", "finetune.dropout=0.0", "grid.name='small'") == 0
     for cell, record in plain.records().items():
-        assert record["metrics"] == place.records()[cell]["metrics"]
+        assert record["metrics"] == workspace.records()[cell]["metrics"]
 
 
 @pytest.mark.parametrize(
@@ -254,12 +254,12 @@ tapt/search.candidates = ['further_pretrain.lr = 1e30', 'finetune.lr = 1e30', 'f
 def test_a_candidate_that_diverges_loses_and_blocks_nothing(
     prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Workplace(tmp_path, prepared, DIVERGING)
-    assert place.run() == 0
+    workspace = Workspace(tmp_path, prepared, DIVERGING)
+    assert workspace.run() == 0
     shown = capsys.readouterr().out
     assert shown.count("; its search goes on with the other candidates") == 3
     assert "blocked: " not in shown
-    records = place.records()
+    records = workspace.records()
     assert len(records) == 4
     for record in records.values():
         search = record["search"]
@@ -269,21 +269,21 @@ def test_a_candidate_that_diverges_loses_and_blocks_nothing(
             assert (candidate["accuracy"] is None) == lost == ("diverged" in candidate)
             assert not lost or candidate["diverged"].startswith("Diverged: the loss is ")
     # The candidate that never ran, for what it starts from diverged, counts once like those that ran.
-    assert "4 of 6 candidates diverged and counted as the worst" in place.table
+    assert "4 of 6 candidates diverged and counted as the worst" in workspace.table
     # What diverged is neither run again nor asked for, with or without --retry: the search is over.
-    before = place.ledger()
+    before = workspace.ledger()
     for arguments in ([], ["--retry"]):
-        assert place.run(*arguments) == 0
+        assert workspace.run(*arguments) == 0
         assert "0 to run" in (shown := capsys.readouterr().out) and "--retry" not in shown
-    assert place.ledger() == before
-    numbers = place.numbers()
+    assert workspace.ledger() == before
+    numbers = workspace.numbers()
     # A search whose final was interrupted goes on with the candidates' results as they are in the store.
-    for folder in place.store.glob("finetune-digits-*"):
+    for folder in workspace.store.glob("finetune-digits-*"):
         if json.loads((folder / "spec.json").read_text())["type"] == "Selected":
             (folder / "record.json").unlink()
-    assert place.run() == 0
-    assert place.numbers() == numbers
-    assert {name: len(attempts) for name, attempts in place.ledger().items() if len(attempts) > 1}.keys() <= {
+    assert workspace.run() == 0
+    assert workspace.numbers() == numbers
+    assert {name: len(attempts) for name, attempts in workspace.ledger().items() if len(attempts) > 1}.keys() <= {
         cell.stage.folder for cell in plan_of(tmp_path, prepared, DIVERGING).cells
     }
 
@@ -293,9 +293,9 @@ def test_a_search_whose_candidates_all_diverge_is_blocked_with_the_reason(
 ) -> None:
     text = DIVERGING.replace("['finetune', 'tapt']", "['finetune']").replace("1e-3", "1e28").partition("tapt/")[0]
     text = "".join(line + "\n" for line in text.splitlines() if not line.startswith("further_pretrain"))
-    place = Workplace(tmp_path, prepared, text)
-    assert place.run() == 1
+    workspace = Workspace(tmp_path, prepared, text)
+    assert workspace.run() == 1
     shown = capsys.readouterr().out
     assert shown.count("blocked: finetune/digits/photos_mae/") == 2 and "Diverged: the loss is " in shown
     assert "its search goes on" not in shown
-    assert place.records() == {}
+    assert workspace.records() == {}

@@ -182,10 +182,10 @@ def test_a_masked_auto_encoder_computes_the_same(spelling: str, mae_folder: Path
     noise = torch.rand(3, 16, generator=generator, dtype=torch.float64)
 
     expected = theirs(images, noise=noise).loss
-    found = ours.masked_loss(images, mask_from_noise(noise, 0.6))
-    torch.testing.assert_close(found, expected, **EXACT)
+    loss = ours.masked_loss(images, mask_from_noise(noise, 0.6))
+    torch.testing.assert_close(loss, expected, **EXACT)
     backward(expected)
-    backward(found)
+    backward(loss)
     gradients = from_transformers({n: p.grad for n, p in theirs.named_parameters() if p.grad is not None})
     trained = {name: p.grad for name, p in ours.named_parameters() if p.requires_grad}
     assert trained.keys() == gradients.keys() and len(gradients) > 50
@@ -223,7 +223,7 @@ def test_empty_positions_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"qkv_bias": False}, "qkv_bias"),
@@ -237,9 +237,9 @@ def test_empty_positions_are_refused(tmp_path: Path) -> None:
         ({"model_type": "swin"}, r"'swin'.*vit_mae, vit, deit, dinov2.*bert"),
     ],
 )
-def test_other_networks_are_refused(settings: dict[str, Any], told: str, mae_folder: Path, tmp_path: Path) -> None:
+def test_other_networks_are_refused(settings: dict[str, Any], message: str, mae_folder: Path, tmp_path: Path) -> None:
     changed(mae_folder, **settings)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         prepare("mae", folder_source(mae_folder), tmp_path)
     assert not checkpoints.folder("mae", tmp_path).exists()
     assert list((tmp_path / "backbones").iterdir()) == []
@@ -308,7 +308,7 @@ def test_another_formula_with_the_same_weights_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"architecture": "resnet50"}, "'resnet50'"),
         ({"architecture": "vit_unheard_of"}, "vit_unheard_of"),
@@ -318,10 +318,10 @@ def test_another_formula_with_the_same_weights_is_refused(
     ],
 )
 def test_other_networks_of_timm_are_refused(
-    settings: dict[str, Any], told: str, timm_folder: Path, tmp_path: Path
+    settings: dict[str, Any], message: str, timm_folder: Path, tmp_path: Path
 ) -> None:
     changed(timm_folder, **settings)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         prepare("tiny", folder_source(timm_folder), tmp_path)
 
 
@@ -437,22 +437,22 @@ def test_a_masked_language_model_computes_the_same(kind: str, tmp_path: Path) ->
     }
     assert (prepared.fresh, prepared.ignored) == ((), ())
     ours = loaded(prepared, tmp_path)
-    place = checkpoints.folder("text", tmp_path)
-    assert sha256(place / "tokenizer.json") == prepared.tokenizer_checksum
-    kept = Tokenizer.from_file(str(place / "tokenizer.json"))
+    prepared_folder = checkpoints.folder("text", tmp_path)
+    assert sha256(prepared_folder / "tokenizer.json") == prepared.tokenizer_checksum
+    kept = Tokenizer.from_file(str(prepared_folder / "tokenizer.json"))
     assert kept.padding is None and kept.truncation is None
     assert kept.encode(TEXTS[0]).ids == tokenizer.encode(TEXTS[0]).ids
 
     for pairs in (False, True) if bert else (False,):
-        inputs = batch(place, int(ours.backbone.pad_id), pairs)
+        inputs = batch(prepared_folder, int(ours.backbone.pad_id), pairs)
         labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
         with torch.no_grad():
             expected = theirs.base_model(**inputs).last_hidden_state[:, 0]
             torch.testing.assert_close(ours.features(inputs), expected, **EXACT)
             embedded = ours.features(inputs, ours.embed(inputs))
             torch.testing.assert_close(embedded, expected, **EXACT)
-            found = ours.masked_predictions(inputs, token_mask(inputs["input_ids"], labels))
-            torch.testing.assert_close(found, theirs(**inputs).logits[labels != -100], **EXACT)
+            predictions = ours.masked_predictions(inputs, token_mask(inputs["input_ids"], labels))
+            torch.testing.assert_close(predictions, theirs(**inputs).logits[labels != -100], **EXACT)
 
 
 @pytest.mark.parametrize(("kind", "positions"), [("bert", 40), ("roberta", 38)])
@@ -526,7 +526,7 @@ def test_an_output_projection_of_its_own_is_refused(bert_folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"hidden_act": "gelu_new"}, "hidden_act"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
@@ -539,10 +539,10 @@ def test_an_output_projection_of_its_own_is_refused(bert_folder: Path, tmp_path:
     ],
 )
 def test_other_text_networks_are_refused(
-    settings: dict[str, Any], told: str, bert_folder: Path, tmp_path: Path
+    settings: dict[str, Any], message: str, bert_folder: Path, tmp_path: Path
 ) -> None:
     changed(bert_folder, **settings)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         prepare("bert", folder_source(bert_folder), tmp_path)
 
 
@@ -576,7 +576,7 @@ def without_first_token(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda tokenizer: tokenizer.add_tokens(["one", "two", "three", "four"]), "word embeddings"),
         (without_first_token, "no special token first"),
@@ -584,12 +584,12 @@ def without_first_token(tokenizer: Tokenizer) -> None:
     ids=["too many entries", "no first token"],
 )
 def test_tokenizers_of_other_networks_are_refused(
-    change: Callable[[Tokenizer], object], told: str, bert_folder: Path, tmp_path: Path
+    change: Callable[[Tokenizer], object], message: str, bert_folder: Path, tmp_path: Path
 ) -> None:
     tokenizer = word_pieces()
     change(tokenizer)
     tokenizer.save(str(bert_folder / "tokenizer.json"))
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         prepare("bert", folder_source(bert_folder), tmp_path)
 
 
@@ -623,7 +623,7 @@ def test_a_pickle_needs_its_checksum(bert_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "cannot be read"),
         (b"no pickle at all", "cannot be read"),
@@ -632,13 +632,13 @@ def test_a_pickle_needs_its_checksum(bert_folder: Path, tmp_path: Path) -> None:
     ],
     ids=["empty", "text", "nested", "code"],
 )
-def test_damaged_pickles_are_refused(content: Any, told: str, bert_folder: Path, tmp_path: Path) -> None:
+def test_damaged_pickles_are_refused(content: Any, message: str, bert_folder: Path, tmp_path: Path) -> None:
     path = as_pickle(bert_folder)
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(InputError, match=rf"pytorch_model\.bin.*{told}"):
+    with pytest.raises(InputError, match=rf"pytorch_model\.bin.*{message}"):
         prepare("bert", folder_source(bert_folder), tmp_path, weights_checksum=sha256(path))
 
 
@@ -750,13 +750,13 @@ def test_what_is_prepared_is_read_back_and_kept(mae_folder: Path, tmp_path: Path
     random = torch.get_rng_state()
     prepared = prepare("mae", source, tmp_path)
     assert torch.equal(torch.get_rng_state(), random)
-    place = checkpoints.folder("mae", tmp_path)
-    assert place == tmp_path / "backbones" / "mae"
-    assert {path.name for path in place.iterdir()} == {"manifest.json", "weights.safetensors"}
-    assert list(place.parent.iterdir()) == [place]
+    folder = checkpoints.folder("mae", tmp_path)
+    assert folder == tmp_path / "backbones" / "mae"
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", "weights.safetensors"}
+    assert list(folder.parent.iterdir()) == [folder]
     assert checkpoints.read("mae", tmp_path) == prepared
     assert prepared.checksum == sha256(mae_folder / "model.safetensors")
-    assert prepared.weights_checksum == sha256(place / "weights.safetensors")
+    assert prepared.weights_checksum == sha256(folder / "weights.safetensors")
     assert (prepared.source, prepared.repository, prepared.revision) == (source, None, None)
     shutil.rmtree(mae_folder)
     assert prepare("mae", source, tmp_path) == prepared
@@ -765,12 +765,12 @@ def test_what_is_prepared_is_read_back_and_kept(mae_folder: Path, tmp_path: Path
 
 
 def test_a_folder_without_a_manifest_is_taken_over(mae_folder: Path, tmp_path: Path) -> None:
-    place = checkpoints.folder("mae", tmp_path)
-    place.mkdir(parents=True)
-    (place / "weights.safetensors").write_bytes(b"half a file")
+    folder = checkpoints.folder("mae", tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(b"half a file")
     prepared = prepare("mae", folder_source(mae_folder), tmp_path)
     assert checkpoints.read("mae", tmp_path) == prepared
-    assert sha256(place / "weights.safetensors") == prepared.weights_checksum
+    assert sha256(folder / "weights.safetensors") == prepared.weights_checksum
 
 
 def test_damage_and_change_after_preparing_are_noticed(mae_folder: Path, tmp_path: Path) -> None:
@@ -796,9 +796,9 @@ def test_damage_and_change_after_preparing_are_noticed(mae_folder: Path, tmp_pat
     "content", ["", "[]", "{}", '{"name": "other"}', '{"name": "mae", "modality": "sound"}'], ids=str
 )
 def test_unreadable_manifests_are_refused(content: str, tmp_path: Path) -> None:
-    place = checkpoints.folder("mae", tmp_path)
-    place.mkdir(parents=True)
-    (place / "manifest.json").write_text(content)
+    folder = checkpoints.folder("mae", tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(content)
     with pytest.raises(InputError, match="manifest"):
         checkpoints.read("mae", tmp_path)
 
@@ -892,9 +892,9 @@ class Hub:
             raise LocalEntryNotFoundError("not in the cache")
         assert local_files_only or revision == COMMIT
         self.patterns = allow_patterns
-        place = self.folder.parent / "snapshots" / COMMIT
-        shutil.copytree(self.folder, place, dirs_exist_ok=True)
-        return str(place)
+        folder = self.folder.parent / "snapshots" / COMMIT
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return str(folder)
 
 
 def test_a_repository_of_the_hub_is_pinned_to_its_commit(

@@ -231,9 +231,9 @@ def test_dropout_stands_where_transformers_has_it(kind: str, tmp_path: Path) -> 
     load_weights(model, checkpoints.weights("own", tmp_path / "data", prepared.checksum), ["encoder"])
     for each in (model, network.double()):
         thin(each.train())
-    found, expected = model.features(images(12)), their_features(network, images(12))
-    torch.testing.assert_close(found, expected, **EXACT)
-    assert not torch.allclose(found, loaded(prepared, tmp_path).features(images(12)))
+    features, expected = model.features(images(12)), their_features(network, images(12))
+    torch.testing.assert_close(features, expected, **EXACT)
+    assert not torch.allclose(features, loaded(prepared, tmp_path).features(images(12)))
 
 
 # ------------------------------------------------------------------------------------------------ other image sizes

@@ -236,11 +236,11 @@ def test_features_and_losses_are_the_librarys(family: str, ours: TransformersTex
         torch.testing.assert_close(features, features_of(theirs, inputs, causal), **EXACT)
         torch.testing.assert_close(ours.features(inputs, ours.embed(inputs)), features, **EXACT)
     expected, mask = loss_of(theirs, inputs, causal)
-    found = ours.masked_loss(inputs, mask or ours.draw_mask(inputs, torch.Generator()))
-    torch.testing.assert_close(found, expected, **EXACT)
+    loss = ours.masked_loss(inputs, mask or ours.draw_mask(inputs, torch.Generator()))
+    torch.testing.assert_close(loss, expected, **EXACT)
     # Gradients, by our names; the library's matrices of GPT-2 are (in, out).
     backward(expected)
-    backward(found)
+    backward(loss)
     gradients = dict(theirs.base_model.named_parameters(prefix="encoder"))
     for name, parameter in ours.encoder.named_parameters(prefix="encoder"):
         assert parameter.grad is not None, name
@@ -284,7 +284,7 @@ def test_parts_of_similar_lengths_change_nothing(ours: TransformersText) -> None
     mask = ours.draw_mask(inputs, torch.Generator().manual_seed(1))
     assert mask.valid.any()
     with torch.no_grad():
-        for ask in (ours.features, lambda given: ours.masked_predictions(given, mask)[mask.valid]):
+        for ask in (ours.features, lambda batch: ours.masked_predictions(batch, mask)[mask.valid]):
             torch.testing.assert_close(ask({**inputs, "parts": parts}), ask(inputs), **EXACT)
 
 

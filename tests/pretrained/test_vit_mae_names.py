@@ -84,8 +84,8 @@ def test_the_autoencoder_computes_the_same(old: bool) -> None:
     noise = torch.rand(3, 16, generator=generator, dtype=torch.float64)
     with torch.no_grad():
         expected = network(images, noise=noise).loss
-        found = model.masked_loss(images, mask_from_noise(noise, 0.5))
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+        loss = model.masked_loss(images, mask_from_noise(noise, 0.5))
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["transformers 5", "transformers 4"])
@@ -128,8 +128,8 @@ def test_thirds_of_the_fused_projection() -> None:
 
 
 def test_decoder_blocks_as_transformers_5_writes_them() -> None:
-    found = target_of("decoder.decoder_encoder.layer.7.attention.attention.key.bias")
-    assert found == Target("decoder.blocks.7.attn.qkv.bias", 1)
+    target = target_of("decoder.decoder_encoder.layer.7.attention.attention.key.bias")
+    assert target == Target("decoder.blocks.7.attn.qkv.bias", 1)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from bench.errors import InputError
 from bench.report.__main__ import main, packed
 from tests.report.sample import HOSTILE, sample, write
-from tests.tables.test_records import Place
+from tests.tables.test_records import Workspace
 
 
 class Elements(HTMLParser):
@@ -55,8 +55,8 @@ def shown(page: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def place(prepared: Path, tmp_path: Path) -> Place:
-    return Place(tmp_path, prepared)
+def workspace(prepared: Path, tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path, prepared)
 
 
 def test_records_alone_make_a_page_that_loads_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,26 +108,33 @@ def test_data_come_back_with_short_checksums_and_named_numbers() -> None:
     }
 
 
-def test_a_store_adds_curves_and_logs(place: Place) -> None:
-    store = place.store("some", range(8))
-    stage = place.plan(store).cells[0].stage
+def test_a_store_adds_curves_and_logs(workspace: Workspace) -> None:
+    store = workspace.store("some", range(8))
+    stage = workspace.plan(store).cells[0].stage
     (store.folder(stage) / "curve.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0}\n')
     (store.folder(stage) / "log.txt").write_text(f"{HOSTILE}\n")
-    arguments = ["--gin", str(place.gin), "--data", str(place.data), "--results", str(place.results)]
+    arguments = ["--gin", str(workspace.gin), "--data", str(workspace.data), "--results", str(workspace.results)]
     assert main([*arguments, "--store", str(store.root)]) == 0
-    data = shown(place.results / "tiny.html")
+    data = shown(workspace.results / "tiny.html")
     assert data["store"][stage.key[:16]] == {"curve": [[1, 2.0], [2, 1.0]], "log": f"{HOSTILE}\n"}
     assert len(data["cells"]) == 8
     assert data["stages"][stage.key[:16]]["spec"]["objective"]["type"] == "CrossEntropy"
 
 
-def test_the_report_of_a_store_is_that_of_its_records(place: Place) -> None:
-    store = place.store("some", [0, 1, 5])
-    place.collate(store)
-    arguments = ["--gin", str(place.gin), "--data", str(place.data), "--results", str(place.results)]
-    main([*arguments, "--store", str(store.root), "--output", str(place.folder / "store.html")])
-    main(["--records", str(place.results / "tiny" / "records.jsonl"), "--output", str(place.folder / "file.html")])
-    of_store, of_file = shown(place.folder / "store.html"), shown(place.folder / "file.html")
+def test_the_report_of_a_store_is_that_of_its_records(workspace: Workspace) -> None:
+    store = workspace.store("some", [0, 1, 5])
+    workspace.collate(store)
+    arguments = ["--gin", str(workspace.gin), "--data", str(workspace.data), "--results", str(workspace.results)]
+    main([*arguments, "--store", str(store.root), "--output", str(workspace.folder / "store.html")])
+    main(
+        [
+            "--records",
+            str(workspace.results / "tiny" / "records.jsonl"),
+            "--output",
+            str(workspace.folder / "file.html"),
+        ]
+    )
+    of_store, of_file = shown(workspace.folder / "store.html"), shown(workspace.folder / "file.html")
     assert of_store.pop("store") is not None and of_file.pop("store") is None
     assert of_store == of_file
 

@@ -52,14 +52,14 @@ class DevCluster:
         name = re.search(r"^ClusterName=(\S+)", self.configuration.read_text(), re.MULTILINE)
         assert name is not None
         marker = f"SLURM_CLUSTER_NAME={name.group(1)}".encode()
-        found = {}
-        for place in Path("/proc").glob("[0-9]*"):
+        commands = {}
+        for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if marker in (place / "environ").read_bytes().split(b"\0"):
-                    found[int(place.name)] = (place / "cmdline").read_text().replace("\0", " ")
+                if marker in (folder / "environ").read_bytes().split(b"\0"):
+                    commands[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
             except OSError:  # gone, or somebody else's
                 continue
-        return found
+        return commands
 
     def empty(self) -> bool:
         """Whether no job is queued, running or completing."""

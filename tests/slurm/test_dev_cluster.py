@@ -36,14 +36,16 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
 
 def living() -> dict[int, str]:
     """Processes that are no zombies, with their command lines; a container's first process may not collect zombies."""
-    found = {}
+    commands = {}
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and "\nState:\tZ" not in (entry / "status").read_text():
-                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                commands[int(entry.name)] = (
+                    (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
         except OSError:
             continue
-    return found
+    return commands
 
 
 class Cluster:
@@ -72,9 +74,9 @@ class Cluster:
         )
 
     def state(self, job: str) -> str:
-        found = re.search(r"JobState=(\w+)", self.ask("scontrol", "show", "job", job))
-        assert found
-        return found[1]
+        match = re.search(r"JobState=(\w+)", self.ask("scontrol", "show", "job", job))
+        assert match
+        return match[1]
 
     def wait_for(self, job: str, state: str, seconds: float = 30) -> float:
         def reached() -> bool:

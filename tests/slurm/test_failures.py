@@ -13,7 +13,7 @@ from bench.launch.slurm import client
 from bench.launch.slurm.client import JobState
 from bench.monitor.failures import classify
 from tests.slurm.conftest import DevCluster, wait_for
-from tests.slurm.test_submit import ONE_TASK, Place
+from tests.slurm.test_submit import ONE_TASK, Workspace
 
 pytestmark = pytest.mark.group("slurm")
 
@@ -82,12 +82,12 @@ def test_a_stage_above_the_memory_of_its_jobs_is_given_up_and_costs_no_other(
     plugin = tmp_path / "hungry.py"
     plugin.write_text(HUNGRY)
     plugins = (f"grid.plugins = ['{plugin}']", "grid.rows = ['hungry', 'finetune']", "slurm.mem_gb = 2.0")
-    place = Place(tmp_path / "place", prepared, "tiny", ["finetune"], *ONE_TASK, *plugins)
-    assert place.run("--wait") == 1
-    finished = {cell.row for cell in place.plan.cells if place.store.record(cell.stage) is not None}
+    workspace = Workspace(tmp_path / "place", prepared, "tiny", ["finetune"], *ONE_TASK, *plugins)
+    assert workspace.run("--wait") == 1
+    finished = {cell.row for cell in workspace.plan.cells if workspace.store.record(cell.stage) is not None}
     assert finished == {"finetune"}
     capsys.readouterr()
-    assert status.main(place.arguments("--failed")) == 3
+    assert status.main(workspace.arguments("--failed")) == 3
     shown = capsys.readouterr().out
     assert "out of memory" in shown and "slurm.mem_gb" in shown and "hungry/digits/photos_mae/0" in shown
     wait_for(slurm.empty)

@@ -23,7 +23,7 @@ from bench.specs import Stage
 from bench.store.files import sha256
 from bench.store.store import Store
 from tests.slurm.conftest import DevCluster, wait_for
-from tests.slurm.test_submit import CLUSTER, ONE_TASK, Place
+from tests.slurm.test_submit import CLUSTER, ONE_TASK, Workspace
 
 pytestmark = pytest.mark.group("slurm")
 
@@ -36,7 +36,7 @@ LONG = (
 )
 
 
-class Trouble(Place):
+class Trouble(Workspace):
     """A grid on the task digits whose fine-tuning can be watched, stopped for a while and let go on."""
 
     def __init__(self, folder: Path, data: Path, *bindings: str, rows: tuple[str, ...] = ("finetune",)) -> None:
@@ -91,18 +91,18 @@ class Trouble(Place):
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Trouble:
-    place = Trouble(tmp_path_factory.mktemp("undisturbed"), prepared)
-    assert grid.main(place.arguments("--launcher", "inline")) == 0
-    return place
+    workspace = Trouble(tmp_path_factory.mktemp("undisturbed"), prepared)
+    assert grid.main(workspace.arguments("--launcher", "inline")) == 0
+    return workspace
 
 
 def state(slurm: DevCluster, name: str) -> str:
     return slurm.job(name)["JobState"]
 
 
-def finish(place: Trouble, slurm: DevCluster, *more: str) -> None:
+def finish(workspace: Trouble, slurm: DevCluster, *more: str) -> None:
     """Run the same command to its end, with the tables' job."""
-    assert place.run("--wait", *more) == 0, place.printed()
+    assert workspace.run("--wait", *more) == 0, workspace.printed()
     wait_for(slurm.empty)
 
 
@@ -142,10 +142,10 @@ def test_the_quickstart_by_slurm_equals_the_inline_one(slurm: DevCluster, tmp_pa
 def test_a_node_is_lost(
     replaced: bool, slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble
 ) -> None:
-    place = Trouble(tmp_path, prepared, *(["slurm.extra = ['nodelist=n1']"] if replaced else []))
-    assert place.run() == 0
-    place.hold()
-    name, at = place.element(place.last), place.step()
+    workspace = Trouble(tmp_path, prepared, *(["slurm.extra = ['nodelist=n1']"] if replaced else []))
+    assert workspace.run() == 0
+    workspace.hold()
+    name, at = workspace.element(workspace.last), workspace.step()
     node = slurm.job(name)["NodeList"]
     try:
         slurm.control("node-kill", node)
@@ -157,20 +157,20 @@ def test_a_node_is_lost(
         slurm.control("node-start", node)
     assert slurm.job(name)["Restarts"] == "1"
     assert (slurm.job(name)["NodeList"] == node) == replaced
-    assert place.ends() == ["died", "done"]
-    assert place.from_steps() == [0, at]
+    assert workspace.ends() == ["died", "done"]
+    assert workspace.from_steps() == [0, at]
     assert at > 0
     wait_for(slurm.empty)
-    place.check_same(undisturbed)
+    workspace.check_same(undisturbed)
 
 
 def test_a_node_is_lost_to_slurm_but_its_processes_live(
     slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble
 ) -> None:
     """The second start of the element leaves the stage to the first one, which still runs it."""
-    place = Trouble(tmp_path, prepared)
-    assert place.run() == 0
-    worker, name = place.hold(), place.element(place.last)
+    workspace = Trouble(tmp_path, prepared)
+    assert workspace.run() == 0
+    worker, name = workspace.hold(), workspace.element(workspace.last)
     node = slurm.job(name)["NodeList"]
     try:
         slurm.control("node-kill", node, "--leave-tasks")
@@ -180,26 +180,26 @@ def test_a_node_is_lost_to_slurm_but_its_processes_live(
     finally:
         slurm.control("node-start", node)
     assert slurm.job(name)["Restarts"] == "1"
-    assert (place.ends(), place.from_steps()) == (["done"], [0])
+    assert (workspace.ends(), workspace.from_steps()) == (["done"], [0])
     wait_for(slurm.empty)
-    place.check_same(undisturbed)
+    workspace.check_same(undisturbed)
 
 
 def test_cancelled_and_submitted_again_at_once(
     slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble
 ) -> None:
     """What is just ending is neither attached to nor waited for by new jobs, which would be cancelled with it."""
-    place = Trouble(tmp_path, prepared)
-    assert place.run() == 0
-    place.hold()  # so that its job ends only when Slurm kills it
-    assert place.run("--cancel") == 0
-    assert state(slurm, place.element(place.last)) == "COMPLETING"
-    finish(place, slurm)
-    place.check_same(undisturbed)
+    workspace = Trouble(tmp_path, prepared)
+    assert workspace.run() == 0
+    workspace.hold()  # so that its job ends only when Slurm kills it
+    assert workspace.run("--cancel") == 0
+    assert state(slurm, workspace.element(workspace.last)) == "COMPLETING"
+    finish(workspace, slurm)
+    workspace.check_same(undisturbed)
 
 
-def _run(place: Place, *more: str) -> None:
-    sys.exit(place.run(*more))
+def _run(workspace: Workspace, *more: str) -> None:
+    sys.exit(workspace.run(*more))
 
 
 def test_the_controller_is_restarted(
@@ -208,8 +208,8 @@ def test_the_controller_is_restarted(
     """One stage runs, one waits for a start, one is told to end while nobody can be asked to requeue it."""
     rows = ("finetune", "tapt")
     short = "tapt/finetune.steps = 40"
-    place = Trouble(tmp_path / "a", prepared, short, "slurm.array_parallelism = 1", rows=rows)
-    follower = multiprocessing.get_context("fork").Process(target=_run, args=(place, "--wait"))
+    workspace = Trouble(tmp_path / "a", prepared, short, "slurm.array_parallelism = 1", rows=rows)
+    follower = multiprocessing.get_context("fork").Process(target=_run, args=(workspace, "--wait"))
     follower.start()
     heard: list[str] = []
 
@@ -218,50 +218,50 @@ def test_the_controller_is_restarted(
         return "warning: Slurm could not be asked" in "".join(heard)
 
     try:
-        worker = place.hold()
-        name = place.element(place.last)
+        worker = workspace.hold()
+        name = workspace.element(workspace.last)
         supervisor = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
         wait_for(lambda: {"PENDING", "RUNNING"} <= {*slurm.ask("squeue", "--noheader", "--format=%T").split()})
         slurm.control("controller-stop")
         try:
             os.kill(supervisor, signal.SIGUSR2)
-            wait_for(lambda: "end announced: checkpointing" in place.printed())
+            wait_for(lambda: "end announced: checkpointing" in workspace.printed())
             os.kill(worker, signal.SIGCONT)
-            wait_for(lambda: place.ends() == ["interrupted"])
-            wait_for(lambda: f"scontrol requeue {name}:" in place.printed(), 60)
+            wait_for(lambda: workspace.ends() == ["interrupted"])
+            wait_for(lambda: f"scontrol requeue {name}:" in workspace.printed(), 60)
             wait_for(warned)
             assert follower.is_alive()
         finally:
             slurm.control("controller-start")
         follower.join(240)
-        assert follower.exitcode == 0, place.printed()
+        assert follower.exitcode == 0, workspace.printed()
     finally:
         follower.kill()
         follower.join()
     wait_for(slurm.empty)
-    assert place.ends() == ["interrupted", "done"]
-    assert (place.from_steps()[1] or 0) > 0
+    assert workspace.ends() == ["interrupted", "done"]
+    assert (workspace.from_steps()[1] or 0) > 0
     inline = Trouble(tmp_path / "b", prepared, short, rows=rows)
     shutil.copytree(undisturbed.store.root, inline.store.root)
     assert grid.main(inline.arguments("--launcher", "inline")) == 0
-    place.check_same(inline)
+    workspace.check_same(inline)
 
 
 # ------------------------------------------------------------------------------------------------------- the disk
 
 
 @contextlib.contextmanager
-def mounted(place: Path, *options: str) -> Iterator[None]:
+def mounted(mount_point: Path, *options: str) -> Iterator[None]:
     """Have something mounted there meanwhile; skips where that is not allowed."""
     if os.geteuid() != 0:
         pytest.skip("mounting a file system needs root")
-    run = subprocess.run(["mount", *options, str(place)], capture_output=True, text=True, check=False)
+    run = subprocess.run(["mount", *options, str(mount_point)], capture_output=True, text=True, check=False)
     if run.returncode != 0:
         pytest.skip(f"a file system cannot be mounted here: {run.stderr.strip()}")
     try:
         yield
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
 
 
 def free(folder: Path) -> int:
@@ -294,60 +294,60 @@ def test_the_stores_disk_is_full(
     undisturbed: Trouble,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    place = Trouble(tmp_path, prepared)
-    place.store.root.mkdir()
-    with mounted(place.store.root, "-t", "tmpfs", "-o", "size=32m", "tmpfs"):
-        assert place.run() == 0
-        worker, name = place.hold(), place.element(place.last)
-        filler, at = fill(place.store.root, room), place.step()
+    workspace = Trouble(tmp_path, prepared)
+    workspace.store.root.mkdir()
+    with mounted(workspace.store.root, "-t", "tmpfs", "-o", "size=32m", "tmpfs"):
+        assert workspace.run() == 0
+        worker, name = workspace.hold(), workspace.element(workspace.last)
+        filler, at = fill(workspace.store.root, room), workspace.step()
         os.kill(worker, signal.SIGCONT)
         wait_for(lambda: state(slurm, name) == "FAILED", 120)
         wait_for(slurm.empty)
-        assert place.store.record(place.last) is None
-        printed = place.printed()
+        assert workspace.store.record(workspace.last) is None
+        printed = workspace.printed()
         capsys.readouterr()
-        assert status.main([*place.arguments(), "--failed"]) == 3, "no fault of the stage: to be run again"
-        told = capsys.readouterr().out
-        assert "finetune/digits/photos_mae/0" in told
+        assert status.main([*workspace.arguments(), "--failed"]) == 3, "no fault of the stage: to be run again"
+        shown = capsys.readouterr().out
+        assert "finetune/digits/photos_mae/0" in shown
         filler.unlink()
-        finish(place, slurm)
-        first, *others = place.from_steps()
+        finish(workspace, slurm)
+        first, *others = workspace.from_steps()
         assert first == 0 and {*others} <= {at, None} and at in others, "tried on a full disk, then gone on with"
-        place.check_same(undisturbed)
+        workspace.check_same(undisturbed)
         if room:  # else there was none for the words, either
             assert "No space left on device" in printed
-            assert told.startswith("data: 1 stage")
+            assert shown.startswith("data: 1 stage")
 
 
 def test_a_read_only_store_is_refused(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
-    place = Trouble(tmp_path, prepared)
-    place.store.root.mkdir()
-    with mounted(place.store.root, "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs"):
+    workspace = Trouble(tmp_path, prepared)
+    workspace.store.root.mkdir()
+    with mounted(workspace.store.root, "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs"):
         with pytest.raises(InputError, match=r"--store .*runs: .* is not a folder this user can write"):
-            place.run()
-        assert list(place.store.root.iterdir()) == []
+            workspace.run()
+        assert list(workspace.store.root.iterdir()) == []
         assert slurm.empty()
 
 
 def test_the_store_becomes_read_only(slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble) -> None:
-    place = Trouble(tmp_path, prepared)
-    root = place.store.root
-    assert place.run() == 0
-    worker, name = place.hold(), place.element(place.last)
-    at = place.step()
+    workspace = Trouble(tmp_path, prepared)
+    root = workspace.store.root
+    assert workspace.run() == 0
+    worker, name = workspace.hold(), workspace.element(workspace.last)
+    at = workspace.step()
     # A second mount covers the first: what is open for writing keeps a file system from becoming read-only itself.
     with mounted(root, "--bind", str(root)):
         subprocess.run(["mount", "-o", "remount,bind,ro", str(root)], check=True)
         os.kill(worker, signal.SIGCONT)
         wait_for(lambda: state(slurm, name) == "FAILED", 120)
-        assert "Read-only file system" in place.printed()
-        assert place.store.record(place.last) is None
+        assert "Read-only file system" in workspace.printed()
+        assert workspace.store.record(workspace.last) is None
         with pytest.raises(InputError, match="is not a folder this user can write"):
-            place.run()
-    finish(place, slurm)
-    assert place.from_steps() == [0, at]
-    assert place.ends() == ["died", "done"]
-    place.check_same(undisturbed)
+            workspace.run()
+    finish(workspace, slurm)
+    assert workspace.from_steps() == [0, at]
+    assert workspace.ends() == ["died", "done"]
+    workspace.check_same(undisturbed)
 
 
 # ------------------------------------------------------------------------------------------------- no accounting
@@ -380,15 +380,15 @@ def test_without_accounting(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A cancelled job is not followed for ever, its state is told while Slurm has it and after, and a grid ends."""
-    place = Trouble(tmp_path, prepared)
+    workspace = Trouble(tmp_path, prepared)
     with monkeypatch.context() as patch:
         patch.setattr(follow, "LOST_SECONDS", 3.0)
         patch.setattr(follow, "POLL_SECONDS", 0.5)
-        follower = multiprocessing.get_context("fork").Process(target=_run, args=(place, "--wait"))
+        follower = multiprocessing.get_context("fork").Process(target=_run, args=(workspace, "--wait"))
         follower.start()
     try:
-        worker = place.hold()
-        assert place.run("--cancel") == 0
+        worker = workspace.hold()
+        assert workspace.run("--cancel") == 0
         os.kill(worker, signal.SIGCONT)
         follower.join(120)
         assert follower.exitcode == 1, "nobody submits again what a person cancelled"
@@ -396,15 +396,15 @@ def test_without_accounting(
         follower.kill()
         follower.join()
     assert "its job was cancelled" in capfd.readouterr().out
-    assert place.ends() == ["interrupted"]
+    assert workspace.ends() == ["interrupted"]
 
-    def told() -> str:
-        assert status.main(place.arguments()) == 3
+    def shown() -> str:
+        assert status.main(workspace.arguments()) == 3
         return capfd.readouterr().out
 
-    assert "its job was cancelled" in told()
-    wait_for(lambda: "its job was cancelled" not in told(), 150)
-    finish(place, unaccounted)
-    assert place.ends() == ["interrupted", "done"]
-    assert (place.from_steps()[1] or 0) > 0
-    place.check_same(undisturbed)
+    assert "its job was cancelled" in shown()
+    wait_for(lambda: "its job was cancelled" not in shown(), 150)
+    finish(workspace, unaccounted)
+    assert workspace.ends() == ["interrupted", "done"]
+    assert (workspace.from_steps()[1] or 0) > 0
+    workspace.check_same(undisturbed)

@@ -20,7 +20,7 @@ from bench.launch.slurm import ledger, troubles
 from tests.slurm.conftest import SLOWEST, DevCluster, wait_for
 from tests.slurm.test_faults import Trouble, finish, state
 from tests.slurm.test_faults import undisturbed as undisturbed  # a fixture
-from tests.slurm.test_submit import LATER, ONE_TASK, Place
+from tests.slurm.test_submit import LATER, ONE_TASK, Workspace
 
 pytestmark = pytest.mark.group("slurm")
 
@@ -52,28 +52,28 @@ def test_six_seeds_where_three_jobs_may_be_queued(
     three_jobs: None, slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Fewer jobs do the same work, and nobody submits a second time."""
-    place = Place(tmp_path / "a", prepared, "tiny", ["finetune"], *SIX)
-    assert place.run("--plan") == 0
+    workspace = Workspace(tmp_path / "a", prepared, "tiny", ["finetune"], *SIX)
+    assert workspace.run("--plan") == 0
     assert "you may queue 3 more jobs" in capsys.readouterr().out
-    assert place.run() == 0
+    assert workspace.run() == 0
     table = tmp_path / "a" / "results" / "tiny.md"
     wait_for(lambda: table.is_file() and "(6)" in table.read_text(), PATIENCE)
-    inline = Place(tmp_path / "b", prepared, "tiny", ["finetune"], *SIX)
+    inline = Workspace(tmp_path / "b", prepared, "tiny", ["finetune"], *SIX)
     assert grid.main(inline.arguments("--launcher", "inline")) == 0
-    assert place.weights() == inline.weights()
+    assert workspace.weights() == inline.weights()
 
 
 def test_a_node_whose_setup_fails_costs_no_cell(
     slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setup = """slurm.setup = ['test "$SLURMD_NODENAME" != n1']"""
-    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, setup)
-    assert place.run("--wait") == 0
-    assert all(place.store.record(cell.stage) is not None for cell in place.plan.cells)
-    nodes = {trouble.node for trouble in troubles.read(place.store.root)}
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, setup)
+    assert workspace.run("--wait") == 0
+    assert all(workspace.store.record(cell.stage) is not None for cell in workspace.plan.cells)
+    nodes = {trouble.node for trouble in troubles.read(workspace.store.root)}
     assert nodes == {"n1"}
     capsys.readouterr()
-    assert status.main(place.arguments()) == 0
+    assert status.main(workspace.arguments()) == 0
 
 
 def test_a_grid_whose_setup_fails_everywhere_is_stopped(
@@ -81,34 +81,34 @@ def test_a_grid_whose_setup_fails_everywhere_is_stopped(
 ) -> None:
     """With the line as the reason, and without a requeue for every job that is still to start."""
     line = "module load no_such_module"
-    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, f"slurm.setup = ['{line}']")
-    assert place.run("--wait") == 1
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, f"slurm.setup = ['{line}']")
+    assert workspace.run("--wait") == 1
     capsys.readouterr()
-    status.main(place.arguments())
+    status.main(workspace.arguments())
     shown = capsys.readouterr().out
     assert "stopped: no stage could be begun" in shown and line in shown
     wait_for(slurm.empty, PATIENCE)
-    ids = [each.job_id for each in ledger.submissions(place.store.root) if each.runs_stages]
+    ids = [each.job_id for each in ledger.submissions(workspace.store.root) if each.runs_stages]
     assert slurm.job(f"{ids[-1]}_0")["Restarts"] == "0", "the last array"
     with pytest.raises(InputError, match=line):
-        place.run()
-    place.bindings = (*place.bindings[:-2], "slurm.setup = []", place.bindings[-1])
-    assert place.run("--retry", "--wait") == 0
+        workspace.run()
+    workspace.bindings = (*workspace.bindings[:-2], "slurm.setup = []", workspace.bindings[-1])
+    assert workspace.run("--retry", "--wait") == 0
 
 
 def test_a_grid_above_the_longest_time_that_the_accounting_allows_is_refused(
     slurm: DevCluster, tmp_path: Path, prepared: Path
 ) -> None:
     """Before anything is written; a shorter time is taken."""
-    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
     limit = ("sacctmgr", "--immediate", "modify", "qos", "normal", "set")
     slurm.ask(*limit, "MaxWall=00:04:00")
     try:
         with pytest.raises(InputError, match=r"slurm.timeout_min = 5.*MaxWall"):
-            place.run()
-        assert not place.store.root.exists() and slurm.empty()
-        place.bindings = (*place.bindings[:-1], "slurm.timeout_min = 4", place.bindings[-1])
-        assert place.run() == 0
+            workspace.run()
+        assert not workspace.store.root.exists() and slurm.empty()
+        workspace.bindings = (*workspace.bindings[:-1], "slurm.timeout_min = 4", workspace.bindings[-1])
+        assert workspace.run() == 0
     finally:
         slurm.ask(*limit, "MaxWall=-1")
 
@@ -116,18 +116,18 @@ def test_a_grid_above_the_longest_time_that_the_accounting_allows_is_refused(
 def test_a_held_job_needs_somebody_and_goes_on_when_released(
     slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, "slurm.extra = ['begin=now+3600']")
-    assert place.run() == 0
-    first = next(each.job_id for each in ledger.submissions(place.store.root) if each.runs_stages)
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, "slurm.extra = ['begin=now+3600']")
+    assert workspace.run() == 0
+    first = next(each.job_id for each in ledger.submissions(workspace.store.root) if each.runs_stages)
     slurm.ask("scontrol", "hold", str(first))
     capsys.readouterr()
-    status.main(place.arguments())
+    status.main(workspace.arguments())
     shown = capsys.readouterr().out
     assert f"scontrol release {first}" in shown and "needs somebody" in shown
     slurm.ask("scontrol", "release", str(first))
-    for each in ledger.submissions(place.store.root):
+    for each in ledger.submissions(workspace.store.root):
         slurm.ask("scontrol", "update", f"JobId={each.job_id}", "StartTime=now")
-    assert place.run("--wait") == 0
+    assert workspace.run("--wait") == 0
 
 
 def test_workers_that_die_on_one_node_before_their_first_step(
@@ -136,50 +136,52 @@ def test_workers_that_die_on_one_node_before_their_first_step(
     """The node is named while the grid runs, kept away from, and no stage is failed for it."""
     # The supervisor's Python runs, and finds no thread for a worker: OpenMP dies of a limit on address space.
     limit = "if [ $SLURMD_NODENAME = n1 ]; then ulimit -v 900000; fi"
-    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, f"slurm.setup = ['{limit}']")
-    assert place.run("--wait") == 0
-    assert all(place.store.record(cell.stage) is not None for cell in place.plan.cells)
-    assert {trouble.node for trouble in troubles.read(place.store.root)} == {"n1"}
-    assert {str(a.facts["owner"]["machine"]) for stage in place.plan.stages for a in place.store.attempts(stage)}
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, f"slurm.setup = ['{limit}']")
+    assert workspace.run("--wait") == 0
+    assert all(workspace.store.record(cell.stage) is not None for cell in workspace.plan.cells)
+    assert {trouble.node for trouble in troubles.read(workspace.store.root)} == {"n1"}
+    assert {
+        str(a.facts["owner"]["machine"]) for stage in workspace.plan.stages for a in workspace.store.attempts(stage)
+    }
 
 
 def test_requeued_five_times_within_seconds(
     slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble
 ) -> None:
     """What others do to a job is not held against its stage."""
-    place = Trouble(tmp_path, prepared)
-    assert place.run() == 0
-    place.hold()
-    name = place.element(place.last)
+    workspace = Trouble(tmp_path, prepared)
+    assert workspace.run() == 0
+    workspace.hold()
+    name = workspace.element(workspace.last)
     for restarts in range(1, 6):
         slurm.ask("scontrol", "requeue", name)
         wait_for(lambda restarts=restarts: slurm.job(name)["Restarts"] == str(restarts), PATIENCE)
         wait_for(lambda: state(slurm, name) == "RUNNING", PATIENCE)
-    wait_for(lambda: place.store.record(place.last) is not None, PATIENCE)
+    wait_for(lambda: workspace.store.record(workspace.last) is not None, PATIENCE)
     wait_for(slurm.empty, PATIENCE)
-    place.check_same(undisturbed)
+    workspace.check_same(undisturbed)
 
 
 def test_the_controller_is_away_for_90_seconds_at_the_end_of_a_job(
     slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble
 ) -> None:
-    place = Trouble(tmp_path, prepared)
-    assert place.run() == 0
-    worker, name = place.hold(), place.element(place.last)
+    workspace = Trouble(tmp_path, prepared)
+    assert workspace.run() == 0
+    worker, name = workspace.hold(), workspace.element(workspace.last)
     supervisor = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
     slurm.control("controller-stop")
     try:
         os.kill(supervisor, signal.SIGUSR2)
-        wait_for(lambda: "end announced: checkpointing" in place.printed())
+        wait_for(lambda: "end announced: checkpointing" in workspace.printed())
         os.kill(worker, signal.SIGCONT)
-        wait_for(lambda: place.ends() == ["interrupted"])
+        wait_for(lambda: workspace.ends() == ["interrupted"])
         time.sleep(90)  # what is tried again all the while
     finally:
         slurm.control("controller-start")
     wait_for(lambda: slurm.job(name)["Restarts"] == "1", PATIENCE)
     wait_for(slurm.empty, PATIENCE)
-    assert place.ends() == ["interrupted", "done"]
-    place.check_same(undisturbed)
+    assert workspace.ends() == ["interrupted", "done"]
+    workspace.check_same(undisturbed)
 
 
 def test_a_job_without_scontrol_on_its_path_goes_on(
@@ -192,34 +194,35 @@ def test_a_job_without_scontrol_on_its_path_goes_on(
             link = programs / path.name
             if path.name != "scontrol" and not link.exists():
                 link.symlink_to(path)
-    place = Trouble(tmp_path / "place", prepared, f"slurm.setup = ['export PATH={programs}']")
-    assert place.run() == 0
-    worker, name = place.hold(), place.element(place.last)
+    workspace = Trouble(tmp_path / "place", prepared, f"slurm.setup = ['export PATH={programs}']")
+    assert workspace.run() == 0
+    worker, name = workspace.hold(), workspace.element(workspace.last)
     slurm.ask("scancel", "--batch", "--signal=USR2", name)
-    wait_for(lambda: "end announced: checkpointing" in place.printed())
+    wait_for(lambda: "end announced: checkpointing" in workspace.printed())
     os.kill(worker, signal.SIGCONT)
     wait_for(lambda: slurm.job(name)["Restarts"] == "1", PATIENCE)
-    finish(place, slurm)
-    assert place.ends() == ["interrupted", "done"]
-    place.check_same(undisturbed)
+    finish(workspace, slurm)
+    assert workspace.ends() == ["interrupted", "done"]
+    workspace.check_same(undisturbed)
 
 
 def test_jobs_that_slurm_cancels_are_submitted_again_once(
     slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble
 ) -> None:
     """As on a cluster that preempts by cancelling: the follower or the tables' job is first, and the other attaches."""
-    place = Trouble(tmp_path, prepared)
+    workspace = Trouble(tmp_path, prepared)
     follower = subprocess.Popen(
-        [sys.executable, "-m", "bench.grid", *place.arguments("--launcher", "slurm", "--wait")], stdout=subprocess.PIPE
+        [sys.executable, "-m", "bench.grid", *workspace.arguments("--launcher", "slurm", "--wait")],
+        stdout=subprocess.PIPE,
     )
-    worker = place.hold()
+    worker = workspace.hold()
     os.kill(worker, signal.SIGCONT)
-    slurm.ask("scancel", place.element(place.last).partition("_")[0])
+    slurm.ask("scancel", workspace.element(workspace.last).partition("_")[0])
     output, _ = follower.communicate(timeout=SLOWEST * PATIENCE)
     assert follower.returncode == 0, output
-    assert len({each.worklist for each in ledger.submissions(place.store.root) if each.worklist}) == 2
+    assert len({each.worklist for each in ledger.submissions(workspace.store.root) if each.worklist}) == 2
     wait_for(slurm.empty)
-    place.check_same(undisturbed)
+    workspace.check_same(undisturbed)
 
 
 @pytest.fixture
@@ -233,13 +236,13 @@ def test_a_night(twelve_jobs: None, slurm: DevCluster, tmp_path: Path, prepared:
     """Two waves of preemption, a node that breaks, a controller restarted, a submit limit; nobody at the keyboard."""
     few = ("slurm.partition = 'low'", "grid.seeds = [0, 1, 2, 3, 4, 5]", "grid.pretraining_seeds = 'per_seed'")
     rows = ["finetune", "mars", "r3f", "tapt"]
-    place = Place(tmp_path / "a", prepared, "tiny", rows, *few)
-    stages = place.plan.stages
+    workspace = Workspace(tmp_path / "a", prepared, "tiny", rows, *few)
+    stages = workspace.plan.stages
     assert len(stages) >= 60
-    assert place.run() == 0
+    assert workspace.run() == 0
 
     def done() -> int:
-        return sum((place.store.folder(stage) / "record.json").exists() for stage in stages)
+        return sum((workspace.store.folder(stage) / "record.json").exists() for stage in stages)
 
     wait_for(lambda: done() >= 4, PATIENCE)
     slurm.preempt()
@@ -256,8 +259,8 @@ def test_a_night(twelve_jobs: None, slurm: DevCluster, tmp_path: Path, prepared:
     wait_for(lambda: table.is_file() and table.read_text().count("(6)") == 8, PATIENCE)
     wait_for(slurm.empty, PATIENCE)
     for stage in stages:
-        attempts = place.store.attempts(stage)
+        attempts = workspace.store.attempts(stage)
         assert [each.end["state"] for each in attempts if each.end is not None].count("done") == 1, "trained once"
-    inline = Place(tmp_path / "b", prepared, "tiny", rows, *few)
+    inline = Workspace(tmp_path / "b", prepared, "tiny", rows, *few)
     assert grid.main(inline.arguments("--launcher", "inline")) == 0
-    assert place.weights() == inline.weights()
+    assert workspace.weights() == inline.weights()

@@ -34,7 +34,7 @@ source_pretrain.steps = 20
 """
 
 
-class Place:
+class SubmittedGrid:
     """A grid that is handed to Slurm, and looks at it."""
 
     def __init__(self, folder: Path, data: Path, text: str) -> None:
@@ -47,9 +47,9 @@ class Place:
         assert grid.main([*self.arguments, "--launcher", "slurm"]) == 0
 
     def look(self) -> Look:
-        found = look(self.plan, self.store, {})
-        assert found.warning == ""
-        return found
+        view = look(self.plan, self.store, {})
+        assert view.warning == ""
+        return view
 
     def seen(self, number: int = 0) -> Seen:
         return self.look().of(self.plan.cells[number])
@@ -62,43 +62,43 @@ class Place:
 def test_a_stage_is_queued_running_requeued_and_done(
     slurm: DevCluster, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Place(tmp_path, prepared, GRID.replace(", 'tapt'", "").replace("tapt/", "# "))
-    assert place.seen().state in ("queued", "running")
-    stage = place.plan.cells[0].stage
-    wait_for(lambda: place.look().seen[stage.key].share > 0, 120)
-    assert (place.seen().state, slurm.job(place.element(stage))["JobState"]) == ("running", "RUNNING")
+    submitted = SubmittedGrid(tmp_path, prepared, GRID.replace(", 'tapt'", "").replace("tapt/", "# "))
+    assert submitted.seen().state in ("queued", "running")
+    stage = submitted.plan.cells[0].stage
+    wait_for(lambda: submitted.look().seen[stage.key].share > 0, 120)
+    assert (submitted.seen().state, slurm.job(submitted.element(stage))["JobState"]) == ("running", "RUNNING")
     slurm.preempt()
-    wait_for(lambda: place.seen().state == "requeued")
-    seen = place.seen()
+    wait_for(lambda: submitted.seen().state == "requeued")
+    seen = submitted.seen()
     assert seen.note.startswith("starts after ") and 0 < seen.share < 1
-    assert status.main(place.arguments) == 3
+    assert status.main(submitted.arguments) == 3
     assert "↻" in capsys.readouterr().out
-    assert status.main([*place.arguments, "--watch"]) == 0
+    assert status.main([*submitted.arguments, "--watch"]) == 0
     shown = capsys.readouterr().out
     assert "▸ running" in shown and "cells: 1 done" in shown.splitlines()[-1]
-    assert status.main([*place.arguments, "--log", place.plan.cells[0].name]) == 0
+    assert status.main([*submitted.arguments, "--log", submitted.plan.cells[0].name]) == 0
     assert "step 600/600" in capsys.readouterr().out
 
 
 def test_jobs_that_end_otherwise_are_told_apart(
     slurm: DevCluster, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Place(tmp_path, prepared, GRID)
-    cancelled, killed = (cell.stage for cell in place.plan.cells)
-    wait_for(lambda: all(place.look().seen[stage.key].share > 0 for stage in (cancelled, killed)), 180)
-    first = place.element(cancelled)
+    submitted = SubmittedGrid(tmp_path, prepared, GRID)
+    cancelled, killed = (cell.stage for cell in submitted.plan.cells)
+    wait_for(lambda: all(submitted.look().seen[stage.key].share > 0 for stage in (cancelled, killed)), 180)
+    first = submitted.element(cancelled)
     slurm.ask("scancel", first)
-    wait_for(lambda: place.store.attempts(cancelled)[0].end is not None)
-    os.kill(place.store.attempts(killed)[-1].facts["owner"]["pid"], signal.SIGKILL)
-    wait_for(lambda: place.seen(1).state == "failed")
-    assert status.main([*place.arguments, "--failed"]) == 1
+    wait_for(lambda: submitted.store.attempts(cancelled)[0].end is not None)
+    os.kill(submitted.store.attempts(killed)[-1].facts["owner"]["pid"], signal.SIGKILL)
+    wait_for(lambda: submitted.seen(1).state == "failed")
+    assert status.main([*submitted.arguments, "--failed"]) == 1
     shown = capsys.readouterr().out
-    assert "out of memory: 1 stage" in shown and f"job {place.element(killed)}" in shown
+    assert "out of memory: 1 stage" in shown and f"job {submitted.element(killed)}" in shown
     # The job whose stage failed goes on with what the cancelled one has left.
-    wait_for(lambda: place.seen(0).state == "done", 300)
-    ends = [attempt.end["state"] for attempt in place.store.attempts(cancelled) if attempt.end is not None]
+    wait_for(lambda: submitted.seen(0).state == "done", 300)
+    ends = [attempt.end["state"] for attempt in submitted.store.attempts(cancelled) if attempt.end is not None]
     assert ends == ["interrupted", "done"]
-    assert place.element(cancelled) != first
+    assert submitted.element(cancelled) != first
 
 
 def test_the_doctor_finds_a_development_cluster_well(

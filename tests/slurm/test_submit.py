@@ -36,8 +36,8 @@ SHORT = {
 """Of each row, what keeps its stages short."""
 
 
-class Place:
-    """A grid in a folder of its own, with a store that other places may share."""
+class Workspace:
+    """A grid in a folder of its own, with a store that other workspaces may share."""
 
     def __init__(self, folder: Path, data: Path, name: str, rows: Sequence[str], *bindings: str) -> None:
         self.folder, self.data, self.store = folder, data, Store(folder / "runs")
@@ -53,9 +53,9 @@ class Place:
         return make_plan([str(self.gin)], self.bindings, [], self.data, self.store)
 
     def arguments(self, *more: str) -> list[str]:
-        places = ["--store", str(self.store.root), "--data", str(self.data), "--results", str(self.folder / "results")]
+        folders = ["--store", str(self.store.root), "--data", str(self.data), "--results", str(self.folder / "results")]
         changed = ["--set", *self.bindings] if self.bindings else []
-        return ["--gin", str(self.gin), *changed, *places, *more]
+        return ["--gin", str(self.gin), *changed, *folders, *more]
 
     def run(self, *more: str) -> int:
         return grid.main(self.arguments("--launcher", "slurm", *more))
@@ -70,40 +70,40 @@ class Place:
 
 
 def test_a_grid_by_slurm_equals_the_inline_one(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
-    place = Place(tmp_path / "a", prepared, "tiny", ["finetune", "tapt"], "slurm.runs_per_job = 2")
-    assert place.run("--wait") == 0
-    inline = Place(tmp_path / "b", prepared, "tiny", ["finetune", "tapt"], "slurm.runs_per_job = 2")
+    workspace = Workspace(tmp_path / "a", prepared, "tiny", ["finetune", "tapt"], "slurm.runs_per_job = 2")
+    assert workspace.run("--wait") == 0
+    inline = Workspace(tmp_path / "b", prepared, "tiny", ["finetune", "tapt"], "slurm.runs_per_job = 2")
     assert grid.main(inline.arguments("--launcher", "inline")) == 0
-    assert place.weights() == inline.weights()
-    assert len(place.weights()) == len(place.plan.stages)
+    assert workspace.weights() == inline.weights()
+    assert len(workspace.weights()) == len(workspace.plan.stages)
     wait_for(slurm.empty)
-    tables = [(one.folder / "results" / "tiny.md").read_text() for one in (place, inline)]
+    tables = [(one.folder / "results" / "tiny.md").read_text() for one in (workspace, inline)]
     assert tables[0].split("- Cost of")[0] == tables[1].split("- Cost of")[0]
 
 
 def test_the_last_job_writes_the_tables(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
-    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK)
-    assert place.run() == 0
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK)
+    assert workspace.run() == 0
     table = tmp_path / "results" / "tiny.md"
     assert not table.exists(), "submitting returns at once"
-    before = place.gin.read_text()
-    place.gin.write_text(f"{before}\nfinetune.batch_size = 3\n")  # for another experiment, while this one is queued
+    before = workspace.gin.read_text()
+    workspace.gin.write_text(f"{before}\nfinetune.batch_size = 3\n")  # for another experiment, while this one is queued
     wait_for(table.exists, 90)
     assert "(1)" in table.read_text()
-    place.gin.write_text(before)
-    assert place.run() == 0
-    assert not place.queued()
+    workspace.gin.write_text(before)
+    assert workspace.run() == 0
+    assert not workspace.queued()
 
 
 def test_a_second_time_attaches(
     slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], LATER)
-    assert place.run() == 0
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune", "tapt"], LATER)
+    assert workspace.run() == 0
     before = slurm.ask("squeue", "--noheader", "--array", "--format=%i")
-    assert place.queued() == {stage.folder for stage in place.plan.stages}
+    assert workspace.queued() == {stage.folder for stage in workspace.plan.stages}
     capsys.readouterr()
-    assert place.run() == 0
+    assert workspace.run() == 0
     assert "attached: 8 stages" in capsys.readouterr().out
     assert slurm.ask("squeue", "--noheader", "--array", "--format=%i") == before
 
@@ -112,7 +112,7 @@ def test_a_second_time_attaches(
 def test_killed_between_sbatch_and_its_note(
     after: int, slurm: DevCluster, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"], LATER)
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune", "tapt"], LATER)
     complete, calls = ledger.complete, []
 
     def die(*arguments: object) -> ledger.Submission:
@@ -124,54 +124,54 @@ def test_killed_between_sbatch_and_its_note(
     with monkeypatch.context() as patch:
         patch.setattr(ledger, "complete", die)
         with pytest.raises(KeyboardInterrupt):
-            place.run()
+            workspace.run()
     assert len(calls) == after + 1
-    assert place.run() == 0
-    assert place.queued() == {stage.folder for stage in place.plan.stages}
-    assert all(one.job_id is not None for one in ledger.submissions(place.store.root))
+    assert workspace.run() == 0
+    assert workspace.queued() == {stage.folder for stage in workspace.plan.stages}
+    assert all(one.job_id is not None for one in ledger.submissions(workspace.store.root))
 
 
-def _run(place: Place, *more: str) -> None:
-    sys.exit(place.run(*more))
+def _run(workspace: Workspace, *more: str) -> None:
+    sys.exit(workspace.run(*more))
 
 
 def test_ctrl_c_detaches(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
-    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
-    process = multiprocessing.get_context("fork").Process(target=_run, args=(place, "--wait"))
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(workspace, "--wait"))
     process.start()
-    wait_for(lambda: any(not one.runs_stages and one.job_id for one in ledger.submissions(place.store.root)))
+    wait_for(lambda: any(not one.runs_stages and one.job_id for one in ledger.submissions(workspace.store.root)))
     time.sleep(2)  # by now it follows
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     process.join(30)
     assert process.exitcode == 130
-    assert len(place.queued()) == 2
+    assert len(workspace.queued()) == 2
 
 
 def test_two_grids_at_once_on_one_store(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
     """What they share is submitted once, and the other's stages wait for its element."""
     rows = {"one": ["finetune", "tapt"], "two": ["tapt", "supcon"]}
-    places = [Place(tmp_path, prepared, name, rows[name], LATER) for name in rows]
+    workspaces = [Workspace(tmp_path, prepared, name, rows[name], LATER) for name in rows]
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_run, args=(place,)) for place in places for _ in range(2)]
+    processes = [context.Process(target=_run, args=(workspace,)) for workspace in workspaces for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
-    stages = {stage.folder for place in places for stage in place.plan.stages}
-    assert places[0].queued() == stages
+    stages = {stage.folder for workspace in workspaces for stage in workspace.plan.stages}
+    assert workspaces[0].queued() == stages
 
 
 def test_cancelling_a_grid_leaves_everything_else(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
-    mine = Place(tmp_path / "mine", prepared, "tiny", ["finetune"], LATER)
-    other = Place(tmp_path / "mine", prepared, "tiny2", ["mars"], LATER)
-    variant = Place(tmp_path / "variant", prepared, "tiny", ["finetune"], LATER, "source_pretrain.steps = 9")
+    mine = Workspace(tmp_path / "mine", prepared, "tiny", ["finetune"], LATER)
+    other = Workspace(tmp_path / "mine", prepared, "tiny2", ["mars"], LATER)
+    variant = Workspace(tmp_path / "variant", prepared, "tiny", ["finetune"], LATER, "source_pretrain.steps = 9")
     variant.store = mine.store
-    same_name_elsewhere = Place(tmp_path / "elsewhere", prepared, "tiny", ["finetune"], LATER)
+    same_name_elsewhere = Workspace(tmp_path / "elsewhere", prepared, "tiny", ["finetune"], LATER)
     strange = slurm.ask("sbatch", "--parsable", "--begin=now+3600", "--output=/dev/null", "--wrap", "true")
-    for place in (mine, same_name_elsewhere):
-        assert place.run() == 0
+    for workspace in (mine, same_name_elsewhere):
+        assert workspace.run() == 0
     own = {stage.folder for stage in mine.plan.stages}
     assert other.run() == 0
     assert variant.run() == 0
@@ -205,49 +205,51 @@ def test_sbatch_refuses_halfway(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """What is queued stays so and is told, and so are sbatch's own words; the same command goes on."""
-    place = Place(tmp_path / "place", prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
+    workspace = Workspace(tmp_path / "place", prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
     program, calls = tmp_path / "programs" / "sbatch", tmp_path / "calls"
     program.parent.mkdir()
     program.write_text(REFUSING.format(sbatch=shutil.which("sbatch"), calls=calls, accepted=accepted))
     program.chmod(0o755)
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
-        assert place.run() == 1
-    told = capsys.readouterr()
-    assert "AssocMaxSubmitJobLimit" in told.err and f"submitted: {stages} stages" in told.out
-    assert len(place.queued()) == stages
-    assert place.run() == 0
-    assert len(place.queued()) == 2
+        assert workspace.run() == 1
+    shown = capsys.readouterr()
+    assert "AssocMaxSubmitJobLimit" in shown.err and f"submitted: {stages} stages" in shown.out
+    assert len(workspace.queued()) == stages
+    assert workspace.run() == 0
+    assert len(workspace.queued()) == 2
 
 
 def test_a_failed_parent_blocks_its_own_children_only(
     slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Place(tmp_path, prepared, "tiny", ["supcon"], *ONE_TASK, "grid.seeds = [0, 1]", "grid.checkpoint_steps = 1")
-    broken = next(stage for stage in place.plan.stages if stage.name == "supcon_pretrain" and stage.seed == 0)
-    place.store.folder(broken).mkdir(parents=True)
-    (place.store.folder(broken) / "checkpoints").write_text("no folder")
-    assert place.run("--wait") == 1
-    told = capsys.readouterr().out
-    assert "failed: supcon/digits/photos_mae/0: its stage supcon_pretrain: " in told
-    assert "blocked: supcon/digits/photos_mae/0: its stage supcon_pretrain" in told
-    plan = place.plan
+    workspace = Workspace(
+        tmp_path, prepared, "tiny", ["supcon"], *ONE_TASK, "grid.seeds = [0, 1]", "grid.checkpoint_steps = 1"
+    )
+    broken = next(stage for stage in workspace.plan.stages if stage.name == "supcon_pretrain" and stage.seed == 0)
+    workspace.store.folder(broken).mkdir(parents=True)
+    (workspace.store.folder(broken) / "checkpoints").write_text("no folder")
+    assert workspace.run("--wait") == 1
+    shown = capsys.readouterr().out
+    assert "failed: supcon/digits/photos_mae/0: its stage supcon_pretrain: " in shown
+    assert "blocked: supcon/digits/photos_mae/0: its stage supcon_pretrain" in shown
+    plan = workspace.plan
     assert {stage.seed for stage in plan.stages if stage.name == "finetune" and stage.key in plan.done} == {1}
     wait_for(slurm.empty)
-    assert place.run() == 1, "a failed stage is not tried again unasked"
-    assert not place.queued()
-    (place.store.folder(broken) / "checkpoints").unlink()
-    assert place.run("--retry", "--wait") == 0
+    assert workspace.run() == 1, "a failed stage is not tried again unasked"
+    assert not workspace.queued()
+    (workspace.store.folder(broken) / "checkpoints").unlink()
+    assert workspace.run("--retry", "--wait") == 0
 
 
 def test_arrays_at_and_above_the_limit(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
     """As many jobs as may run at once, and no more than an array may have, are enough for any number of stages."""
     seeds, many = f"grid.seeds = {list(range(1002))}", "slurm.array_parallelism = 5000"
-    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, seeds, many, LATER)
-    assert place.run() == 0
-    assert [one.jobs for one in ledger.submissions(place.store.root) if one.runs_stages] == [1, 1001]
-    assert place.queued() == {stage.folder for stage in place.plan.stages}
-    assert place.run("--cancel") == 0
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, seeds, many, LATER)
+    assert workspace.run() == 0
+    assert [one.jobs for one in ledger.submissions(workspace.store.root) if one.runs_stages] == [1, 1001]
+    assert workspace.queued() == {stage.folder for stage in workspace.plan.stages}
+    assert workspace.run("--cancel") == 0
 
 
 def test_a_surrounding_jobs_variables_do_not_reach_sbatch(
@@ -255,10 +257,10 @@ def test_a_surrounding_jobs_variables_do_not_reach_sbatch(
 ) -> None:
     for name, value in {"SBATCH_PARTITION": "nope", "SLURM_CPUS_PER_TASK": "99", "SBATCH_TIMELIMIT": "x"}.items():
         monkeypatch.setenv(name, value)
-    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
-    assert place.run() == 0
-    assert len(place.queued()) == 2
-    (first, *_) = ledger.submissions(place.store.root)
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
+    assert workspace.run() == 0
+    assert len(workspace.queued()) == 2
+    (first, *_) = ledger.submissions(workspace.store.root)
     shown = slurm.job(f"{first.job_id}_0")
     assert (shown["Partition"], shown["TimeLimit"], shown["Requeue"]) == ("main", "00:05:00", "1")
 
@@ -275,22 +277,22 @@ def test_a_surrounding_jobs_variables_do_not_reach_sbatch(
 def test_refused_before_anything_is_written(
     binding: str, words: str, slurm: DevCluster, tmp_path: Path, prepared: Path
 ) -> None:
-    place = Place(tmp_path, prepared, "tiny", ["finetune"], binding)
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], binding)
     with pytest.raises(InputError, match=words):
-        place.run()
-    assert not place.store.root.exists()
+        workspace.run()
+    assert not workspace.store.root.exists()
     assert slurm.empty()
 
 
 def test_the_plan_shows_the_calls_and_writes_nothing(
     slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Place(tmp_path, prepared, "tiny", ["finetune", "tapt"])
-    assert place.run("--plan") == 0
-    told = capsys.readouterr().out
-    assert "sbatch calls for 8 stages" in told
-    assert "array 0: 2 jobs for 2 stages (source_pretrain)" in told
-    assert not place.store.root.exists()
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune", "tapt"])
+    assert workspace.run("--plan") == 0
+    shown = capsys.readouterr().out
+    assert "sbatch calls for 8 stages" in shown
+    assert "array 0: 2 jobs for 2 stages (source_pretrain)" in shown
+    assert not workspace.store.root.exists()
     assert slurm.empty()
 
 
@@ -300,13 +302,13 @@ def test_following_ends_where_slurm_lost_the_jobs(
     """Neither a wait for ever nor a success: the stages are left, with what Slurm said last."""
     from bench.monitor import follow
 
-    place = Place(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
-    assert place.run() == 0
-    assert place.run("--cancel") == 0
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
+    assert workspace.run() == 0
+    assert workspace.run("--cancel") == 0
     monkeypatch.setattr(follow, "LOST_SECONDS", 1.0)
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.5)
-    keys = [stage.key for stage in place.plan.stages]
+    keys = [stage.key for stage in workspace.plan.stages]
     with Reporter(len(keys), {}) as report:
-        ended = follow.follow(place.plan, keys, place.store, lambda: False, report)
+        ended = follow.follow(workspace.plan, keys, workspace.store, lambda: False, report)
     assert ended.left[keys[0]] == "its jobs were cancelled"
     assert ended.left.keys() == {*keys} and not ended.failed

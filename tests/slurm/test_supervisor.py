@@ -41,7 +41,7 @@ source_pretrain.steps = 20
 """
 
 
-class Place:
+class Workspace:
     """A store with the parents' records, and a way to submit its two stages."""
 
     def __init__(self, folder: Path, data: Path) -> None:
@@ -112,34 +112,34 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    place = Place(tmp_path_factory.mktemp("undisturbed"), prepared)
-    for stage in place.plan.stages:
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("undisturbed"), prepared)
+    for stage in workspace.plan.stages:
         outcome = run(
-            place.store.add(stage), Settings(prepared, checkpoint_steps=100000), lambda: False, lambda *_: None
+            workspace.store.add(stage), Settings(prepared, checkpoint_steps=100000), lambda: False, lambda *_: None
         )
         assert outcome.state == "done", outcome
-    return place
+    return workspace
 
 
 @pytest.fixture
-def place(undisturbed: Place, prepared: Path, tmp_path: Path) -> Place:
+def workspace(undisturbed: Workspace, prepared: Path, tmp_path: Path) -> Workspace:
     """The same grid with its parents done and its two last stages to run."""
     last = {stage.folder for stage in undisturbed.stages}
     shutil.copytree(undisturbed.store.root, tmp_path / "runs", ignore=lambda _, names: last & set(names))
-    place = Place(tmp_path, prepared)
-    for stage in place.stages:
-        place.store.add(stage)
-    return place
+    workspace = Workspace(tmp_path, prepared)
+    for stage in workspace.stages:
+        workspace.store.add(stage)
+    return workspace
 
 
-def check_resumed(place: Place, undisturbed: Place, stage: Stage) -> None:
+def check_resumed(workspace: Workspace, undisturbed: Workspace, stage: Stage) -> None:
     """Interrupted once, gone on with from that very step, and the same bits as if nothing had happened."""
-    first, second = place.store.attempts(stage)
+    first, second = workspace.store.attempts(stage)
     assert first.end is not None
-    assert (first.end["state"], place.states(stage)[-1]) == ("interrupted", "done")
+    assert (first.end["state"], workspace.states(stage)[-1]) == ("interrupted", "done")
     assert second.facts["from_step"] == first.end["step"] > 0
-    assert place.weights(stage) == undisturbed.weights(stage)
+    assert workspace.weights(stage) == undisturbed.weights(stage)
 
 
 def finished(slurm: DevCluster, name: str) -> str:
@@ -157,10 +157,10 @@ FORK = """\
 """
 
 
-def with_child(place: Place) -> Path:
+def with_child(workspace: Workspace) -> Path:
     """A copy of the code whose workers fork a child, as a data loader does, and print its number."""
-    code = place.folder / "code"
-    shutil.copytree(snapshot(place.store.root), code)
+    code = workspace.folder / "code"
+    shutil.copytree(snapshot(workspace.store.root), code)
     worker, inside = code / "bench" / "training" / "worker.py", "    with stop.on_signals(second_ends):\n"
     text = worker.read_text()
     assert text.count(inside) == 1
@@ -168,10 +168,10 @@ def with_child(place: Place) -> Path:
     return code
 
 
-def test_preempted_by_a_job_of_higher_priority(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
+def test_preempted_by_a_job_of_higher_priority(slurm: DevCluster, workspace: Workspace, undisturbed: Workspace) -> None:
     """Though the worker has a child, which outlives neither the worker nor its own, inherited, handlers' signals."""
-    stage = place.stages[0]
-    (name,) = place.submit((stage,), code=with_child(place))
+    stage = workspace.stages[0]
+    (name,) = workspace.submit((stage,), code=with_child(workspace))
     dependency = ["--dependency", f"afterok:{name}", "--kill-on-invalid-dep=yes"]
     child = slurm.ask(
         "sbatch",
@@ -179,161 +179,163 @@ def test_preempted_by_a_job_of_higher_priority(slurm: DevCluster, place: Place, 
         *dependency,
         "--output=/dev/null",
         "--wrap",
-        f"ls {place.store.folder(stage)}/record.json",
+        f"ls {workspace.store.folder(stage)}/record.json",
     )
-    wait_for(lambda: place.step(stage) > 0)
-    forked = int(place.printed().split("child ")[1].split()[0])
+    wait_for(lambda: workspace.step(stage) > 0)
+    forked = int(workspace.printed().split("child ")[1].split()[0])
     assert forked in slurm.processes()
     slurm.preempt()
-    wait_for(lambda: place.states(stage) == ["interrupted"], 30)
+    wait_for(lambda: workspace.states(stage) == ["interrupted"], 30)
     wait_for(lambda: slurm.job(name)["JobState"] == "PENDING", 30)
     assert forked not in slurm.processes()
     assert slurm.job(child)["JobState"] == "PENDING"
     assert finished(slurm, name) == "COMPLETED"
     assert slurm.job(name)["Restarts"] == "1"
     assert finished(slurm, child) == "COMPLETED"
-    check_resumed(place, undisturbed, stage)
+    check_resumed(workspace, undisturbed, stage)
 
 
-def hold(place: Place, *stages: Stage) -> None:
+def hold(workspace: Workspace, *stages: Stage) -> None:
     """Stop the stages' workers once they train, so that nothing depends on this computer's speed."""
     for stage in stages:
-        wait_for(lambda stage=stage: place.step(stage) > 0, 120)
-        os.kill(place.worker(stage), signal.SIGSTOP)
+        wait_for(lambda stage=stage: workspace.step(stage) > 0, 120)
+        os.kill(workspace.worker(stage), signal.SIGSTOP)
 
 
-def release(place: Place, *stages: Stage) -> None:
+def release(workspace: Workspace, *stages: Stage) -> None:
     for stage in stages:
-        os.kill(place.worker(stage), signal.SIGCONT)
+        os.kill(workspace.worker(stage), signal.SIGCONT)
 
 
-def test_out_of_time(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
-    stage = place.stages[0]
-    (name,) = place.submit((stage,), partition="main", minutes=10, delay=90)
-    hold(place, stage)
+def test_out_of_time(slurm: DevCluster, workspace: Workspace, undisturbed: Workspace) -> None:
+    stage = workspace.stages[0]
+    (name,) = workspace.submit((stage,), partition="main", minutes=10, delay=90)
+    hold(workspace, stage)
     # Shortened now that it trains: at least one minute is left, and less than the delay within half a minute.
     minutes = int(slurm.job(name)["RunTime"].split(":")[1]) + 2
     slurm.ask("scontrol", "update", f"JobId={name}", f"TimeLimit={minutes}")
-    wait_for(lambda: "end announced: checkpointing" in place.printed(), 120)
-    release(place, stage)
+    wait_for(lambda: "end announced: checkpointing" in workspace.printed(), 120)
+    release(workspace, stage)
     wait_for(lambda: slurm.job(name)["Restarts"] == "1" and slurm.job(name)["JobState"] == "PENDING", 30)
     slurm.ask("scontrol", "update", f"JobId={name}", "TimeLimit=10")
-    assert finished(slurm, name) == "COMPLETED", place.printed()
+    assert finished(slurm, name) == "COMPLETED", workspace.printed()
     assert slurm.job(name)["Restarts"] == "1"
-    check_resumed(place, undisturbed, stage)
+    check_resumed(workspace, undisturbed, stage)
 
 
-def test_one_element_is_cancelled(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
-    first, second = place.stages
-    first_name, last_name = place.submit((first,), (second,))
-    wait_for(lambda: place.step(first) > 0 and place.step(second) > 0)
+def test_one_element_is_cancelled(slurm: DevCluster, workspace: Workspace, undisturbed: Workspace) -> None:
+    first, second = workspace.stages
+    first_name, last_name = workspace.submit((first,), (second,))
+    wait_for(lambda: workspace.step(first) > 0 and workspace.step(second) > 0)
     slurm.ask("scancel", first_name)
     assert finished(slurm, first_name) == "CANCELLED"
     assert finished(slurm, last_name) == "COMPLETED"
-    assert place.states(first) == ["interrupted"]
+    assert workspace.states(first) == ["interrupted"]
     assert slurm.job(first_name)["Restarts"] == "0"
-    assert place.weights(second) == undisturbed.weights(second)
+    assert workspace.weights(second) == undisturbed.weights(second)
 
 
-def test_a_job_that_is_cancelled_while_it_checkpoints_stays_cancelled(slurm: DevCluster, place: Place) -> None:
-    stage = place.stages[0]
-    (name,) = place.submit((stage,))
-    hold(place, stage)
+def test_a_job_that_is_cancelled_while_it_checkpoints_stays_cancelled(slurm: DevCluster, workspace: Workspace) -> None:
+    stage = workspace.stages[0]
+    (name,) = workspace.submit((stage,))
+    hold(workspace, stage)
     slurm.ask("scancel", "--batch", "--signal=USR2", name)
-    wait_for(lambda: "end announced: checkpointing" in place.printed())
+    wait_for(lambda: "end announced: checkpointing" in workspace.printed())
     slurm.ask("scancel", name)
-    release(place, stage)
+    release(workspace, stage)
     wait_for(slurm.empty)
     assert slurm.job(name)["JobState"] == "CANCELLED"
-    assert place.states(stage) == ["interrupted"]
+    assert workspace.states(stage) == ["interrupted"]
 
 
-def test_only_the_last_element_is_requeued(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
-    first, second = place.stages
-    first_name, last_name = place.submit((first,), (second,))
-    hold(place, first, second)
+def test_only_the_last_element_is_requeued(slurm: DevCluster, workspace: Workspace, undisturbed: Workspace) -> None:
+    first, second = workspace.stages
+    first_name, last_name = workspace.submit((first,), (second,))
+    hold(workspace, first, second)
     assert (
         slurm.job(last_name)["JobId"] == last_name.partition("_")[0]
     )  # the raw id of the last one is the whole array's
     slurm.ask("scancel", "--batch", "--signal=USR2", last_name)
-    wait_for(lambda: "end announced: checkpointing" in place.printed())
-    release(place, second)
+    wait_for(lambda: "end announced: checkpointing" in workspace.printed())
+    release(workspace, second)
     wait_for(lambda: slurm.job(last_name)["Restarts"] == "1")
     assert slurm.job(first_name)["JobState"] == "RUNNING"
-    release(place, first)
+    release(workspace, first)
     assert finished(slurm, last_name) == "COMPLETED"
     assert finished(slurm, first_name) == "COMPLETED"
     assert slurm.job(first_name)["Restarts"] == "0"
-    assert place.states(first) == ["done"]
-    assert place.weights(first) == undisturbed.weights(first)
-    check_resumed(place, undisturbed, second)
+    assert workspace.states(first) == ["done"]
+    assert workspace.weights(first) == undisturbed.weights(first)
+    check_resumed(workspace, undisturbed, second)
 
 
-def test_two_stages_in_one_element(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
-    (name,) = place.submit(tuple(place.stages))
-    hold(place, *place.stages)
+def test_two_stages_in_one_element(slurm: DevCluster, workspace: Workspace, undisturbed: Workspace) -> None:
+    (name,) = workspace.submit(tuple(workspace.stages))
+    hold(workspace, *workspace.stages)
     slurm.preempt()
-    wait_for(lambda: "end announced: checkpointing" in place.printed())
-    release(place, *place.stages)
+    wait_for(lambda: "end announced: checkpointing" in workspace.printed())
+    release(workspace, *workspace.stages)
     assert finished(slurm, name) == "COMPLETED"
-    for stage in place.stages:
-        check_resumed(place, undisturbed, stage)
+    for stage in workspace.stages:
+        check_resumed(workspace, undisturbed, stage)
 
 
-def test_a_worker_is_killed(slurm: DevCluster, place: Place) -> None:
-    stage = place.stages[0]
-    (name,) = place.submit((stage,))
+def test_a_worker_is_killed(slurm: DevCluster, workspace: Workspace) -> None:
+    stage = workspace.stages[0]
+    (name,) = workspace.submit((stage,))
     dependency = ["--dependency", f"afterok:{name}", "--kill-on-invalid-dep=yes"]
     child = slurm.ask("sbatch", "--parsable", *dependency, "--output=/dev/null", "--wrap", "true")
-    wait_for(lambda: place.step(stage) > 0)
-    os.kill(place.worker(stage), signal.SIGKILL)
+    wait_for(lambda: workspace.step(stage) > 0)
+    os.kill(workspace.worker(stage), signal.SIGKILL)
     assert finished(slurm, name) == "FAILED"
     assert finished(slurm, child) == "CANCELLED"
-    assert place.states(stage) == ["failed"]
-    assert "SIGKILL" in (place.store.failure(stage) or "")
-    assert not (place.store.folder(stage) / "record.json").exists()
+    assert workspace.states(stage) == ["failed"]
+    assert "SIGKILL" in (workspace.store.failure(stage) or "")
+    assert not (workspace.store.folder(stage) / "record.json").exists()
 
 
-def test_a_supervisor_is_killed(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
-    stage = place.stages[0]
-    (name,) = place.submit((stage,))
-    hold(place, stage)
+def test_a_supervisor_is_killed(slurm: DevCluster, workspace: Workspace, undisturbed: Workspace) -> None:
+    stage = workspace.stages[0]
+    (name,) = workspace.submit((stage,))
+    hold(workspace, stage)
     supervisors = [pid for pid, command in slurm.processes().items() if "submitit" in command]
     assert len(supervisors) == 1
     os.kill(supervisors[0], signal.SIGKILL)
     assert finished(slurm, name) == "FAILED"
     wait_for(lambda: not slurm.processes(), 10)
-    (again,) = place.submit((stage,))
+    (again,) = workspace.submit((stage,))
     assert finished(slurm, again) == "COMPLETED"
-    assert place.states(stage) == ["died", "done"]
-    assert place.weights(stage) == undisturbed.weights(stage)
+    assert workspace.states(stage) == ["died", "done"]
+    assert workspace.weights(stage) == undisturbed.weights(stage)
 
 
-def test_the_process_that_forks_workers_is_killed(slurm: DevCluster, place: Place, undisturbed: Place) -> None:
+def test_the_process_that_forks_workers_is_killed(
+    slurm: DevCluster, workspace: Workspace, undisturbed: Workspace
+) -> None:
     """Workers go on, and another one is started for the next."""
-    first, second = place.stages
-    (name,) = place.submit((first, second))
-    hold(place, first, second)
-    workers = {place.worker(stage) for stage in (first, second)}
+    first, second = workspace.stages
+    (name,) = workspace.submit((first, second))
+    hold(workspace, first, second)
+    workers = {workspace.worker(stage) for stage in (first, second)}
     (server,) = {pid for pid, command in slurm.processes().items() if "fork_server" in command} - workers
     os.kill(server, signal.SIGKILL)
-    os.kill(place.worker(second), signal.SIGTERM)  # as somebody else may: it is started again
-    release(place, first, second)
+    os.kill(workspace.worker(second), signal.SIGTERM)  # as somebody else may: it is started again
+    release(workspace, first, second)
     assert finished(slurm, name) == "COMPLETED"
-    assert (place.states(first), place.states(second)) == (["done"], ["interrupted", "done"])
-    assert [place.weights(stage) for stage in (first, second)] == [
+    assert (workspace.states(first), workspace.states(second)) == (["done"], ["interrupted", "done"])
+    assert [workspace.weights(stage) for stage in (first, second)] == [
         undisturbed.weights(stage) for stage in (first, second)
     ]
 
 
-def test_the_copied_code_is_what_runs(slurm: DevCluster, place: Place, tmp_path: Path) -> None:
+def test_the_copied_code_is_what_runs(slurm: DevCluster, workspace: Workspace, tmp_path: Path) -> None:
     """Whatever lies in the working directory or is installed by now."""
-    stage, code = place.stages[0], tmp_path / "code"
-    shutil.copytree(snapshot(place.store.root), code)
+    stage, code = workspace.stages[0], tmp_path / "code"
+    shutil.copytree(snapshot(workspace.store.root), code)
     future = "from __future__ import annotations\n"
     for path in (code / "bench" / "training" / "worker.py", code / "bench" / "launch" / "slurm" / "supervisor.py"):
         path.write_text(path.read_text().replace(future, f"{future}print('copied {path.stem}')\n", 1))
-    (name,) = place.submit((stage,), code=code)
-    wait_for(lambda: "copied worker" in place.printed() and "copied supervisor" in place.printed())
+    (name,) = workspace.submit((stage,), code=code)
+    wait_for(lambda: "copied worker" in workspace.printed() and "copied supervisor" in workspace.printed())
     slurm.ask("scancel", name)
     assert finished(slurm, name) == "CANCELLED"

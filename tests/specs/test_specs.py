@@ -44,14 +44,14 @@ def test_golden_keys() -> None:
 
 
 def leaves(spec: Spec, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found = []
+    paths = []
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
         if isinstance(value, Spec):
-            found += leaves(value, (*path, field.name))
+            paths += leaves(value, (*path, field.name))
         else:
-            found.append((*path, field.name))
-    return found
+            paths.append((*path, field.name))
+    return paths
 
 
 def changed(spec: Any, path: tuple[str, ...]) -> Any:

@@ -68,11 +68,11 @@ def by_our_names(reference: nn.Module) -> dict[str, Tensor]:
     parts = {"bert": "encoder", "roberta": "encoder", "cls": "decoder", "lm_head": "decoder"}
     parts |= {"bert.pooler.dense": "head.1", "classifier.dense": "head.1", "classifier.out_proj": "head.4"}
     parts |= {} if any(name.startswith("classifier.dense") for name in state) else {"classifier": "head.4"}
-    found = {}
+    weights = {}
     for name, value in state.items():
         prefix = max((part for part in parts if name.startswith(f"{part}.")), key=len)
-        found[parts[prefix] + name.removeprefix(prefix)] = value
-    return found
+        weights[parts[prefix] + name.removeprefix(prefix)] = value
+    return weights
 
 
 def copied(reference: nn.Module, model: Model) -> Model:
@@ -124,18 +124,18 @@ def test_the_reference_and_our_loop_compute_the_same_first_loss(
     (batch,) = batches.at(0)
     noise = None
     if isinstance(batch.inputs, Tensor):
-        given = {"pixel_values": batch.inputs}
+        inputs = {"pixel_values": batch.inputs}
         if batch.mask is not None:
             kept = batch.mask.kept
             order = torch.linspace(0, 0.5, kept.shape[1]).expand(kept.shape)
             noise = torch.ones(len(kept), 16).scatter(1, kept, order)
     else:
-        given = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
+        inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
         if batch.mask is not None:
             monkeypatch.setattr(references, "masked_tokens", lambda batch_, work_: {**batch_, **labelled(batch.mask)})
     if batch.labels is not None:
-        given["labels"] = batch.labels
-    theirs = [loss.item() for loss in reference.losses(given, noise)]
+        inputs["labels"] = batch.labels
+    theirs = [loss.item() for loss in reference.losses(inputs, noise)]
     assert len(theirs) == (2 if kind == "self_distill" else 1)
     losses = first_losses(stage, batches, teacher, tmp_path)
     assert losses["loss"] == pytest.approx(sum(theirs), rel=2e-5)
@@ -254,16 +254,16 @@ def test_our_loop_takes_the_steps_that_it_is_asked_for(monkeypatch: pytest.Monke
     seen: list[int] = []
     at = Batches.at
     monkeypatch.setattr(Batches, "at", lambda self, step: (seen.append(step), at(self, step))[1])
-    turns, told = iter((2, 3, 0)), []
+    turns, calls = iter((2, 3, 0)), []
 
     def next_turn(seconds: float | None) -> int:
-        told.append((seconds, len(seen)))
+        calls.append((seconds, len(seen)))
         return next(turns)
 
     ours.run(small("self_distill", "vit_tiny_64"), Pace(CPU, next_turn))
-    assert [steps for _, steps in told] == [0, 2, 5]
-    assert told[0][0] is None
-    assert all(seconds > 0 for seconds, _ in told[1:])
+    assert [steps for _, steps in calls] == [0, 2, 5]
+    assert calls[0][0] is None
+    assert all(seconds > 0 for seconds, _ in calls[1:])
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -533,8 +533,8 @@ def test_figures_are_medians_and_their_ratio() -> None:
         return quickstart.Timed(seconds, first, (quickstart.Waited("a-b-c", "the command", 1.0, 3.0),))
 
     runs = {"this": [timed(10, 3), timed(30, 5), timed(20, 4)], "other": [timed(50, 1), timed(70, 1), timed(60, 1)]}
-    found = quickstart.figures(runs)
-    assert (found["seconds"], found["first_step"], found["quickstart_ratio"]) == (20, 4, 3.0)
+    figures = quickstart.figures(runs)
+    assert (figures["seconds"], figures["first_step"], figures["quickstart_ratio"]) == (20, 4, 3.0)
     assert "quickstart_ratio" not in quickstart.figures({"this": runs["this"]})
 
 
@@ -613,11 +613,11 @@ def test_the_trainer_takes_the_steps_that_it_is_asked_for(network: str) -> None:
     pytest.importorskip("accelerate")
     from bench.speed import trainer
 
-    turns, told = iter((2, 2, 0)), []
+    turns, durations = iter((2, 2, 0)), []
 
     def next_turn(seconds: float | None) -> int:
-        told.append(seconds)
+        durations.append(seconds)
         return next(turns)
 
     trainer.run(small("finetune", network), Pace(CPU, next_turn))
-    assert told[0] is None and len(told) == 3
+    assert durations[0] is None and len(durations) == 3

@@ -60,17 +60,17 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Read]
     return folder / "manifest.json", read
 
 
-def places(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def key_paths(value: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Every field and entry of JSON data, as the keys that lead to it."""
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, entry in entries:
         yield (*before, key)
-        yield from places(entry, (*before, key))
+        yield from key_paths(entry, (*before, key))
 
 
 def damaged(content: Any) -> Iterator[Any]:
     """The content with one field missing, or of every other type."""
-    for *path, last in places(content):
+    for *path, last in key_paths(content):
         for value in ("missing", None, True, -1, 3, 1.5, float("nan"), "x", [], ["x"], {}, {"x": 1}):
             changed = copy.deepcopy(content)
             parent = changed

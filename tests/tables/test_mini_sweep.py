@@ -107,20 +107,20 @@ def difference_text(row: str, task: str) -> str:
 
 def over_tasks() -> dict[str, str]:
     """The mean over tasks, its interval, and its p, multiplied by Holm: the smallest of three by 3, the next by 2."""
-    found = {
+    intervals = {
         row: interval([statistics.fmean(differences(row, "finetune", task)) for task in TASKS])
         for row in ROWS
         if row != "finetune"
     }
     adjusted, largest = {}, 0.0
-    for times, row in zip((3, 2, 1), sorted(found, key=lambda row: found[row][2]), strict=True):
-        largest = max(largest, min(1.0, times * found[row][2]))
+    for times, row in zip((3, 2, 1), sorted(intervals, key=lambda row: intervals[row][2]), strict=True):
+        largest = max(largest, min(1.0, times * intervals[row][2]))
         adjusted[row] = largest
     texts = {
         row: f"{average:+.2f} [{average - width:.2f}, {average + width:.2f}]"
-        for row, (average, width, _) in found.items()
+        for row, (average, width, _) in intervals.items()
     }
-    return {row: f"{texts[row]}, p = {adjusted[row]:.2g}".replace("-", "−") for row in found}
+    return {row: f"{texts[row]}, p = {adjusted[row]:.2g}".replace("-", "−") for row in intervals}
 
 
 EXPECTED = [[row, *(cell_text(row, task) for task in TASKS), ranks()[row]] for row in ROWS] + [
@@ -207,11 +207,11 @@ def test_every_damage_is_told_in_the_legend_and_on_standard_error(
     written: Written, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["--records", str(SWEEP / "records.jsonl"), "--results", str(tmp_path)])
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == len(DAMAGED_LINES) + 1
-    assert any(f"{SWEEP}/stages.jsonl:28" in line for line in told)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(DAMAGED_LINES) + 1
+    assert any(f"{SWEEP}/stages.jsonl:28" in line for line in lines)
     for number, reason in DAMAGED_LINES.items():
-        (line,) = (line for line in told if f"records.jsonl:{number}:" in line)
+        (line,) = (line for line in lines if f"records.jsonl:{number}:" in line)
         assert reason in line
         assert f"`mini_sweep/records.jsonl:{number}`" in written["md"]
     assert "mini_sweep/stages.jsonl:28" in written["md"]
@@ -302,9 +302,9 @@ def test_a_file_whose_first_line_is_none_is_left_out_as_a_whole(
     bad.write_bytes(text.replace(b'"schema": 2', b'"schema": 3') if content is None else content)
     assert main(["--records", str(bad), str(good), "--results", str(tmp_path / "out")]) == 1
     # Once, whatever its other lines are: nobody knows what they mean.
-    (told,) = (line for line in capsys.readouterr().err.splitlines() if str(bad.parent) in line)
-    assert f"{bad}:1:" in told
-    assert reason in told and "the whole file" in told
+    (message,) = (line for line in capsys.readouterr().err.splitlines() if str(bad.parent) in line)
+    assert f"{bad}:1:" in message
+    assert reason in message and "the whole file" in message
     table = (tmp_path / "out" / "mini_sweep.md").read_text(encoding="utf-8")
     assert "`bad/records.jsonl:1` (the whole file)" in table and "91.00 ± 1.00 (3)" in table
     with pytest.raises(InputError, match=reason):
@@ -388,8 +388,8 @@ def test_a_line_that_is_damaged_inside_is_left_out(
 ) -> None:
     path = changed(tmp_path / "in", file, 6, lambda line: line.update(change))
     assert main(["--records", str(path), "--results", str(tmp_path / "out")]) == 1
-    (told,) = (line for line in capsys.readouterr().err.splitlines() if f"/{file}:6:" in line)
-    assert reason in told
+    (message,) = (line for line in capsys.readouterr().err.splitlines() if f"/{file}:6:" in line)
+    assert reason in message
     assert write_report(["--records", str(path), "--output", str(tmp_path / "page.html")]) == 1
 
 

@@ -15,7 +15,7 @@ from bench.tables.quantities import QUANTITIES, by_column
 from bench.tables.table import View, tables
 from tests.figures.made_up import MadeUp
 from tests.tables.test_rebuild import files_of
-from tests.tables.test_records import Place
+from tests.tables.test_records import Workspace
 
 
 def measured() -> MadeUp:
@@ -134,14 +134,14 @@ def test_every_metric_is_a_quantity_with_its_own_direction() -> None:
 
 
 def test_tables_of_quantities_are_rebuilt_byte_for_byte(prepared: Path, tmp_path: Path) -> None:
-    place = Place(tmp_path, prepared)
-    store = place.store("whole", range(8), macro_f1=0.25)
-    common = ["--results", str(place.results), "--measure", "seconds", "macro_f1", "seconds"]
-    assert main(["--gin", str(place.gin), "--data", str(prepared), "--store", str(store.root), *common]) == 0
-    written = files_of(place.results)
+    workspace = Workspace(tmp_path, prepared)
+    store = workspace.store("whole", range(8), macro_f1=0.25)
+    common = ["--results", str(workspace.results), "--measure", "seconds", "macro_f1", "seconds"]
+    assert main(["--gin", str(workspace.gin), "--data", str(prepared), "--store", str(store.root), *common]) == 0
+    written = files_of(workspace.results)
     assert written.keys() >= {"tiny.md", "tiny@seconds.md", "tiny@seconds.csv", "tiny@macro_f1.tex"}
     again = tmp_path / "again"
-    records = place.results / "tiny" / "records.jsonl"
+    records = workspace.results / "tiny" / "records.jsonl"
     assert main(["--records", str(records), "--results", str(again), "--measure", "seconds", "macro_f1"]) == 0
     assert files_of(again) == written
 

@@ -16,7 +16,7 @@ from bench.store.store import Store
 from bench.tables.command import main
 from bench.tables.layout import AXES
 from bench.tables.records import read_file
-from tests.tables.test_records import Place
+from tests.tables.test_records import Workspace
 
 COMMITTED = [
     path
@@ -26,8 +26,8 @@ COMMITTED = [
 
 
 @pytest.fixture
-def place(prepared: Path, tmp_path: Path) -> Place:
-    return Place(tmp_path, prepared)
+def workspace(prepared: Path, tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path, prepared)
 
 
 def files_of(results: Path) -> dict[str, bytes]:
@@ -67,23 +67,23 @@ def test_committed_tables_are_those_of_their_records(path: Path, tmp_path: Path)
 @pytest.mark.parametrize("tasks", [["digits", "pydocs"], ["pydocs", "digits"]])
 @pytest.mark.parametrize("cells", [(), (3,), (0, 1, 4), range(8)])
 def test_all_files_come_back_byte_for_byte_without_a_store(
-    cells: Sequence[int], tasks: Sequence[str], place: Place
+    cells: Sequence[int], tasks: Sequence[str], workspace: Workspace
 ) -> None:
     overrides = (f"grid.tasks = {tasks}", "grid.name = 'tiny'")
-    place.collate(place.store("some", cells, overrides=overrides), *overrides)
-    written = files_of(place.results)
-    assert rebuild(place.folder / "again", place.results / "tiny" / "records.jsonl") == written
+    workspace.collate(workspace.store("some", cells, overrides=overrides), *overrides)
+    written = files_of(workspace.results)
+    assert rebuild(workspace.folder / "again", workspace.results / "tiny" / "records.jsonl") == written
 
 
-def test_parts_of_a_grid_are_joined(place: Place) -> None:
-    place.collate(place.store("whole", range(8)))
-    whole = files_of(place.results)
+def test_parts_of_a_grid_are_joined(workspace: Workspace) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    whole = files_of(workspace.results)
     parts = []
     for name, cells in (("even", (0, 2, 4, 6)), ("odd", (1, 3, 5, 7))):
-        place.results = place.folder / f"results of {name}"
-        place.collate(place.store(name, cells))
-        parts.append(place.results / "tiny" / "records.jsonl")
-    joined = rebuild(place.folder / "joined", *parts)
+        workspace.results = workspace.folder / f"results of {name}"
+        workspace.collate(workspace.store(name, cells))
+        parts.append(workspace.results / "tiny" / "records.jsonl")
+    joined = rebuild(workspace.folder / "joined", *parts)
     assert joined["tiny.md"] == whole["tiny.md"]
     assert joined["tiny/records.jsonl"] == whole["tiny/records.jsonl"]
     assert sorted(joined["tiny/stages.jsonl"].splitlines()) == sorted(whole["tiny/stages.jsonl"].splitlines())
@@ -102,11 +102,11 @@ def elsewhere(path: Path, folder: Path, **provenance: Any) -> Path:
     return copy
 
 
-def test_numbers_of_another_machine_are_kept_and_counted_and_the_first_file_is_shown(place: Place) -> None:
-    place.collate(place.store("whole", range(8)))
-    path = place.results / "tiny" / "records.jsonl"
-    other = elsewhere(path, place.folder / "other", instruction_set="AVX512")
-    joined = rebuild(place.folder / "joined", path, other)
+def test_numbers_of_another_machine_are_kept_and_counted_and_the_first_file_is_shown(workspace: Workspace) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    path = workspace.results / "tiny" / "records.jsonl"
+    other = elsewhere(path, workspace.folder / "other", instruction_set="AVX512")
+    joined = rebuild(workspace.folder / "joined", path, other)
     text = joined["tiny.md"].decode()
     assert "50.00" in text and "75.00" not in text and "Warning: 8 cells show the number that came first" in text
     for line, single in zip(
@@ -116,46 +116,46 @@ def test_numbers_of_another_machine_are_kept_and_counted_and_the_first_file_is_s
         assert [each["provenance"]["instruction_set"] for each in record["also"]] == ["AVX512"]
         assert [each["value"] for each in record.pop("also")] == [0.75]
         assert record == json.loads(single)
-    assert "75.00" in rebuild(place.folder / "turned", other, path)["tiny.md"].decode()
+    assert "75.00" in rebuild(workspace.folder / "turned", other, path)["tiny.md"].decode()
     # Whatever is joined once more, no number is lost, doubled or counted twice.
-    both = place.folder / "joined" / "tiny" / "records.jsonl"
-    assert rebuild(place.folder / "again", both, other, path) == joined
-    assert rebuild(place.folder / "later", path, both) == joined
-    place.results = place.folder / "joined"
-    place.collate(Store(place.folder / "whole"))
-    assert "Warning: 8 cells show the number that came first" in (place.results / "tiny.md").read_text()
+    both = workspace.folder / "joined" / "tiny" / "records.jsonl"
+    assert rebuild(workspace.folder / "again", both, other, path) == joined
+    assert rebuild(workspace.folder / "later", path, both) == joined
+    workspace.results = workspace.folder / "joined"
+    workspace.collate(Store(workspace.folder / "whole"))
+    assert "Warning: 8 cells show the number that came first" in (workspace.results / "tiny.md").read_text()
 
 
-def test_numbers_that_disagree_on_equal_machines_are_refused(place: Place) -> None:
-    place.collate(place.store("whole", range(8)))
-    path = place.results / "tiny" / "records.jsonl"
+def test_numbers_that_disagree_on_equal_machines_are_refused(workspace: Workspace) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    path = workspace.results / "tiny" / "records.jsonl"
     with pytest.raises(InputError, match=r"finetune/digits/photos_mae/0 is 0\.75, .* 0\.5"):
-        rebuild(place.folder / "joined", path, elsewhere(path, place.folder / "other"))
-    assert not (place.folder / "joined").exists()
+        rebuild(workspace.folder / "joined", path, elsewhere(path, workspace.folder / "other"))
+    assert not (workspace.folder / "joined").exists()
 
 
 @pytest.mark.parametrize("command", [main, draw_figures, write_report])
 @pytest.mark.parametrize("backbone", ["photos_mae", "another"])
 def test_a_cell_with_two_keys_is_refused_with_both_files(
-    backbone: str, command: Callable[[list[str]], int], place: Place
+    backbone: str, command: Callable[[list[str]], int], workspace: Workspace
 ) -> None:
-    place.collate(place.store("whole", range(8)))
-    path = place.results / "tiny" / "records.jsonl"
-    other = place.folder / "other.jsonl"
+    workspace.collate(workspace.store("whole", range(8)))
+    path = workspace.results / "tiny" / "records.jsonl"
+    other = workspace.folder / "other.jsonl"
     key = json.loads(path.read_text().splitlines()[1])["key"]
     other.write_text(path.read_text().replace(key, "f" * len(key)).replace("/photos_mae/", f"/{backbone}/"))
-    target = place.folder / "joined"
+    target = workspace.folder / "joined"
     option = "--results" if command is main else "--output"
     with pytest.raises(InputError, match=rf"{re.escape(str(other))}: finetune/digits/.*{re.escape(str(path))}"):
         command(["--records", str(path), str(other), option, str(target)])
     assert not target.exists()
 
 
-def test_against_lists_what_changed(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    place.collate(place.store("whole", range(8)))
-    path = place.results / "tiny" / "records.jsonl"
+def test_against_lists_what_changed(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    path = workspace.results / "tiny" / "records.jsonl"
     assert main(["--records", str(path), "--against", str(path)]) == 0
-    other = elsewhere(path, place.folder / "other")
+    other = elsewhere(path, workspace.folder / "other")
     other.write_text("".join(other.read_text().splitlines(keepends=True)[:-1]))
     capsys.readouterr()
     assert main(["--records", str(path), "--against", str(other)]) == 1
@@ -183,32 +183,34 @@ def test_arguments_that_mean_nothing_are_refused(
     assert not any(tmp_path.iterdir())
 
 
-def test_another_grids_file_in_the_way_is_not_replaced(place: Place) -> None:
-    place.collate(place.store("whole", range(8)))
-    before = files_of(place.results)
-    other = elsewhere(place.results / "tiny" / "records.jsonl", place.folder / "other", instruction_set="AVX512")
+def test_another_grids_file_in_the_way_is_not_replaced(workspace: Workspace) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    before = files_of(workspace.results)
+    other = elsewhere(
+        workspace.results / "tiny" / "records.jsonl", workspace.folder / "other", instruction_set="AVX512"
+    )
     with pytest.raises(InputError, match="is there already"):
-        main(["--records", str(other), "--results", str(place.results)])
-    assert files_of(place.results) == before
+        main(["--records", str(other), "--results", str(workspace.results)])
+    assert files_of(workspace.results) == before
 
 
 @pytest.mark.parametrize("damage", ["grid", "rows", "schema"])
-def test_a_damaged_file_is_refused_by_line(damage: str, place: Place) -> None:
-    place.collate(place.store("whole", range(8)))
-    path = place.results / "tiny" / "records.jsonl"
+def test_a_damaged_file_is_refused_by_line(damage: str, workspace: Workspace) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    path = workspace.results / "tiny" / "records.jsonl"
     first, *rest = path.read_text().splitlines(keepends=True)
     facts = json.loads(first)["grid"]
     changed = {"grid": [], "rows": {**facts, "rows": 5}, "schema": {**facts, "schema": 3}}
     path.write_text(json.dumps({"grid": changed[damage]}) + "\n" + "".join(rest))
     with pytest.raises(InputError, match=r"\.jsonl:1: not a record"):
-        rebuild(place.folder / "again", path)
+        rebuild(workspace.folder / "again", path)
 
 
 @pytest.mark.parametrize("file", ["records", "stages"])
 @pytest.mark.parametrize("seconds", ["NaN", "-1.0", "Infinity", '"long"'])
-def test_a_duration_that_is_none_is_refused_by_line(file: str, seconds: str, place: Place) -> None:
-    place.collate(place.store("whole", range(8)))
-    path = place.results / "tiny" / "records.jsonl"
+def test_a_duration_that_is_none_is_refused_by_line(file: str, seconds: str, workspace: Workspace) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    path = workspace.results / "tiny" / "records.jsonl"
     damaged = path.with_name(f"{file}.jsonl")
     damaged.write_text(re.sub(r'"seconds": [0-9.]+', f'"seconds": {seconds}', damaged.read_text(), count=1))
     with pytest.raises(InputError, match=rf"{file}\.jsonl:[12]: .*seconds"):
@@ -216,20 +218,20 @@ def test_a_duration_that_is_none_is_refused_by_line(file: str, seconds: str, pla
 
 
 @pytest.mark.parametrize("file", ["records", "stages"])
-def test_half_a_character_is_damage(file: str, place: Place) -> None:
-    place.collate(place.store("whole", range(8)))
-    path = place.results / "tiny" / "records.jsonl"
+def test_half_a_character_is_damage(file: str, workspace: Workspace) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    path = workspace.results / "tiny" / "records.jsonl"
     damaged = path.with_name(f"{file}.jsonl")
     damaged.write_text(damaged.read_text().replace('"digits"', r'"\ud800"', 1 if file == "stages" else 2))
     with pytest.raises(InputError, match=rf"{file}\.jsonl:[12]: .*surrogates"):
         read_file(path)
 
 
-def test_a_number_that_is_none_is_read_back(place: Place) -> None:
-    place.collate(place.store("whole", range(8)))
-    path = place.results / "tiny" / "records.jsonl"
+def test_a_number_that_is_none_is_read_back(workspace: Workspace) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    path = workspace.results / "tiny" / "records.jsonl"
     text = path.read_text()
     path.write_text(text.replace('"accuracy": 0.5', '"accuracy": NaN').replace('"value": 0.5', '"value": NaN'))
-    again = rebuild(place.folder / "again", path, path)
+    again = rebuild(workspace.folder / "again", path, path)
     assert again["tiny/records.jsonl"] == path.read_bytes() and b"2 \xc3\x97 nan" in again["tiny.md"]
     assert main(["--records", str(path), "--against", str(path)]) == 0

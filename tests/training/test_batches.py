@@ -176,14 +176,14 @@ def test_the_smaller_batch_holds_long_texts_no_more_often_than_by_chance(batchin
     long = torch.zeros(count)
     long[lengths.argsort(stable=True)[-(count // 10) :]] = 1
     batches = batches_of(scheduled(TEXTS, batching=batching), texts(lengths.tolist()))
-    found, places = [], []
+    long_flags, positions = [], []
     for epoch in range(500):
         steps = range(epoch * batches.per_epoch, (epoch + 1) * batches.per_epoch)
         (step,) = (step for step in steps if batches.size(step) < SIZE)
-        found.append(long[batches.at(step)[0].index])
-        places.append(step % batches.per_epoch)
-    assert float(torch.cat(found).mean()) == pytest.approx(float(long.mean()), rel=0.1)
-    assert set(places) == set(range(batches.per_epoch) if batching == "length" else [batches.per_epoch - 1])
+        long_flags.append(long[batches.at(step)[0].index])
+        positions.append(step % batches.per_epoch)
+    assert float(torch.cat(long_flags).mean()) == pytest.approx(float(long.mean()), rel=0.1)
+    assert set(positions) == set(range(batches.per_epoch) if batching == "length" else [batches.per_epoch - 1])
 
 
 @pytest.mark.parametrize("batching", ["random", "length"])
@@ -217,16 +217,16 @@ def test_batches_by_length_hold_similar_lengths_in_a_shuffled_order() -> None:
 
 
 def shown(batches: list[Batch]) -> dict[int, tuple[Any, ...]]:
-    """What a step shows of each text: the tokens as masked, and the selected places with their true ids."""
+    """What a step shows of each text: the tokens as masked, and the selected positions with their true ids."""
     seen = {}
     for batch in batches:
         width = batch.inputs["input_ids"].shape[1]
         for row, example in enumerate(batch.index.tolist()):
             length = int(batch.inputs["attention_mask"][row].sum())
             here = batch.mask.valid & (batch.mask.positions // width == row)
-            places, ids = (batch.mask.positions[here] % width).tolist(), batch.mask.labels[here].tolist()
-            assert [int(batch.inputs["input_ids"][row, place]) for place in places] == ids
-            seen[example] = batch.mask.input_ids[row, :length].tolist(), places, ids
+            positions, ids = (batch.mask.positions[here] % width).tolist(), batch.mask.labels[here].tolist()
+            assert [int(batch.inputs["input_ids"][row, position]) for position in positions] == ids
+            seen[example] = batch.mask.input_ids[row, :length].tolist(), positions, ids
     return seen
 
 
@@ -244,7 +244,7 @@ def test_masks_of_text_depend_neither_on_padding_nor_on_micro_batches() -> None:
         steps = [batches_of(stage, examples).at(step) for stage in stages]
         assert len({tuple(len(batch.index) for batch in batches) for batches in steps}) == 2
         seen = [shown(batches) for batches in steps]
-        assert sum(len(places) for _, places, _ in seen[0].values()) > 0
+        assert sum(len(positions) for _, positions, _ in seen[0].values()) > 0
         assert all(other == seen[0] for other in seen[1:])
     assert shown(batches_of(MASKED_TEXTS, examples).at(0)) != shown(batches_of(MASKED_TEXTS, examples).at(7))
 
@@ -346,8 +346,8 @@ def test_no_batch_waits_for_the_gpu(kind: str, memory: int, monkeypatch: pytest.
     finally:
         torch.cuda.set_sync_debug_mode("default")
     expected = batches_of(stage, examples())
-    for step, found in enumerate(made):
-        pairs = zip(leaves(found), leaves(expected.at(step)), strict=True)
+    for step, batch in enumerate(made):
+        pairs = zip(leaves(batch), leaves(expected.at(step)), strict=True)
         for ours, theirs in pairs:
             assert ours.device == gpu
             torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-4, atol=1e-4)
@@ -361,8 +361,8 @@ def test_what_a_batch_was_copied_from_is_not_written_again_too_early() -> None:
     batches, expected = batches_of(stage, examples(), gpu), batches_of(stage, examples())
     torch.cuda._sleep(10**9)  # type: ignore[no-untyped-call]
     made = [batches.at(step) for step in range(60)]
-    for step, found in enumerate(made):
-        for ours, theirs in zip(leaves(found), leaves(expected.at(step)), strict=True):
+    for step, batch in enumerate(made):
+        for ours, theirs in zip(leaves(batch), leaves(expected.at(step)), strict=True):
             assert torch.equal(ours.cpu(), theirs)
 
 

@@ -49,14 +49,14 @@ def trained(folder: Path, data: Path, stops: list[int]) -> tuple[Store, Stage]:
     stage = make_plan([str(path)], overrides, [], data, store).cells[0].stage
     for parent in stage.parents:
         assert run(store.add(parent), Settings(data, "cpu"), lambda: False, lambda *_: None).state == "done"
-    place = store.add(stage)
+    stage_folder = store.add(stage)
     for stop in [*stops, 10**9]:
         done: list[int] = [0]
 
         def progress(step: int, steps: int, loss: float, done: list[int] = done) -> None:
             done[0] = step
 
-        outcome = run(place, Settings(data, "cpu"), lambda stop=stop, done=done: done[0] >= stop, progress)
+        outcome = run(stage_folder, Settings(data, "cpu"), lambda stop=stop, done=done: done[0] >= stop, progress)
     assert outcome.state == "done"
     return store, stage
 

@@ -17,7 +17,7 @@ from bench.planning.plan import make_plan
 from bench.store.store import Store
 from bench.training.evaluate import metrics
 from tests.examples import evaluate, finetuning
-from tests.test_grid import SMALL, Workplace
+from tests.test_grid import SMALL, Workspace
 
 CPU = torch.device("cpu")
 
@@ -49,12 +49,12 @@ def test_predictions_meet_their_own_labels_in_eval_mode() -> None:
 
 def test_metrics_of_a_hand_made_case() -> None:
     logits = torch.tensor([[2.0, 0.0, 0.0], [2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 2.0, 0.0]]).double()
-    found = metrics(logits, torch.tensor([0, 1, 1, 1]))
-    assert found["accuracy"] == found["micro_f1"] == 0.75
+    values = metrics(logits, torch.tensor([0, 1, 1, 1]))
+    assert values["accuracy"] == values["micro_f1"] == 0.75
     # Class 0: precision 1/2, recall 1; class 1: precision 1, recall 2/3; class 2 occurs neither way.
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
+    assert values["macro_f1"] == pytest.approx((2 / 3 + 4 / 5) / 2)
     right, wrong = -np.log(np.e**2 / (np.e**2 + 2)), -np.log(1 / (np.e**2 + 2))
-    assert found["loss"] == pytest.approx((3 * right + wrong) / 4)
+    assert values["loss"] == pytest.approx((3 * right + wrong) / 4)
 
 
 def test_metrics_of_two_classes_and_of_each_of_them() -> None:
@@ -99,14 +99,14 @@ def test_what_is_not_defined_is_left_out() -> None:
 
 def test_a_cells_number_is_that_of_its_weights_on_the_test_split(prepared: Path, tmp_path: Path) -> None:
     """Predicts the whole test split again from the stored weights, without the harness's evaluation."""
-    place = Workplace(tmp_path, prepared, SMALL)
-    assert place.run("--only", "finetune/*/0") == 0
-    plan = make_plan([str(place.gin)], (), (), prepared, Store(place.store))
+    workspace = Workspace(tmp_path, prepared, SMALL)
+    assert workspace.run("--only", "finetune/*/0") == 0
+    plan = make_plan([str(workspace.gin)], (), (), prepared, Store(workspace.store))
     for cell in plan.cells:
         if (cell.row, cell.seed) != ("finetune", 0):
             continue
         stage = cell.stage
-        folder = place.store / stage.folder
+        folder = workspace.store / stage.folder
         model = build(stage.backbone, classes=stage.data.classes)
         model.load_state_dict(load_file(folder / json.loads((folder / "record.json").read_text())["weights"]["file"]))
         model.eval()
@@ -118,7 +118,7 @@ def test_a_cells_number_is_that_of_its_weights_on_the_test_split(prepared: Path,
                 logits = torch.cat([model.logits(examples.inputs(i[None], CPU)) for i in torch.arange(len(examples))])
             accuracy = float((logits.argmax(1) == examples.labels).double().mean())
             loss = float(torch.nn.functional.cross_entropy(logits, examples.labels))
-            record = place.records()[cell.name]
+            record = workspace.records()[cell.name]
             if name == "test":
                 assert record["metrics"]["accuracy"] == pytest.approx(accuracy, abs=0.003)
                 assert record["metrics"]["loss"] == pytest.approx(loss, rel=1e-4)

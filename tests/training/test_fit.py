@@ -62,9 +62,9 @@ def test_a_stage_goes_on_from_its_checkpoint(stage: Stage, store: Store, prepare
 
 
 def test_the_last_step_is_told_whatever_the_number_of_steps(stage: Stage, store: Store, prepared: Path) -> None:
-    told: list[int] = []
-    run(store.folder(stage), Settings(prepared), lambda: False, lambda step, steps, loss: told.append(step))
-    assert stage.total_steps % 10 != 0 and told[-1] == stage.total_steps
+    reported_steps: list[int] = []
+    run(store.folder(stage), Settings(prepared), lambda: False, lambda step, steps, loss: reported_steps.append(step))
+    assert stage.total_steps % 10 != 0 and reported_steps[-1] == stage.total_steps
 
 
 def test_a_checkpoint_that_began_with_other_weights_is_passed_over(stage: Stage, store: Store, prepared: Path) -> None:

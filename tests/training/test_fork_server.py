@@ -73,8 +73,8 @@ def facts(path: Path) -> dict[str, object]:
     while not path.exists():
         assert time.monotonic() < end
         time.sleep(0.01)
-    told: dict[str, object] = json.loads(path.read_text())
-    return told
+    written: dict[str, object] = json.loads(path.read_text())
+    return written
 
 
 def status(pid: int) -> int:
@@ -88,18 +88,18 @@ def test_a_worker_is_this_processs_child_with_an_environment_of_its_own(server: 
     ]
     assert [status(pid) for pid in pids] == [3, 3], "only a child can be waited for"
     for pid, name in zip(pids, ("a", "b"), strict=True):
-        told = facts(tmp_path / name)
-        assert (told["pid"], told["parent"], told["session"]) == (pid, os.getpid(), pid)
-        assert told["arguments"] == ["3", str(tmp_path / name)]
-        assert told["environment"] == {**os.environ, "CUDA_VISIBLE_DEVICES": name}
-        assert (told["heavy"], told["name"], told["threads"]) == (True, "__main__", 1)
-        assert told["descriptors"] == 4, "standard input, output and error, and the folder that is listed"
+        worker = facts(tmp_path / name)
+        assert (worker["pid"], worker["parent"], worker["session"]) == (pid, os.getpid(), pid)
+        assert worker["arguments"] == ["3", str(tmp_path / name)]
+        assert worker["environment"] == {**os.environ, "CUDA_VISIBLE_DEVICES": name}
+        assert (worker["heavy"], worker["name"], worker["threads"]) == (True, "__main__", 1)
+        assert worker["descriptors"] == 4, "standard input, output and error, and the folder that is listed"
 
 
 def test_the_code_of_a_record_is_that_which_the_server_imported(server: ForkServer, tmp_path: Path) -> None:
     """Whoever edits it while the job runs; what a worker imports itself is read by the worker."""
     training = tmp_path / "code" / "bench" / "training"
-    told = """
+    program = """
 import json, sys
 from pathlib import Path
 import bench.training.imports as theirs, bench.training.own as own
@@ -109,7 +109,7 @@ keep_todays()
 digests = [digest_of(f"bench.training.{name}", "number") for name in ("imports", "own")]
 Path(sys.argv[1]).write_text(json.dumps([theirs.number(), own.number(), *digests]))
 """
-    (training / "worker.py").write_text(told)
+    (training / "worker.py").write_text(program)
     (training / "own.py").write_text("def number(): return 1")
     (training / "imports.py").write_text("def number(): return 1")
     ready(server)
@@ -168,13 +168,13 @@ def test_a_server_whose_imports_never_end_is_an_error(
 
 def zombies() -> set[int]:
     """The children of this process that have ended and were not waited for."""
-    found = set()
+    pids = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # gone meanwhile
             state, parent = path.read_text().rpartition(")")[2].split()[:2]
             if (state, int(parent)) == ("Z", os.getpid()):
-                found.add(int(path.parent.name))
-    return found
+                pids.add(int(path.parent.name))
+    return pids
 
 
 def test_what_workers_leave_is_buried_and_no_status_of_theirs_is_lost(server: ForkServer, tmp_path: Path) -> None:

@@ -353,7 +353,7 @@ def test_the_encoders_way_is_its_euclidean_distance(tmp_path: Path) -> None:
 def test_masked_objective_trains_the_decoder_and_reports_its_part(tmp_path: Path) -> None:
     losses: list[float] = []
     stage = pretraining(schedule=Schedule(steps=60, batch_size=22, lr=1e-2))
-    run(stage, tmp_path, progress=lambda step, told: losses.append(float(told["masked"])))
+    run(stage, tmp_path, progress=lambda step, parts: losses.append(float(parts["masked"])))
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
     assert MaskedAutoEncoding().needs == {"mask", "decoder"}
 

@@ -176,8 +176,8 @@ def test_another_error_is_not_taken_for_too_little_memory() -> None:
 def test_a_gpu_that_ran_out_is_named_with_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "properties", lambda device: ("Card", 80 * 2**30, True))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-77c")
-    told = device.describe(torch.device("cuda", 0))
-    assert all(word in told for word in ("cuda:0", "Card", "80.0 GiB", "GPU-77c"))
+    description = device.describe(torch.device("cuda", 0))
+    assert all(word in description for word in ("cuda:0", "Card", "80.0 GiB", "GPU-77c"))
 
 
 def test_a_gpu_that_torch_cannot_use_is_no_fault_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 
 from bench.data.public import SOURCES
 from bench.data.public.declare import Archive, Content, Counts, InputError, Members, Remote, Source
-from bench.data.sources.download import checksum_of, fetch
-from bench.data.sources.download import given as given_file
+from bench.data.sources.download import checksum_of, fetch, local_file
 
 if TYPE_CHECKING:
     from bench.data.manifest import Manifest
@@ -174,8 +173,8 @@ def _locate(source: Source, remote: Remote, location: Path) -> Path:
         # Files of one name lie in several folders of a repository, so the official folder comes first.
         for folder in _folders(location, PurePosixPath(urlsplit(remote.url).path).parent.parts[1:]):
             if (folder / remote.name).is_file():
-                return given_file(remote, folder / remote.name) or folder / remote.name
-    if (path := given_file(remote, location)) is not None:
+                return local_file(remote, folder / remote.name) or folder / remote.name
+    if (path := local_file(remote, location)) is not None:
         return path
     if location.is_dir() and isinstance(remote, Archive):
         top = PurePosixPath(remote.top).parts

@@ -69,7 +69,7 @@ def verify(remote: Remote, path: Path) -> None:
         raise InputError(f"{path} is not the file at {remote.url}: {fault}. Delete it and get it again.")
 
 
-def given(remote: Remote, location: Path) -> Path | None:
+def local_file(remote: Remote, location: Path) -> Path | None:
     """Find the verified file among those the user has.
 
     Returns None if it is absent. Looked at are `location` itself, or the files in that folder and anywhere below it

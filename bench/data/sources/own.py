@@ -206,7 +206,7 @@ def _content(task: Task, rows: list[Row]) -> Rows:
         values=[row.value for row in rows],
         labels=[row.label for row in rows],
         pairs=None if task.pair_column is None else [row.pair or b"" for row in rows],
-        places=[row.where for row in rows],
+        locations=[row.where for row in rows],
     )
 
 

@@ -350,14 +350,14 @@ def test_files_are_downloaded_where_none_are_given(
     name: str, small: Callable[[str], Files], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = small(name)
-    given = official.build(name, tmp_path, write(tmp_path / "given", files))
+    from_files = official.build(name, tmp_path, write(tmp_path / "given", files))
 
     def fetch(remote: Remote, folder: Path) -> Path:
         assert folder == tmp_path / "downloads" / ("dtd" if name == "dtd_75_25" else name)
         return write(folder, {remote.name: files[remote.name]}) / remote.name
 
     monkeypatch.setattr(official, "fetch", fetch)
-    assert official.build(name, tmp_path / "downloads", None) == given
+    assert official.build(name, tmp_path / "downloads", None) == from_files
 
 
 @pytest.mark.parametrize("name", sorted(ARCHIVES))
@@ -391,8 +391,8 @@ def test_a_single_archive_can_be_given_by_itself(small: Callable[[str], Files], 
 def test_kaggles_edition_of_chest_xray_is_read_without_its_copies(extracted: bool, tmp_path: Path) -> None:
     write(tmp_path / "folder", KAGGLE)
     (tmp_path / "archive.zip").write_bytes(packed("archive.zip", KAGGLE))
-    place = tmp_path / ("folder" if extracted else "archive.zip")
-    content = official.build("chest_xray", tmp_path / "downloads", place)
+    location = tmp_path / ("folder" if extracted else "archive.zip")
+    content = official.build("chest_xray", tmp_path / "downloads", location)
     assert rows(content) == ROWS["chest_xray"]
     assert list(content.sources) == ["ChestXRay2017.zip" if extracted else "archive.zip"]
 
@@ -414,9 +414,9 @@ def test_the_files_of_the_right_folder_of_a_repository_are_taken(small: Callable
     assert rows(official.build("twitter_emotion", tmp_path, tmp_path)) == ROWS["twitter_emotion"]
 
 
-def refusal(name: str, given: Path) -> str:
+def refusal(name: str, location: Path) -> str:
     with pytest.raises(InputError) as refused:
-        official.build(name, given / "downloads", given)
+        official.build(name, location / "downloads", location)
     return str(refused.value)
 
 
@@ -617,11 +617,11 @@ def real_rows(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def real_manifest(name: str, modality: Any) -> Manifest:
-    found = Counter(real_rows(Path(os.environ["BENCH_REAL_DATA"]) / f"{modality}s".replace("texts", "text") / name))
-    names = tuple(sorted({class_name for _, class_name in found}))
+    counts = Counter(real_rows(Path(os.environ["BENCH_REAL_DATA"]) / f"{modality}s".replace("texts", "text") / name))
+    names = tuple(sorted({class_name for _, class_name in counts}))
     splits = {}
-    for split in sorted({split for split, _ in found}):
-        per_class = tuple(found[split, class_name] for class_name in names)
+    for split in sorted({split for split, _ in counts}):
+        per_class = tuple(counts[split, class_name] for class_name in names)
         splits[split] = SplitFacts(sum(per_class), "", per_class)
     return Manifest(name, modality, names, splits, None, {})
 

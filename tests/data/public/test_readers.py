@@ -182,8 +182,8 @@ def test_dtd_75_25_tests_the_quarter_of_smallest_hash_of_every_class() -> None:
         for split, expected in (("test", sorted(tested)), ("train", [file for file in files if file not in tested])):
             values, labels = rows(content)[split]
             assert labels is not None
-            found = [value.decode() for value, own in zip(values, labels, strict=True) if own == label]
-            assert found == [f"{name}/{file}" for file in expected]
+            paths = [value.decode() for value, own in zip(values, labels, strict=True) if own == label]
+            assert paths == [f"{name}/{file}" for file in expected]
 
 
 def test_dtd_75_25_depends_on_which_images_there_are_alone() -> None:

@@ -153,7 +153,7 @@ def test_links_within_an_archive_are_ignored_unless_wanted(tmp_path: Path) -> No
         assert read_members(path, lambda name: name == "a/file") == {"a/file": b"f"}
     for path, name in ((tar, "a/b/symbolic"), (tar, "hard"), (zipped, "a/b/symbolic")):
         with pytest.raises(InputError, match=f"'{name}' is a link"):
-            read_members(path, lambda found, name=name: found == name)  # type: ignore[misc]
+            read_members(path, lambda entry, name=name: entry == name)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("kind", [tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])

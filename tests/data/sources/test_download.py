@@ -22,7 +22,7 @@ from huggingface_hub import constants, file_download
 
 import bench
 from bench.data.sources import download
-from bench.data.sources.download import Remote, checksum_of, fetch, given, verify
+from bench.data.sources.download import Remote, checksum_of, fetch, local_file, verify
 from bench.errors import InputError
 
 CONTENT = bytes(range(256)) * 1000 + b"the end"
@@ -605,12 +605,12 @@ def test_verify_names_what_differs(tmp_path: Path) -> None:
     verify(Remote(url, "x"), path)
     verify(Remote(url, "x", "md5:B1946AC92492D2347C6235B4D2611184", 6), path)
     verify(Remote(url, "x", "git:ce013625030ba8dba906f756967f9e9ca394464a"), path)
-    for wrong, found in (
+    for wrong, reason in (
         (Remote(url, "x", size=7), "it has 6 bytes, expected are 7"),
         (Remote(url, "x", "md5:" + "0" * 32), f"b1946ac92492d2347c6235b4d2611184, expected is {'0' * 32}"),
         (Remote(url, "x", SHA256), SHA256.removeprefix("sha256:")),
     ):
-        with pytest.raises(InputError, match=found) as refusal:
+        with pytest.raises(InputError, match=reason) as refusal:
             verify(wrong, path)
         assert str(path) in str(refusal.value)
     path.chmod(0)
@@ -644,24 +644,24 @@ def test_a_remote_that_cannot_be_is_refused_when_it_is_written_down(name: str, c
 
 def test_given_finds_the_file_by_its_name(tmp_path: Path) -> None:
     wanted = Remote("https://example.org/x", "file.bin", SHA256)
-    assert given(wanted, tmp_path) is None
+    assert local_file(wanted, tmp_path) is None
     below = tmp_path / "b" / "c" / "file.bin"
     below.parent.mkdir(parents=True)
     below.write_bytes(CONTENT)
-    assert given(wanted, tmp_path) == below
+    assert local_file(wanted, tmp_path) == below
     earlier = tmp_path / "b" / "a" / "file.bin"
     earlier.parent.mkdir()
     earlier.write_bytes(CONTENT)
-    assert given(wanted, tmp_path) == earlier
+    assert local_file(wanted, tmp_path) == earlier
     direct = tmp_path / "file.bin"
     direct.write_bytes(CONTENT)
-    assert given(wanted, tmp_path) == direct
-    assert given(wanted, direct) == direct
+    assert local_file(wanted, tmp_path) == direct
+    assert local_file(wanted, direct) == direct
     other = tmp_path / "other.bin"
     other.write_bytes(CONTENT)
-    assert given(wanted, other) is None
+    assert local_file(wanted, other) is None
     with pytest.raises(InputError, match=r"absent does not exist"):
-        given(wanted, tmp_path / "absent")
+        local_file(wanted, tmp_path / "absent")
 
 
 def test_given_takes_the_one_that_verifies_and_refuses_if_none_does(tmp_path: Path) -> None:
@@ -669,13 +669,13 @@ def test_given_takes_the_one_that_verifies_and_refuses_if_none_does(tmp_path: Pa
     for name, content in (("a", OTHER), ("b", CONTENT), ("c", OTHER)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file.bin").write_bytes(content)
-    assert given(wanted, tmp_path) == tmp_path / "b" / "file.bin"
+    assert local_file(wanted, tmp_path) == tmp_path / "b" / "file.bin"
     (tmp_path / "b" / "file.bin").unlink()
     with pytest.raises(InputError) as refusal:
-        given(wanted, tmp_path)
+        local_file(wanted, tmp_path)
     assert str(tmp_path / "a" / "file.bin") in str(refusal.value)
     with pytest.raises(InputError, match="checksum"):
-        given(wanted, tmp_path / "c" / "file.bin")
+        local_file(wanted, tmp_path / "c" / "file.bin")
 
 
 def test_importing_loads_no_heavy_library() -> None:

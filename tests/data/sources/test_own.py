@@ -87,8 +87,8 @@ def test_planning_can_import_it() -> None:
 
 
 def test_sources_tell_modality_and_need_of_a_network() -> None:
-    places = {"folder": "a", "parquet": "a", "jsonl": "a:b", "csv": "a", "hub": "a/b@c"}
-    sources = [f"{kind}:{place}" for kind, place in places.items()]
+    locations = {"folder": "a", "parquet": "a", "jsonl": "a:b", "csv": "a", "hub": "a/b@c"}
+    sources = [f"{kind}:{location}" for kind, location in locations.items()]
     assert [default_modality(source) for source in sources] == ["image", "text", "text", "text", "text"]
     assert [local(source) for source in sources] == [True, True, True, True, False]
 
@@ -539,9 +539,9 @@ def test_the_content_does_not_depend_on_the_kind_of_file(tmp_path: Path) -> None
         put_jsonl(tmp_path / "jsonl" / f"{split}.jsonl", *rows)
         columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
         put_parquet(tmp_path / "parquet" / f"{split}.parquet", columns)
-    found = [read(task(kind, tmp_path / kind)) for kind in ("csv", "jsonl", "parquet")]
-    assert [content.splits for content in found] == [found[0].splits] * 3
-    assert [content.class_names for content in found] == [("x", "y")] * 3
+    contents = [read(task(kind, tmp_path / kind)) for kind in ("csv", "jsonl", "parquet")]
+    assert [content.splits for content in contents] == [contents[0].splits] * 3
+    assert [content.class_names for content in contents] == [("x", "y")] * 3
 
 
 def test_nothing_in_the_content_names_the_machine(tmp_path: Path) -> None:
@@ -580,10 +580,10 @@ def test_a_fingerprint_changes_with_names_sizes_and_times(tmp_path: Path) -> Non
 
 
 def test_a_fingerprint_does_not_depend_on_where_the_data_lie(tmp_path: Path) -> None:
-    for place in ("one", "two"):
-        put(tmp_path / place / "train.csv", "text,label\n")
-        os.utime(tmp_path / place / "train.csv", ns=(5, 5))
-    folders = {fingerprint(task("csv", tmp_path / place)) for place in ("one", "two")}
+    for folder in ("one", "two"):
+        put(tmp_path / folder / "train.csv", "text,label\n")
+        os.utime(tmp_path / folder / "train.csv", ns=(5, 5))
+    folders = {fingerprint(task("csv", tmp_path / folder)) for folder in ("one", "two")}
     assert len(folders) == 1
     assert fingerprint(replace(WORDS, source="hub:a/b@c")) == "hub:a/b@c"
 
@@ -734,10 +734,10 @@ def test_an_unpinned_hub_data_set_is_refused() -> None:
             read(replace(WORDS, source=source))
 
 
-@pytest.mark.parametrize("place", ["sentences@0123abc", "a/b/c@0123abc", "/tmp/x@0123abc", "../x@0123abc"])
-def test_only_repositories_of_the_hub_are_hub_sources(place: str) -> None:
+@pytest.mark.parametrize("location", ["sentences@0123abc", "a/b/c@0123abc", "/tmp/x@0123abc", "../x@0123abc"])
+def test_only_repositories_of_the_hub_are_hub_sources(location: str) -> None:
     with pytest.raises(InputError, match="OWNER/NAME@REVISION"):
-        read(replace(WORDS, source=f"hub:{place}"))
+        read(replace(WORDS, source=f"hub:{location}"))
 
 
 def test_a_folder_named_like_the_repository_is_not_read_in_its_place(
@@ -811,15 +811,15 @@ def test_a_repository_with_code_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.group("data")
 @pytest.mark.parametrize(
-    ("place", "counts", "classes"),
+    ("source", "counts", "classes"),
     [
         ("parquet:images/cub50", {"train": 1500, "test": 1389}, 50),
         ("parquet:images/dtd10", {"train": 400, "validation": 400, "test": 400}, 10),
         ("jsonl:text/acl_arc", {"train": 1688, "validation": 114, "test": 139}, 6),
     ],
 )
-def test_real_packs_read_without_problems(place: str, counts: dict[str, int], classes: int) -> None:
-    kind, _, path = place.partition(":")
+def test_real_packs_read_without_problems(source: str, counts: dict[str, int], classes: int) -> None:
+    kind, _, path = source.partition(":")
     modality = "image" if path.startswith("images") else "text"
     content = read(task(kind, Path(os.environ["BENCH_REAL_DATA"]) / path, modality=modality))
     assert sizes(content) == counts

@@ -32,9 +32,9 @@ def test_a_submission_is_noted_before_and_completed_after(tmp_path: Path) -> Non
     assert (made.job_id, made.element(0)) == (None, None)
     assert made.name == f"bench-image-finetune-{made.token}"
     ledger.complete(tmp_path, made, "17")
-    (found,) = ledger.submissions(tmp_path)
-    assert (found.job_id, found.element(2)) == ("17", "17_2")
-    assert (found.worklist, found.generation, found.elements, found.runs_stages) == ("a", 1, 3, True)
+    (noted,) = ledger.submissions(tmp_path)
+    assert (noted.job_id, noted.element(2)) == ("17", "17_2")
+    assert (noted.worklist, noted.generation, noted.elements, noted.runs_stages) == ("a", 1, 3, True)
     assert ledger.submissions(tmp_path, "text") == []
     ledger.forget(tmp_path, made)
     assert ledger.submissions(tmp_path) == []
@@ -74,8 +74,8 @@ def test_an_id_that_was_never_noted_is_found_by_name() -> None:
     name = "bench-image-" + "0" * 16
     lost = Submission(grid="image", name=name, job_id=None, time=0.0, source="", worklist="a", token="0" * 16)
     queued = {"9_0": JobState("RUNNING", name=lost.name), "9_1": JobState("PENDING", name=lost.name)}
-    (found,) = ledger.identified([lost], queued)
-    assert found.element(1) == "9_1"
+    (submission,) = ledger.identified([lost], queued)
+    assert submission.element(1) == "9_1"
     assert ledger.identified([lost], {"9_0": JobState("RUNNING", name="bench-image-1")}) == [lost]
 
 
@@ -192,15 +192,15 @@ def test_queue_reads_squeue_and_what_only_sacct_remembers(fake: Fake) -> None:
         f"7_5|{ours[0]}|CANCELLED by 1000|{now}|{now}\n"
         f"7_[6-8,10%4]|{ours[0]}|CANCELLED by 0|{now}|Unknown\n7_11|{ours[0]}|OUT_OF_MEMORY|{now}|{now}\n",
     )
-    found = client.queue(ours)
-    assert found["7_0"] == JobState("RUNNING", "", now + 5, ours[0])
-    assert found["7_1"] == JobState("PENDING", "Dependency", None, ours[0])
-    assert found["7_2"].start == now + 99
-    assert found["7_5"].state == "CANCELLED"
-    assert found["7_11"].state == "OUT_OF_MEMORY"
-    assert {name for name, state in found.items() if not state.live} == {"7_5", "7_6", "7_7", "7_8", "7_10", "7_11"}
-    assert "8" not in found
-    assert "7_4" not in found  # of whose end the accounting never heard
+    states = client.queue(ours)
+    assert states["7_0"] == JobState("RUNNING", "", now + 5, ours[0])
+    assert states["7_1"] == JobState("PENDING", "Dependency", None, ours[0])
+    assert states["7_2"].start == now + 99
+    assert states["7_5"].state == "CANCELLED"
+    assert states["7_11"].state == "OUT_OF_MEMORY"
+    assert {name for name, state in states.items() if not state.live} == {"7_5", "7_6", "7_7", "7_8", "7_10", "7_11"}
+    assert "8" not in states
+    assert "7_4" not in states  # of whose end the accounting never heard
 
 
 def test_a_job_of_our_name_from_before_ours_is_not_ours(fake: Fake) -> None:
@@ -252,9 +252,9 @@ def test_slurms_programs_get_none_of_a_surrounding_jobs_variables(
     fake("sacct")
     fake("squeue")
     client.queue(_names(60))
-    given = (tmp_path / "programs" / "squeue.env").read_text()
-    assert "SLURM_CONF=/etc/other/slurm.conf" in given
-    assert not [name for name in leaking if f"{name}=" in given]
+    environment = (tmp_path / "programs" / "squeue.env").read_text()
+    assert "SLURM_CONF=/etc/other/slurm.conf" in environment
+    assert not [name for name in leaking if f"{name}=" in environment]
 
 
 # ---------------------------------------------------------------------------------------------------- what is refused
@@ -484,13 +484,13 @@ def test_jobs_are_told_whether_steps_may_be_recorded(
 ) -> None:
     gin, store = str(tiny_grid.write(tmp_path, ["finetune"])), Store(tmp_path / "runs")
     plan = make_plan([gin], [f"grid.cuda_graphs = {graphs}"], [], prepared, store)
-    told: list[Assignment] = []
+    assignments: list[Assignment] = []
 
     def make(
         root: Path, made: Submission, executor: object, function: object, elements: list[tuple[Assignment]]
     ) -> str:
-        told.extend(assignment for (assignment,) in elements)
-        return str(len(told))
+        assignments.extend(assignment for (assignment,) in elements)
+        return str(len(assignments))
 
     monkeypatch.setattr(ledger, "look", lambda root: ([], {}))
     monkeypatch.setattr(limits, "array_size", lambda cluster: 100)
@@ -500,8 +500,8 @@ def test_jobs_are_told_whether_steps_may_be_recorded(
     monkeypatch.setattr(sbatch, "executor", lambda *_, **named: None)
     monkeypatch.setattr(sbatch, "make", make)
     submit.submit(plan, store, submit.CommandLine([gin], [], tmp_path, prepared))
-    assert len(told) == 4  # jobs: two for fine-tunings, and two for the backbones' own stages
-    assert {one.settings.graphs for one in told} == {graphs}
+    assert len(assignments) == 4  # jobs: two for fine-tunings, and two for the backbones' own stages
+    assert {one.settings.graphs for one in assignments} == {graphs}
 
 
 def test_without_slurm_nothing_is_written(
@@ -509,9 +509,9 @@ def test_without_slurm_nothing_is_written(
 ) -> None:
     gin = tiny_grid.write(tmp_path, ["finetune"])
     monkeypatch.setenv("PATH", str(tmp_path))
-    places = ["--store", str(tmp_path / "runs"), "--data", str(tmp_path / "data"), "--results", str(tmp_path / "out")]
+    folders = ["--store", str(tmp_path / "runs"), "--data", str(tmp_path / "data"), "--results", str(tmp_path / "out")]
     with pytest.raises(InputError, match="no sbatch on the PATH"):
-        grid.main(["--gin", str(gin), "--launcher", "slurm", *places])
+        grid.main(["--gin", str(gin), "--launcher", "slurm", *folders])
     assert {path.name for path in tmp_path.iterdir()} == {"base.gin", "tiny.gin"}
 
 

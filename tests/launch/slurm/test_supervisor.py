@@ -102,8 +102,8 @@ while behaviour in ("train", "deaf", "stuck"):
         sys.exit(75)
 weights = folder / "weights.safetensors"
 weights.write_bytes(b"weights")
-told = {"file": weights.name, "sha256": sha256(weights), "bytes": 7}
-store.publish(attempt, stage, {"key": stage.key, "metrics": {}, "seconds": 1.0, "weights": told})
+weights_entry = {"file": weights.name, "sha256": sha256(weights), "bytes": 7}
+store.publish(attempt, stage, {"key": stage.key, "metrics": {}, "seconds": 1.0, "weights": weights_entry})
 store.finish(attempt, "done")
 """
 
@@ -231,8 +231,8 @@ class Job:
 
     def worker(self, stage: Stage) -> dict[str, Any]:
         """What the stage's worker told of itself."""
-        told: dict[str, Any] = json.loads((self.store.folder(stage) / "worker.json").read_text())
-        return told
+        facts: dict[str, Any] = json.loads((self.store.folder(stage) / "worker.json").read_text())
+        return facts
 
     def plugin(self, text: str) -> Plugin:
         path = self.folder / "a_plugin.py"
@@ -270,27 +270,27 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> None:
 def left_over(job: Job) -> dict[int, str]:
     """Processes whose environment names this test's code, by id: workers and what they started."""
     marker = f"PYTHONPATH={job.code}".encode()
-    found = {}
-    for place in Path("/proc").glob("[0-9]*"):
+    commands = {}
+    for folder in Path("/proc").glob("[0-9]*"):
         try:
-            environment = (place / "environ").read_bytes()
-            state = (place / "stat").read_text().rpartition(")")[2].split()[0]
+            environment = (folder / "environ").read_bytes()
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
         if marker in environment and state not in "ZX":
-            found[int(place.name)] = (place / "cmdline").read_bytes().decode()
-    return found
+            commands[int(folder.name)] = (folder / "cmdline").read_bytes().decode()
+    return commands
 
 
 def zombies(parent: int) -> list[str]:
     """The children of a process that have ended and were not waited for, by name."""
-    found = []
+    names = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # gone meanwhile
             name, _, fields = path.read_text().rpartition(")")
             if fields.split()[:2] == ["Z", str(parent)]:
-                found.append(name)
-    return found
+                names.append(name)
+    return names
 
 
 def publish(store: Store, stage: Stage) -> None:
@@ -1113,7 +1113,7 @@ def test_a_copy_knows_the_commit_and_what_was_changed_since(tmp_path: Path) -> N
         (suite / "bench" / "theory.py").write_text(text)
         dirty.add(python(COMMIT, Path(python(make, suite, tmp_path)), tmp_path).split()[1])
     assert len(dirty) == 2
-    assert all(told.startswith(f"{head}-dirty-") for told in dirty)
+    assert all(version.startswith(f"{head}-dirty-") for version in dirty)
 
 
 def test_a_copy_that_was_changed_is_refused(tmp_path: Path) -> None:
