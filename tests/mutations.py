@@ -736,9 +736,30 @@ MUTATIONS = (
     Mutation(
         "evaluation in train mode",
         "bench/training/evaluate.py",
-        "    model.eval()\n",
-        "    model.train()\n",
+        "split is labelled\n    model.eval()\n",
+        "split is labelled\n    model.train()\n",
         ("tests/training/test_evaluate.py::test_predictions_meet_their_own_labels_in_eval_mode",),
+    ),
+    Mutation(
+        "the time of a stage leaves out its evaluation",
+        "bench/training/fit.py",
+        'round(trained.seconds + measured.get("evaluation_seconds", 0.0), 3)',
+        "trained.seconds",
+        ("tests/test_grid.py::test_records_measure_more_than_the_metric",),
+    ),
+    Mutation(
+        "stages whose evaluation was not timed are a price",
+        "bench/planning/cost.py",
+        'return not record.get("metrics") or',
+        "return True or",
+        ("tests/planning/test_cost.py::test_seconds_of_training_alone_price_nothing",),
+    ),
+    Mutation(
+        "costs do not say that evaluation was not timed",
+        "bench/tables/records.py",
+        'sum(bool(stage.get("metrics")) and',
+        'sum(not stage.get("metrics") and',
+        ("tests/tables/test_comparison.py::test_the_cost_says_of_how_many_stages_evaluation_was_not_timed",),
     ),
     Mutation(
         "evaluation on the training split",
