@@ -8,7 +8,7 @@ import pytest
 
 from bench.doctor import sample_job
 from bench.specs.cluster import Cluster
-from tests.slurm.conftest import DevCluster
+from tests.slurm.cluster import DevCluster
 
 pytestmark = pytest.mark.group("slurm")
 

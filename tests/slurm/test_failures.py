@@ -12,8 +12,8 @@ from bench import status
 from bench.launch.slurm import client
 from bench.launch.slurm.client import JobState
 from bench.monitor.failures import classify
-from tests.slurm.conftest import DevCluster, wait_for
-from tests.slurm.test_submit import ONE_TASK, Workspace
+from tests.slurm.cluster import DevCluster, wait_for
+from tests.slurm.workspaces import ONE_TASK, Workspace
 
 pytestmark = pytest.mark.group("slurm")
 

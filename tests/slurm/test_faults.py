@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,95 +14,14 @@ from pathlib import Path
 import pytest
 
 from bench import grid, status
-from bench.errors import InputError
 from bench.monitor import follow
 from bench.planning.plan import make_plan
-from bench.specs import Stage
 from bench.store.files import sha256
 from bench.store.store import Store
-from tests.slurm.conftest import DevCluster, wait_for
-from tests.slurm.test_submit import CLUSTER, ONE_TASK, Workspace
+from tests.slurm.cluster import DevCluster, wait_for
+from tests.slurm.workspaces import CLUSTER, Trouble, finish, run_and_exit, state
 
 pytestmark = pytest.mark.group("slurm")
-
-# Long enough to be stopped after its first checkpoint, at whatever speed. The network has the size that it has in
-# gin/quickstart.gin, for checkpoints that do not fit where words still do.
-SIZE = {"width": 48, "depth": 3, "heads": 4, "mlp_width": 192}
-LONG = (
-    *("finetune.steps = 400", "finetune.batch_size = 16", "finetune.lr = 1e-3", "grid.checkpoint_steps = 50"),
-    *(f"photos_mae/backbone.{name} = {value}" for name, value in SIZE.items()),
-)
-
-
-class Trouble(Workspace):
-    """A grid on the task digits whose fine-tuning can be watched, stopped for a while and let go on."""
-
-    def __init__(self, folder: Path, data: Path, *bindings: str, rows: tuple[str, ...] = ("finetune",)) -> None:
-        super().__init__(folder, data, "tiny", rows, *ONE_TASK, *LONG, *bindings)
-        planned = make_plan([str(self.gin)], self.bindings, [], data, Store(Path(os.devnull)))
-        self.stages = planned.stages
-        self.last = planned.cells[0].stage
-
-    def element(self, stage: Stage) -> str:
-        """The id of the array element that runs a stage, or ran it last."""
-        return str(self.store.attempts(stage)[-1].facts["owner"]["job"])
-
-    def step(self) -> int:
-        """The step of the newest checkpoint of the fine-tuning."""
-        markers = (self.store.folder(self.last) / "checkpoints").glob("step-*.json")
-        return max((int(path.stem.partition("-")[2]) for path in markers), default=0)
-
-    def hold(self) -> int:
-        """Wait for the first checkpoint of the fine-tuning and stop its worker there; returns its process id."""
-        wait_for(lambda: self.step() > 0, 180)
-        pid = int(self.store.attempts(self.last)[-1].facts["owner"]["pid"])
-        os.kill(pid, signal.SIGSTOP)
-        assert self.store.record(self.last) is None, "it has to be stopped in the middle"
-        return pid
-
-    def ends(self) -> list[str | None]:
-        """How each attempt at the fine-tuning ended."""
-        return [attempt.end["state"] if attempt.end else None for attempt in self.store.attempts(self.last)]
-
-    def from_steps(self) -> list[int | None]:
-        return [attempt.facts["from_step"] for attempt in self.store.attempts(self.last)]
-
-    def printed(self) -> str:
-        """What the jobs printed, and the stages' logs."""
-        logs = [*self.store.root.glob(".slurm/log/*/*.out"), *self.store.root.glob("*/log.txt")]
-        return "".join(path.read_text(errors="replace") for path in sorted(logs))
-
-    def table(self) -> str:
-        """The table, without what clock and checkout decide."""
-        return (self.folder / "results" / "tiny.md").read_text().split("- Cost of")[0]
-
-    def check_same(self, undisturbed: Trouble) -> None:
-        """Every stage once, with the same bits as if nothing had happened, and the same table."""
-        assert self.weights() == undisturbed.weights()
-        for stage in self.stages:
-            folder = self.store.folder(stage)
-            assert [path.name for path in folder.glob("record*")] == ["record.json"]
-            assert len(list(folder.glob("weights-*"))) == 1
-            assert not (folder / "checkpoints").exists()
-        assert self.table() == undisturbed.table()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Trouble:
-    workspace = Trouble(tmp_path_factory.mktemp("undisturbed"), prepared)
-    assert grid.main(workspace.arguments("--launcher", "inline")) == 0
-    return workspace
-
-
-def state(slurm: DevCluster, name: str) -> str:
-    return slurm.job(name)["JobState"]
-
-
-def finish(workspace: Trouble, slurm: DevCluster, *more: str) -> None:
-    """Run the same command to its end, with the tables' job."""
-    assert workspace.run("--wait", *more) == 0, workspace.printed()
-    wait_for(slurm.empty)
-
 
 # ----------------------------------------------------------------------------------------------- the whole quickstart
 
@@ -198,10 +115,6 @@ def test_cancelled_and_submitted_again_at_once(
     workspace.check_same(undisturbed)
 
 
-def _run(workspace: Workspace, *more: str) -> None:
-    sys.exit(workspace.run(*more))
-
-
 def test_the_controller_is_restarted(
     slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,7 +122,7 @@ def test_the_controller_is_restarted(
     rows = ("finetune", "tapt")
     short = "tapt/finetune.steps = 40"
     workspace = Trouble(tmp_path / "a", prepared, short, "slurm.array_parallelism = 1", rows=rows)
-    follower = multiprocessing.get_context("fork").Process(target=_run, args=(workspace, "--wait"))
+    follower = multiprocessing.get_context("fork").Process(target=run_and_exit, args=(workspace, "--wait"))
     follower.start()
     heard: list[str] = []
 
@@ -247,109 +160,6 @@ def test_the_controller_is_restarted(
     workspace.check_same(inline)
 
 
-# ------------------------------------------------------------------------------------------------------- the disk
-
-
-@contextlib.contextmanager
-def mounted(mount_point: Path, *options: str) -> Iterator[None]:
-    """Have something mounted there meanwhile; skips where that is not allowed."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a file system needs root")
-    run = subprocess.run(["mount", *options, str(mount_point)], capture_output=True, text=True, check=False)
-    if run.returncode != 0:
-        pytest.skip(f"a file system cannot be mounted here: {run.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(mount_point)], check=True)
-
-
-def free(folder: Path) -> int:
-    facts = os.statvfs(folder)
-    return facts.f_bavail * facts.f_frsize
-
-
-def fill(folder: Path, room: int) -> Path:
-    """Fill the disk of a folder up to so many bytes; returns the file to delete."""
-    path = folder / "filler"
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while (left := free(folder) - room) > 0:
-            file.write(bytes(min(left, 1 << 20)))
-    assert free(folder) <= room
-    return path
-
-
-@pytest.mark.parametrize(
-    "room",
-    [
-        pytest.param(256 * 1024, id="no room for a checkpoint"),
-        pytest.param(0, id="no room for a letter"),
-    ],
-)
-def test_the_stores_disk_is_full(
-    room: int,
-    slurm: DevCluster,
-    tmp_path: Path,
-    prepared: Path,
-    undisturbed: Trouble,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    workspace = Trouble(tmp_path, prepared)
-    workspace.store.root.mkdir()
-    with mounted(workspace.store.root, "-t", "tmpfs", "-o", "size=32m", "tmpfs"):
-        assert workspace.run() == 0
-        worker, name = workspace.hold(), workspace.element(workspace.last)
-        filler, at = fill(workspace.store.root, room), workspace.step()
-        os.kill(worker, signal.SIGCONT)
-        wait_for(lambda: state(slurm, name) == "FAILED", 120)
-        wait_for(slurm.empty)
-        assert workspace.store.record(workspace.last) is None
-        printed = workspace.printed()
-        capsys.readouterr()
-        assert status.main([*workspace.arguments(), "--failed"]) == 3, "no fault of the stage: to be run again"
-        shown = capsys.readouterr().out
-        assert "finetune/digits/photos_mae/0" in shown
-        filler.unlink()
-        finish(workspace, slurm)
-        first, *others = workspace.from_steps()
-        assert first == 0 and {*others} <= {at, None} and at in others, "tried on a full disk, then gone on with"
-        workspace.check_same(undisturbed)
-        if room:  # else there was none for the words, either
-            assert "No space left on device" in printed
-            assert shown.startswith("data: 1 stage")
-
-
-def test_a_read_only_store_is_refused(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
-    workspace = Trouble(tmp_path, prepared)
-    workspace.store.root.mkdir()
-    with mounted(workspace.store.root, "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs"):
-        with pytest.raises(InputError, match=r"--store .*runs: .* is not a folder this user can write"):
-            workspace.run()
-        assert list(workspace.store.root.iterdir()) == []
-        assert slurm.empty()
-
-
-def test_the_store_becomes_read_only(slurm: DevCluster, tmp_path: Path, prepared: Path, undisturbed: Trouble) -> None:
-    workspace = Trouble(tmp_path, prepared)
-    root = workspace.store.root
-    assert workspace.run() == 0
-    worker, name = workspace.hold(), workspace.element(workspace.last)
-    at = workspace.step()
-    # A second mount covers the first: what is open for writing keeps a file system from becoming read-only itself.
-    with mounted(root, "--bind", str(root)):
-        subprocess.run(["mount", "-o", "remount,bind,ro", str(root)], check=True)
-        os.kill(worker, signal.SIGCONT)
-        wait_for(lambda: state(slurm, name) == "FAILED", 120)
-        assert "Read-only file system" in workspace.printed()
-        assert workspace.store.record(workspace.last) is None
-        with pytest.raises(InputError, match="is not a folder this user can write"):
-            workspace.run()
-    finish(workspace, slurm)
-    assert workspace.from_steps() == [0, at]
-    assert workspace.ends() == ["died", "done"]
-    workspace.check_same(undisturbed)
-
-
 # ------------------------------------------------------------------------------------------------- no accounting
 
 
@@ -384,7 +194,7 @@ def test_without_accounting(
     with monkeypatch.context() as patch:
         patch.setattr(follow, "LOST_SECONDS", 3.0)
         patch.setattr(follow, "POLL_SECONDS", 0.5)
-        follower = multiprocessing.get_context("fork").Process(target=_run, args=(workspace, "--wait"))
+        follower = multiprocessing.get_context("fork").Process(target=run_and_exit, args=(workspace, "--wait"))
         follower.start()
     try:
         worker = workspace.hold()

@@ -12,7 +12,7 @@ from bench.launch.slurm import client, limits
 from bench.launch.slurm.client import JobState
 from bench.launch.slurm.reasons import Wait, judge
 from bench.specs.cluster import Cluster
-from tests.slurm.conftest import DevCluster, wait_for
+from tests.slurm.cluster import DevCluster, wait_for
 
 pytestmark = pytest.mark.group("slurm")
 

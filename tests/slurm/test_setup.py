@@ -9,7 +9,7 @@ import pytest
 from bench.launch.slurm import client, ledger, sbatch
 from bench.launch.slurm.ledger import Submission
 from bench.specs.cluster import Cluster
-from tests.slurm.conftest import DevCluster, wait_for
+from tests.slurm.cluster import DevCluster, wait_for
 
 pytestmark = pytest.mark.group("slurm")
 

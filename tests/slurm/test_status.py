@@ -14,7 +14,7 @@ from bench.monitor.states import Look, Seen, look
 from bench.planning.plan import make_plan
 from bench.specs import Stage
 from bench.store.store import Store
-from tests.slurm.conftest import DevCluster, wait_for
+from tests.slurm.cluster import DevCluster, wait_for
 
 pytestmark = pytest.mark.group("slurm")
 

@@ -6,9 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,56 +15,10 @@ from bench import grid
 from bench.errors import InputError
 from bench.launch.reporter import Reporter
 from bench.launch.slurm import ledger
-from bench.launch.slurm.cover import covered
-from bench.planning.plan import Plan, make_plan
-from bench.store.store import Store
-from tests import tiny_grid
-from tests.slurm.conftest import DevCluster, wait_for
+from tests.slurm.cluster import DevCluster, wait_for
+from tests.slurm.workspaces import LATER, ONE_TASK, Workspace, run_and_exit
 
 pytestmark = pytest.mark.group("slurm")
-
-CLUSTER = ("slurm.partition = 'main'", "slurm.mem_gb = 1.0", "slurm.timeout_min = 5", "slurm.signal_delay_s = 30")
-LATER = "slurm.extra = ['begin=now+3600']"
-"""Jobs that stay in the queue, for tests of what is submitted."""
-ONE_TASK = ("grid.tasks = ['digits']",)
-SHORT = {
-    "tapt": ("further_pretrain.steps = 4", "further_pretrain.warmup_steps = 1"),
-    "supcon": ("supcon_pretrain.steps = 4", "supcon_pretrain.warmup_steps = 1"),
-}
-"""Of each row, what keeps its stages short."""
-
-
-class Workspace:
-    """A grid in a folder of its own, with a store that other workspaces may share."""
-
-    def __init__(self, folder: Path, data: Path, name: str, rows: Sequence[str], *bindings: str) -> None:
-        self.folder, self.data, self.store = folder, data, Store(folder / "runs")
-        (folder / name).mkdir(parents=True)
-        short = {line for row in rows for line in SHORT.get(row, ())}
-        written = tiny_grid.write(folder / name, list(rows), *CLUSTER, f"grid.name = '{name}'", *sorted(short))
-        self.gin = written
-        # What --set changes has tables of its own, unless it names them.
-        self.bindings = (*bindings, f"grid.name = '{name}'") if bindings else ()
-
-    @property
-    def plan(self) -> Plan:
-        return make_plan([str(self.gin)], self.bindings, [], self.data, self.store)
-
-    def arguments(self, *more: str) -> list[str]:
-        folders = ["--store", str(self.store.root), "--data", str(self.data), "--results", str(self.folder / "results")]
-        changed = ["--set", *self.bindings] if self.bindings else []
-        return ["--gin", str(self.gin), *changed, *folders, *more]
-
-    def run(self, *more: str) -> int:
-        return grid.main(self.arguments("--launcher", "slurm", *more))
-
-    def queued(self) -> set[str]:
-        """The folder names of stages that live jobs are to run, or have run."""
-        return set(covered(self.store.root, *ledger.look(self.store.root)))
-
-    def weights(self) -> dict[str, str]:
-        records = {stage.folder: self.store.record(stage) for stage in self.plan.stages}
-        return {name: record["weights"]["sha256"] for name, record in records.items() if record is not None}
 
 
 def test_a_grid_by_slurm_equals_the_inline_one(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
@@ -131,13 +83,9 @@ def test_killed_between_sbatch_and_its_note(
     assert all(one.job_id is not None for one in ledger.submissions(workspace.store.root))
 
 
-def _run(workspace: Workspace, *more: str) -> None:
-    sys.exit(workspace.run(*more))
-
-
 def test_ctrl_c_detaches(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
     workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *ONE_TASK, LATER)
-    process = multiprocessing.get_context("fork").Process(target=_run, args=(workspace, "--wait"))
+    process = multiprocessing.get_context("fork").Process(target=run_and_exit, args=(workspace, "--wait"))
     process.start()
     wait_for(lambda: any(not one.runs_stages and one.job_id for one in ledger.submissions(workspace.store.root)))
     time.sleep(2)  # by now it follows
@@ -153,7 +101,7 @@ def test_two_grids_at_once_on_one_store(slurm: DevCluster, tmp_path: Path, prepa
     rows = {"one": ["finetune", "tapt"], "two": ["tapt", "supcon"]}
     workspaces = [Workspace(tmp_path, prepared, name, rows[name], LATER) for name in rows]
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_run, args=(workspace,)) for workspace in workspaces for _ in range(2)]
+    processes = [context.Process(target=run_and_exit, args=(workspace,)) for workspace in workspaces for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:

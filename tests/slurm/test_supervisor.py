@@ -23,7 +23,7 @@ from bench.specs.cluster import Cluster
 from bench.store.store import Store
 from bench.training.protocol import Settings
 from bench.training.worker import run
-from tests.slurm.conftest import DevCluster, wait_for
+from tests.slurm.cluster import DevCluster, wait_for
 
 pytestmark = pytest.mark.group("slurm")
 
