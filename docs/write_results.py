@@ -96,6 +96,7 @@ EXPLAINED = {
     ("small_text", "R3F did nothing in r3f on scierc"): NOISE,
 }
 """Why something that looks wrong is as it is, by grid and finding."""
+VERDICTS = ("better", "worse", "undecided")
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ def page() -> str:
         "## What was run",
         _overview(grids),
         SHOWCASES,
+        "How often a row was better or worse than what it is held against, or the interval includes zero:",
+        _in_short(grids),
     ]
     for question in QUESTIONS:
         parts += [f"## {question.text}", *_answer(question, grids)]
@@ -159,36 +162,79 @@ def _precision(stage: Record) -> str:
     return str(stage["spec"]["execution"]["precision"])
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Two rows on a task of a grid."""
+
+    grid: str
+    row: str
+    reference: str
+    difference: Difference
+
+    @property
+    def task(self) -> str:
+        """The task on which they are compared."""
+        return self.difference.task
+
+
+def compared(question: Question, grids: dict[str, Grid]) -> list[Compared]:
+    """Make the comparisons that answer a question, of all grids that have the rows."""
+    return [
+        Compared(name, row, reference, grid.runs.difference(row, reference, task))
+        for name, grid in grids.items()
+        for row, reference in question.comparisons
+        if {row, reference} <= set(grid.facts.rows)
+        for task in grid.facts.tasks
+    ]
+
+
+def _in_short(grids: dict[str, Grid]) -> str:
+    """Count the verdicts on every question."""
+    lines = [["question", *VERDICTS]]
+    for question in QUESTIONS:
+        counts = Counter(verdict(each.difference) for each in compared(question, grids))
+        lines.append([question.text, *(str(counts[kind]) for kind in VERDICTS)])
+    return _markdown(lines)
+
+
 def _answer(question: Question, grids: dict[str, Grid]) -> Iterator[str]:
     """Yield the parts of an answer: how often each verdict was reached, the differences, what the parts did."""
-    lines, verdicts, halves = [["grid", "compared", "task", "difference", "verdict"]], [], []
-    active = [["grid", "row", "task", "what the part did, by seed"]]
-    for name, grid in grids.items():
-        for row, reference in question.comparisons:
-            if not {row, reference} <= set(grid.facts.rows):
-                continue
-            for task in grid.facts.tasks:
-                difference = grid.runs.difference(row, reference, task)
-                verdicts.append(verdict(difference))
-                if difference.low is not None and difference.high is not None:
-                    halves.append((difference.high - difference.low) / 2)
-                lines.append([name, f"{row} − {reference}", task, difference_text(difference), verdicts[-1]])
-                if question.activity:
-                    active += [[name, row, task, text] for text in _activity(grid, row, task)]
-    if not verdicts:
+    comparisons = compared(question, grids)
+    if not comparisons:
         yield f"**Not answered yet.** {question.remark}"
         return
-    counts = Counter(verdicts)
-    counted = ", ".join(f"{kind} in {counts[kind]}" for kind in ("better", "worse", "undecided") if counts[kind])
-    reach = f"Intervals reach {min(halves):.1f} to {max(halves):.1f} points to either side: smaller effects drown here."
-    yield f"**Of {len(verdicts)} comparisons: {counted}.** {reach if halves else ''} {question.remark}"
+    counts = Counter(verdict(each.difference) for each in comparisons)
+    counted = ", ".join(f"{kind} in {counts[kind]}" for kind in VERDICTS if counts[kind])
+    intervals = [(each.difference.low, each.difference.high) for each in comparisons]
+    halves = [(high - low) / 2 for low, high in intervals if low is not None and high is not None]
+    reach = (
+        f"Intervals reach {min(halves):.1f} to {max(halves):.1f} points to either side: smaller effects drown here. "
+    )
+    yield f"**Of {len(comparisons)} comparisons: {counted}.** {reach if halves else ''}{question.remark}"
+    lines = [["grid", "compared", "task", "difference", "verdict"]]
+    lines += [
+        [
+            each.grid,
+            f"{each.row} − {each.reference}",
+            each.task,
+            difference_text(each.difference),
+            verdict(each.difference),
+        ]
+        for each in comparisons
+    ]
     yield _markdown(lines)
-    if any(CONDITIONAL in line[3] for line in lines):
+    if any(each.difference.conditional for each in comparisons):
         yield (
             f"{CONDITIONAL}: the interval does not hold all luck, as a stage or the choice of a search is the same for "
             "all seeds. No interval is adjusted for the number of comparisons."
         )
-    if len(active) > 1:
+    if question.activity:
+        active = [["grid", "row", "task", "what the part did, by seed"]]
+        active += [
+            [each.grid, each.row, each.task, text]
+            for each in comparisons
+            for text in _activity(grids[each.grid], each.row, each.task)
+        ]
         yield _markdown(active)
 
 
