@@ -16,6 +16,8 @@ from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, make_plan
 from bench.specs import PLUGIN_NAMES, Stage, canonical_json
 from bench.store.store import Store
+from bench.training import timing
+from bench.training.protocol import Settings
 from tests import tiny_grid
 
 
@@ -108,6 +110,21 @@ def test_a_few_steps_price_what_nothing_else_does(
     assert "unknown" not in shown
     assert not (tmp_path / "runs").exists()
     assert cli.reporting_errors(lambda: grid.main([*command, "--measure"])) == 2
+
+
+def test_what_is_timed_counts_evaluation(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training set is evaluated, too, for its loss; pre-training evaluates nothing."""
+    monkeypatch.setattr(timing, "seconds_per_example", lambda *of: 1000.0)
+    plan = tiny_grid.plan(tmp_path, prepared, ["tapt"])
+    evaluated, unevaluated = (
+        next(stage for stage in plan.stages if (stage.name, stage.data.task) == (name, "digits"))
+        for name in ("finetune", "further_pretrain")
+    )
+    examples = sum(data.examples or 0 for data in (evaluated.data, *evaluated.evaluations))
+    assert examples > 1000
+    settings = Settings(prepared)
+    assert timing.estimated_seconds(evaluated, settings) == pytest.approx(1000.0 * examples, rel=1e-3)
+    assert timing.estimated_seconds(unevaluated, settings) < 1000.0
 
 
 def test_a_stage_that_diverges_at_once_leaves_the_price_to_another_of_its_kind(
