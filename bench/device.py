@@ -149,21 +149,32 @@ def free_memory(device: torch.device) -> int:
 
 
 def release_memory(device: torch.device) -> None:
-    """Return memory that nothing uses any more to the GPU. Other processes and the next stage can then have it."""
+    """Return memory that nothing uses any more. Other processes and the next stage can then have it."""
     if _ready(device):
         gc.collect()  # what refers to itself, such as an error and its frames, would keep its tensors
         torch.cuda.empty_cache()
+    elif (allocator := _glibc()) is not None:
+        allocator.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    """Return the C library of this process, or None where it is another than glibc."""
+    with contextlib.suppress(OSError):
+        library = ctypes.CDLL("libc.so.6")
+        return library if hasattr(library, "malloc_trim") else None
+    return None
 
 
 def use_cpu(threads: int) -> None:
     """Let this process compute on so many CPU threads, and keep the memory that its steps free.
 
     glibc hands tensors from 128 KiB on back to the system one by one, and the next step takes them anew, page by page.
-    A step of MiniLM on one thread took 0.85 of the CPU time without that, and the peak of memory was the same.
+    A step of MiniLM on one thread took 0.85 of the CPU time without that, and the peak of memory was the same. What is
+    kept goes back with `release_memory`.
     """
     torch.set_num_threads(threads)
-    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
-        allocator = ctypes.CDLL("libc.so.6")
+    if (allocator := _glibc()) is not None:
         for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
             allocator.mallopt(parameter, 2**30)
 

@@ -748,6 +748,13 @@ MUTATIONS = (
         ("tests/test_grid.py::test_records_measure_more_than_the_metric",),
     ),
     Mutation(
+        "what a stage freed is kept from all others",
+        "bench/device.py",
+        "        allocator.malloc_trim(0)\n",
+        "        pass\n",
+        ("tests/test_device.py::test_memory_is_kept_between_steps_and_given_back_between_stages",),
+    ),
+    Mutation(
         "stages whose evaluation was not timed are a price",
         "bench/planning/cost.py",
         'return not record.get("metrics") or',

@@ -1,6 +1,7 @@
 """Devices: which there are, and who may speak to a GPU."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -99,6 +100,28 @@ def test_without_a_gpu_the_reason_is_named() -> None:
     with pytest.raises((RuntimeError, AssertionError), match=r"(?i)driver|compiled|device|GPU") as error:
         devices.reset_peak_memory(torch.device("cuda", 0))
     assert "Invalid device argument" not in str(error.value)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_is_kept_between_steps_and_given_back_between_stages() -> None:
+    """In a process of its own, as what else is in this one's heap could hold the pages."""
+    program = """if True:
+        import torch
+        from bench import device
+
+        def resident():
+            return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+        device.use_cpu(1)
+        before = resident()
+        tensors = [torch.ones(1 << 20) for _ in range(50)]
+        del tensors
+        assert resident() - before > 150e6, "kept"
+        device.release_memory(device.CPU)
+        assert resident() - before < 50e6, "given back"
+    """
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_a_stage_measures_and_releases_memory_in_order(
