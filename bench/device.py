@@ -153,7 +153,7 @@ def release_memory(device: torch.device) -> None:
     if _ready(device):
         gc.collect()  # what refers to itself, such as an error and its frames, would keep its tensors
         torch.cuda.empty_cache()
-    elif (allocator := _glibc()) is not None:
+    if (allocator := _glibc()) is not None:
         allocator.malloc_trim(0)
 
 

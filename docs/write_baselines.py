@@ -14,12 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tabulate import tabulate
-
 import baselines
 from bench.planning.registry import RECIPES, settings_of
 from bench.specs import SPECS, Constraint, Objective, Optimizer, Spec
 from bench.tables.published import read_published
+from bench.tables.table import in_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "baselines"
@@ -48,7 +47,7 @@ def page(module: ModuleType) -> str:
     parts = [
         f"# {name}",
         " ".join(title.split()),
-        _markdown([["row", "what it does"], *([f"`{recipe}`", text] for recipe, text in recipes.items())]),
+        in_markdown([["row", "what it does"], *([f"`{recipe}`", text] for recipe, text in recipes.items())]),
         rest,
         "## Settings",
         _settings(module, recipes),
@@ -71,7 +70,7 @@ Every name in the first column can stand in `grid.rows`. A page says where a met
 computed where, what its sources contradict each other in and which side is taken, its settings with their defaults, and
 the numbers to expect. `python docs/write_baselines.py` writes these pages from the code and the committed results.
 
-{_markdown(lines)}
+{in_markdown(lines)}
 """
 
 
@@ -92,7 +91,7 @@ def _settings(module: ModuleType, recipes: dict[str, str]) -> str:
     budget = "Budgets (`steps`, `epochs`, `lr`, …) are those of its stages: `finetune.lr`, `further_pretrain.steps`."
     if not lines:
         return f"None of its own. {budget}"
-    return f"{_markdown([['setting', 'default'], *lines])}\n\n{budget}"
+    return f"{in_markdown([['setting', 'default'], *lines])}\n\n{budget}"
 
 
 def _defaults(part: type[Spec]) -> Iterator[tuple[str, Any]]:
@@ -110,14 +109,14 @@ def _numbers(recipes: dict[str, str]) -> str:
     own = [line for line in lines if line[0] in recipes]
     text = (
         f"Committed with the suite ([{OWN_GRID}](../../results/{OWN_GRID}.md): tiny backbones, short budgets, nothing "
-        "tuned; they show that the method works here, not how good it is):\n\n" + _markdown([head, *own])
+        "tuned; they show that the method works here, not how good it is):\n\n" + in_markdown([head, *own])
     )
     published = [each for each in read_published().values() if each.row in recipes]
     if published:
         printed = [
             [each.table, each.row, each.task, f"{each.mean:.2f} ± {each.std:.2f} ({each.n})"] for each in published
         ]
-        text += f"\n\nPrinted in {published[0].source}:\n\n" + _markdown(
+        text += f"\n\nPrinted in {published[0].source}:\n\n" + in_markdown(
             [["table", "row", "task", "printed"], *printed]
         )
     return text
@@ -125,11 +124,6 @@ def _numbers(recipes: dict[str, str]) -> str:
 
 def _first(function: Any) -> str:
     return " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
-
-
-def _markdown(lines: Table) -> str:
-    escaped = [[entry.replace("|", "\\|") for entry in line] for line in lines]
-    return str(tabulate(escaped[1:], escaped[0], tablefmt="github", disable_numparse=True))
 
 
 def pages() -> dict[Path, str]:

@@ -13,22 +13,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tabulate import tabulate
-
 from bench.store.activity import inactive
 from bench.tables.compare import Difference, RunTable
 from bench.tables.comparison import CONDITIONAL, baseline_row, cost_line, difference_text, runs_of
 from bench.tables.grid_facts import GridFacts
 from bench.tables.records import Record, read_file, records_path
+from bench.tables.table import in_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 PAGE = RESULTS / "README.md"
-STUDY = "study_cpu"
-"""The grid of real weights and real data; the page's first table and figure."""
 GRIDS = {
-    STUDY: "real weights (MiniLM-L6, its masked-language-model head fresh) on real texts; searched; pre-trained anew "
-    "with every seed",
+    "study_cpu": "real weights (MiniLM-L6, its masked-language-model head fresh) on real texts; searched; pre-trained "
+    "anew with every seed",
     "small_text": "the suite's own tiny text backbone on real texts; nothing searched",
     "small_image": "the suite's own tiny image backbone on real images; nothing searched",
 }
@@ -155,7 +152,7 @@ def _overview(grids: dict[str, Grid]) -> str:
         total = cost_line(facts, grid.cells, grid.stages)[0].rpartition(": ")[2].rstrip(".")
         machines = sorted({f"{each['provenance']['device']}, {_precision(each)}" for each in grid.stages.values()})
         lines.append([f"[{name}]({name}.md)", GRIDS[name], size, total, "; ".join(machines)])
-    return _markdown(lines)
+    return in_markdown(lines)
 
 
 def _precision(stage: Record) -> str:
@@ -194,7 +191,7 @@ def _in_short(grids: dict[str, Grid]) -> str:
     for question in QUESTIONS:
         counts = Counter(verdict(each.difference) for each in compared(question, grids))
         lines.append([question.text, *(str(counts[kind]) for kind in VERDICTS)])
-    return _markdown(lines)
+    return in_markdown(lines)
 
 
 def _answer(question: Question, grids: dict[str, Grid]) -> Iterator[str]:
@@ -207,10 +204,13 @@ def _answer(question: Question, grids: dict[str, Grid]) -> Iterator[str]:
     counted = ", ".join(f"{kind} in {counts[kind]}" for kind in VERDICTS if counts[kind])
     intervals = [(each.difference.low, each.difference.high) for each in comparisons]
     halves = [(high - low) / 2 for low, high in intervals if low is not None and high is not None]
-    reach = (
-        f"Intervals reach {min(halves):.1f} to {max(halves):.1f} points to either side: smaller effects drown here. "
-    )
-    yield f"**Of {len(comparisons)} comparisons: {counted}.** {reach if halves else ''}{question.remark}"
+    reach = ""
+    if halves:
+        reach = (
+            f"Intervals reach {min(halves):.1f} to {max(halves):.1f} points to either side, and smaller effects cannot "
+            "be told from noise. "
+        )
+    yield f"**Of {len(comparisons)} comparisons: {counted}.** {reach}{question.remark}"
     lines = [["grid", "compared", "task", "difference", "verdict"]]
     lines += [
         [
@@ -222,20 +222,20 @@ def _answer(question: Question, grids: dict[str, Grid]) -> Iterator[str]:
         ]
         for each in comparisons
     ]
-    yield _markdown(lines)
+    yield in_markdown(lines)
     if any(each.difference.conditional for each in comparisons):
         yield (
             f"{CONDITIONAL}: the interval does not hold all luck, as a stage or the choice of a search is the same for "
             "all seeds. No interval is adjusted for the number of comparisons."
         )
-    if question.activity:
-        active = [["grid", "row", "task", "what the part did, by seed"]]
-        active += [
-            [each.grid, each.row, each.task, text]
-            for each in comparisons
-            for text in _activity(grids[each.grid], each.row, each.task)
-        ]
-        yield _markdown(active)
+    active = [
+        [each.grid, each.row, each.task, text]
+        for each in comparisons
+        if question.activity
+        for text in _activity(grids[each.grid], each.row, each.task)
+    ]
+    if active:
+        yield in_markdown([["grid", "row", "task", "what the part did, by seed"], *active])
 
 
 def _activity(grid: Grid, row: str, task: str) -> Iterator[str]:
@@ -243,14 +243,14 @@ def _activity(grid: Grid, row: str, task: str) -> Iterator[str]:
     cells = grid.of(row, task)
     for part, facts in (cells[0].get("activity") or {}).items() if cells else ():
         values = [cell["activity"][part] for cell in cells]
-        numbers = ", ".join(f"{value['value']:.2g}" for value in values)
+        numbers = ", ".join("–" if each["value"] is None else f"{each['value']:.2g}" for each in values)
         nothing = sum(part in inactive(cell["activity"]) for cell in cells)
         yield f"{part}: {facts['meaning']}: {numbers}" + (f" (nothing in {nothing})" if nothing else "")
 
 
 def _unanswered() -> str:
     lines = [["question", "grid, not run yet"], *([text, f"`{path}`"] for text, path in UNANSWERED.items())]
-    return _markdown(lines)
+    return in_markdown(lines)
 
 
 def findings(grid: Grid) -> Iterator[str]:
@@ -293,12 +293,7 @@ def _looked_at(grids: dict[str, Grid]) -> Iterator[str]:
             if (name, finding) not in EXPLAINED:
                 raise SystemExit(f"{name}: {finding}. Look for the cause and write it into EXPLAINED of this script.")
             lines.append([name, finding, EXPLAINED[name, finding]])
-    yield _markdown(lines) if len(lines) > 1 else "Nothing of this kind was seen."
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    escaped = [[entry.replace("|", "\\|") for entry in line] for line in lines]
-    return str(tabulate(escaped[1:], escaped[0], tablefmt="github", disable_numparse=True))
+    yield in_markdown(lines) if len(lines) > 1 else "Nothing of this kind was seen."
 
 
 if __name__ == "__main__":

@@ -756,16 +756,16 @@ MUTATIONS = (
     ),
     Mutation(
         "stages whose evaluation was not timed are a price",
-        "bench/planning/cost.py",
-        'return not record.get("metrics") or',
-        "return True or",
+        "bench/store/store.py",
+        'timed = not record.get("metrics") or',
+        "timed = True or",
         ("tests/planning/test_cost.py::test_seconds_of_training_alone_price_nothing",),
     ),
     Mutation(
         "costs do not say that evaluation was not timed",
         "bench/tables/records.py",
-        'sum(bool(stage.get("metrics")) and',
-        'sum(not stage.get("metrics") and',
+        "sum(whole_seconds(stage) is None",
+        "sum(whole_seconds(stage) is not None",
         ("tests/tables/test_comparison.py::test_the_cost_says_of_how_many_stages_evaluation_was_not_timed",),
     ),
     Mutation(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from bench.planning.plan import Plan
 from bench.specs import Selected, Stage, Sum, spec_name
 from bench.specs.cluster import stage_kind
-from bench.store.store import Store
+from bench.store.store import Store, whole_seconds
 
 TABLE_WIDTH = 80
 """So many columns are used of what may be a wider terminal."""
@@ -64,14 +64,14 @@ def finished_rates(plan: Plan, store: Store | None) -> Rates:
     """
     samples: dict[tuple[Kind, str], list[float]] = defaultdict(list)
     for stage in plan.stages:
-        if (record := plan.records.get(stage.key)) is not None and _is_timed(record):
+        if (seconds := plan.done.get(stage.key)) is not None:
             for task in (stage.data.task, ""):
-                samples[kind_of(stage), task].append(record["seconds"] / examples_of(stage))
+                samples[kind_of(stage), task].append(seconds / examples_of(stage))
     kinds = {kind_of(stage) for stage in plan.to_run(retry=True)}
     for kind in kinds - {kind for kind, _ in samples}:
-        for task, seconds in _of_other_grids(kind, store):
+        for task, rate in _of_other_grids(kind, store):
             for each in (task, ""):
-                samples[kind, each].append(seconds)
+                samples[kind, each].append(rate)
     return {key: sum(values) / len(values) for key, values in samples.items()}
 
 
@@ -129,11 +129,6 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} hours"
 
 
-def _is_timed(record: dict[str, Any]) -> bool:
-    """Tell whether a record's seconds are all that its stage took: older code left evaluation out."""
-    return not record.get("metrics") or "evaluation_seconds" in record.get("measured", {})
-
-
 def _of_other_grids(kind: Kind, store: Store | None) -> list[tuple[str, float]]:
     """Read the task and the seconds for an example of finished stages of a kind that any grid left in the store."""
     paths = [] if store is None else [*store.root.glob(f"{kind.stage}*-*/record.json")]
@@ -144,9 +139,9 @@ def _of_other_grids(kind: Kind, store: Store | None) -> list[tuple[str, float]]:
         try:
             spec = json.loads(path.with_name("spec.json").read_text())
             record = json.loads(path.read_text())
-            if _kind_in(spec) == kind and _is_timed(record):
+            if _kind_in(spec) == kind and (seconds := whole_seconds(record)) is not None:
                 examples = record["steps"] * spec["schedule"]["batch_size"]
-                samples.append((spec["data"]["task"], record["seconds"] / examples))
+                samples.append((spec["data"]["task"], seconds / examples))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # damaged, or of an older version: it prices nothing
     return samples

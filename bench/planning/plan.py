@@ -26,7 +26,7 @@ from bench.specs import Selected, Stage, source_file, spec_class, spec_plugin, w
 from bench.specs.cluster import Cluster, stage_kind
 from bench.store.code import other_code, outdated
 from bench.store.files import digest
-from bench.store.store import Store
+from bench.store.store import Store, whole_seconds
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     """What else a person should look at: lines that are not for this grid, settings that keep a method from doing
     much."""
-    done: dict[str, float] = field(default_factory=dict)
-    """Key of a finished stage -> the seconds it took."""
+    done: dict[str, float | None] = field(default_factory=dict)
+    """Key of a finished stage -> the seconds it took, None where its evaluation was not timed."""
     failed: dict[str, str] = field(default_factory=dict)
     """Key of a stage whose last attempt failed -> why."""
     again: list[Stage] = field(default_factory=list)
@@ -397,5 +397,5 @@ def look_up(plan: Plan, store: Store) -> None:
 
     there = store.each(read, (stage for stage in plan.stages if not stage.unprepared))
     records = plan.records = {key: record for key, record in there.items() if record is not None}
-    plan.done.update((key, float(record["seconds"])) for key, record in records.items())
+    plan.done.update((key, whole_seconds(record)) for key, record in records.items())
     plan.outdated.update(outdated(plan.stages, records))

@@ -22,7 +22,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -328,6 +328,15 @@ class ReplacedFile:
     """The metrics that count as replaced, by their digest."""
 
     metrics: dict[str, dict[str, float]]
+
+
+def whole_seconds(record: Mapping[str, Any]) -> float | None:
+    """Return what a stage took, by its record or its line in a records file.
+
+    None where it was evaluated and the record is older: its seconds are those of training alone.
+    """
+    timed = not record.get("metrics") or "evaluation_seconds" in record.get("measured", {})
+    return float(record["seconds"]) if timed else None
 
 
 def _attempts(folder: Path) -> list[Attempt]:

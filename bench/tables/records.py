@@ -18,7 +18,7 @@ from bench.store.activity import ActivityFacts
 from bench.store.code import other_weights
 from bench.store.files import digest, write_text
 from bench.store.shape import shaped
-from bench.store.store import Store
+from bench.store.store import Store, whole_seconds
 from bench.tables.grid_facts import GridFacts, read_facts
 
 Record = dict[str, Any]
@@ -476,7 +476,7 @@ def evaluation_untimed(stages: Iterable[Record]) -> int:
 
     They were computed by code that did not time evaluation.
     """
-    return sum(bool(stage.get("metrics")) and "evaluation_seconds" not in stage.get("measured", {}) for stage in stages)
+    return sum(whole_seconds(stage) is None for stage in stages)
 
 
 def _activity(stages: Sequence[Stage], records: Mapping[str, Record]) -> dict[str, Any]:

@@ -201,7 +201,7 @@ class Table:
     legend: tuple[str, ...]
 
     def markdown(self) -> str:
-        parts = [_in_markdown(lines) for lines in (self.lines, *self.further) if len(lines) > 1]
+        parts = [in_markdown(lines) for lines in (self.lines, *self.further) if len(lines) > 1]
         legend = "".join(f"- {_without_html(line)}\n" for line in self.legend)
         return "\n\n".join([f"# {self.title}", *parts, legend])
 
@@ -311,7 +311,8 @@ def _over_positions(laid: Arranged, facts: GridFacts, head: str, text: Callable[
     return [[*(["task"] if several else []), head, *map(str, laid.positions)], *body]
 
 
-def _in_markdown(lines: Lines) -> str:
+def in_markdown(lines: Lines) -> str:
+    """Write a table for Markdown."""
     # A name with a bar would be two cells, and one that looks like HTML would be some.
     head, *body = [[cell.replace("|", r"\|").replace("<", "&lt;") for cell in line] for line in lines]
     return _bold(tabulate(body, headers=head, tablefmt="github", disable_numparse=True), "**", "**")

@@ -22,6 +22,7 @@ from bench.device import numerics, peak_memory, release_memory, reset_peak_memor
 from bench.errors import InputError
 from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Activity
+from bench.interfaces.model import Model
 from bench.models.weights import save_weights
 from bench.specs import Data, Selected, Stage
 from bench.store.code import code_of, merged_code
@@ -102,23 +103,8 @@ def _trained(
     # peak is read first.
     measured = _cost(stage, batches, trained.seconds, device)
     measured |= encoder_distance(model, first_model(stage, store, settings.data_root))
-    values: dict[str, float] = {}
-    predictions: dict[str, torch.Tensor] = {}
-    began = time.perf_counter()
-    # Splits to be evaluated are opened only now: nothing above could have seen them.
-    for data in stage.evaluations:
-        logits, labels = predict(stage, model, open_data(data, stage, settings), device)
-        of_split = metrics(logits, labels, _class_names(data, settings))
-        further = None if data is stage.evaluation else data.split
-        values |= {in_split(name, further): value for name, value in of_split.items()}
-        # A network computes in float32 at most, unless its weights are in float64: nothing is lost.
-        tensors = {"index": torch.arange(len(labels)), "labels": labels, "logits": logits.to(dtype)}
-        predictions |= {f"{data.split}/{name}": tensor for name, tensor in tensors.items()}
-    if stage.evaluation is not None:
-        logits, labels = predict(stage, model, training_set, device)
-        measured["train_loss"] = float(torch.nn.functional.cross_entropy(logits, labels))
-        measured["generalisation_gap"] = values["loss"] - measured["train_loss"]
-        measured["evaluation_seconds"] = round(time.perf_counter() - began, 3)
+    values, of_evaluation, predictions = _evaluated(stage, model, training_set, settings, device)
+    measured |= of_evaluation
     return {
         "metrics": values,
         "measured": measured,
@@ -133,6 +119,36 @@ def _trained(
             "data": {f"{data.task}/{data.split}": data.checksum for data in (stage.data, *stage.evaluations)},
         },
     }
+
+
+def _evaluated(
+    stage: Stage, model: Model, training_set: Examples, settings: Settings, device: torch.device
+) -> tuple[dict[str, float], dict[str, float], dict[str, torch.Tensor]]:
+    """Evaluate a trained network on the stage's splits and on its training set.
+
+    Returns the metrics, what is measured beside them, and the logits with their labels; nothing without a split.
+    """
+    values: dict[str, float] = {}
+    predictions: dict[str, torch.Tensor] = {}
+    if stage.evaluation is None:
+        return values, {}, predictions
+    began = time.perf_counter()
+    # Splits to be evaluated are opened only now: nothing before could have seen them.
+    for data in stage.evaluations:
+        logits, labels = predict(stage, model, open_data(data, stage, settings), device)
+        of_split = metrics(logits, labels, _class_names(data, settings))
+        further = None if data is stage.evaluation else data.split
+        values |= {in_split(name, further): value for name, value in of_split.items()}
+        # A network computes in float32 at most, unless its weights are in float64: nothing is lost.
+        tensors = {"index": torch.arange(len(labels)), "labels": labels, "logits": logits.to(weight_type(stage))}
+        predictions |= {f"{data.split}/{name}": tensor for name, tensor in tensors.items()}
+    train_loss = float(torch.nn.functional.cross_entropy(*predict(stage, model, training_set, device)))
+    measured = {
+        "train_loss": train_loss,
+        "generalisation_gap": values["loss"] - train_loss,
+        "evaluation_seconds": round(time.perf_counter() - began, 3),
+    }
+    return values, measured, predictions
 
 
 def _ancestry(stage: Stage, store: Store) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from bench.planning import cost
 from bench.planning.cost import TABLE_WIDTH, describe_cost, finished_rates, kind_of, seconds_of, unpriced
 from bench.planning.describe import describe_plan
 from bench.planning.plan import Plan, make_plan
-from bench.specs import PLUGIN_NAMES, Stage, canonical_json
-from bench.store.store import Store
+from bench.specs import PLUGIN_NAMES, canonical_json
+from bench.store.store import Store, whole_seconds
 from bench.training import timing
 from bench.training.protocol import Settings
 from tests import tiny_grid
@@ -24,13 +23,8 @@ from tests import tiny_grid
 def plan_with_times(plan: Plan, seconds: float, *kinds: str) -> Plan:
     """Pretend that all stages of these kinds but the last are finished, and took so long."""
     stages = [stage for stage in plan.stages if stage.name in kinds]
-    pretend_done(plan, stages[:-1], seconds)
+    plan.done.update((stage.key, seconds) for stage in stages[:-1])
     return plan
-
-
-def pretend_done(plan: Plan, stages: Sequence[Stage], seconds: float) -> None:
-    plan.done.update((stage.key, seconds) for stage in stages)
-    plan.records.update((stage.key, {"seconds": seconds}) for stage in stages)
 
 
 def test_a_stage_is_of_the_kind_that_its_specification_says(
@@ -60,7 +54,7 @@ def test_stages_are_priced_by_examples_of_finished_ones_of_their_kind(tmp_path: 
 
 def test_a_method_that_computes_something_else_has_no_price_by_another(tmp_path: Path, prepared: Path) -> None:
     plan = tiny_grid.plan(tmp_path, prepared, ["finetune", "r3f"])
-    pretend_done(plan, [stage for stage in plan.stages if kind_of(stage).objective != "R3F"], 8.0)
+    plan.done.update((stage.key, 8.0) for stage in plan.stages if kind_of(stage).objective != "R3F")
     text = "\n".join(describe_cost(plan, finished_rates(plan, None)))
     assert re.findall(r"unknown: (\d) (\S+) \((\S+)", text) == [("1", "finetune", "R3F"), ("1", "finetune", "R3F")]
     assert "unknown for 2" in text or "the 2 to run" in text
@@ -74,9 +68,9 @@ def test_seconds_of_training_alone_price_nothing(tmp_path: Path, prepared: Path)
     fine_tuned = next(stage for stage in plan.stages if stage.name == "finetune")
     for measured, price in (({}, None), ({"evaluation_seconds": 1.0}, 4.0)):
         record = {"steps": fine_tuned.total_steps, "seconds": 4.0, "metrics": {"accuracy": 0.5}, "measured": measured}
-        plan.records = {fine_tuned.key: record}
+        plan.done = {fine_tuned.key: whole_seconds(record)}
         assert seconds_of(fine_tuned, finished_rates(plan, None)) == price
-        plan.records = {}
+        plan.done = {}
         (store.add(fine_tuned) / "record.json").write_text(json.dumps(record))
         assert seconds_of(fine_tuned, finished_rates(plan, store)) == price
 

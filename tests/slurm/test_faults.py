@@ -133,14 +133,10 @@ def test_the_controller_is_restarted(
     try:
         worker = workspace.hold()
         name = workspace.element(workspace.last)
-        supervisor = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
         wait_for(lambda: {"PENDING", "RUNNING"} <= {*slurm.ask("squeue", "--noheader", "--format=%T").split()})
         slurm.control("controller-stop")
         try:
-            os.kill(supervisor, signal.SIGUSR2)
-            wait_for(lambda: "end announced: checkpointing" in workspace.printed())
-            os.kill(worker, signal.SIGCONT)
-            wait_for(lambda: workspace.ends() == ["interrupted"])
+            workspace.announce_end(worker)
             wait_for(lambda: f"scontrol requeue {name}:" in workspace.printed(), 60)
             wait_for(warned)
             assert follower.is_alive()

@@ -43,13 +43,9 @@ def test_the_controller_is_away_for_90_seconds_at_the_end_of_a_job(
     workspace = Trouble(tmp_path, prepared)
     assert workspace.run() == 0
     worker, name = workspace.hold(), workspace.element(workspace.last)
-    supervisor = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
     slurm.control("controller-stop")
     try:
-        os.kill(supervisor, signal.SIGUSR2)
-        wait_for(lambda: "end announced: checkpointing" in workspace.printed())
-        os.kill(worker, signal.SIGCONT)
-        wait_for(lambda: workspace.ends() == ["interrupted"])
+        workspace.announce_end(worker)
         time.sleep(90)  # what is tried again all the while
     finally:
         slurm.control("controller-start")

@@ -100,6 +100,14 @@ class Trouble(Workspace):
         assert self.store.record(self.last) is None, "it has to be stopped in the middle"
         return pid
 
+    def announce_end(self, worker: int) -> None:
+        """Tell the supervisor of a stopped worker that the job ends, let go of it, and wait for its checkpoint."""
+        supervisor = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(supervisor, signal.SIGUSR2)
+        wait_for(lambda: "end announced: checkpointing" in self.printed())
+        os.kill(worker, signal.SIGCONT)
+        wait_for(lambda: self.ends() == ["interrupted"])
+
     def ends(self) -> list[str | None]:
         """How each attempt at the fine-tuning ended."""
         return [attempt.end["state"] if attempt.end else None for attempt in self.store.attempts(self.last)]
