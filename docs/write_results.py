@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.store.activity import inactive
-from bench.tables.compare import Difference, RunTable
+from bench.tables.compare import Difference, RunTable, Summary
 from bench.tables.comparison import CONDITIONAL, baseline_row, cost_line, difference_text, runs_of
-from bench.tables.grid_facts import GridFacts
+from bench.tables.grid_facts import OVERLAP_LINE, GridFacts
 from bench.tables.records import Record, read_file, records_path
 from bench.tables.table import in_markdown
 
@@ -26,6 +26,7 @@ PAGE = RESULTS / "README.md"
 GRIDS = {
     "study_cpu": "real weights (MiniLM-L6, its masked-language-model head fresh) on real texts; searched; pre-trained "
     "anew with every seed",
+    "study_cpu_variance": "its rows that pre-train, with one pre-training for all seeds",
     "small_text": "the suite's own tiny text backbone on real texts; nothing searched",
     "small_image": "the suite's own tiny image backbone on real images; nothing searched",
 }
@@ -72,6 +73,8 @@ QUESTIONS = (
         "`gin/study_scratch.gin`, which has not been run.",
     ),
 )
+SPLIT = "study_cpu", "study_cpu_variance"
+"""Two grids that differ in one thing: the first pre-trains anew with every seed, the second once for all seeds."""
 SHOWCASES = (
     "`quickstart` and `methods` have run, too. They show that every method works, on tasks of minutes, and are no "
     "evidence for one of them."
@@ -84,7 +87,7 @@ UNANSWERED = {
     "Which part of self-distillation matters?": "gin/study_ablation.gin",
     "How many rounds of it?": "gin/study_rounds.gin",
     "What remains with few labels?": "gin/study_low_resource.gin",
-    "How much of the spread is pre-training's?": "gin/study_variance.gin",
+    "How much of the spread is pre-training's, with five epochs?": "gin/study_variance.gin",
     "Does label regularisation matter from random weights?": "gin/study_scratch.gin",
 }
 NOISE = "the authors' noise is too small to change what this network says; the study takes more"
@@ -140,6 +143,7 @@ def page() -> str:
     ]
     for question in QUESTIONS:
         parts += [f"## {question.text}", *_answer(question, grids)]
+    parts += ["## How much of the spread is pre-training's?", *_split(grids)]
     parts += ["## What these grids do not answer", _unanswered(), "## What was looked at", *_looked_at(grids)]
     return "\n\n".join(parts) + "\n"
 
@@ -175,12 +179,15 @@ class Compared:
 
 
 def compared(question: Question, grids: dict[str, Grid]) -> list[Compared]:
-    """Make the comparisons that answer a question, of all grids that have the rows."""
+    """Make the comparisons that answer a question, of all grids that have the rows.
+
+    A grid that trains another's rows again, to split their spread, says nothing new.
+    """
     return [
         Compared(name, row, reference, grid.runs.difference(row, reference, task))
         for name, grid in grids.items()
         for row, reference in question.comparisons
-        if {row, reference} <= set(grid.facts.rows)
+        if name != SPLIT[1] and {row, reference} <= set(grid.facts.rows)
         for task in grid.facts.tasks
     ]
 
@@ -248,6 +255,57 @@ def _activity(grid: Grid, row: str, task: str) -> Iterator[str]:
         yield f"{part}: {facts['meaning']}: {numbers}" + (f" (nothing in {nothing})" if nothing else "")
 
 
+@dataclass(frozen=True)
+class Share:
+    """How much of a variance over seeds is pre-training's: a fraction, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def pretraining_share(anew: Summary, once: Summary) -> Share | None:
+    """Estimate which share of the variance over seeds comes from pre-training.
+
+    `anew` varies pre-training and fine-tuning, `once` fine-tuning alone, so the share is 1 - s²(once) / s²(anew). The
+    interval is that of a ratio of variances of normal values (F distribution), cut to [0, 1], which the estimate is
+    not: below 0, fine-tuning alone happened to vary more. None where a standard deviation is missing or 0.
+    """
+    if not anew.std or not once.std:
+        return None
+    from scipy.special import fdtri
+
+    ratio = (once.std / anew.std) ** 2
+    least, most = (ratio / float(fdtri(once.n - 1, anew.n - 1, quantile)) for quantile in (0.975, 0.025))
+    return Share(1 - ratio, max(0.0, 1 - most), max(0.0, 1 - least))
+
+
+def _split(grids: dict[str, Grid]) -> Iterator[str]:
+    """Yield the parts that split the spread over seeds into that of pre-training and that of fine-tuning."""
+    if not grids.keys() >= set(SPLIT):
+        yield "**Not answered yet.**"
+        return
+    anew, once = (grids[name] for name in SPLIT)
+    lines = [["row", "task", "std, pre-trained anew", "std, pre-trained once", "pre-training's share", "verdict"]]
+    for row in (row for row in once.facts.rows if row != once.facts.reference):
+        for task in once.facts.tasks:
+            summaries = anew.runs.summary(row, task), once.runs.summary(row, task)
+            share = pretraining_share(*summaries)
+            spread = ["–" if summary.std is None else f"{summary.std:.2f} ({summary.n})" for summary in summaries]
+            text = f"{100 * share.value:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}]" if share else "–"
+            above = "undecided" if share is None or share.low == 0 else "above 0"
+            lines.append([row, task, *spread, text.replace("-", "\N{MINUS SIGN}"), above])
+    yield (
+        f"[{SPLIT[0]}]({SPLIT[0]}.md) pre-trains anew with every seed, [{SPLIT[1]}]({SPLIT[1]}.md) once for all seeds, "
+        "so what the first varies beyond the second is pre-training's."
+    )
+    yield in_markdown(lines)
+    yield (
+        "Standard deviations over seeds (their number), in points. The share is that of the variance, with the 95 % "
+        "interval of a ratio of two variances; below 0, fine-tuning alone happened to vary more."
+    )
+
+
 def _unanswered() -> str:
     lines = [["question", "grid, not run yet"], *([text, f"`{path}`"] for text, path in UNANSWERED.items())]
     return in_markdown(lines)
@@ -294,6 +352,11 @@ def _looked_at(grids: dict[str, Grid]) -> Iterator[str]:
                 raise SystemExit(f"{name}: {finding}. Look for the cause and write it into EXPLAINED of this script.")
             lines.append([name, finding, EXPLAINED[name, finding]])
     yield in_markdown(lines) if len(lines) > 1 else "Nothing of this kind was seen."
+    overlaps = [line for grid in grids.values() for line in grid.facts.legend if line.startswith(OVERLAP_LINE)]
+    yield "\n".join(
+        ["Splits that share examples are trained and tested on as they are published:\n"]
+        + [f"- {line.removeprefix(OVERLAP_LINE)}" for line in dict.fromkeys(overlaps)]
+    )
 
 
 if __name__ == "__main__":

@@ -210,6 +210,10 @@ def _weights(plan: Plan) -> list[str]:
     return [f"Checkpoints: {'; '.join(descriptions)}."] if descriptions else []
 
 
+OVERLAP_LINE = "Overlap: "
+"""How the line of a legend begins that names the tasks whose test examples occur in another split, too."""
+
+
 def _overlap(plan: Plan) -> list[str]:
     """Say of which tasks test examples also occur in another split. The count is the manifest's."""
     columns = {column: FURTHER_EVALUATIONS.get(column, (column, "test")) for column in plan.grid.tasks}
@@ -221,7 +225,7 @@ def _overlap(plan: Plan) -> list[str]:
         if f"of {columns[column][1]} " in line
     ]
     compared = "texts compared without case and white space, images byte for byte"
-    return [f"Overlap: {'; '.join(shared)} ({compared})."] if shared else []
+    return [f"{OVERLAP_LINE}{'; '.join(shared)} ({compared})."] if shared else []
 
 
 def _predictions(plan: Plan) -> list[str]:

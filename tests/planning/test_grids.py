@@ -94,6 +94,7 @@ SMALL = {"quickstart": 7 * 2 * 3, "methods": 30 * 2 * 3, "small_image": 3 * 2 * 
 """Grids of our own on small backbones, and how many cells they have."""
 STUDY = {
     "study_cpu": (6, 2, 2),
+    "study_cpu_variance": (3, 2, 2),
     "study_text": (12, 7, 3),
     "study_scratch": (8, 2, 3),
     "study_variance": (3, 2, 3),
@@ -128,7 +129,7 @@ def test_sizes_of_the_small_grids(name: str) -> None:
 def test_the_study_compares_what_was_searched_equally_and_pretrained_anew(name: str) -> None:
     plan, (rows, tasks, candidates) = plan_of(name), STUDY[name]
     assert (len(plan.grid.rows), len(plan.grid.tasks), len(plan.cells)) == (rows, tasks, rows * tasks * 5)
-    assert plan.grid.pretraining_seeds == ("shared" if name == "study_variance" else "per_seed")
+    assert plan.grid.pretraining_seeds == ("shared" if name.endswith("_variance") else "per_seed")
     assert {cell.backbone for cell in plan.cells} <= {"minilm", "dinov2_small", "vit_mae_tiny64"}
     tried = {len(cell.stage.candidates) if isinstance(cell.stage, Selected) else 0 for cell in plan.cells}
     assert tried == {candidates}
