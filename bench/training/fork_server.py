@@ -36,8 +36,8 @@ WORKER = "bench.training.worker"
 IMPORTS = "bench.training.imports"
 NO_THREAD = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 """Else pyarrow, which pandas imports, starts a thread when it is imported."""
-ANSWER_SECONDS = 60.0
-"""How long a fork may take; it takes some milliseconds."""
+ANSWER_SECONDS = 10.0
+"""How long a fork may take; it takes some milliseconds. Until then the job's signals to other workers wait, too."""
 IMPORT_SECONDS = 1200
 """How long imports may take; on a slow network disk they take minutes, on a dead one for ever."""
 SET_DEATH_SIGNAL, SET_SUBREAPER = 1, 36

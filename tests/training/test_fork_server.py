@@ -229,7 +229,10 @@ os.fork = lambda: forks.pop(0)()
 """
 
 
-def test_a_worker_that_cannot_be_forked_is_told_at_once(server: ForkServer, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_be_forked_is_told_at_once(
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork_server, "ANSWER_SECONDS", 60.0)
     (tmp_path / "code" / "bench" / "training" / "imports.py").write_text(SECOND_FORK_FAILS)
     ready(server)
     began = time.monotonic()
