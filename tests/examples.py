@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench.specs import RANDOM, Data, Execution, Schedule, Stage
-from bench.specs.architectures import MaskedAutoEncoder
+from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 
 if TYPE_CHECKING:
@@ -18,6 +18,12 @@ def tiny_backbone(**changes: Any) -> MaskedAutoEncoder:
     sizes = {"image_size": 8, "patch_size": 2, "width": 16, "depth": 1, "heads": 2, "mlp_width": 32}
     decoder = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2, "decoder_mlp_width": 32}
     return MaskedAutoEncoder(**{"name": "tiny", "weights": None, **sizes, **decoder, **changes})
+
+
+def tiny_text_backbone(**changes: Any) -> MaskedLanguageModel:
+    sizes = {"vocabulary": 40, "width": 16, "depth": 1, "heads": 2, "mlp_width": 24, "max_length": 12}
+    unprepared = {"name": "tiny", "weights": None, "tokenizer": "none", "tokenizer_checksum": None}
+    return MaskedLanguageModel(**{**unprepared, **sizes, **changes})
 
 
 def pretraining(**changes: Any) -> Stage:

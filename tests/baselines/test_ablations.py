@@ -27,7 +27,6 @@ from bench.interfaces.model import Model
 from bench.models.build import build
 from bench.planning.plan import Plan, make_plan
 from bench.specs import Objective, Schedule, Stage, walk
-from bench.specs.architectures import MaskedLanguageModel
 from bench.specs.objectives import MaskedAutoEncoding
 from bench.store.store import Store
 from bench.training.batches import Batches
@@ -35,7 +34,7 @@ from bench.training.checkpoint import Checkpoints
 from bench.training.loop import Supervision, train
 from bench.training.networks import parts
 from tests import tiny_grid
-from tests.examples import finetuning, pretraining, tiny_backbone
+from tests.examples import finetuning, pretraining, tiny_backbone, tiny_text_backbone
 
 CPU = torch.device("cpu")
 ROWS = [
@@ -236,20 +235,7 @@ class Sentences(Examples):
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
-WORDS = MaskedLanguageModel(
-    name="tiny",
-    weights=None,
-    tokenizer="none",
-    tokenizer_checksum=None,
-    vocabulary=30,
-    width=16,
-    depth=1,
-    heads=2,
-    mlp_width=24,
-    max_length=9,
-    dropout=0.1,
-    mask_ratio=0.4,
-)
+WORDS = tiny_text_backbone(vocabulary=30, max_length=9, mask_ratio=0.4)
 MODALITIES = {"image": (tiny_backbone(), Pictures), "text": (WORDS, Sentences)}
 MATCHINGS = [PredictionMatching, WeightMatchingL2, WeightMatchingMARS]
 

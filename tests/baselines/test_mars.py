@@ -21,10 +21,9 @@ from bench.errors import InputError, SpecError
 from bench.interfaces.hooks import Clock, Context
 from bench.interfaces.model import Model
 from bench.models.build import build
-from bench.specs.architectures import MaskedLanguageModel
 from bench.training.loop import Interrupted
 from tests import tiny_grid
-from tests.examples import tiny_backbone
+from tests.examples import tiny_backbone, tiny_text_backbone
 from tests.golden_files import cases, compare, tensor
 from tests.training.test_loop import FINETUNE, equal, run
 
@@ -105,18 +104,7 @@ def test_the_distance_is_a_loss() -> None:
 # ------------------------------------------------------------------------------------------------ which tensors
 
 
-TEXT = MaskedLanguageModel(
-    name="tiny",
-    weights=None,
-    tokenizer="none",
-    tokenizer_checksum=None,
-    vocabulary=40,
-    width=16,
-    depth=1,
-    heads=2,
-    mlp_width=24,
-    max_length=12,
-)
+TEXT = tiny_text_backbone()
 
 
 def held(constraint: MarsProjection, backbone: Any) -> dict[str, tuple[Tensor, Tensor]]:

@@ -16,20 +16,9 @@ from bench.models.build import build
 from bench.models.text import TextModel, TokenMask, masked_token_loss, rounded_size
 from bench.models.weights import load_weights, save_weights
 from bench.specs.architectures import MaskedLanguageModel
-from tests.examples import token_mask
+from tests.examples import tiny_text_backbone, token_mask
 
-BACKBONE = MaskedLanguageModel(
-    name="tiny",
-    weights=None,
-    tokenizer="none",
-    tokenizer_checksum=None,
-    vocabulary=40,
-    width=16,
-    depth=2,
-    heads=2,
-    mlp_width=24,
-    max_length=12,
-)
+BACKBONE = tiny_text_backbone(depth=2)
 ROBERTA = dataclasses.replace(
     BACKBONE, network="roberta", segments=1, pad_id=1, mask_id=39, special_ids=(0, 1, 2, 3, 39)
 )

@@ -37,6 +37,7 @@ from bench.pretrained.vit_mae_names import from_transformers
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
 from bench.store.files import sha256
 from tests.examples import token_mask
+from tests.pretrained.transformers_4 import transformers_4
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -95,23 +96,6 @@ def folder_source(folder: Path) -> str:
 
 # ------------------------------------------------------------------------------------------------ masked auto-encoders
 
-# transformers 5, in memory -> transformers 4, as the released checkpoints have them
-OLD = {
-    "vit.layers.": "vit.encoder.layer.",
-    "attention.q_proj": "attention.attention.query",
-    "attention.k_proj": "attention.attention.key",
-    "attention.v_proj": "attention.attention.value",
-    "attention.o_proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-
-
-def old(name: str) -> str:
-    for new_spelling, old_spelling in OLD.items():
-        name = name.replace(new_spelling, old_spelling)
-    return name
-
 
 def mae_config(**settings: Any) -> transformers.ViTMAEConfig:
     return transformers.ViTMAEConfig(
@@ -155,7 +139,7 @@ def test_a_masked_auto_encoder_computes_the_same(spelling: str, mae_folder: Path
         state = {name: parameter.detach().clone() for name, parameter in auto_encoder().named_parameters()}
         save_file(state, mae_folder / "model.safetensors")
     if spelling == "as released":
-        renamed(mae_folder, old)
+        renamed(mae_folder, transformers_4)
         assert "decoder.decoder_layers.2.output.dense.weight" in load_file(mae_folder / "model.safetensors")
     theirs = auto_encoder().double()
     prepared = prepare("mae", folder_source(mae_folder), tmp_path / "data")

@@ -11,20 +11,11 @@ from bench.models.build import build
 from bench.models.image import mask_from_noise
 from bench.pretrained.vit_mae_names import Target, from_transformers, target_of
 from bench.specs.architectures import MaskedAutoEncoder
+from tests.pretrained.transformers_4 import transformers_4
 
 SIZES = {"image_size": 12, "patch_size": 3, "width": 16, "depth": 2, "mlp_width": 21}
 DECODER_SIZES = {"decoder_width": 8, "decoder_depth": 3, "decoder_mlp_width": 11}
 BACKBONE = MaskedAutoEncoder(name="t", weights=None, heads=2, decoder_heads=2, mask_ratio=0.5, **SIZES, **DECODER_SIZES)
-# transformers 5 -> transformers 4, as the released checkpoints have them
-OLD = {
-    "vit.layers.": "vit.encoder.layer.",
-    "attention.q_proj": "attention.attention.query",
-    "attention.k_proj": "attention.attention.key",
-    "attention.v_proj": "attention.attention.value",
-    "attention.o_proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
 
 
 def randomised(network: torch.nn.Module) -> torch.nn.Module:
@@ -57,10 +48,7 @@ def autoencoder() -> torch.nn.Module:
 
 
 def state_of(network: torch.nn.Module, old: bool) -> dict[str, Tensor]:
-    state = dict(network.named_parameters())
-    for new_spelling, old_spelling in OLD.items() if old else ():
-        state = {name.replace(new_spelling, old_spelling): tensor for name, tensor in state.items()}
-    return state
+    return {transformers_4(name) if old else name: tensor for name, tensor in network.named_parameters()}
 
 
 def filled(model: Model, tensors: dict[str, Tensor]) -> Model:

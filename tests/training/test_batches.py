@@ -18,25 +18,12 @@ from bench.interfaces.examples import Examples
 from bench.interfaces.hooks import Batch
 from bench.models.build import build
 from bench.specs import Execution, Schedule, Stage, stream
-from bench.specs.architectures import MaskedLanguageModel
 from bench.specs.objectives import AdamW, CrossEntropy, MaskedAutoEncoding
 from bench.training.batches import LENGTH_POOL, Batches
-from tests.examples import finetuning, pretraining
+from tests.examples import finetuning, pretraining, tiny_text_backbone
 
 CPU = torch.device("cpu")
-WORDS = MaskedLanguageModel(
-    name="tiny",
-    weights=None,
-    tokenizer="none",
-    tokenizer_checksum=None,
-    vocabulary=40,
-    width=16,
-    depth=1,
-    heads=2,
-    mlp_width=24,
-    max_length=60,
-    mask_ratio=0.3,
-)
+WORDS = tiny_text_backbone(max_length=60, mask_ratio=0.3)
 PICTURES = finetuning(schedule=Schedule(steps=7, batch_size=8, augmentation="flip"))
 MASKED_PICTURES = pretraining(schedule=Schedule(steps=7, batch_size=8))
 TEXTS = finetuning(backbone=WORDS, init="random", schedule=Schedule(steps=7, batch_size=16))
