@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from bench.errors import InputError, SpecError
@@ -23,30 +23,46 @@ from bench.planning.settings import Grid, Row
 AXES = ("rows", "tasks")
 
 
-def included_grid(grid: Grid, bindings: Bindings) -> Grid | None:
-    """Return the grid with the rows and tasks that it leaves out of those it includes; None if it leaves out none."""
+def file_of(binding: Binding) -> str:
+    """Return the file of a line, '' for one of the command line."""
+    return "" if binding.override else binding.location.rpartition(":")[0]
+
+
+def wider_grid(grid: Grid, bindings: Bindings, file: str) -> Grid:
+    """Return the grid with the rows and tasks that other files, or the command line, leave out.
+
+    The lines of `file` may be for those. They may not be for what the file itself leaves out, and those of the command
+    line for nothing that is left out.
+    """
+    if not file:
+        return grid
     axes: dict[str, list[str]] = {axis: list(getattr(grid, axis)) for axis in AXES}
     rows = {Row.parse(label).name for label in grid.rows}
+    own = {axis for axis, binding in _axes(bindings) if file_of(binding) == file}
     for axis, binding in _axes(bindings, in_effect=False):
-        for label in binding.value if isinstance(binding.value, tuple) else ():
+        for label in binding.value if isinstance(binding.value, tuple) and axis not in own else ():
             with contextlib.suppress(SpecError):  # a row that does not exist, in a line that is not in effect
                 name = Row.parse(label).name if axis == "rows" else label
                 if label not in axes[axis] and (axis == "tasks" or name not in rows):
                     axes[axis].append(label)
                     rows.add(name)
-    wider = dataclasses.replace(grid, rows=tuple(axes["rows"]), tasks=tuple(axes["tasks"]))
-    return wider if (wider.rows, wider.tasks) != (grid.rows, grid.tasks) else None
+    return dataclasses.replace(grid, rows=tuple(axes["rows"]), tasks=tuple(axes["tasks"]))
 
 
-def may_be_left_out(binding: Binding, bindings: Bindings) -> bool:
-    """Tell whether a line stands elsewhere than those which replace rows or tasks, and not on the command line."""
-    replaced = {axis for axis, _ in _axes(bindings, in_effect=False)}
-    lines = {_file(bound) for axis, bound in _axes(bindings) if axis in replaced}
-    return not binding.override and _file(binding) not in lines
-
-
-def left_out(expansion: Expansion, unused: Iterable[Binding], wider: Grid) -> set[Binding]:
+def left_out(expansion: Expansion, unused: Iterable[Binding]) -> set[Binding]:
     """Return those of the unused lines that rows or tasks left out would read."""
+    of_file: dict[str, set[Binding]] = defaultdict(set)
+    for binding in unused:
+        of_file[file_of(binding)].add(binding)
+    lines: set[Binding] = set()
+    for file, bindings in of_file.items():
+        wider = wider_grid(expansion.grid, expansion.bindings, file)
+        lines |= bindings & _read_only_by(wider, expansion)
+    return lines
+
+
+def _read_only_by(wider: Grid, expansion: Expansion) -> set[Binding]:
+    """Return the lines that the cells read which `wider` has and the grid itself has not."""
     bindings = Bindings(expansion.bindings.all, expansion.bindings.candidates)
     whole = Expansion(wider, bindings, expansion.data_root, check_sources=False)
     for row in whole.rows:
@@ -54,13 +70,12 @@ def left_out(expansion: Expansion, unused: Iterable[Binding], wider: Grid) -> se
             if row not in expansion.rows or task not in expansion.grid.tasks:
                 with contextlib.suppress(InputError):  # it is not run, so what is wrong with it is no matter
                     whole.stage(row, task, wider.base_seed)
-    candidates = (binding for binding in unused if may_be_left_out(binding, expansion.bindings))
-    return {binding for binding in candidates if binding in bindings.used}
+    return bindings.used
 
 
 def describe_left_out(lines: Iterable[Binding]) -> Iterator[str]:
     """Say how many lines of each file are not for this grid."""
-    for file, count in sorted(Counter(map(_file, lines)).items()):
+    for file, count in sorted(Counter(map(file_of, lines)).items()):
         yield f"left out: rows or tasks that this grid does not have; {file} has {count} settings for them"
 
 
@@ -74,7 +89,3 @@ def _axes(bindings: Bindings, in_effect: bool = True) -> Iterator[tuple[str, Bin
         axis = binding.setting
         if binding.configurable == "grid" and axis in strongest and not binding.scope and binding != strongest[axis][1]:
             yield axis, binding
-
-
-def _file(binding: Binding) -> str:
-    return binding.location.rpartition(":")[0]

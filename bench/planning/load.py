@@ -13,7 +13,7 @@ from bench.planning.bindings import LEGAL_NAME, Binding, Bindings, checked
 from bench.planning.catalogue import OF_CHECKPOINTS, OF_OWN_TASKS, Catalogue
 from bench.planning.cell import Expansion
 from bench.planning.gin_files import read_bindings
-from bench.planning.left_out import included_grid, left_out, may_be_left_out
+from bench.planning.left_out import file_of, left_out, wider_grid
 from bench.planning.plugins import load_named
 from bench.planning.registry import BACKBONES, SETTINGS, configurable_names, settings_of
 from bench.planning.settings import Grid, Row
@@ -169,17 +169,26 @@ def _check_names(grid: Grid, catalogue: Catalogue) -> None:
             )
 
 
+def _rows(grid: Grid) -> list[str]:
+    return [label.split("/")[0] for label in grid.rows]
+
+
+def _scopes(grid: Grid) -> set[str]:
+    """Name the scopes of a grid's rows, and of its rows on its tasks."""
+    rows = _rows(grid)
+    return {*rows, *(f"{trained_task(task)}/{row}" for task in grid.tasks for row in rows)}
+
+
 def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
     # Legal are, with the rows tapt and big/finetune and the task digits: nothing, tapt, big, every task and backbone,
     # digits/tapt and digits/big.
-    rows = [label.split("/")[0] for label in grid.rows]
+    rows = _rows(grid)
     columns = {*catalogue.tasks, *catalogue.backbones}
-    legal = {"", *rows, *columns, *(f"{trained_task(task)}/{row}" for task in grid.tasks for row in rows)}
-    wider = included_grid(grid, bindings) or grid
-    wider_rows = [label.split("/")[0] for label in wider.rows]
-    tolerated = {*wider_rows, *(f"{trained_task(task)}/{row}" for task in wider.tasks for row in wider_rows)} - legal
+    legal = {"", *columns, *_scopes(grid)}
+    files = set(map(file_of, bindings.all))
+    tolerated = {file: _scopes(wider_grid(grid, bindings, file)) for file in files}
     for binding in bindings.all:
-        if binding.scope in tolerated and may_be_left_out(binding, bindings):
+        if binding.scope not in legal and binding.scope in tolerated[file_of(binding)]:
             continue
         if binding.configurable == "slurm":  # its scopes are kinds of stages: see load_clusters
             continue
@@ -214,8 +223,7 @@ def refuse_unused(expansion: Expansion) -> set[Binding]:
     """
     effective = expansion.bindings.used | expansion.bindings.overridden
     unused = [binding for binding in expansion.bindings.all if binding not in effective and not _declares(binding)]
-    wider = included_grid(expansion.grid, expansion.bindings) if unused else None
-    not_here = left_out(expansion, unused, wider) if wider is not None else set()
+    not_here = left_out(expansion, unused)
     unused = [binding for binding in unused if binding not in not_here]
     if unused:
         raise InputError("\n".join(_why_unused(binding, expansion) for binding in unused))

@@ -33,6 +33,7 @@ def plan_of(folder: Path, text: str, *overrides: str) -> Plan:
         ("grid.rows = ['tapt']\ngrid.tasks = ['digits']", (), 4),
         ("grid.tasks = ['digits']", (), 2),
         ("", ("grid.rows = ['finetune']",), 4),
+        ("", ("grid.rows = ['finetune']", "grid.tasks = ['digits']"), 5),
         ("grid.seeds = [3]", (), 0),
     ],
 )
@@ -59,6 +60,14 @@ def test_a_line_of_the_grid_itself_for_a_row_left_out_is_refused(
     with pytest.raises(InputError) as caught:
         plan_of(tmp_path, text, *overrides)
     assert location in str(caught.value) and "base.gin" not in str(caught.value)
+
+
+def test_a_file_that_replaces_tasks_may_still_have_lines_for_rows_that_the_command_line_leaves_out(
+    tmp_path: Path,
+) -> None:
+    text = "grid.rows = ['slow/mars', 'tapt']\ngrid.tasks = ['digits']\nslow/finetune.warmup_steps = 3"
+    notes = plan_of(tmp_path, text, "grid.rows = ['tapt']").notes
+    assert [note for note in notes if "g.gin has 1 setting" in note]
 
 
 @pytest.mark.parametrize(
