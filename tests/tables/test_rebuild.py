@@ -64,6 +64,15 @@ def test_committed_tables_are_those_of_their_records(path: Path, tmp_path: Path)
     assert rebuilt == {file: (path.parents[1] / file).read_bytes() for file in rebuilt}
 
 
+@pytest.mark.parametrize("path", COMMITTED, ids=[path.parent.name for path in COMMITTED])
+def test_the_numbers_of_committed_figures_are_those_of_their_records(path: Path, tmp_path: Path) -> None:
+    for numbers in path.parent.glob("*.csv"):
+        arguments = ["--records", str(path), "--output", str(tmp_path), "--kind", numbers.stem]
+        assert draw_figures(arguments) == 0
+        assert (tmp_path / numbers.name).read_bytes() == numbers.read_bytes()
+        assert numbers.with_suffix(".svg").is_file() and numbers.with_suffix(".png").is_file()
+
+
 @pytest.mark.parametrize("tasks", [["digits", "pydocs"], ["pydocs", "digits"]])
 @pytest.mark.parametrize("cells", [(), (3,), (0, 1, 4), range(8)])
 def test_all_files_come_back_byte_for_byte_without_a_store(
