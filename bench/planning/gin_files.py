@@ -230,7 +230,9 @@ def _joined_macros(first: Macros, second: Macros) -> Macros:
     """Join two texts' macros; refuse one that both define."""
     for name, (_, location) in second.items():
         if name in first and first[name][1] != location:  # not the same line of a file that both include
-            raise InputError(f"{location}: the macro {name} is defined a second time; first at {first[name][1]}.")
+            raise InputError(
+                f"{location}: the macro {name} is defined a second time; first at {first[name][1]}. Rename one."
+            )
     return first | second
 
 
@@ -306,9 +308,10 @@ def _copy_file(path: Path, folder: Path, copies: dict[Path, Path]) -> Path:
 
 
 def _refuse_duplicate(first: Binding, second: Binding) -> None:
+    others = ", or give the other as --set, or include the first file and override it in the including one"
+    others = "" if second.override else others
     raise InputError(
-        f"{second.location}: {second.target} is bound a second time; first at {first.location}. Keep one, or give the "
-        "other as --set, or include the first file and override it in the including one."
+        f"{second.location}: {second.target} is bound a second time; first at {first.location}. Keep one{others}."
     )
 
 

@@ -17,7 +17,6 @@ from bench.report.__main__ import main, packed
 from tests.report.sample import HOSTILE, sample, write
 from tests.tables.test_records import Workspace
 
-
 COMMITTED = sorted((Path(__file__).parents[2] / "results").glob("*.html"))
 
 
