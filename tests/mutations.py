@@ -1289,7 +1289,7 @@ MUTATIONS = (
     Mutation(
         "a node stays excluded after it finished a stage",
         "bench/launch/slurm/troubles.py",
-        "max(_time(_marker(store_root, trouble.node)), forgotten)",
+        "max(_modified(_marker(store_root, trouble.node)), forgotten)",
         "forgotten",
         ("tests/launch/slurm/test_troubles.py::test_a_node_with_three_troubles_is_excluded_until_it_finished_a_stage",),
     ),
