@@ -630,15 +630,15 @@ MUTATIONS = (
     Mutation(
         "stages join one that has its device for itself",
         "bench/launch/local.py",
-        "        kept |= {worker.device for worker in self.alive if worker.alone}\n",
+        "        reserved |= {worker.device for worker in self.alive if worker.alone}\n",
         "",
         ("tests/launch/test_local.py",),
     ),
     Mutation(
         "a device is given new stages while one waits to be alone on it",
         "bench/launch/local.py",
-        "        kept = {device for device, stages in self._crowded.items() if stages}\n",
-        "        kept = set()\n",
+        "        reserved = {device for device, stages in self._crowded.items() if stages}\n",
+        "        reserved = set()\n",
         ("tests/launch/test_local.py",),
     ),
     Mutation(
