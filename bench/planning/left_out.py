@@ -24,10 +24,13 @@ AXES = ("rows", "tasks")
 
 
 def included_grid(grid: Grid, bindings: Bindings) -> Grid | None:
-    """Return the grid with the rows and tasks that it leaves out of those it includes; None if it leaves out none."""
+    """Return the grid with the rows and tasks that it leaves out, too.
+
+    Those are named by lines that it replaces. Returns None where none is left out.
+    """
     axes: dict[str, list[str]] = {axis: list(getattr(grid, axis)) for axis in AXES}
     rows = {Row.parse(label).name for label in grid.rows}
-    for axis, binding in _axes(bindings, in_effect=False):
+    for axis, binding in _replaced_axes(bindings):
         for label in binding.value if isinstance(binding.value, tuple) else ():
             with contextlib.suppress(SpecError):  # a row that does not exist, in a line that is not in effect
                 name = Row.parse(label).name if axis == "rows" else label
@@ -39,10 +42,13 @@ def included_grid(grid: Grid, bindings: Bindings) -> Grid | None:
 
 
 def may_be_left_out(binding: Binding, bindings: Bindings) -> bool:
-    """Tell whether a line stands elsewhere than those which replace rows or tasks, and not on the command line."""
-    replaced = {axis for axis, _ in _axes(bindings, in_effect=False)}
-    lines = {_file(bound) for axis, bound in _axes(bindings) if axis in replaced}
-    return not binding.override and _file(binding) not in lines
+    """Tell whether a line may be for rows or tasks that the grid leaves out.
+
+    One of the command line may not, nor one in a file that replaces the rows or tasks itself.
+    """
+    replaced = {axis for axis, _ in _replaced_axes(bindings)}
+    replacing = {bound.file for axis, bound in _axes(bindings).items() if axis in replaced}
+    return not binding.override and binding.file not in replacing
 
 
 def left_out(expansion: Expansion, unused: Iterable[Binding], wider: Grid) -> set[Binding]:
@@ -60,21 +66,20 @@ def left_out(expansion: Expansion, unused: Iterable[Binding], wider: Grid) -> se
 
 def describe_left_out(lines: Iterable[Binding]) -> Iterator[str]:
     """Say how many lines of each file are not for this grid."""
-    for file, count in sorted(Counter(map(_file, lines)).items()):
+    for file, count in sorted(Counter(line.file for line in lines).items()):
         yield f"left out: rows or tasks that this grid does not have; {file} has {count} settings for them"
 
 
-def _axes(bindings: Bindings, in_effect: bool = True) -> Iterator[tuple[str, Binding]]:
-    """Yield the lines that say what rows and tasks there are: those in effect, or those that they replace."""
-    strongest = {axis: bound for axis in AXES if (bound := bindings.layers(("",)).get(("grid", axis))) is not None}
-    if in_effect:
-        yield from ((axis, binding) for axis, (_, binding) in strongest.items())
-        return
+def _axes(bindings: Bindings) -> dict[str, Binding]:
+    """Return the lines in effect that name the rows and the tasks, by axis."""
+    strongest = bindings.layers(("",))
+    return {axis: strongest["grid", axis][1] for axis in AXES if ("grid", axis) in strongest}
+
+
+def _replaced_axes(bindings: Bindings) -> Iterator[tuple[str, Binding]]:
+    """Yield the lines that those in effect replace, each with its axis."""
+    strongest = _axes(bindings)
     for binding in (*bindings.replaced, *bindings.all):
         axis = binding.setting
-        if binding.configurable == "grid" and axis in strongest and not binding.scope and binding != strongest[axis][1]:
+        if binding.configurable == "grid" and axis in strongest and not binding.scope and binding != strongest[axis]:
             yield axis, binding
-
-
-def _file(binding: Binding) -> str:
-    return binding.location.rpartition(":")[0]
