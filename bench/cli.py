@@ -73,7 +73,12 @@ def check_writable(argument: str, folder: Path, longest: str = "") -> None:
     itself is not made yet.
     """
     refuse_too_long(argument, folder / longest)
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    parent = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not os.path.exists(parent):  # nothing can be made in its place, and nothing below it
+        raise InputError(
+            f"{argument} {folder}: {parent} is a link to {os.readlink(parent)}, which is not there. Make that folder "
+            "or mount its disk, or name another."
+        )
     # Below a folder that is still to be made, the file system looks at no name: the longest is asked for in `parent`.
     refuse_too_long(argument, parent / max((folder / longest).parts, key=len))
     writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
