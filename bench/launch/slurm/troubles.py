@@ -27,7 +27,7 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bench.errors import DamagedStore
@@ -107,7 +107,8 @@ def read(store_root: Path) -> list[Trouble]:
     for path in map(_folder(store_root).joinpath, names):
         with contextlib.suppress(DamagedStore, OSError, ValueError):
             if path.suffix == ".json":
-                troubles.append(Trouble(**read_json(path, "Delete it.", Trouble)))
+                facts = read_json(path, "Delete it.", Trouble)  # with more fields, where a later version wrote it
+                troubles.append(Trouble(**{field.name: facts[field.name] for field in fields(Trouble)}))
             elif path.suffix == ".txt":
                 troubles.append(read_setup(path))
     return sorted(troubles, key=lambda trouble: trouble.time)
