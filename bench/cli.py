@@ -67,12 +67,18 @@ def data_root(arguments: argparse.Namespace) -> Path:
 
 
 def check_writable(argument: str, folder: Path, longest: str = "") -> None:
-    """Refuse a folder that cannot be made or written, or not with the longest name that is to come below it.
+    """Refuse a folder that cannot be made or written.
 
-    Nothing is made in it before.
+    Refused is also one in which `longest`, the longest path that is to come below it, would be too long. The folder
+    itself is not made yet.
     """
     refuse_too_long(argument, folder / longest)
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    parent = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not os.path.exists(parent):  # nothing can be made in its place, and nothing below it
+        raise InputError(
+            f"{argument} {folder}: {parent} is a link to {os.readlink(parent)}, which is not there. Make that folder "
+            "or mount its disk, or name another."
+        )
     # Below a folder that is still to be made, the file system looks at no name: the longest is asked for in `parent`.
     refuse_too_long(argument, parent / max((folder / longest).parts, key=len))
     writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
@@ -111,10 +117,10 @@ def shared_hint(folder: Path) -> str:
     )
 
 
-def check_results(results: Path, name: str | None) -> None:
+def check_results(results: Path, name: str) -> None:
     """Refuse a results folder that cannot hold a grid's tables."""
     check_writable("--results", results, f".{name}.before-{'0' * 12}.jsonl.{'0' * 12}")
-    if (results / f"{name}.md").is_dir() or (results / str(name)).is_file():
+    if (results / f"{name}.md").is_dir() or (results / name).is_file():
         raise InputError(f"--results {results}: {name}.md must be a file and {name} a folder there. Move what is.")
 
 

@@ -67,9 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         _check_folders(to_run, store)
     cli.check_results(options.results, plan.table_name)
-    devices = [] if options.launcher == "slurm" else _devices(options)
+    devices: list[str] = []
     if options.launcher == "slurm":
         _check_cluster(plan, options, data)
+    else:
+        devices = _devices(options)
     if plan.unprepared:
         cli.check_writable("--data", data)
         print(f"preparing data in {data}, each up to a minute or two", flush=True)
@@ -429,9 +431,6 @@ def _cancel(options: argparse.Namespace) -> int:
     for other, left in others.items():
         print(f"left alone: {' '.join(left)}, submitted with {other}; --cancel with the same arguments ends them")
     return 0
-
-
-# -------------------------------------------------------------------------------------------------- this computer
 
 
 def _rows(plan: Plan) -> dict[str, str]:

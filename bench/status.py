@@ -68,9 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    """Show what changes until all has ended.
+    """Show what changes until all has ended, or nothing more will happen by itself.
 
-    Or until nothing more will happen by itself. Ctrl-C ends only the watching.
+    Ctrl-C ends only the watching.
     """
     store, before, last_active = Store(options.store), "", time.monotonic()
     done: Finished = {}

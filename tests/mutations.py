@@ -630,15 +630,15 @@ MUTATIONS = (
     Mutation(
         "stages join one that has its device for itself",
         "bench/launch/local.py",
-        "        kept |= {worker.device for worker in self.alive if worker.alone}\n",
+        "        reserved |= {worker.device for worker in self.alive if worker.alone}\n",
         "",
         ("tests/launch/test_local.py",),
     ),
     Mutation(
         "a device is given new stages while one waits to be alone on it",
         "bench/launch/local.py",
-        "        kept = {device for device, stages in self._crowded.items() if stages}\n",
-        "        kept = set()\n",
+        "        reserved = {device for device, stages in self._crowded.items() if stages}\n",
+        "        reserved = set()\n",
         ("tests/launch/test_local.py",),
     ),
     Mutation(
@@ -1289,7 +1289,7 @@ MUTATIONS = (
     Mutation(
         "a node stays excluded after it finished a stage",
         "bench/launch/slurm/troubles.py",
-        "max(_time(_marker(store_root, trouble.node)), forgotten)",
+        "max(_modified(_marker(store_root, trouble.node)), forgotten)",
         "forgotten",
         ("tests/launch/slurm/test_troubles.py::test_a_node_with_three_troubles_is_excluded_until_it_finished_a_stage",),
     ),
@@ -1456,7 +1456,7 @@ MUTATIONS = (
     Mutation(
         "a job needs every partition that it names",
         "bench/launch/slurm/limits.py",
-        "    if refusals and refusals[0] is not None and None not in refusals:",
+        "    if refusals and None not in refusals:",
         "    if refusals and refusals[0] is not None:",
         ("tests/launch/slurm/test_limits.py::test_one_of_several_partitions_is_enough",),
     ),

@@ -29,6 +29,18 @@ def test_a_folder_is_refused_that_holds_no_name_so_long(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_link_to_a_folder_that_is_gone_is_refused(tmp_path: Path) -> None:
+    """Else the tables of a grid that has run for days could not be written."""
+    link = tmp_path / "results"
+    link.symlink_to(tmp_path / "unmounted")
+    for folder in (link, link / "below"):
+        with pytest.raises(InputError, match="--results"):
+            cli.check_results(folder, "name")
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    (tmp_path / "unmounted").mkdir()
+    cli.check_results(link, "name")
+
+
 def test_a_group_members_folder_is_refused_with_what_its_owner_can_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,11 +74,11 @@ def _check(plugin: Plugin, data: Path, folder: Path, bound: dict[str, Any], line
     from bench.check.demands import DEMANDS, FIRST, is_declared, on_each_task
     from bench.check.kit import Kit
 
-    own = [kind for kind in SPECS.values() if _of(plugin, kind.__module__)]
+    own = [kind for kind in SPECS.values() if _is_part_of(plugin, kind.__module__)]
     declared = [lines.tell(kind.__name__, "is a frozen dataclass", is_declared, kind) for kind in own]
     if not all(declared):  # else what comes of such a class would be told of every recipe
         return
-    recipes = sorted(name for name, recipe in RECIPES.items() if _of(plugin, recipe.__module__))
+    recipes = sorted(name for name, recipe in RECIPES.items() if _is_part_of(plugin, recipe.__module__))
     kit = Kit(recipes, data, folder, bound=bound)
     for recipe in recipes:
         for title, demand in DEMANDS.items():
@@ -87,7 +87,7 @@ def _check(plugin: Plugin, data: Path, folder: Path, bound: dict[str, Any], line
                 break
 
 
-def _of(plugin: Plugin, module: str) -> bool:
+def _is_part_of(plugin: Plugin, module: str) -> bool:
     return module.partition(".")[0] == plugin.top
 
 

@@ -43,8 +43,11 @@ class Trained:
     record: dict[str, Any] | None
     log: str
     intruders: list[str]
+    """Who seeded a global generator besides the loop, a sentence each."""
     stateful: bool
+    """Whether its objective keeps tensors or a module between steps."""
     noisy_teachers: list[str]
+    """Parts of its teacher that were trained, or in train mode."""
 
     @property
     def failure(self) -> str:

@@ -78,7 +78,10 @@ def expansion(recipes: Sequence[str], data: Path, bound: Bound, tasks: Sequence[
 
 
 def own_stages(grid: Expansion, recipe: str, task: str) -> list[Stage]:
-    """List the stages that neither fine-tuning nor further pre-training has; all of those methods' own."""
+    """List the stages of a recipe that no recipe of COMMON has.
+
+    A recipe of COMMON itself has all of its stages.
+    """
     common = () if recipe in COMMON else [grid.stage(name, task, 0) for name in COMMON]
     others = {stage.key for stage in walk(*common)}
     return [stage for stage in walk(grid.stage(recipe, task, 0)) if stage.key not in others]

@@ -42,14 +42,16 @@ class Watch:
             original = getattr(torch.random, name)
             for module in (torch, torch.random):
                 if hasattr(module, name):
-                    patches.set(module, name, self._refused(name, original))
+                    patches.set(module, name, self._noting(name, original))
         for module, name in ((random, "seed"), (np.random, "seed")):
-            patches.set(module, name, self._refused(name, getattr(module, name)))
-        for module in (loop, networks):  # the loop's own seeding
-            patches.set(module, "seed", self._loops)
+            patches.set(module, name, self._noting(name, getattr(module, name)))
+        for module in (loop, networks):
+            patches.set(module, "seed", self._seed_for_loop)
         self._watch_begin(stage, patches)
 
-    def _refused(self, name: str, original: Any) -> Any:
+    def _noting(self, name: str, original: Any) -> Any:
+        """Return a function that seeds as the original does, and notes who calls it."""
+
         @functools.wraps(original)
         def call(*args: Any, **kwargs: Any) -> Any:
             frame: FrameType = sys._getframe(1)
@@ -63,7 +65,8 @@ class Watch:
 
         return call
 
-    def _loops(self, value: int, device: torch.device) -> None:
+    def _seed_for_loop(self, value: int, device: torch.device) -> None:
+        """Seed the generators for the loop, after a look whether anybody else has."""
         self.look()
         seed(value, device)
         self._seed = torch.initial_seed()

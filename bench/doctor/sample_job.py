@@ -92,9 +92,8 @@ def test_job(store: Path, data: Path, cluster: Cluster) -> Iterator[Fact]:
 def _granted(answer: dict[str, Any], cluster: Cluster, data: Path) -> Iterator[Fact]:
     """Report what a job had on its node and what it wanted."""
     if existing(data) == data.absolute():
-        seen = "" if answer["data"] else "not "
-        fix = "name a folder that all nodes see"
-        yield Fact("problem" if seen else "ok", f"--data {data}: {seen}seen from a compute node", fix)
+        verdict, seen = ("ok", "seen") if answer["data"] else ("problem", "not seen")
+        yield Fact(verdict, f"--data {data}: {seen} from a compute node", "name a folder that all nodes see")
     fix = "ask the cluster's administrators how jobs get CPUs; slurm.extra takes options of sbatch"
     verdict = "ok" if answer["cores"] >= cluster.cpus else "warning"
     yield Fact(verdict, f"a job that asks for {cluster.cpus} CPU(s) may use {answer['cores']}", fix)

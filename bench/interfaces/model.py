@@ -33,9 +33,11 @@ class Model(nn.Module, ABC):
     `bench.data.examples.by_length`: it is then computed part by part, which changes nothing but rounding and dropout.
     """
 
-    # The next five are those of a class, or of an object whose class computes several kinds of network.
+    # The next five are set by a class, or by its objects where it computes several kinds of network.
     POSITIONS: tuple[str, ...]
+    """How the names end of parameters with the role `position`."""
     TOKENS: tuple[str, ...]
+    """How the names end of parameters with the role `token`."""
     BLOCKS: str
     """Where the encoder keeps its transformer blocks: `<BLOCKS>.<number>.…` are the names of their parameters in it."""
     ATTENTION: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -74,10 +76,10 @@ class Model(nn.Module, ABC):
     def draw_mask(self, inputs: Inputs, generator: torch.Generator) -> Any:
         """Draw a mask for this batch, as a tuple of tensors.
 
-        Its property `targets` counts the values that are to be predicted, over which `masked_loss` is a mean.
-        It lies on the host, where `generator` lives too. The draws are made in the order of the examples and depend
-        neither on padding nor on how a batch is split among calls with one generator. Text must lie on the host; of
-        images only the number is read.
+        The mask's property `targets` counts the values that are to be predicted, over which `masked_loss` is a mean.
+        The mask lies on the host, where `generator` lives, too. The draws are made in the order of the examples and
+        depend neither on padding nor on how a batch is split among calls with one generator. Text must lie on the host;
+        of images only the number is read.
         """
 
     @abstractmethod

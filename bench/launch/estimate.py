@@ -23,15 +23,20 @@ class Estimate:
         self._batch_sizes = {stage.key: stage.schedule.batch_size for stage in stages}
         self._workers = workers
         self._rates: dict[Kind, float] = {kind: rate for (kind, task), rate in rates.items() if not task}
-        self._first: dict[str, tuple[int, float]] = {}
+        self._first_reports: dict[str, tuple[int, float]] = {}
+        """Key of a stage -> its step when it was first heard of in this run, and when that was."""
         self._whole: set[Kind] = set()
+        """Kinds whose rate is of a stage that has ended: it counts evaluation, too, and stages under way keep it."""
 
     def progress(self, stage: Stage, step: int, steps: int) -> None:
-        """Note how far a stage is. Its first word is no measure: it comes after the imports, or the checkpoint."""
+        """Note how far a stage is.
+
+        Its speed is measured from its first report on: before that it imported, or read its checkpoint.
+        """
         if stage.key not in self._left:
             return
         now = time.monotonic()
-        first, began = self._first.setdefault(stage.key, (step, now))
+        first, began = self._first_reports.setdefault(stage.key, (step, now))
         batch = self._batch_sizes[stage.key]
         self._left[stage.key] = float((steps - step) * batch)
         if step > first and now > began and self._kinds[stage.key] not in self._whole:
@@ -40,10 +45,10 @@ class Estimate:
     def ended(self, stage: Stage) -> None:
         """Note that nothing is left of a stage, done or failed.
 
-        One that came to its last step tells what its kind takes with evaluation, better than any that is under way.
+        One that came to its last step gives the rate of its kind, evaluation included.
         """
-        if self._left.pop(stage.key, None) == 0 and stage.key in self._first:
-            first, began = self._first[stage.key]
+        if self._left.pop(stage.key, None) == 0 and stage.key in self._first_reports:
+            first, began = self._first_reports[stage.key]
             examples = examples_of(stage) - first * self._batch_sizes[stage.key]
             if examples > 0:
                 self._rates[self._kinds[stage.key]] = (time.monotonic() - began) / examples

@@ -96,7 +96,7 @@ class Worker:
     def give(self, stage: Stage, store: Store) -> None:
         """Start a stage.
 
-        A worker that has just died answers with its end.
+        Where the worker has just died, its event "gone" tells.
         """
         self.stage = stage
         folder = json.dumps(str(store.add(stage)))
@@ -126,9 +126,9 @@ class Crew:
 
     A worker is started when there is a stage for it. A stage that was out of memory beside others waits until they have
     ended, and then has its device for itself, in a new process: the others give their memory back only by ending.
-    Example: workers 0 and 1 share cuda:0, and B runs out of memory in 1 while A runs in 0. `keep` notes B, and `free`
-    gives cuda:0 to nobody. When A has ended, `next_alone` ends both workers and gives B to a new one. When B has ended,
-    that is dismissed, and cuda:0 is free again.
+    Example: workers 0 and 1 share cuda:0, and B runs out of memory in 1 while A runs in 0. `retry_alone` notes B, and
+    `free` gives cuda:0 to nobody. When A has ended, `next_alone` ends both workers and gives B to a new one. When B has
+    ended, that is dismissed, and cuda:0 is free again.
     """
 
     def __init__(self, settings: Sequence[Settings]) -> None:
@@ -150,11 +150,11 @@ class Crew:
 
         A running worker is preferred to a new one. Returns None if none is free.
         """
-        # A device is kept from new stages while one waits to be alone on it, and while one is.
+        # A device is reserved while a stage waits to be alone on it, and while one is.
         taken = {worker.number for worker in self.alive if worker.stage is not None}
-        kept = {device for device, stages in self._crowded.items() if stages}
-        kept |= {worker.device for worker in self.alive if worker.alone}
-        numbers = [n for n, each in enumerate(self._settings) if n not in taken and each.device not in kept]
+        reserved = {device for device, stages in self._crowded.items() if stages}
+        reserved |= {worker.device for worker in self.alive if worker.alone}
+        numbers = [n for n, each in enumerate(self._settings) if n not in taken and each.device not in reserved]
         running = {worker.number for worker in self.alive}
         return min(numbers, key=lambda number: (number not in running, number), default=None)
 
@@ -166,8 +166,8 @@ class Crew:
         self.alive.append(Worker(number, self._settings[number], self.events))
         return self.alive[-1]
 
-    def keep(self, worker: Worker, stage: Stage) -> None:
-        """Have a stage tried again alone on this worker's device."""
+    def retry_alone(self, worker: Worker, stage: Stage) -> None:
+        """Have a stage tried again, alone on this worker's device."""
         self._crowded[worker.device].append(stage)
 
     def next_alone(self) -> tuple[Worker, Stage] | None:
@@ -254,8 +254,8 @@ def _next_stages(
 ) -> Iterator[tuple[Worker, Stage]]:
     """Yield the stages that can start now, each with its worker.
 
-    A stage must have begun before the next one is asked for. Those that wait for a device of their own come first, else
-    others would take it from them again.
+    The caller starts each before it asks for the next, as that decides which workers are free. Stages that wait to be
+    alone on a device come first, else others would take it from them again.
     """
     while not stop() and (alone := crew.next_alone()) is not None:
         yield alone
@@ -287,7 +287,7 @@ def _react(worker: Worker, event: dict[str, Any], queue: Queue, crew: Crew, repo
         return None
     outcome, worker.stage = _outcome(worker, event), None
     if outcome.state == StageState.CROWDED:
-        crew.keep(worker, stage)
+        crew.retry_alone(worker, stage)
     else:
         queue.finish(stage, outcome)
     report.ended(stage, worker.number, outcome)

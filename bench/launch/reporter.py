@@ -23,7 +23,7 @@ from bench.store.states import StageState
 from bench.training.protocol import Outcome
 
 LINE_SECONDS = 30.0
-"""Without a terminal a line says so often how far all is."""
+"""Without a terminal, so often a line says how far all is."""
 
 WITH_LOSS = 100
 """From so many columns on, losses stand beside the rest."""
@@ -41,7 +41,7 @@ class _TimeLeft(ProgressColumn):
     """The time left: of a stage's steps by their speed, of all stages by the estimate."""
 
     def render(self, task: Task) -> Text:
-        if task.fields.get("evaluated"):
+        if task.fields.get("evaluating"):
             return Text("evaluating", justify="right")
         seconds = task.fields["left"] if task.fields["overall"] else task.time_remaining
         return Text("-:--" if seconds is None else f"{clock(seconds)} left", justify="right")
@@ -125,7 +125,7 @@ class Reporter:
     def line(self) -> str:
         """Say in a line how far all is, what runs, and how long it may still take."""
         running = ", ".join(
-            f"{stage.title} {'evaluating' if _is_evaluated(stage, share) else f'{share:.0%}'}"
+            f"{stage.title} {'evaluating' if _is_evaluating(stage, share) else f'{share:.0%}'}"
             for stage, share in [*self._running.values()]
         )
         left = self._estimate.seconds()
@@ -157,8 +157,8 @@ class Reporter:
             task = next(task for task in self._live.tasks if task.id == self._bars[worker])
             if task.total is None:  # its speed counts from here: a stage that is resumed begins with many steps
                 self._live.reset(task.id, total=steps, completed=step, note=note, overall=False, left=None)
-            evaluated = _is_evaluated(stage, step / max(1, steps))
-            self._live.update(task.id, completed=step, total=steps, note=note, evaluated=evaluated)
+            evaluating = _is_evaluating(stage, step / max(1, steps))
+            self._live.update(task.id, completed=step, total=steps, note=note, evaluating=evaluating)
             self._live.update(self._overall, left=self._estimate.seconds())
 
     def said(self, worker: int, text: str) -> None:
@@ -199,8 +199,8 @@ class Reporter:
         self.console.print(f"[{self._ended:{width}}/{self._total}] {self._label(stage)}: {text}", markup=False)
 
 
-def _is_evaluated(stage: Stage, share: float) -> bool:
-    """Tell whether a stage of which that share is trained is evaluated now."""
+def _is_evaluating(stage: Stage, share: float) -> bool:
+    """Tell whether a stage is being evaluated: this share of its training is all of it."""
     return share == 1 and stage.evaluation is not None
 
 

@@ -26,7 +26,7 @@ LOST_SECONDS = 120.0
 class Ended:
     """How the stages ended that were followed: reasons by key.
 
-    `left` are those that no job is left to run.
+    `left` are stages that have not ended, and that no job is left to run: what is known of each, by key.
     """
 
     failed: dict[str, str] = field(default_factory=dict)
@@ -58,7 +58,7 @@ def follow(
 ) -> Ended:
     """Report on these stages until they end, no job is left for them, or a stop is requested.
 
-    With `at_once`, it is enough that no job is left for one whose parents are done, if another was finished meanwhile.
+    With `at_once` it also returns when no job is left for a stage that could start, if another has finished meanwhile.
     Example: all jobs with a GPU were cancelled, those without go on; a fine-tuning that needs one could begin.
     """
     pending = {stage.key: (number, stage) for number, stage in enumerate(plan.stages) if stage.key in keys}

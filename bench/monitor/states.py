@@ -28,13 +28,15 @@ STATES = (
     *(StageState.DONE, StageState.RUNNING, StageState.REQUEUED, StageState.STALE, StageState.UNKNOWN),
     *(StageState.QUEUED, StageState.PLANNED, StageState.FAILED, StageState.BLOCKED),
 )
-"""Those that are shown; of several unfinished stages behind a cell, the one whose state comes first here."""
+"""The states that are shown, in order: of several unfinished stages behind a cell, the first is shown for it."""
 UNDER_WAY = frozenset((StageState.RUNNING, StageState.QUEUED, StageState.REQUEUED))
 ENDED = frozenset((StageState.DONE, StageState.FAILED, StageState.BLOCKED))
 ENDED_BADLY = frozenset(("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"))
 ASK_SECONDS = (5.0, 45.0)
 """Between two questions to the controller, the shortest and the longest."""
 UNASKED = "Slurm could not be asked"
+TAIL_BYTES = 4096
+"""How much of a log is read to see its last lines."""
 
 
 AskQueue = Callable[[Sequence[Submission]], dict[str, JobState]]
@@ -59,11 +61,11 @@ class Jobs:
     """The jobs that were submitted for the unfinished stages of a grid."""
 
     submissions: list[Submission] = field(default_factory=list)
-    """Those whose jobs may run some of them, oldest first."""
+    """The submissions whose jobs may run some of those stages, oldest first."""
     tables: list[Submission] = field(default_factory=list)
-    """The last one whose job writes the grid's tables, if there is one."""
+    """The last submission whose job writes the grid's tables, if there is one."""
     queued: dict[str, JobState] = field(default_factory=dict)
-    """What Slurm says of their elements."""
+    """What Slurm says of the array elements of these submissions."""
     covering: dict[str, Cover] = field(default_factory=dict)
     """Folder of a stage -> from which worklist a live job will pull it."""
     listed: dict[str, Submission] = field(default_factory=dict)
@@ -219,6 +221,7 @@ def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look, que
         jobs.serving = {each.token: _folders(store, each) & folders for each in noted if each.runs_stages}
         jobs.submissions = [each for each in noted if jobs.serving.get(each.token)]
         jobs.tables = [each for each in noted if each.source == source and not each.runs_stages][-1:]
+        # Set twice: now, for where Slurm cannot be asked, and again with the ids that the queue tells.
         jobs.listed = {folder: each for each in jobs.submissions for folder in jobs.serving[each.token]}
         jobs.queued = queue([*jobs.submissions, *jobs.tables])
         jobs.submissions = ledger.identified(jobs.submissions, jobs.queued)
@@ -401,11 +404,11 @@ def _share(stage: Stage, store: Store, last: Attempt | None) -> float:
 
 
 def _behind_failure(stage: Stage, seen: Seen, view: Look) -> Seen:
-    """Show a stage as blocked where one that it needs has failed.
+    """Show a stage as blocked where one that it needs failed or is blocked.
 
-    Or is blocked itself. That holds, too, if a job of the stage tried and ended. What the stage's own ledger tells
-    counts more. Example: A failed, and its child B is queued: B is blocked. If a process runs B all the same, it is
-    running, and if B's own attempt failed, it has failed.
+    That holds whatever became of jobs that were to run it. What its own attempts tell counts more. Example: A failed,
+    and its child B is queued: B is blocked. If a process runs B all the same, it is running, and if B's own attempt
+    failed, it has failed.
     """
     parents = {parent.key: view.seen[parent.key] for parent in stage.parents}
     failed, blocked = (
@@ -444,14 +447,15 @@ def _shown(stage: Stage, view: Look) -> Stage:
 
 
 def logs(stage: Stage, store: Store, view: Look) -> list[Path]:
-    """Find the logs that tell of a stage: its own, and that of the job which ran it last, or was to run it."""
-    own, last = store.folder(stage) / "log.txt", view.last_attempt(stage)
-    submission = view.jobs.listed.get(stage.folder)
-    if last is not None and (submission is None or last.facts["began"] >= submission.time):
-        submission = view.jobs.submission_of(last)
-        printed = f"{last.facts['owner'].get('job', '')}_*log.out"
+    """Find the logs that tell of a stage.
+
+    These are its own, and that of the job which ran it last, or was to run it.
+    """
+    own, last = store.folder(stage) / "log.txt", _attempt_since_submitted(stage, view)
+    if last is not None:
+        submission, printed = view.jobs.submission_of(last), f"{last.facts['owner'].get('job', '')}_*log.out"
     else:
-        printed = "*log.out"
+        submission, printed = view.jobs.listed.get(stage.folder), "*log.out"
     jobs = sorted(ledger.log_folder(store.root, submission.token).glob(printed)) if submission is not None else []
     return [*([own] if own.exists() else []), *jobs[-1:]]
 
@@ -461,20 +465,27 @@ def log(stage: Stage, store: Store, view: Look) -> Path | None:
 
     Returns None without either.
     """
-    paths, last = logs(stage, store, view), view.last_attempt(stage)
-    submission = view.jobs.listed.get(stage.folder)
-    begun = last is not None and (submission is None or last.facts["began"] >= submission.time)
-    return next(iter(paths if begun else paths[::-1]), None)
+    paths = logs(stage, store, view)
+    return next(iter(paths if _attempt_since_submitted(stage, view) is not None else paths[::-1]), None)
 
 
-def tail(path: Path, size: int = 4096) -> str:
-    """Read the last so many bytes of a file as text.
+def _attempt_since_submitted(stage: Stage, view: Look) -> Attempt | None:
+    """Return a stage's last attempt, if it began after the last submission.
+
+    That is the last one of those that were to run the stage; without any submission every attempt counts.
+    """
+    last, submission = view.last_attempt(stage), view.jobs.listed.get(stage.folder)
+    return last if last is not None and (submission is None or last.facts["began"] >= submission.time) else None
+
+
+def tail(path: Path) -> str:
+    """Read the last TAIL_BYTES of a file as text.
 
     Returns '' without the file.
     """
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             return file.read().decode(errors="replace")
     except OSError:
         return ""

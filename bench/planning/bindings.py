@@ -34,11 +34,17 @@ class Binding:
         scope = f"{self.scope}/" if self.scope else ""
         return f"{scope}{self.configurable}.{self.setting}"
 
+    @property
+    def file(self) -> str:
+        """The gin file that it stands in, as `location` shows it; '' for one of `--set`."""
+        return "" if self.override else self.location.rpartition(":")[0]
+
     def __str__(self) -> str:
         return f"{self.location}: {self.target} = {self.value!r}"
 
 
 Layer = dict[tuple[str, str], tuple[int, Binding]]
+"""Configurable and setting -> the rank of the binding that they take, and that binding."""
 
 
 class Bindings:
@@ -82,15 +88,15 @@ class Bindings:
                 for binding in self._by_scope.get((override, scope), []):
                     target = (binding.configurable, binding.setting)
                     if target in merged:  # a weaker layer had bound it
-                        self.covers(binding, merged[target][1])
+                        self.note_override(binding, merged[target][1])
                     merged[target] = (rank, binding)
             self._layers[scopes] = merged
         return self._layers[scopes]
 
-    def covers(self, strong: Binding, weak: Binding) -> None:
-        """Note that a binding overrides another.
+    def note_override(self, strong: Binding, weak: Binding) -> None:
+        """Note it if a line of `--set` overrides one of a file.
 
-        Done by `--set`, that is meant and no mistake.
+        Whoever writes `--set` means that, so the line in the file is no mistake though nothing uses it.
         """
         if strong.override and not weak.override:
             self.overridden.add(weak)

@@ -22,6 +22,7 @@ from bench.pretrained.origin import Checkpoint
 from bench.pretrained.prepare import prepare_checkpoint
 
 OF_CHECKPOINTS = ("weights", "weights_checksum")
+"""The settings `NAME/backbone.…` that declare a backbone, or say where its weights come from."""
 RESERVED = ("downloads", "backbones")
 """Folders of the data root that are no data set."""
 
@@ -35,6 +36,7 @@ OF_OWN_TASKS = (
     "label_column",
     "most_megapixels",
 )
+"""The settings `NAME/task.…` that declare a task of the user's own; others, such as the metric, every task has."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Catalogue:
 
     bindings: tuple[Binding, ...] = ()
     root: Path | None = None
-    """Where the data lie. Without it, it is not looked at what those of a user's own task are."""
+    """Where the data lie; without it nobody looks there whether a user's own task holds images or texts."""
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -69,9 +71,9 @@ class Catalogue:
 
     @property
     def own(self) -> set[str]:
-        """The names that differ from the suite's own.
+        """The names that are not the suite's own, or mean something else here.
 
-        Only these bindings declare them, or they change where the weights come from.
+        That is: declared by these bindings, or a public backbone whose weights they take from elsewhere.
         """
         changed = {name for name, source in CHECKPOINTS.items() if self.checkpoints[name] != source}
         return {*self.tasks, *self.backbones} - {*TASKS, *BACKBONES} | changed

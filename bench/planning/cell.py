@@ -65,7 +65,7 @@ class Expansion:
     bindings: Bindings
     data_root: Path
     part: Literal["all", "fit"] = "all"
-    """All of the training set, or only the part there to fit, with evaluation on what is held out."""
+    """'fit' in a search, whose candidates are judged on examples held out from training; else 'all'."""
     check_sources: bool = True
     """Whether what is prepared is held against its source, which may have changed since."""
     of_others: Expansion | None = None
@@ -122,9 +122,10 @@ class Expansion:
 
         Refuses rows that wait for each other.
         """
-        # Seeds differ in nothing but the number, so a recipe is asked once and the number put in. Where a recipe reads
-        # it, or something is wrong, which must be told of the seed that was asked for, the stage is built for each. So
-        # it is where one seed alone is asked for: in small grids, and for the candidates of a search.
+        # The stages of several seeds differ in that number alone. So a recipe is called once, with ANY_SEED, and each
+        # seed is put into the stages that it made. It is called for every seed where it reads the seed, and where it is
+        # refused, as the message must be about the seed that was asked for. In a grid of one seed, and for the
+        # candidates of a search, there is nothing to save.
         several = seed != ANY_SEED and self.part == "all" and len(self.grid.seeds) > 1
         if several and (row, task) not in self._each_seed:
             try:
@@ -143,7 +144,7 @@ class Expansion:
         cell = self.cell(row, task, seed)
         try:
             search = cell.configure(SEARCH, "search")
-            recipe = RECIPES[cell.row_name.recipe]
+            recipe = RECIPES[cell.own_row.recipe]
             stage = self._search(cell, search.candidates) if search.candidates else recipe(cell)
         except SpecError as error:
             raise cell.blame(error.field, str(error)) from error
@@ -184,7 +185,7 @@ class Expansion:
         The candidate that scores best on the held-out tenth says which of the two finals is trained. Refuses a line
         that changes nothing for this task.
         """
-        row, task = cell.row_name.name, cell.task.name
+        row, task = cell.own_row.name, cell.task.name
         fitted = [self._candidate(row, task, text, "fit") for text in candidates]
         finals = [self._candidate(row, task, text, self.part) for text in candidates]
         for expansion, text in zip(fitted, candidates, strict=True):
@@ -228,7 +229,7 @@ class Cell:
         self._expansion = expansion
         self._used: list[Binding] = []
         self._other_backbone = backbone
-        self.row_name = row
+        self.own_row = row
         self.any_seed = seed
         """The seed, or ANY_SEED."""
         self._task_name = task
@@ -284,7 +285,7 @@ class Cell:
     @property
     def name(self) -> str:
         """`row/task/backbone/seed`."""
-        return f"{self.row_name.name}/{self.task.name}/{self.task.backbone}/{self.seed}"
+        return f"{self.own_row.name}/{self.task.name}/{self.task.backbone}/{self.seed}"
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -323,7 +324,7 @@ class Cell:
 
         Its settings see that backbone's scope.
         """
-        return Cell(self._expansion, self.row_name, self._task_name, self.any_seed, name)
+        return Cell(self._expansion, self.own_row, self._task_name, self.any_seed, name)
 
     def backbones(self) -> list[str]:
         """List the backbones of the modality of this cell's task.
@@ -347,10 +348,10 @@ class Cell:
             # The line that named it: what it binds is called differently by every recipe.
             named = next((f"{line.location}: " for line in reversed(self._used) if line.value == name), "")
             raise InputError(
-                f"{named}row '{self.row_name.label}' needs a row '{name}': add it to grid.rows, which has "
+                f"{named}row '{self.own_row.label}' needs a row '{name}': add it to grid.rows, which has "
                 f"{', '.join(rows)}."
             )
-        expansion = self._expansion.of_others if name != self.row_name.name else None
+        expansion = self._expansion.of_others if name != self.own_row.name else None
         return (expansion or self._expansion).stage(name, self._task_name, self.any_seed)
 
     # ---------------------------------------------------------------------------------------- settings
@@ -360,7 +361,7 @@ class Cell:
         return self._scopes_on(self.task.backbone)
 
     def _scopes_on(self, *backbone: str) -> tuple[str, ...]:
-        task, row = self._task_name, self.row_name.name
+        task, row = self._task_name, self.own_row.name
         # From weak to strong: for everything, the backbone, the task, the row, and the row on this task.
         return ("", *backbone, task, row, f"{task}/{row}")
 
@@ -439,7 +440,7 @@ class Cell:
             for name, (strength, loser) in bound.items():
                 if strength < top:  # of equal strength both stay, and the spec itself refuses them
                     del strongest[name]
-                    self._expansion.bindings.covers(winner, loser)
+                    self._expansion.bindings.note_override(winner, loser)
             values.update(dict.fromkeys(group, None))
         values |= {name: self._use(binding) for name, (_, binding) in strongest.items()}
         if not values:
@@ -459,7 +460,7 @@ class Cell:
         Where no line bound it, the row and the task stand there.
         """
         lines = [binding.location for binding in reversed(self._used) if binding.setting == setting]
-        where = lines[0] if lines else f"row '{self.row_name.label}', task '{self._task_name}'"
+        where = lines[0] if lines else f"row '{self.own_row.label}', task '{self._task_name}'"
         return InputError(f"{where}: {message}")
 
     # ---------------------------------------------------------------------------------------- stages
@@ -555,10 +556,10 @@ class Cell:
         return dataclasses.replace(data, subset_seed=settings.subset_seed) if drawn else data
 
     def checkpoint(self) -> Prepared | None:
-        """Return what is prepared of a backbone whose weights were made elsewhere.
+        """Return what is prepared of this cell's backbone, whose weights were made elsewhere.
 
-        It is that of this cell; None if nothing is. Marks the bindings of its source as used, and refuses what was
-        prepared from another source.
+        Returns None if nothing is. Marks the bindings of its source as used, and refuses what was prepared from another
+        source.
         """
         name = self.task.backbone
         source = self._expansion.catalogue.checkpoints[name]

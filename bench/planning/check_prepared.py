@@ -42,7 +42,6 @@ def check(name: str, catalogue: Catalogue, root: Path) -> Report:
     manifest = read_manifest(name, root)
     if manifest is None:
         raise NotPrepared(f"{name} is not prepared in {root}. Prepare it with: {catalogue.command([name], root)}")
-    wrong: list[str] = []
     try:
         if name in catalogue.tasks:
             check_unchanged(catalogue.tasks[name], manifest)
@@ -51,7 +50,7 @@ def check(name: str, catalogue: Catalogue, root: Path) -> Report:
         return Report(describe_manifest(manifest), [str(error)], [])
     # The content is compared with its manifest; then, as a corpus has neither labels nor official counts, only that of
     # a task with the rules for all data, and with what its source promises.
-    wrong += _differences(manifest, content, root)
+    wrong = list(_differences(manifest, content, root))
     if name not in CORPORA:
         wrong += problems(content, official.empty_classes(name, content), catalogue.tasks[name].most_megapixels)
         wrong += official.differences(name, manifest)
@@ -70,8 +69,8 @@ def _differences(manifest: Manifest, content: Content, root: Path) -> Iterator[s
 
 def _notes(manifest: Manifest, content: Content) -> Iterator[str]:
     yield f"read from {', '.join(f'{name} {value}' for name, value in manifest.sources.items() if name != 'splits')}"
-    for split, per_class in ((split, counts.per_class) for split, counts in manifest.splits.items()):
-        if per_class:
+    for split, counts in manifest.splits.items():
+        if per_class := counts.per_class:
             low, high = min(per_class), max(per_class)
             yield f"{split}: {low} examples of each class" if low == high else f"{split}: {low} to {high} per class"
     yield from manifest.notes

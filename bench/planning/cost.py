@@ -57,10 +57,11 @@ def _kind_in(spec: dict[str, Any]) -> Kind:
 
 
 def finished_rates(plan: Plan, store: Store | None) -> Rates:
-    """Compute the rates of what is finished: of this plan, and of other grids in the store where it has none.
+    """Compute the rates of finished stages.
 
-    Example: of a kind, stages on digits took 2 and 4 ms for an example, one on flower 9 ms. Then a stage on digits is
-    priced with 3 ms, one on flower with 9, and one on a task that none was trained on with their mean, 5.
+    They are those of this plan; a kind of which it has none takes those of other grids in the store. Example: of a
+    kind, stages on digits took 2 and 4 ms for an example, one on flower 9 ms. Then a stage on digits is priced with 3
+    ms, one on flower with 9, and one on a task that none was trained on with their mean, 5.
     """
     samples: dict[tuple[Kind, str], list[float]] = defaultdict(list)
     for stage in plan.stages:
@@ -115,7 +116,10 @@ def seconds_of(stage: Stage, rates: Rates) -> float | None:
 
 
 def to_measure(stages: Sequence[Stage]) -> Stage:
-    """Return the stage of a kind to time a few steps of: the last, or what it trains if a search chooses that."""
+    """Choose the stage of a kind of which to time a few steps.
+
+    That is the last one, or what it may train if it is a search.
+    """
     stage = stages[-1]
     return stage.finals[0] if isinstance(stage, Selected) else stage
 
@@ -130,7 +134,10 @@ def _minutes(seconds: float) -> str:
 
 
 def _of_other_grids(kind: Kind, store: Store | None) -> list[tuple[str, float]]:
-    """Read the task and the seconds for an example of finished stages of a kind that any grid left in the store."""
+    """Read task and seconds for an example of finished stages of a kind.
+
+    Whatever grid left them in the store, the newest READ_PER_KIND count.
+    """
     paths = [] if store is None else [*store.root.glob(f"{kind.stage}*-*/record.json")]
     samples: list[tuple[str, float]] = []
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):

@@ -90,9 +90,9 @@ def outdated(reasons: Iterable[str]) -> Iterator[str]:
 
 
 def fresh_decoders(stages: Iterable[Stage]) -> Iterator[str]:
-    """Say whose decoder is trained from random values, the weight file having none.
+    """Say whose decoder starts from random values since the weight file lacks it.
 
-    It may also have a part of it. Stages that train no decoder, or start from another stage, do not count.
+    The file may also lack a part of it. Stages that train no decoder, or start from another stage, do not count.
     """
     absent = {
         stage.backbone.name: stage.backbone.weights.fresh

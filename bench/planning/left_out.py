@@ -23,11 +23,6 @@ from bench.planning.settings import Grid, Row
 AXES = ("rows", "tasks")
 
 
-def file_of(binding: Binding) -> str:
-    """Return the file of a line, '' for one of the command line."""
-    return "" if binding.override else binding.location.rpartition(":")[0]
-
-
 def wider_grid(grid: Grid, bindings: Bindings, file: str) -> Grid:
     """Return the grid with the rows and tasks that other files, or the command line, leave out.
 
@@ -38,8 +33,8 @@ def wider_grid(grid: Grid, bindings: Bindings, file: str) -> Grid:
         return grid
     axes: dict[str, list[str]] = {axis: list(getattr(grid, axis)) for axis in AXES}
     rows = {Row.parse(label).name for label in grid.rows}
-    own = {axis for axis, binding in _axes(bindings) if file_of(binding) == file}
-    for axis, binding in _axes(bindings, in_effect=False):
+    own = {axis for axis, binding in _axes(bindings).items() if binding.file == file}
+    for axis, binding in _replaced_axes(bindings):
         for label in binding.value if isinstance(binding.value, tuple) and axis not in own else ():
             with contextlib.suppress(SpecError):  # a row that does not exist, in a line that is not in effect
                 name = Row.parse(label).name if axis == "rows" else label
@@ -53,7 +48,7 @@ def left_out(expansion: Expansion, unused: Iterable[Binding]) -> set[Binding]:
     """Return those of the unused lines that rows or tasks left out would read."""
     of_file: dict[str, set[Binding]] = defaultdict(set)
     for binding in unused:
-        of_file[file_of(binding)].add(binding)
+        of_file[binding.file].add(binding)
     lines: set[Binding] = set()
     for file, bindings in of_file.items():
         wider = wider_grid(expansion.grid, expansion.bindings, file)
@@ -75,17 +70,20 @@ def _read_only_by(wider: Grid, expansion: Expansion) -> set[Binding]:
 
 def describe_left_out(lines: Iterable[Binding]) -> Iterator[str]:
     """Say how many lines of each file are not for this grid."""
-    for file, count in sorted(Counter(map(file_of, lines)).items()):
+    for file, count in sorted(Counter(line.file for line in lines).items()):
         yield f"left out: rows or tasks that this grid does not have; {file} has {count} settings for them"
 
 
-def _axes(bindings: Bindings, in_effect: bool = True) -> Iterator[tuple[str, Binding]]:
-    """Yield the lines that say what rows and tasks there are: those in effect, or those that they replace."""
-    strongest = {axis: bound for axis in AXES if (bound := bindings.layers(("",)).get(("grid", axis))) is not None}
-    if in_effect:
-        yield from ((axis, binding) for axis, (_, binding) in strongest.items())
-        return
+def _axes(bindings: Bindings) -> dict[str, Binding]:
+    """Return the lines in effect that name the rows and the tasks, by axis."""
+    strongest = bindings.layers(("",))
+    return {axis: strongest["grid", axis][1] for axis in AXES if ("grid", axis) in strongest}
+
+
+def _replaced_axes(bindings: Bindings) -> Iterator[tuple[str, Binding]]:
+    """Yield the lines that those in effect replace, each with its axis."""
+    strongest = _axes(bindings)
     for binding in (*bindings.replaced, *bindings.all):
         axis = binding.setting
-        if binding.configurable == "grid" and axis in strongest and not binding.scope and binding != strongest[axis][1]:
+        if binding.configurable == "grid" and axis in strongest and not binding.scope and binding != strongest[axis]:
             yield axis, binding

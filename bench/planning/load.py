@@ -13,7 +13,7 @@ from bench.planning.bindings import LEGAL_NAME, Binding, Bindings, checked
 from bench.planning.catalogue import OF_CHECKPOINTS, OF_OWN_TASKS, Catalogue
 from bench.planning.cell import Expansion
 from bench.planning.gin_files import read_bindings
-from bench.planning.left_out import file_of, left_out, wider_grid
+from bench.planning.left_out import left_out, wider_grid
 from bench.planning.plugins import load_named
 from bench.planning.registry import BACKBONES, SETTINGS, configurable_names, settings_of
 from bench.planning.settings import Grid, Row
@@ -24,12 +24,10 @@ from bench.specs.cluster import Cluster, stage_kind
 def load_grid(files: Sequence[str], overrides: Sequence[str]) -> tuple[Grid, Bindings]:
     """Read the grid that gin files describe, and its bindings.
 
-    Every name and type is checked.
-
     Raises InputError listing every binding of an unknown name, setting or scope, or of a wrong type.
     """
     bindings = load_bindings(files, overrides)
-    values, lines = _unscoped("grid", bindings)
+    values, lines = _settings("grid", bindings)
     try:
         grid = Grid(**{"name": Path(files[0]).stem if files else None, **values})
         catalogue = Catalogue(bindings.all)
@@ -50,9 +48,8 @@ def load_bindings(files: Sequence[str], overrides: Sequence[str]) -> Bindings:
     of_candidates = [binding for candidate in bindings.candidates.values() for binding in candidate]
     problems = [problem for binding in (*bindings.all, *of_candidates) for problem in _unknown_names(binding)]
     if problems:
-        hints = [
-            hint for _, hint in problems
-        ]  # the names that are legal stand once, behind the first line they are for
+        # A list of legal names may be for many lines: it stands once, behind the first of them.
+        hints = [hint for _, hint in problems]
         lines = [text + hint * (hints.index(hint) == number) for number, (text, hint) in enumerate(problems)]
         raise InputError("\n".join(lines))
     return bindings
@@ -63,8 +60,7 @@ def load_cluster(bindings: Bindings) -> Cluster:
 
     Raises InputError for impossible values.
     """
-    values, lines = _unscoped("slurm", bindings)
-    return _cluster(values, lines)
+    return _cluster(*_settings("slurm", bindings))
 
 
 def load_clusters(bindings: Bindings, stages: Iterable[Stage]) -> tuple[dict[str, Cluster], list[str]]:
@@ -77,11 +73,11 @@ def load_clusters(bindings: Bindings, stages: Iterable[Stage]) -> tuple[dict[str
     kinds = sorted({stage_kind(stage.name) for stage in stages})
     set_in: dict[str, set[str]] = defaultdict(set)
     for binding in bindings.all:
-        set_in[_file(binding)].add(binding.configurable)
+        set_in[binding.file].add(binding.configurable)
     notes = []
     for binding in bindings.all:
         if binding.configurable == "slurm" and binding.scope not in ("", *kinds):
-            if not binding.override and set_in[_file(binding)] == {"slurm"}:
+            if not binding.override and set_in[binding.file] == {"slurm"}:
                 bindings.used.add(binding)
                 notes.append(f"not for this grid: {binding.location}: {binding.target}: it has no stage of that kind")
                 continue
@@ -89,22 +85,11 @@ def load_clusters(bindings: Bindings, stages: Iterable[Stage]) -> tuple[dict[str
                 f"{binding.location}: {binding.target}: no stage of this grid is of the kind '{binding.scope}'."
                 f"{nearest(binding.scope, kinds)}"
             )
-    clusters = {}
-    for kind in kinds:
-        values, lines = {}, {}
-        for (name, setting), (_, binding) in bindings.layers(("", kind)).items():
-            if name == "slurm":
-                values[setting], lines[setting] = checked(binding), binding.location
-                bindings.used.add(binding)
-        clusters[kind] = _cluster(values, lines)
-    return clusters, notes
-
-
-def _file(binding: Binding) -> str:
-    return binding.location.rpartition(":")[0]
+    return {kind: _cluster(*_settings("slurm", bindings, kind)) for kind in kinds}, notes
 
 
 def _cluster(values: Mapping[str, Any], lines: Mapping[str, str]) -> Cluster:
+    """Make the cluster of these settings; an error names the line that bound the wrong one."""
     try:
         return Cluster(**values)
     except SpecError as error:
@@ -112,13 +97,13 @@ def _cluster(values: Mapping[str, Any], lines: Mapping[str, str]) -> Cluster:
         raise InputError(f"{location}{error}") from error
 
 
-def _unscoped(configurable: str, bindings: Bindings) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return settings of the whole grid, and where each is bound.
+def _settings(configurable: str, bindings: Bindings, *scopes: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the bound settings of 'grid' or 'slurm', and where each is bound.
 
-    Both are by the setting's name; `configurable` is 'grid' or 'slurm'.
+    Both are by the setting's name. Lines without a scope count and, stronger, those with one of `scopes`.
     """
     values, lines = {}, {}
-    for (name, setting), (_, binding) in bindings.layers(("",)).items():
+    for (name, setting), (_, binding) in bindings.layers(("", *scopes)).items():
         if name == configurable:
             values[setting] = checked(binding)
             lines[setting] = binding.location
@@ -127,7 +112,10 @@ def _unscoped(configurable: str, bindings: Bindings) -> tuple[dict[str, Any], di
 
 
 def _unknown_names(binding: Binding) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with a binding's names or value, and apart from it what would be legal."""
+    """Yield what is wrong with a binding's names or value.
+
+    What would be legal comes apart from it, so that equal lists of names are told once.
+    """
     name, setting = binding.configurable, binding.setting
     settings = settings_of(name)
     if settings is None:
@@ -143,7 +131,10 @@ def _unknown_names(binding: Binding) -> Iterator[tuple[str, str]]:
 
 
 def _scope_hint(binding: Binding) -> str:
-    """Say how to write a line that binds a task or a backbone as if it had settings; '' for other lines."""
+    """Say how to write a line that binds settings of a task or backbone.
+
+    Returns '' for other lines. Example: for `digits.lr = 1e-3` it is digits/finetune.lr.
+    """
     name = binding.configurable
     for kind, names in (("backbone", BACKBONES), ("task", TASKS)):
         if name in names:
@@ -185,10 +176,10 @@ def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
     rows = _rows(grid)
     columns = {*catalogue.tasks, *catalogue.backbones}
     legal = {"", *columns, *_scopes(grid)}
-    files = set(map(file_of, bindings.all))
+    files = {binding.file for binding in bindings.all}
     tolerated = {file: _scopes(wider_grid(grid, bindings, file)) for file in files}
     for binding in bindings.all:
-        if binding.scope not in legal and binding.scope in tolerated[file_of(binding)]:
+        if binding.scope not in legal and binding.scope in tolerated[binding.file]:
             continue
         if binding.configurable == "slurm":  # its scopes are kinds of stages: see load_clusters
             continue
@@ -218,8 +209,8 @@ def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
 def refuse_unused(expansion: Expansion) -> set[Binding]:
     """Refuse every binding that supplied no value to any cell.
 
-    The message says what hides each of them. Returns the lines of included files that only rows or tasks would read
-    which this grid leaves out.
+    The message says what hides each of them. Returns the unused lines of included files that would be read by rows or
+    tasks which this grid leaves out.
     """
     effective = expansion.bindings.used | expansion.bindings.overridden
     unused = [binding for binding in expansion.bindings.all if binding not in effective and not _declares(binding)]

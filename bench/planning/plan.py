@@ -21,7 +21,7 @@ from bench.planning.gin_files import find_gin
 from bench.planning.left_out import describe_left_out
 from bench.planning.load import load_cluster, load_clusters, load_grid, refuse_unused
 from bench.planning.settings import Grid
-from bench.planning.sharing import _splits
+from bench.planning.sharing import describe_splits
 from bench.specs import Selected, Stage, source_file, spec_class, spec_plugin, walk
 from bench.specs.cluster import Cluster, stage_kind
 from bench.store.code import other_code, outdated
@@ -73,7 +73,7 @@ class Plan:
     outdated: dict[str, str] = field(default_factory=dict)
     """Key of a finished stage -> why it would not come out the same today: other code, other weights of a parent."""
     records: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
-    """Key of a finished stage -> its record, as it was looked up: who runs stages drops them."""
+    """Key of a finished stage -> its record, as it was looked up; cleared before stages are run."""
     cluster: Cluster = field(default_factory=Cluster)
     clusters: dict[str, Cluster] = field(default_factory=dict)
     """Kind of a stage -> what its jobs ask of a cluster."""
@@ -93,9 +93,10 @@ class Plan:
         return set().union(*(stage.unprepared for stage in self.stages))
 
     def to_run(self, retry: bool) -> list[Stage]:
-        """The stages to run now, parents first; failed ones only with `retry`.
+        """List the stages to run now, parents first.
 
-        What only finished stages needed is not run again: intermediate stages may be deleted to free space.
+        Failed ones are among them only with `retry`. What only finished stages needed is not run again: intermediate
+        stages may be deleted to free space.
         """
         # Example: further_pretrain -> finetune, of which finetune is done. Going from children to parents, finetune is
         # left out and so asks for no parent: further_pretrain is not run, even if its folder was deleted.
@@ -164,7 +165,7 @@ def make_plan(
         list(walk(*(cell.stage for cell in selected))),
         expansion.catalogue,
         data_root,
-        list(_splits(expansion)),
+        list(describe_splits(expansion)),
         [*describe_left_out(not_here), *of_other_grids, *_warnings(cells)],
         cluster=cluster,
         clusters=clusters,
@@ -198,8 +199,8 @@ def _stages_again(plan: Plan, cells: list[PlannedCell]) -> list[Stage]:
 def refuse_edited_plugins(plan: Plan) -> None:
     """Refuse a plan whose finished stages rest on other code of a plugin than today's.
 
-    Not so those that are to run again. Of the suite's own code it is only told, as the commit in each record says which
-    one it was; of a plugin no record but the digest tells.
+    Stages that are to run again do not count. Other code of the suite itself is no reason to refuse, as the commit in
+    each record says which code it was; of a plugin's code a record holds nothing but the digest.
     """
     edited: dict[str, list[str]] = {}
     for stage in plan.stages:
@@ -274,7 +275,7 @@ def _computing(files: Sequence[str], overrides: Sequence[str], bindings: Binding
     """
     of_file: dict[str, set[str]] = defaultdict(set)
     for binding in bindings.all:
-        of_file[Path(binding.location.rpartition(":")[0]).name].add(binding.configurable)
+        of_file[Path(binding.file).name].add(binding.configurable)
     named = [name for name in files if of_file.get(find_gin(name).name) != {"slurm"}]
     # Of a cluster are 'slurm.mem_gb = 4.0' and, for one kind of stages, 'further_pretrain/slurm.mem_gb = 16.0'. Where
     # the plugins lie computes nothing, either: jobs are told to take their copies.
@@ -307,7 +308,7 @@ def _cell(expansion: Expansion, row: str, column: str, seed: int) -> PlannedCell
     return PlannedCell(
         name=f"{row}/{column}/{cell.task.backbone}/{seed}",
         row=row,
-        method=cell.row_name.label,
+        method=cell.own_row.label,
         task=column,
         metric=in_split(cell.metric, split),
         backbone=cell.task.backbone,
@@ -347,8 +348,8 @@ def _warnings(cells: list[PlannedCell]) -> list[str]:
 def select(cells: list[PlannedCell], globs: Sequence[str], option: str) -> list[PlannedCell]:
     """Return the cells that any glob matches. `option` gave the globs."""
     chosen = [_matching(cells, glob) for glob in globs]
-    for glob, keys in zip(globs, chosen, strict=True):
-        if not keys:
+    for glob, matching in zip(globs, chosen, strict=True):
+        if not matching:
             legal = [name for cell in cells for name in (cell.row, cell.method, cell.task, cell.backbone)]
             names = [cell.name for cell in cells][:20] if "/" in glob else legal
             raise InputError(
@@ -362,9 +363,9 @@ def _matching(cells: list[PlannedCell], glob: str) -> set[str]:
     """Name the cells that a glob means.
 
     It means the cell of exactly this name, else those whose whole names it matches, where a row may stand as in
-    grid.rows ('slow/tapt/digits/*'), else those with a part that it matches. Parts are tried in turn:
-    'finetune' is the row of that name, in a grid without one all rows of that method, and without these every row with
-    a stage of that kind.
+    grid.rows ('slow/tapt/digits/*'), else those with a part that it matches. Parts are tried in turn: 'finetune' is the
+    row of that name, in a grid without one all rows of that method, and without these every row with a stage of that
+    kind.
     """
     names = {cell.name: (cell.name, cell.method + cell.name.removeprefix(cell.row)) for cell in cells}
     if glob in names:

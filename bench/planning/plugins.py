@@ -84,8 +84,8 @@ def named_plugins(bindings: Bindings) -> list[tuple[Plugin, str]]:
         return []
     entries: Sequence[str] = checked(binding, field_types(Grid)["plugins"])
     # The command line stands in no file, so its paths are relative to the working directory.
-    file = "" if binding.override else binding.location.rpartition(":")[0]
-    return [(find(entry, Path(file).parent, binding.location), binding.location) for entry in entries]
+    folder = Path(binding.file).parent
+    return [(find(entry, folder, binding.location), binding.location) for entry in entries]
 
 
 def find(entry: str, folder: Path, location: str) -> Plugin:

@@ -10,7 +10,7 @@ from bench.planning.cell import Expansion
 from bench.specs import Stage, walk
 
 
-def _splits(expansion: Expansion) -> Iterable[str]:
+def describe_splits(expansion: Expansion) -> Iterable[str]:
     """Name the bindings that split a stage which rows would share.
 
     Each row is planned twice: as it is, and without its own bindings. An example, with `tapt` in the grid, too:

@@ -11,13 +11,13 @@ from bench.specs import Spec
 CHECKPOINT_SECONDS = 60
 """What writing a checkpoint may take at most, for the limits that are refused."""
 LEAST_DELAY_SECONDS = 20
-"""Of the announcement: half of it is kept for ending the workers and for Slurm."""
+"""The shortest `signal_delay_s`: half of it is kept for ending the workers and for Slurm."""
 START_SECONDS = 30
 """What a job takes before its first step."""
 MOST = 10**6
 """No cluster has more of anything, and no job more minutes."""
 SIGNALS = ("USR2", "USR1")
-"""Those that mean nothing else to a worker; NCCL has a use of its own for USR1."""
+"""Signals that mean nothing else to a worker; NCCL has a use of its own for USR1."""
 OURS = {
     "partition": "partition",
     "account": "account",

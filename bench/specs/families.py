@@ -37,9 +37,9 @@ class Family:
     """A kind of text encoder in transformers.
 
     `language_model` is the class of the encoder with its decoder. `fields` gives the configuration's name of each
-    field that a backbone has of its own, `dropouts` those of the rates, all of which are the first one's here,
-    `settings` what else decides what the network computes. A configuration that sets `required` to another value is
-    refused.
+    field that a backbone has of its own, `settings` of what else decides what the network computes. `dropouts` are its
+    names of dropout rates: a checkpoint's rate is read from the first, and a backbone's one rate is written to all. A
+    configuration that sets one of `required` to another value is refused.
 
     `causal`: each token sees only those before it and predicts the next one. Features are then read from the last
     token that is no padding, and the second text of a pair follows behind the end-of-text token; otherwise the first

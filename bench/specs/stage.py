@@ -52,9 +52,10 @@ class Backbone(Spec):
         return self if unknown else dataclasses.replace(self, weights=None)
 
     def build_model(self, **parts: Any) -> Any:
-        """Build this type's own network; None is the suite's for the type that it derives from.
+        """Build this type's own network.
 
-        `parts` are the keyword arguments of `bench.models.build.build`; returned is the `Model` that it promises.
+        None stands for the suite's network of the type that it derives from. `parts` are the keyword arguments of
+        `bench.models.build.build`; returned is the `Model` that it promises.
         """
         return None
 
@@ -294,7 +295,10 @@ class Optimizer(Spec):
                 group["lr"] = rate
 
     def rate_scales(self, model: Model) -> Mapping[str, float]:
-        """Return by what the schedule's rate is multiplied, by parameter name; 1 for names that are left out."""
+        """Return factors of the schedule's rate by parameter name.
+
+        Names that are left out have the factor 1.
+        """
         return {}
 
     def perturb(self, optimizer: torch.optim.Optimizer) -> None:
@@ -315,8 +319,8 @@ class Optimizer(Spec):
 class Constraint(Spec):
     """What is done to the weights beside the optimiser's steps.
 
-    They are kept in a region, averaged, interpolated, or adapted through few others. It works with every objective. The
-    hooks are called in this order; all but `inject` under no_grad.
+    The weights are kept in a region, averaged, interpolated, or adapted through few others. It works with every
+    objective. The hooks are called in this order; all but `inject` under no_grad.
 
         inject      before anything else: adds adapters, or noise on weights
         begin       at the first step, and again on resuming, before the saved state is put back

@@ -55,8 +55,8 @@ def outdated(stages: Iterable[Stage], records: Mapping[str, Mapping[str, Any]]) 
 
     `stages` stand with parents first, `records` are by key. A reason holds for all that began with the stage, too.
     """
-    # Example: A -> B -> C, of which all three were finished and B was deleted since. Was A's code edited, then so was
-    # what C began with: C has A's reason, by way of B, which is told of no more.
+    # Example: of A -> B -> C, all finished, B was deleted since. If A's code was edited, C is outdated for A's reason,
+    # which reaches it by way of B. B itself is left out of the result: it is not finished any more.
     reasons: dict[str, str] = {}
     for stage in stages:
         parents = {parent.folder: records[parent.key] for parent in stage.parents if parent.key in records}

@@ -138,7 +138,10 @@ _beats: dict[Path, tuple[float, float]] = {}
 
 
 def owner_alive(owner: dict[str, Any], heartbeat: Path, clock: Callable[[Path], float] = file_system_time) -> bool:
-    """Tell whether the owner of a file lives, which touches it; `clock` tells the time of a folder."""
+    """Tell whether the owner of a file lives.
+
+    While it does, it keeps touching that file, `heartbeat`. `clock` returns the time of a folder's file system.
+    """
     # On the same machine the process table knows: the pid lives, and began when the owner did (a pid is used again).
     # From elsewhere only the heartbeat tells, which a paused owner misses too: `Store.owns` then stops that one.
     stat = heartbeat.stat()

@@ -17,7 +17,7 @@ import bench
 
 PACKAGES = ("torch", "timm", "transformers", "datasets", "scikit-learn", "numpy", "tokenizers", "pillow")
 DRIVER = Path("/proc/driver/nvidia/version")
-"""There where Linux has NVIDIA's driver."""
+"""The file that is there where Linux has NVIDIA's driver."""
 SNAPSHOT = "snapshot.json"
 """Beside the packages of a copy that `bench.launch.slurm.snapshot` made: the commit that they were copied from."""
 

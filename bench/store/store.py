@@ -138,9 +138,9 @@ class Store:
         """Bring together the code of an attempt and of those before it whose work it goes on from."""
         # Example: attempts that began at the steps 0, 500, 0 and 250. The third began anew, so what the fourth goes on
         # from is the third's work alone.
-        attempts = [each for each in _attempts(attempt.path.parent.parent) if each.number <= attempt.number]
-        anew = [index for index, attempt in enumerate(attempts) if attempt.facts["from_step"] == 0]
-        return merged_code(attempt.facts.get("code", {}) for attempt in attempts[anew[-1] if anew else 0 :])
+        until_now = [each for each in _attempts(attempt.path.parent.parent) if each.number <= attempt.number]
+        anew = [index for index, each in enumerate(until_now) if each.facts["from_step"] == 0]
+        return merged_code(each.facts.get("code", {}) for each in until_now[anew[-1] if anew else 0 :])
 
     def finish(self, attempt: Attempt, state: StageState, reason: str = "", step: int | None = None) -> None:
         """Note how an attempt ended. `state` is done, failed, refused (by damage elsewhere), interrupted or died."""

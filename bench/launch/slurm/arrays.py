@@ -1,8 +1,8 @@
 """A worklist -> job arrays: how many jobs, of which kind, and when they start. No cluster is asked here.
 
 There is one array for every generation of stages and kind of resources, `afterany` on those of the generation before:
-its jobs start when theirs have ended, however that was. Jobs are bound to no stage (`bench.launch.slurm.pool`), so an
-array needs as many of them as its generation is wide, and works with fewer.
+its jobs start when the jobs of those have ended, well or not. Jobs are bound to no stage (`bench.launch.slurm.pool`),
+so an array needs as many of them as its generation is wide, and works with fewer.
 
 Example: 2 methods x 3 seeds, where both methods fine-tune (A, B) what a further pre-training (P) of their seed left.
 The cluster lets 5 jobs be queued, one of which is to write the tables:
@@ -43,7 +43,8 @@ class Array:
     def dependency(self, ids: Sequence[str], earlier: Mapping[int, Sequence[str]] = MappingProxyType({})) -> str | None:
         """Return the value of sbatch's --dependency; None without any.
 
-        `ids` are those of the arrays before it. By generation, `earlier` arrays run what stages of that one need.
+        `ids` are those of the arrays before it. `earlier` holds, by generation, the ids of arrays of former submissions
+        that run what stages of that generation need.
         """
         others = {id_ for generation, jobs in earlier.items() if generation <= self.generation for id_ in jobs}
         jobs = [*sorted(others, key=int), *(ids[number] for number in self.after)]
@@ -76,7 +77,7 @@ def arrange(
 
 
 def _fewer_arrays(arrays: Sequence[Array], most: int) -> list[Array]:
-    """Leave out arrays until so few are left, and note what each of those waits for.
+    """Leave out arrays until `most` are left, and set what each waits for.
 
     The first array of each class of resources is kept before any second one, so that all classes are there where that
     is possible. For a generation that was left out, the last array comes that can run its stages. Example, with 3
@@ -106,7 +107,7 @@ def _fewer_arrays(arrays: Sequence[Array], most: int) -> list[Array]:
 
 
 def _fewer_jobs(arrays: Sequence[Array], most_jobs: int) -> list[Array]:
-    """Take jobs from the arrays with most of them until so few are left in all.
+    """Take jobs from the widest arrays until `most_jobs` are left in all.
 
     Example: of arrays with 1, 4 and 9 jobs, 8 in all leave 1, 4 and 3.
     """

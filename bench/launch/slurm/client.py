@@ -39,8 +39,7 @@ LIVE = frozenset(
 """Slurm's words for a job that is still to run, or running."""
 
 
-HELD = frozenset(("REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"))
-WAITING = HELD | {"PENDING", "CONFIGURING"}
+WAITING = frozenset(("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT"))
 """Of those, the words for a job that does not run."""
 
 

@@ -13,14 +13,17 @@ from bench.launch.slurm.ledger import Submission
 
 
 class Cover(NamedTuple):
-    """That live jobs will pull a stage from a worklist; `attempts` are those that it had when that was made."""
+    """The worklist from which live jobs will pull a stage.
+
+    `attempts` is how many the stage had when that worklist was made.
+    """
 
     worklist: str
     attempts: int
 
 
 def covered(store_root: Path, submissions: Sequence[Submission], queued: Mapping[str, JobState]) -> dict[str, Cover]:
-    """Map the folders of stages to what says that live jobs will pull them.
+    """Find the stages that live jobs will pull, by folder.
 
     Live are jobs that run or are to run. A stage that failed since its worklist was made will not be pulled any more;
     that is left to the caller, who knows its attempts. A worklist that was stopped covers nothing.
@@ -38,9 +41,10 @@ def covered(store_root: Path, submissions: Sequence[Submission], queued: Mapping
 
 
 def served(store_root: Path, submission: Submission) -> dict[str, int]:
-    """Map the folders of stages that an array's jobs can run to their attempts when the worklist was made.
+    """Count the earlier attempts at each stage that an array's jobs can run.
 
-    These are the stages up to its generation for which its resources are enough. Example: an array without GPUs for the
+    The counts go by the stage's folder, as of when the worklist was made. An array's jobs can run the stages up to its
+    generation for which its resources are enough. Example: an array without GPUs for the
     generations up to 1 serves no stage of generation 1 that asks for one. Nothing can be pulled from a worklist that
     cannot be read, and arrays of earlier versions, which did not note their `kinds`, count for all resources.
     """
@@ -55,7 +59,7 @@ def served(store_root: Path, submission: Submission) -> dict[str, int]:
 
 
 def first_arrays(store_root: Path, submissions: Sequence[Submission], queued: Mapping[str, JobState]) -> dict[str, str]:
-    """Map the folders of stages to the id of the live array that is the first to come for them.
+    """Map each stage, by folder, to the live array that comes for it first.
 
     Of several arrays that can run a stage it is the one of the lowest generation, and the oldest of those.
     """

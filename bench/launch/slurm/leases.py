@@ -23,7 +23,7 @@ from bench.store.files import create_json, read_json, write_json
 from bench.store.ownership import HEARTBEAT_SECONDS, OwnedFile, file_system_time, owner_alive, this_process
 
 NOBODY = {"machine": "", "pid": 0, "start": None}
-"""The owner of a lease that was left."""
+"""The owner in the lease of an interrupted stage, which any job may take."""
 
 
 class Leases:
@@ -63,14 +63,14 @@ class Leases:
         """Give a stage back that this process holds."""
         path = self._held.pop(name, None)
         if path is not None:
-            with contextlib.suppress(OSError):  # on a disk that is gone: then it is stale after a while
+            with contextlib.suppress(OSError):  # the disk is gone: then the lease goes stale
                 path.unlink(missing_ok=True)
 
     def leave(self, name: str) -> None:
         """Leave a stage that this process holds to others, marked as begun."""
         path = self._held.pop(name, None)
         if path is not None:
-            with contextlib.suppress(OSError):  # then it is stale after a while
+            with contextlib.suppress(OSError):  # then the lease goes stale, which says the same later
                 write_json(path, {"owner": NOBODY})
 
     def release_all(self) -> None:

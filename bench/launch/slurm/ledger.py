@@ -68,8 +68,9 @@ class Submission(SubmissionFile):
     ask for what stages of `kinds` need; the tables' job has none. `code` is the name of the copy of the packages that
     they run; `cancelled` says that a person ended them with --cancel.
 
-    `source` is what of the command line says which grid it was; `job_id` is None from before the call until the id is
-    noted; `time` in seconds since 1970. Earlier versions bound stages to elements, with their folders in `tasks`.
+    `source` names the grid by its gin files and `--set` lines (`bench.planning.plan.source`); `job_id` is None until
+    the id is noted, after the call; `time` is in seconds since 1970. Earlier versions bound stages to elements, with
+    their folders in `tasks`.
     """
 
     token: str
@@ -113,7 +114,7 @@ def new_token() -> str:
 def note(store_root: Path, grid: str, source: str, what: str = "tables", **facts: Any) -> Submission:
     """Write down a submission that is about to be made.
 
-    `what` its jobs do stands in their name; `facts` are fields of it.
+    The name of its jobs says `what` they do; `facts` are further fields of the submission.
     """
     token = new_token()
     name = f"bench-{grid}-{what}-{token}"
@@ -174,9 +175,9 @@ def submissions(store_root: Path, grid: str | None = None) -> list[Submission]:
 
 
 def identified(noted: Iterable[Submission], queued: Mapping[str, JobState]) -> list[Submission]:
-    """Return the submissions with the ids that were never noted.
+    """Fill in the ids of submissions whose ids were never noted.
 
-    Those are known to the queue, by the job's name. Example: the file of the submission bench-cats-68f1c2d09b7e4a51 has
+    The queue has them, by the job's name. Example: the file of the submission bench-cats-68f1c2d09b7e4a51 has
     no id, and squeue lists 123_0 and 123_1 under that name: its id is 123.
     """
     ids = {state.name: element.partition("_")[0] for element, state in queued.items()}
@@ -203,7 +204,7 @@ def element_state(submission: Submission, index: int, queued: Mapping[str, JobSt
 
 @contextlib.contextmanager
 def submitting(store_root: Path) -> Iterator[None]:
-    """Be the only one that submits to this store meanwhile.
+    """Keep all other processes from submitting to this store while the block runs.
 
     Waits for another process that lives, not for one that died. Example: 000001.json is the last one there.
 
@@ -249,8 +250,8 @@ def _facts(submission: Submission) -> dict[str, object]:
 def ask(asked: Sequence[Submission], ended: Collection[str] = ()) -> dict[str, JobState]:
     """Return what Slurm says of the jobs of submissions, by the ids of elements.
 
-    Accounting is asked for those alone that the queue has forgotten, and not for the elements in `ended`, of which the
-    caller has heard. Where an id was never noted, only the job's name leads to it, and accounting is asked for all.
+    Accounting is asked only about elements that the queue has forgotten, and not about those in `ended`, whose end the
+    caller knows. Where an id was never noted, only the job's name leads to it, and accounting is asked about all.
     """
     identified_all = all(each.job_id is not None for each in asked)
     elements = [f"{each.job_id}_{index}" for each in asked for index in range(each.elements)]

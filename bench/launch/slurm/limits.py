@@ -189,17 +189,17 @@ JOB_LIMITS = "MaxWall,MaxTRES,MaxTRESPerNode,GrpTRES"
 def _tables(cluster: Cluster, config: Mapping[str, str]) -> tuple[list[dict[str, str]], dict[str, dict[str, str]]]:
     """Read this user's associations in the account, and every QOS by name.
 
-    Limits stand there: in the user's associations, of which that of a partition takes the place of the one for all, and
-    in the QOS that jobs get: the one asked for, else an association's default, else 'normal'. Nothing where limits are
-    not enforced.
+    Both hold limits. Of the user's associations, one for a partition takes the place of the one for all partitions. A
+    job's QOS is the one asked for, else the association's default, else 'normal'. Returns nothing where the cluster
+    does not enforce limits.
     """
     if not re.search("limits|qos|safe", config.get("AccountingStorageEnforce", "")):
         return [], {}
     user = getpass.getuser()
     try:
-        account = cluster.account or _accounts("user", f"name={user}", "DefaultAccount")[0]["DefaultAccount"]
+        account = cluster.account or _accounts("user", "DefaultAccount", f"name={user}")[0]["DefaultAccount"]
         where = [f"user={user}", f"account={account}", f"cluster={config.get('ClusterName', '')}"]
-        associations = _accounts("assoc", *where, f"Partition,DefaultQOS,MaxSubmit,GrpSubmit,{JOB_LIMITS}")
+        associations = _accounts("assoc", f"Partition,DefaultQOS,MaxSubmit,GrpSubmit,{JOB_LIMITS}", *where)
         columns = f"Name,MaxSubmitPU,MaxSubmitPA,GrpSubmit,{JOB_LIMITS},MaxTRESPU,MaxTRESPA,Flags"
         every_qos = {row["Name"]: row for row in _accounts("qos", columns)}
     except (SlurmError, IndexError):  # no accounting, or nothing there about this user
@@ -216,9 +216,9 @@ def _check_accounting(cluster: Cluster, mine: Sequence[Mapping[str, str]]) -> No
     associations, every_qos = _tables(cluster, client.configuration())
     if not associations:
         return
+    by_partition = {row["Partition"]: row for row in associations}
     refusals = []
     for partition in mine:
-        by_partition = {row["Partition"]: row for row in associations}
         association = by_partition.get(partition["PartitionName"]) or by_partition.get("", {"source": ""})
         # Of limits of one kind, the first that is set counts: a partition's own QOS, the job's QOS, the association.
         # Example: MaxWall is 10 minutes in the QOS and 5 in the association: jobs may ask for 10.
@@ -227,12 +227,15 @@ def _check_accounting(cluster: Cluster, mine: Sequence[Mapping[str, str]]) -> No
             names.reverse()
         sources = [every_qos[name] | {"source": f"QOS {name}"} for name in names if name in every_qos]
         refusals.append(next(_exceeded(cluster, [*sources, association]), None))
-    if refusals and refusals[0] is not None and None not in refusals:
+    if refusals and None not in refusals:
         raise InputError(refusals[0])
 
 
 def _exceeded(cluster: Cluster, sources: Sequence[Mapping[str, str]]) -> Iterator[str]:
-    """Tell which limits a job would be above; the strongest source comes first."""
+    """Yield the limits that a job would exceed.
+
+    `sources` come strongest first. Of a limit on one job the first source that sets it counts: hence `[:1]` below.
+    """
     fix = "or name another slurm.qos or slurm.account."
     walls = [(source, client.limit_seconds(source["MaxWall"]) / 60) for source in sources if source.get("MaxWall")]
     for source, minutes in walls[:1]:
@@ -268,14 +271,10 @@ def _amount(text: str, resource: str) -> float | None:
     return amount * 1024.0 ** ("KMGTP".index(unit or "M") - 2) if resource == "mem" else amount
 
 
-def _accounts(what: str, *where: str) -> list[dict[str, str]]:
-    """Read rows of the accounting's own tables, by column.
-
-    The last argument names the columns.
-    """
-    answer = client.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *where[:-1], f"format={where[-1]}")
-    columns = where[-1].split(",")
-    return [dict(zip(columns, line.split("|"), strict=False)) for line in answer.splitlines()]
+def _accounts(what: str, columns: str, *where: str) -> list[dict[str, str]]:
+    """Read these columns of one of the accounting's own tables: each row by column."""
+    answer = client.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *where, f"format={columns}")
+    return [dict(zip(columns.split(","), line.split("|"), strict=False)) for line in answer.splitlines()]
 
 
 def room(cluster: Cluster) -> tuple[int, str]:

@@ -35,7 +35,7 @@ from bench.store.states import StageState, diverged, is_alive
 from bench.store.store import Store
 
 LOOKS = 100
-"""At so many stages that this job cannot run itself it looks at a time, to see whether they have ended."""
+"""How many of the stages that only other jobs can run each `take` looks at, to see whether they have ended."""
 
 
 class _Turn(NamedTuple):
@@ -69,10 +69,11 @@ class Pool:
             for parent in entry.parents:
                 self._children[parent].append(position)
         self._left_in_scope = sum(entry.generation <= generation for entry in listed.entries)
-        # Stages whose parents have all ended: those that this job can run, in the order in which it would, of its
-        # scope and of later generations; and those that only other jobs can.
-        self._ready: tuple[list[_Turn], list[_Turn]] = ([], [])
-        self._foreign: deque[int] = deque()
+        # Of the stages whose parents have all ended, two heaps hold those that this job can run, in the order in which
+        # it would. The others ask for resources that only other jobs have.
+        self._ready_in_scope: list[_Turn] = []
+        self._ready_later: list[_Turn] = []
+        self._for_other_jobs: deque[int] = deque()
         for position, entry in enumerate(listed.entries):
             if not entry.parents:
                 self._becomes_ready(position)
@@ -91,23 +92,23 @@ class Pool:
         """
         held = self.leases.look()
         self._given_up = troubles.given_up(self._store.root, self.listed.token)
-        for _ in range(min(LOOKS, len(self._foreign))):
-            position = self._foreign.popleft()
+        for _ in range(min(LOOKS, len(self._for_other_jobs))):
+            position = self._for_other_jobs.popleft()
             if held.get(self.listed.entries[position].folder, False) or not self._has_ended(position):
-                self._foreign.append(position)
-        # Those with a lease that nobody keeps any more were interrupted: they come first.
-        left = {name for name, alive in held.items() if not alive}
-        for heap in self._ready:
-            for turn in sorted(turn for turn in heap if self.listed.entries[turn.position].folder in left):
+                self._for_other_jobs.append(position)
+        # A stage with a lease that nobody keeps any more was interrupted, and comes first.
+        interrupted = {name for name, alive in held.items() if not alive}
+        for heap in (self._ready_in_scope, self._ready_later):
+            for turn in sorted(turn for turn in heap if self.listed.entries[turn.position].folder in interrupted):
                 if self._may_run(turn.position) and (stage := self._taken(turn.position)) is not None:
                     return stage
-        taken = self._next(self._ready[0], held)
+        taken = self._next(self._ready_in_scope, held)
         if taken is None and not self.over:
-            taken = self._next(self._ready[1], held)
+            taken = self._next(self._ready_later, held)
         return taken
 
     def give_back(self, stage: Stage) -> None:
-        """Give back a stage that this job took: nothing of it is to be gone on with."""
+        """Give back a stage that this job took and that leaves nothing to resume."""
         self.leases.release(stage.folder)
 
     def leave(self, stage: Stage) -> None:
@@ -158,9 +159,9 @@ class Pool:
     def _becomes_ready(self, position: int) -> None:
         entry = self.listed.entries[position]
         if not self._cluster.serves(self.listed.clusters[entry.kind]):
-            self._foreign.append(position)
+            self._for_other_jobs.append(position)
             return
-        heap = self._ready[0 if entry.generation <= self._generation else 1]
+        heap = self._ready_in_scope if entry.generation <= self._generation else self._ready_later
         heapq.heappush(heap, _Turn(-entry.ahead, position))
 
     def _may_run(self, position: int) -> bool:
@@ -191,7 +192,7 @@ class Pool:
         return position in self._ended
 
     def _failure(self, entry: Entry, folder: Path) -> str | None:
-        """Say why a stage is not to be tried again; None if it is.
+        """Say why a stage has failed for good; None if it may be tried.
 
         Attempts from before the worklist was made do not count, nor does what was no fault of the stage.
         """
@@ -228,7 +229,7 @@ class Pool:
         """Tell whether a search can run without the parents that it lost."""
         try:
             return not self._store.missing_parents(self._store.load(self._store.root / entry.folder))
-        except DamagedStore:  # its own worker will say of what
+        except DamagedStore:  # the worker that runs it reports the damage
             return True
 
     # ------------------------------------------------------------------------------------------------ what it tells
@@ -238,7 +239,7 @@ class Pool:
         return self.listed.entries[self._positions[stage.folder]].attempts
 
     def look_at(self, stage: Stage) -> None:
-        """Note whether a stage has ended, which the next `take` might not look at."""
+        """Note now whether a stage has ended: `take` may not look at it for long."""
         self._given_up = troubles.given_up(self._store.root, self.listed.token)
         self._has_ended(self._positions[stage.folder])
 

@@ -68,12 +68,12 @@ more, nothing is done. Example: line 21 of the script is `module load cuda`, whi
 which writes the time, n7, 1, line 21 and the worklist to setup-ARRAY_TASK-RESTARTS.txt and asks for a requeue, at most
 twice. That is left to `bench.launch.slurm.setup_failed` where its Python starts all the same: then n7 is kept away from
 after three times, and a grid whose setup fails on every node is stopped. Meanwhile SIGTERM, which comes with a requeue,
-has to be ignored. An
-`exit` anywhere ends in the same function, without the number of a line; so does a Python that cannot be started. The
-status 143 is SIGTERM: somebody ended the job, which is no trouble.
+has to be ignored. An `exit` anywhere ends in the same function, without the number of a line; so does a Python that
+cannot be started (`bench_exec`). The status 143 is SIGTERM: somebody ended the job, which is no trouble.
 """
 
 UNGUARD = "trap - ERR EXIT TERM; set +e"
+"""Ends the guard: after this last line of the setup come submitit's own."""
 
 
 class _Arrays(SlurmExecutor):
@@ -209,7 +209,7 @@ def make(
 
 @contextlib.contextmanager
 def _scrubbed() -> Iterator[None]:
-    """Remove the variables of a surrounding job meanwhile.
+    """Hide the variables of a surrounding job while the block runs.
 
     sbatch would obey them, and hand them on.
     """

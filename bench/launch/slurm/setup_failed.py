@@ -1,9 +1,9 @@
-"""What a job's shell has decided after a line of `slurm.setup` failed: is the job to start again, and where not.
+"""Decide, after a line of `slurm.setup` failed, whether a job starts again and which nodes it keeps away from.
 
     python -m bench.launch.slurm.setup_failed STORE WORKLIST EXCLUDE JOB SCONTROL
 
-The shell has noted the failure (`bench.launch.slurm.sbatch`), and goes by its own rule where this exits with another
-status than 0: it may be Python that the failed line was to set up.
+The job's shell runs this once it has noted the failure (`bench.launch.slurm.sbatch`). It goes by a rule of its own
+where this exits with another status than 0: the line that failed may have been to set up Python.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.launch.slurm import supervisor, troubles
-from bench.launch.slurm.stage_process import _say
+from bench.launch.slurm.stage_process import say
 
 MOST_RESTARTS = 2
 """So often a job is requeued whose setup fails."""
@@ -29,12 +29,12 @@ def main(arguments: Sequence[str]) -> int:
     stopped = troubles.stop_if_hopeless(root, worklist, (), not supervisor.could_run_elsewhere(root))
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     if stopped is not None:
-        _say(f"the grid was stopped: {stopped}")
+        say(f"the grid was stopped: {stopped}")
     elif restarts < MOST_RESTARTS:
         try:
             supervisor.requeue_elsewhere(root, job, program, exclude, time.monotonic() + SECONDS)
         except supervisor.ElementFailed as error:
-            _say(str(error))
+            say(str(error))
     return 0
 
 

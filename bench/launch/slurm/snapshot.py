@@ -64,9 +64,9 @@ def snapshot(store_root: Path) -> Path:
 
 
 def changed_since(store_root: Path, name: str) -> list[str]:
-    """List the Python files that differ between packages and plugins and a copy of them.
+    """List the Python files that differ between today's code and a copy.
 
-    Those that one of the two lacks are listed, too.
+    The code is that of the packages and plugins; a file that only one of the two has is listed, too.
     """
     copy = store_root / ".code" / name
     changed: list[str] = []

@@ -24,10 +24,11 @@ from bench.training.signals import STOPS
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CONCLUSIVE = UNSUCCESSFUL | {StageState.DONE}
 LOOK_SECONDS = 3.0
-"""Before a worker is started again that somebody else told to stop."""
+"""How long to wait before a worker that somebody else stopped is started again."""
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line into the job's log, with the time."""
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
 
 
@@ -41,11 +42,11 @@ class End(NamedTuple):
 class _Worker(NamedTuple):
     """A worker process.
 
-    `attempts_before` is how many attempts the ledger had when it was started: its own come after them.
+    `attempts_at_start` is how many attempts at the stage there were when it was started: its own come after them.
     """
 
     pid: int
-    attempts_before: int
+    attempts_at_start: int
 
 
 class StageProcess:
@@ -93,7 +94,7 @@ class StageProcess:
         except (InputError, OSError) as error:  # a damaged, full, read-only or unreachable store
             self.end = End(StageState.REFUSED, str(error))
         if self.end is not None:
-            _say(f"{self.stage.folder}: {', '.join(filter(None, self.end))}")
+            say(f"{self.stage.folder}: {', '.join(filter(None, self.end))}")
 
     # ------------------------------------------------------------------------------------------------ before it runs
 
@@ -112,6 +113,7 @@ class StageProcess:
         return None if self._worker is None else self._worker.pid
 
     def _stuck(self, attempts: Sequence[Attempt]) -> str | None:
+        """Say why the stage is not to be tried again; None if it is."""
         cluster, since = self._assignment.cluster, attempts[self._attempts_before :]
         full_seconds = (60 * cluster.timeout_min - cluster.signal_delay_s) / 2
         return no_progress(since, cluster.give_up_after, full_seconds) or kills_its_jobs(since)
@@ -126,7 +128,7 @@ class StageProcess:
 
     # ------------------------------------------------------------------------------------------------ the worker
 
-    def _start(self, attempts_before: int) -> _Worker | None:
+    def _start(self, attempts_so_far: int) -> _Worker | None:
         """Start the worker; None while what it needs is still being imported."""
         assignment = self._assignment
         threads = str(assignment.settings.threads)
@@ -140,8 +142,8 @@ class StageProcess:
         if not self._server.ready(environment, [f"bench.models.{self.stage.backbone.MODALITY}"]):
             return None
         pid = self._server.fork([*settings.arguments(), str(self._store.folder(self.stage))], environment)
-        _say(f"{self.stage.folder}: started, process {pid}")
-        return _Worker(pid, attempts_before)
+        say(f"{self.stage.folder}: started, process {pid}")
+        return _Worker(pid, attempts_so_far)
 
     def _end_of_worker(self, worker: _Worker, stopping: bool) -> End | None:
         """Decide how the stage ended.
@@ -161,7 +163,7 @@ class StageProcess:
         # 1. There is a record, whoever wrote it.
         if self._store.record(self.stage) is not None:
             return End(StageState.DONE)
-        attempts = self._store.attempts(self.stage)[worker.attempts_before :]
+        attempts = self._store.attempts(self.stage)[worker.attempts_at_start :]
         own = [attempt for attempt in attempts if attempt.facts["owner"]["pid"] == pid]
         attempt = own[-1] if own else None
         # 2. The worker noted itself that nothing goes on from here.
@@ -181,7 +183,7 @@ class StageProcess:
         # 5. The others on its GPU left it too little memory: again, when they have ended.
         if status == EXIT_STATUS[StageState.CROWDED]:
             self.alone = True
-            _say(f"{self.stage.folder}: out of memory; tried again when no other stage uses the device")
+            say(f"{self.stage.folder}: out of memory; tried again when no other stage uses the device")
             return None
         # 6. Another process has it: the job may take another stage.
         if status == EXIT_STATUS[StageState.BUSY]:
@@ -237,10 +239,10 @@ def no_progress(attempts: Sequence[Attempt], give_up_after: int, full_seconds: f
 
 
 def kills_its_jobs(attempts: Sequence[Attempt]) -> str | None:
-    """Say that a stage is given up since its jobs die without a word; None while it is not.
+    """Say why a stage is given up whose jobs die without a word.
 
-    That is so after three nodes, or six times in all, in a row and without progress. Example: out of the memory that
-    Slurm allows, a job is killed with all its processes, and nobody is left to note why.
+    Returns None while it is not. It is given up after three nodes, or six times in all, in a row and without progress.
+    Example: out of the memory that Slurm allows, a job is killed with all processes, and nobody is left to note why.
     """
     silent: list[Attempt] = []
     begun: set[int] = set()
@@ -287,5 +289,6 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _number(name: str) -> signal.Signals:
+def signal_number(name: str) -> signal.Signals:
+    """Return the signal that `slurm.signal` names: 'USR2' is SIGUSR2."""
     return signal.Signals[f"SIG{name}"]

@@ -96,7 +96,8 @@ class CommandLine:
         """
         copies = [str(path) for path in copy_gin(self.gin, folder)]
         lines = [text for text in self.set if re.match(r"\s*grid\.plugins\b", text) is None]
-        # What cannot be read is better told now than by the last job. Paths in the copied files lead nowhere.
+        # What cannot be read is better told now than by the last job. The paths of plugins in the copied files are
+        # relative to where these were, so this process's own plugins are named instead.
         load_grid(copies, [*lines, *as_setting(LOADED.values())])
         lines += as_setting(copied_plugins(code))
         return CommandLine(copies, lines, self.results.absolute(), self.data.absolute(), self.again)
@@ -119,7 +120,7 @@ def submit(plan: Plan, store: Store, command_line: CommandLine, retry: bool = Fa
     stays queued, and the same command goes on from there.
     """
     with ledger.submitting(store.root):
-        # Cancelling has its turn at submitting, too, and a job that waited here meanwhile outlives that by seconds.
+        # --cancel takes this lock, too: a job that waited for it may have been cancelled, and not have ended yet.
         if command_line.again and ledger.was_cancelled(store.root, plan.source):
             raise InputError("the grid was cancelled")
         # 1. What is in the queue already: ids that a killed submission never noted are noted now.
@@ -216,9 +217,11 @@ def _missing(
 
 
 def _earlier(listed: Worklist, folders: Collection[str], arrays: Mapping[str, str]) -> dict[int, list[str]]:
-    """Return, by generation, the ids of `arrays`, by folder, that run what the stages of these folders wait for.
+    """Find the arrays already submitted that the stages in `folders` wait for.
 
-    Example: a pre-training P is in flight in array 7, and its fine-tuning A, of generation 1, is missing: {1: ['7']}.
+    `arrays` maps the folder of a stage in flight to the id of its array. Returns such ids by the generation of the
+    stage that waits. Example: a pre-training P is in flight in array 7, and its fine-tuning A, of generation 1, is
+    missing: {1: ['7']}.
     """
     earlier: dict[int, set[str]] = defaultdict(set)
     for entry in listed.entries:
@@ -229,7 +232,10 @@ def _earlier(listed: Worklist, folders: Collection[str], arrays: Mapping[str, st
 
 
 def _unblocked(plan: Plan, retry: bool) -> tuple[list[Stage], dict[str, str]]:
-    """Return the stages to run that no failure keeps from it, and why the others are kept, by key."""
+    """Divide the stages to run into unblocked ones and blocked ones.
+
+    Of the blocked ones returns the reasons, by key.
+    """
     failed, blocked = {} if retry else plan.failed, dict[str, str]()
     unblocked = []
     for stage in plan.to_run(retry):  # parents first
@@ -253,7 +259,7 @@ def _other_code(store: Store, submissions: Sequence[Submission], lists: set[str]
 
 
 def _note_launch_failures(store: Store, submissions: Sequence[Submission], queued: Mapping[str, JobState]) -> None:
-    """Note as troubles of their nodes the jobs that failed before our code could note anything.
+    """Note, as troubles of their nodes, jobs that failed before our code ran.
 
     A node that does not see the store, or has another Python, ends them at once: their logs lack the first line.
     """
@@ -281,7 +287,10 @@ def refuse_stopped(plan: Plan, store: Store, submissions: Sequence[Submission], 
 
 
 def _stopped(plan: Plan, store: Store, token: str) -> str | None:
-    """Say why a worklist was stopped, or is stopped now, since jobs that never come to Python cannot do it."""
+    """Say why a worklist is stopped; stop it first where its jobs could not.
+
+    Jobs that never come to Python have their troubles noted for them (`_note_launch_failures`), and stop nothing.
+    """
     nodes = {trouble.node for trouble in troubles.read(store.root) if trouble.worklist == token}
     if not nodes:
         return troubles.stopped(store.root, token)
@@ -330,9 +339,17 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
         assignment = Assignment(
             store.root.absolute(), code, settings, listed.token, array.generation, array.cluster, scontrol
         )
-        facts = {"worklist": listed.token, "generation": array.generation, "kinds": array.kinds, "jobs": array.jobs}
-        facts["code"] = code.name
-        submission = ledger.note(store.root, str(grid.name), plan.source, "-".join(array.kinds)[:60], **facts)
+        submission = ledger.note(
+            store.root,
+            str(grid.name),
+            plan.source,
+            "-".join(array.kinds)[:60],
+            worklist=listed.token,
+            generation=array.generation,
+            kinds=array.kinds,
+            jobs=array.jobs,
+            code=code.name,
+        )
         log = ledger.log_folder(store.root, submission.token)
         dependency = array.dependency(submitted.job_ids, submitted.earlier)
         cluster = _without_nodes(array.cluster, store)

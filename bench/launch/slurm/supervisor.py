@@ -36,7 +36,7 @@ from bench.launch.slurm import client, ledger, partitions, troubles, worklist
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import SlurmError
 from bench.launch.slurm.pool import Pool
-from bench.launch.slurm.stage_process import StageProcess, _number, _say
+from bench.launch.slurm.stage_process import StageProcess, say, signal_number
 from bench.planning.plugins import load_all
 from bench.specs.cluster import CHECKPOINT_SECONDS, START_SECONDS, Cluster
 from bench.store.ownership import JOB_VARIABLE
@@ -74,7 +74,7 @@ class ElementFailed(Exception):
 class Signals:
     """The signals that ask for an end.
 
-    `announced` is whether one announced it; `terminated` is whether SIGTERM came, which is the end itself.
+    `announced` says that Slurm announced the end with `slurm.signal`; `terminated` that SIGTERM came, the end itself.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Signals:
 
     def take_over(self, announcement: str) -> None:
         """Replace submitit's handlers of these signals."""
-        signal.signal(_number(announcement), self._announce)
+        signal.signal(signal_number(announcement), self._announce)
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # `trap '' CHLD` of a shell would hide how workers end
         signal.signal(signal.SIGCONT, lambda *_: None)  # Slurm sends it with the others, to wake what is suspended
@@ -113,16 +113,20 @@ def job_name() -> str:
 
 
 def _seconds_left(cluster: Cluster) -> float:
-    """Return how long this job may run still; Slurm counts from before its setup, if it says so."""
+    """Return how many seconds this job may still run.
+
+    The end that Slurm names counts the setup, too; where it names none, the whole limit is taken to be left.
+    """
     end = os.environ.get("SLURM_JOB_END_TIME", "")
     longest = 60.0 * cluster.timeout_min
     return min(longest, float(end) - time.time()) if end.isdigit() else longest
 
 
 def requeue(job: str, program: str = "scontrol", until: float = 0.0) -> None:
-    """Have Slurm start a job again; tried until then (`time.monotonic`) while the controller cannot be reached.
+    """Have Slurm start a job again.
 
-    Raises ElementFailed where Slurm will not. Others take what that job leaves: its checkpoints are written.
+    While the controller cannot be reached it is tried again, until `time.monotonic` reaches `until`. Raises
+    ElementFailed where Slurm refuses. Others take what that job leaves: its checkpoints are written.
     """
     reason = control(program, "requeue", job, until=until)
     if reason and "pending" not in reason.lower():  # Slurm was faster: it requeues a preempted job by itself
@@ -130,9 +134,9 @@ def requeue(job: str, program: str = "scontrol", until: float = 0.0) -> None:
 
 
 def control(program: str, *arguments: str, until: float) -> str:
-    """Have scontrol do something; return its words where it refuses.
+    """Run a command of scontrol; return its words where it refuses.
 
-    It is tried again until then (`time.monotonic`) while the controller cannot be reached.
+    While the controller cannot be reached it is tried again, until `time.monotonic` reaches `until`.
     """
     while True:
         try:
@@ -140,7 +144,7 @@ def control(program: str, *arguments: str, until: float) -> str:
             reason = ""
         except (SlurmError, OSError) as error:
             reason = str(error)
-        _say(f"scontrol {' '.join(arguments)}: {reason or 'done'}")
+        say(f"scontrol {' '.join(arguments)}: {reason or 'done'}")
         # Slurm said no, or this job's time is up. Only a controller that cannot be reached may be back soon.
         if not client.is_unreachable(reason) or time.monotonic() > until:
             return reason
@@ -224,9 +228,9 @@ class Element:
         """Take stages and run them until an end is asked for, or nothing more is to be done here."""
         slots, needed = self._cluster.runs_per_job, self._assignment.settings.threads * self._cluster.runs_per_job
         words = FIRST_WORDS.format(self._job)
-        _say(f"{words}{troubles.node()}: {slots} stage(s) at a time, {cores()} core(s)")
+        say(f"{words}{troubles.node()}: {slots} stage(s) at a time, {cores()} core(s)")
         if cores() < needed:
-            _say(f"warning: {needed} core(s) are wanted; the workers will share")
+            say(f"warning: {needed} core(s) are wanted; the workers will share")
         try:
             self._begin()
             while not self._asked and (self._processes or self._takes_more()):
@@ -244,9 +248,9 @@ class Element:
         reason = troubles.excluded(store.root).get(troubles.node())
         if reason is not None and could_run_elsewhere(store.root):
             self._trouble = f"this node is not used: {reason}"
-            _say(self._trouble)
+            say(self._trouble)
             return
-        # Slurm also starts a cancelled job again that was just about to ask for that.
+        # A job that was cancelled while it asked for its requeue is started again by Slurm.
         restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
         if restarted and ledger.list_was_cancelled(store.root, self._assignment.worklist):
             self._stopped = "it was cancelled"
@@ -335,8 +339,9 @@ class Element:
             self._stop_if_hopeless()
 
     def _note_trouble(self, stage: str, reason: str) -> None:
-        # One is enough: on a node that is broken the next stage would end alike, and this job would be the fastest.
-        _say(f"trouble on {troubles.node()}: {reason}")
+        # After one this job takes no more stages: on a broken node they fail at once, so that it would soon have taken,
+        # and failed, most of the worklist.
+        say(f"trouble on {troubles.node()}: {reason}")
         self._trouble = reason
         self._noted &= troubles.note(self._assignment.store, self._job, self._assignment.worklist, stage, reason)
 
@@ -353,7 +358,7 @@ class Element:
         delay = self._cluster.signal_delay_s
         seconds = max(delay - MARGIN_SECONDS, delay / 2)
         what = "end announced" if self._asked.announced else "SIGTERM" if self._asked.terminated else "an error"
-        _say(f"{what}: checkpointing, for {seconds:g} s at most")
+        say(f"{what}: checkpointing, for {seconds:g} s at most")
         for process in self._processes.values():
             process.send(signal.SIGTERM)
         end = time.monotonic() + seconds
@@ -367,7 +372,8 @@ class Element:
         """Kill all workers, and leave their stages to others."""
         for process in self._processes.values():
             process.close()
-        # What they left in sessions of their own was given to this process, and would be nobody's after its end.
+        # Processes that workers started in sessions of their own have become children of this one, which `ForkServer`
+        # makes their subreaper, and would outlive it.
         for pid in descendants(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -398,7 +404,7 @@ class Element:
         elif self._trouble:
             self._leave_node()
         elif self._pool is not None and not self._pool.over and not self._has_time():
-            _say("too little time is left for another stage")
+            say("too little time is left for another stage")
             requeue(self._job, self._program, self._end)
             sys.exit(EXIT_STATUS[StageState.INTERRUPTED])
         damaged = () if self._pool is None else self._pool.damaged.values()
@@ -419,9 +425,9 @@ class Element:
             yes         yes       cannot be asked    yes
         """
         if not self._asked.announced:
-            _say("SIGTERM without an announcement: not requeued by the job itself")
+            say("SIGTERM without an announcement: not requeued by the job itself")
         elif self._asked.terminated and self._out_of_time() is False:
-            _say("cancelled, or preempted, after which Slurm requeues where it is set to: not requeued by the job")
+            say("cancelled, or preempted, after which Slurm requeues where it is set to: not requeued by the job")
         else:
             requeue(self._job, self._program, self._end)
         sys.exit(EXIT_STATUS[StageState.INTERRUPTED])

@@ -27,7 +27,7 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bench.errors import DamagedStore
@@ -37,11 +37,11 @@ from bench.store.files import create_json, read_json
 from bench.store.ownership import now
 
 OF_NODE = 3
-"""After so many troubles since its last finished stage jobs keep away from a node."""
+"""Jobs keep away from a node with so many troubles since it last finished a stage."""
 NODES = 3
-"""On so many nodes, for a stage or a grid to be at fault."""
+"""A stage or a grid is at fault once it has had troubles on so many nodes,"""
 TIMES = 6
-"""Or so often in all."""
+"""or so many in all."""
 FAILED_ALIKE = 5
 """After so many stages that failed alike, and more than were finished, a grid is stopped."""
 FORGOTTEN_SECONDS = 24 * 3600.0
@@ -107,7 +107,8 @@ def read(store_root: Path) -> list[Trouble]:
     for path in map(_folder(store_root).joinpath, names):
         with contextlib.suppress(DamagedStore, OSError, ValueError):
             if path.suffix == ".json":
-                troubles.append(Trouble(**read_json(path, "Delete it.", Trouble)))
+                facts = read_json(path, "Delete it.", Trouble)  # with more fields, where a later version wrote it
+                troubles.append(Trouble(**{field.name: facts[field.name] for field in fields(Trouble)}))
             elif path.suffix == ".txt":
                 troubles.append(read_setup(path))
     return sorted(troubles, key=lambda trouble: trouble.time)
@@ -132,15 +133,16 @@ def excluded(store_root: Path) -> dict[str, str]:
     every = read(store_root)
     of_stages = _faults_of_stages(every)
     of_grids = {name for name in {trouble.worklist for trouble in every} if name and stopped(store_root, name)}
-    last: dict[str, list[str]] = defaultdict(list)
-    forgotten = max(_time(_folder(store_root) / "forgotten"), time.time() - FORGOTTEN_SECONDS)
+    by_node: dict[str, list[str]] = defaultdict(list)
+    forgotten = max(_modified(_folder(store_root) / "forgotten"), time.time() - FORGOTTEN_SECONDS)
     for trouble in every:
-        mine = of_stages.get((trouble.worklist, trouble.stage), [])
-        if trouble.worklist in of_grids or len({each.node for each in mine}) > 1:
+        # A stage that is given up clears the nodes only if it failed on several: on one alone, that may be to blame.
+        of_stage = of_stages.get((trouble.worklist, trouble.stage), [])
+        if trouble.worklist in of_grids or len({each.node for each in of_stage}) > 1:
             continue
-        if trouble.time > max(_time(_marker(store_root, trouble.node)), forgotten):
-            last[trouble.node].append(trouble.reason)
-    return {name: reasons[-1] for name, reasons in last.items() if len(reasons) >= OF_NODE}
+        if trouble.time > max(_modified(_marker(store_root, trouble.node)), forgotten):
+            by_node[trouble.node].append(trouble.reason)
+    return {name: reasons[-1] for name, reasons in by_node.items() if len(reasons) >= OF_NODE}
 
 
 def note_success(store_root: Path) -> None:
@@ -183,11 +185,11 @@ def most_alike(reasons: Sequence[str]) -> list[int]:
 
 
 def stop_if_hopeless(store_root: Path, worklist: str, failed: Sequence[str], only_node: bool) -> str | None:
-    """Stop a worklist where its stages fail alike; return why, also if it was stopped before.
+    """Stop a worklist where its stages fail alike; return why.
 
-    `failed` are the reasons of stages that failed for good. Those that are done are counted where that decides, which
-    takes a look at every stage. Six jobs that start at once on a broken node say nothing of the grid, unless that is
-    the `only_node` there is.
+    Returns the reason also if it was stopped before. `failed` are the reasons of stages that failed for good. Finished
+    stages are counted only where their number decides, since that takes a look at every stage. Six jobs that start at
+    once on a broken node say nothing of the grid, unless that is the `only_node` there is.
     """
     before = stopped(store_root, worklist)
     if before is not None:
@@ -195,14 +197,14 @@ def stop_if_hopeless(store_root: Path, worklist: str, failed: Sequence[str], onl
     alike = [failed[position] for position in most_alike(failed)]
     if len(alike) >= FAILED_ALIKE and len(alike) > (done := count_finished(store_root, worklist)):
         return _stop(store_root, worklist, f"{len(alike)} stages failed alike, and {done} were done: {alike[-1]}")
-    mine = [each for each in read(store_root) if each.worklist == worklist]
-    mine = [mine[position] for position in most_alike([each.reason for each in mine])]
-    nodes = sorted({each.node for each in mine})
-    everywhere = len(nodes) >= NODES or (len(mine) >= TIMES and len(nodes) > (0 if only_node else 1))
+    troubles = [each for each in read(store_root) if each.worklist == worklist]
+    same = [troubles[position] for position in most_alike([each.reason for each in troubles])]
+    nodes = sorted({each.node for each in same})
+    everywhere = len(nodes) >= NODES or (len(same) >= TIMES and len(nodes) > (0 if only_node else 1))
     if everywhere and not count_finished(store_root, worklist):
         where = ", ".join(nodes)
         return _stop(
-            store_root, worklist, f"no stage could be begun, tried {len(mine)} times on {where}: {mine[-1].reason}"
+            store_root, worklist, f"no stage could be begun, tried {len(same)} times on {where}: {same[-1].reason}"
         )
     return None
 
@@ -222,7 +224,8 @@ def _stop(store_root: Path, worklist: str, reason: str) -> str:
     return reason
 
 
-def _time(path: Path) -> float:
+def _modified(path: Path) -> float:
+    """Return when a file was last modified, in seconds since 1970; 0 without it."""
     try:
         return path.stat().st_mtime
     except OSError:

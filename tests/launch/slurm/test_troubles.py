@@ -1,5 +1,6 @@
 """Failures of the environment: when they are a node's, a stage's or a grid's."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,15 @@ def test_what_is_noted_is_read_again_oldest_first(tmp_path: Path, monkeypatch: p
     first, second = troubles.read(tmp_path)
     assert (first.node, second.node) == ("n2", "n1")
     assert second == Trouble(second.time, "n1", "7_0", LIST, STAGE, "no GPU")
+
+
+def test_what_a_later_version_noted_is_read(tmp_path: Path) -> None:
+    """Jobs run a copy of the code as it was when they were submitted."""
+    troubles.note(tmp_path, "7_0", LIST, STAGE, "no GPU", "n1")
+    (path,) = (tmp_path / ".slurm" / "troubles").glob("*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "severity": 3}))
+    (trouble,) = troubles.read(tmp_path)
+    assert (trouble.node, trouble.reason) == ("n1", "no GPU")
 
 
 def test_where_nothing_can_be_written_nothing_is_raised(tmp_path: Path) -> None:
