@@ -150,8 +150,9 @@ def _check_arguments(options: argparse.Namespace) -> None:
         ):
             if value is not None:
                 raise InputError(f"{name}: is not for --launcher slurm; {instead}.")
-    if options.workers_per_device is not None and options.launcher == "inline":
-        raise InputError("--workers-per-device: --launcher inline runs one stage at a time; use --launcher local.")
+    if options.launcher == "inline" and (options.workers_per_device is not None or (options.workers or 1) > 1):
+        name = "--workers" if options.workers_per_device is None else "--workers-per-device"
+        raise InputError(f"{name}: --launcher inline runs one stage at a time; use --launcher local.")
     if options.workers_per_device is not None and options.workers is not None:
         raise InputError("--workers counts the processes of all devices, --workers-per-device those of one: give one.")
     if options.measure and not options.plan:

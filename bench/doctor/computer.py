@@ -108,7 +108,8 @@ def devices() -> Iterator[Fact]:
         without = Fact("ok", "no GPU; torch is built for CPUs")
         yield Fact("warning", unused, "install a CUDA build of torch") if driver else without
         return
-    built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
+    platform = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"HIP {torch.version.hip}"
+    built = f"torch is built for {platform}"
     count = device.gpu_count()
     if count == 0:
         try:

@@ -254,5 +254,6 @@ def line_within(error: BaseException, path: str) -> str:
 
     The error itself may come from a package that one of them imports.
     """
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(path)]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame for frame in frames if Path(frame.filename).is_relative_to(path)]
     return f" (from {lines[-1].filename}:{lines[-1].lineno})" if lines else ""

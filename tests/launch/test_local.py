@@ -175,6 +175,7 @@ def test_the_environment_names_a_default(
         (["--workers-per-device", "0"], "--workers-per-device 0"),
         (["--workers-per-device", "2", "--workers", "4"], "give one"),
         (["--launcher", "inline", "--workers-per-device", "2"], "--launcher local"),
+        (["--launcher", "inline", "--workers", "2"], "--launcher local"),
     ],
 )
 def test_what_is_not_there_is_refused_before_anything_is_written(
