@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -99,3 +99,23 @@ def by_content(values: Sequence[bytes]) -> list[int]:
     This is a fixed shuffle that no library's generator can change.
     """
     return sorted(range(len(values)), key=lambda i: hashlib.sha256(values[i]).digest())
+
+
+def split_by_content(label_of: Mapping[bytes, int], in_test: Mapping[int, int]) -> dict[str, Rows]:
+    """Split labelled values, each once, into train and test.
+
+    Both stand in the order of the values' sha256. Of a class with the label k, the first `in_test[k]` are for the test.
+    Example: labels {x: 0, y: 1, z: 0}, whose sha256 has the order z, y, x, and 1 of class 0 and none of class 1 in the
+    test give z to the test split, and y, x to the training split.
+    """
+    values = list(label_of)
+    left_for_test = dict(in_test)
+    train, test = Rows([], []), Rows([], [])
+    for value in (values[i] for i in by_content(values)):
+        label = label_of[value]
+        rows = test if left_for_test[label] > 0 else train
+        left_for_test[label] -= 1
+        rows.values.append(value)
+        assert rows.labels is not None
+        rows.labels.append(label)
+    return {"train": train, "test": test}

@@ -85,7 +85,7 @@ def class_counts(data: Data, per_class: tuple[int, ...]) -> tuple[int, ...]:
     `per_class` are the counts of the whole split. No label is read: how many examples of each class are drawn follows
     from the counts alone, which examples they are does not matter.
     """
-    # Example: of 6 a and 4 b the last tenth of the stratified order is held out, which is one example. The last a has the
-    # rank 11/6 and the last b 7/4, so it is an a, whichever one: the counts are (1, 0).
+    # Example: of 6 a and 4 b the last tenth of the stratified order is held out, which is one example. The last a has
+    # the rank 11/6 and the last b 7/4, so it is an a, whichever one: the counts are (1, 0).
     labels = np.repeat(np.arange(len(per_class)), per_class)
     return tuple(np.bincount(labels[chosen_rows(data, labels)], minlength=len(per_class)).tolist())
