@@ -104,9 +104,9 @@ def by_content(values: Sequence[bytes]) -> list[int]:
 def split_by_content(label_of: Mapping[bytes, int], in_test: Mapping[int, int]) -> dict[str, Rows]:
     """Split labelled values, each once, into train and test.
 
-    Both stand in the order of the values' sha256. Of a class with the label k, the first `in_test[k]` are for the test.
-    Example: labels {x: 0, y: 1, z: 0}, whose sha256 has the order z, y, x, and 1 of class 0 and none of class 1 in the
-    test give z to the test split, and y, x to the training split.
+    Both stand in the order of the values' sha256. Of each class, the first `in_test[label]` go to the test split.
+    Example: {x: 0, y: 1, z: 0}, of which the sha256 have the order x, z, y, with {0: 1, 1: 0} in the test split, have x
+    there and z, y in the training split.
     """
     values = list(label_of)
     left_for_test = dict(in_test)
