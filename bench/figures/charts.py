@@ -206,7 +206,7 @@ def over(axis: Axis, source: Source, quantity: str | None = None) -> Chart:
         if cell not in spot_of:
             elsewhere.append(f"{point['row']} on {point['task']}")
             continue
-        # Where a row without any record belongs is not known; the caption names it.
+        # The position of a row without any record is not known; the caption names the row.
         points.append({**point, "series": spot_of[cell].series, "x": spot_of[cell].position})
         if point["mean"] is not None:
             with_numbers.append(cell)
