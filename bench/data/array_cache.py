@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 Array = npt.NDArray[Any]
-
-
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], Array]
-
+"""Makes an array of this shape and type, for a caller that fills it."""
 
 ARRAYS_VERSION = 2
 """Raised when decoding or tokenising the same data gives other arrays."""
@@ -39,7 +37,8 @@ ARRAYS_VERSION = 2
 class _Split:
     """The files of a split and its array cache.
 
-    Two splits may count as one. The names of cached files hold the checksum of what they come from.
+    `data.split` may join two splits, as in `train+validation`. The names of cached files hold the checksum of their
+    content, so another content has other files.
     """
 
     def __init__(self, data: Data, manifest: Manifest, folder: Path) -> None:
@@ -112,7 +111,10 @@ class _Split:
 
 
 def tokenizer_file(backbone: LanguageModel, root: Path) -> Path:
-    """Return the path of a backbone's vocabulary. It lies in a corpus, or with the weights that were made elsewhere."""
+    """Return the path of a backbone's tokenizer.
+
+    It lies in the corpus that `backbone.tokenizer` names, or with the weights that were made elsewhere.
+    """
     folder = checkpoints.folder(backbone.name, root) if backbone.tokenizer is None else root / backbone.tokenizer
     return folder / TOKENIZER
 
@@ -136,8 +138,9 @@ def _tokenizer(path: Path, backbone: LanguageModel) -> Tokenizer:
 def _encode(name: str, rows: Rows, encoder: Tokenizer, backbone: LanguageModel) -> list[tuple[Array, int]]:
     """Tokenise the examples.
 
-    Returns of each its tokens, and at which of them the second text begins (behind the last, without one). Refuses
-    texts of which only special tokens are left, such as "[PAD][PAD]": the network would see nothing of them.
+    Returns for each example its tokens, and the position of the first token of its second text; an example without one
+    has its number of tokens there. Refuses texts of which only special tokens are left, such as "[PAD][PAD]": the
+    network would see nothing of them.
     """
     encoder.enable_truncation(backbone.max_length)  # of a pair, the longer text is shortened first
     texts: list[Any] = [text.decode() for text in rows.values]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -99,3 +99,23 @@ def by_content(values: Sequence[bytes]) -> list[int]:
     This is a fixed shuffle that no library's generator can change.
     """
     return sorted(range(len(values)), key=lambda i: hashlib.sha256(values[i]).digest())
+
+
+def split_by_content(label_of: Mapping[bytes, int], in_test: Mapping[int, int]) -> dict[str, Rows]:
+    """Split labelled values, each once, into train and test.
+
+    Both stand in the order of the values' sha256. Of each class, the first `in_test[label]` go to the test split.
+    Example: {x: 0, y: 1, z: 0}, of which the sha256 have the order x, z, y, with {0: 1, 1: 0} in the test split, have x
+    there and z, y in the training split.
+    """
+    values = list(label_of)
+    left_for_test = dict(in_test)
+    train, test = Rows([], []), Rows([], [])
+    for value in (values[i] for i in by_content(values)):
+        label = label_of[value]
+        rows = test if left_for_test[label] > 0 else train
+        left_for_test[label] -= 1
+        rows.values.append(value)
+        assert rows.labels is not None
+        rows.labels.append(label)
+    return {"train": train, "test": test}

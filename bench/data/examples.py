@@ -21,9 +21,6 @@ from bench.specs import Backbone, Data
 from bench.specs.architectures import IMAGENET_MEAN, IMAGENET_STD, LanguageModel, MaskedAutoEncoder
 from bench.store.manifest import prepare_again
 
-# The statistics of ImageNet, which the released masked auto-encoders were trained with.
-
-
 IMAGES_AT_ONCE = 1024
 """How many images are copied to a GPU at once, through memory that torch keeps for the next copies."""
 

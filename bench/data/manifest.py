@@ -32,7 +32,7 @@ class Manifest:
 
     `sources` are the versions of what it was read from. `vocabulary` counts the entries of the tokenizer that the data
     set carries, `tokenizer_checksum` is the sha256 of its file; both are None where it carries none. `notes` are those
-    of `Content`; `overlap` counts examples that two splits share ("test in train"). Manifests of before have neither.
+    of `Content`; `overlap` counts examples that two splits share ("test in train"). Older manifests have neither.
     """
 
     name: str

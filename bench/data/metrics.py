@@ -35,7 +35,7 @@ class Metric:
         return 100 if self.unit == "%" else 1
 
     def merit(self, value: float) -> float:
-        """Return a number that is the higher the better the value is."""
+        """Return the value with the sign that makes higher better."""
         return value if self.better == "higher" else -value
 
 

@@ -17,8 +17,8 @@ from bench.store.manifest import write_manifest
 def check_unchanged(task: Task, manifest: Manifest) -> None:
     """Refuse own data whose source or reading changed since their preparation.
 
-    Its content decides: a source whose names, sizes and times are as they were is not read again, any other is, and may
-    be the same all the same.
+    A source whose names, sizes and times are as they were is taken for unchanged. Any other is read again, and refused
+    only if its content is another one: files may have been touched, moved or copied.
     """
     fingerprint = fingerprint_of(task)
     if fingerprint is None or fingerprint == manifest.sources.get("fingerprint"):
@@ -35,14 +35,17 @@ def check_unchanged(task: Task, manifest: Manifest) -> None:
 
 
 def _holds(manifest: Manifest, content: Content) -> bool:
-    """Tell whether what is prepared is this content, example by example."""
+    """Tell whether the prepared splits have the checksums of this content."""
     return {split: facts.checksum for split, facts in manifest.splits.items()} == {
         split: checksum(content.class_names, rows) for split, rows in content.splits.items()
     }
 
 
 def _refreshed(manifest: Manifest, fingerprint: str | None, root: Path) -> Manifest:
-    """Note the fingerprint of an unchanged source, which is then not read at every plan."""
+    """Note the new fingerprint of an unchanged source in its manifest.
+
+    Else the source would be read again at every plan.
+    """
     if fingerprint in (None, manifest.sources.get("fingerprint")):
         return manifest
     manifest = replace(manifest, sources=manifest.sources | {"fingerprint": fingerprint})

@@ -60,23 +60,23 @@ def refuse(
 
 
 def duplicates(content: Content) -> dict[tuple[str, str], int]:
-    """Count the examples that two splits share: images byte for byte, texts as a reader sees them.
+    """Count, for each pair of splits, examples of the second in the first.
 
-    Of each pair of splits the examples of the second are counted that occur in the first; pairs without any are left
-    out.
+    Images are compared byte for byte, texts as a reader sees them (`as_seen`). Pairs that share none are left out.
     """
     return _common(content, lambda labels, label: True)
 
 
 def contradictions(content: Content) -> dict[tuple[str, str], int]:
-    """Count the `duplicates` whose label contradicts the first split.
-
-    Such an example has a label that it has nowhere in the first split.
-    """
+    """Count the `duplicates` that have their label nowhere in the first split."""
     return _common(content, lambda labels, label: label not in labels)
 
 
 def _common(content: Content, counts: Callable[[set[int | None], int | None], bool]) -> dict[tuple[str, str], int]:
+    """Count the `duplicates` for which `counts` is true.
+
+    It is called with the labels of the example in the first split and its label in the second.
+    """
     # Example: the first split holds x with the labels {0} and y with {0, 1}; the second holds x labelled 1, y labelled
     # 1 and z. Two are duplicates, x and y. One of them contradicts, x: it has the label 1 nowhere in the first split.
     counted = {}
@@ -104,7 +104,10 @@ def _labelled(rows: Rows, as_compared: Callable[[bytes], bytes]) -> Iterator[tup
 
 
 def as_seen(text: bytes) -> bytes:
-    """Return a text as it is compared with others: what is visible of it, lower and upper case alike."""
+    """Return what is visible of a text, without regard to case.
+
+    Examples are compared by it.
+    """
     return visible(text.decode(errors="replace")).casefold().encode()
 
 

@@ -25,7 +25,7 @@ def stratified_order(labels: npt.ArrayLike, seed: int) -> npt.NDArray[np.int64]:
     #
     #     by class, in that order     3    0    2    1   |  5    4
     #     j, within its class         0    1    2    3   |  0    1
-    #     rank (2j + 1) / n          1/8  3/8  5/8  7/8  | 1/4  3/4
+    #     rank (2j + 1) / n          1/4  3/4  5/4  7/4  | 1/2  3/2
     #
     # The first of each class come first (3, 5), then the others by rank: [3 5 0 2 4 1]. Its first three hold 2 a and 1
     # b, as 4 to 2 asks. Equal ranks go by class, so the order is the same everywhere.
@@ -85,6 +85,7 @@ def class_counts(data: Data, per_class: tuple[int, ...]) -> tuple[int, ...]:
     `per_class` are the counts of the whole split. No label is read: how many examples of each class are drawn follows
     from the counts alone, which examples they are does not matter.
     """
-    # Example: of 6 a and 4 b the last tenth of the stratified order is held out, one example: (0, 1) or (1, 0).
+    # Example: of 6 a and 4 b the last tenth of the stratified order is held out, which is one example. The last a has
+    # the rank 11/6 and the last b 7/4, so it is an a, whichever one: the counts are (1, 0).
     labels = np.repeat(np.arange(len(per_class)), per_class)
     return tuple(np.bincount(labels[chosen_rows(data, labels)], minlength=len(per_class)).tolist())

@@ -18,13 +18,13 @@ MOST_MEGAPIXELS = 89.5
 class Task(Spec):
     """A labelled classification data set with fixed splits.
 
-    `backbone` names its default one. `metric` is what tables show and searches choose by; `positive_class` is, of two
-    classes, the one that `binary_f1` is about. `training` says what final runs train on; where that takes in the
+    `backbone` names the default one. `metric` is what tables show and searches choose by; `positive_class` is the one
+    of two classes that `binary_f1` is about. `training` says what final runs train on; where that includes the
     validation split, a search still fits on the training split alone. `source` is where a user's own data come from:
-    `folder:`, `parquet:`, `jsonl:` or `csv:` and a path, or `hub:OWNER/NAME@REVISION`, with `configuration` for one of
-    several. It is read by its columns: the labels', and that of the images, or of the texts and, for pairs, the second
-    texts. `modality_bound` is False where the columns are to tell the modality. Images of more than `most_megapixels`
-    are refused.
+    `folder:`, `parquet:`, `jsonl:` or `csv:` and a path, or `hub:OWNER/NAME@REVISION`; `configuration` chooses one of
+    several that a data set of the hub has. `label_column` is read with `image_column`, or with `text_column` and, for
+    pairs, `pair_column`. `modality_bound` is False where the columns of the data decide the modality. Images of more
+    than `most_megapixels` are refused.
     """
 
     UNBOUND: ClassVar[tuple[str, ...]] = ("name", "modality_bound")

@@ -22,7 +22,7 @@ from bench.tables.comparison import runs_of
 from bench.tables.grid_facts import GridFacts
 from bench.tables.layout import AXES, Axis, behind, positions_with_numbers, spots
 from bench.tables.quantities import QUANTITIES, NothingToShow, by_column
-from bench.tables.records import Record, RecordsFile, evaluation_untimed
+from bench.tables.records import Record, RecordsFile, evaluation_untimed, stage_hours
 from bench.training.curve import read_curve
 
 Point = dict[str, Any]
@@ -206,7 +206,7 @@ def over(axis: Axis, source: Source, quantity: str | None = None) -> Chart:
         if cell not in spot_of:
             elsewhere.append(f"{point['row']} on {point['task']}")
             continue
-        # Where a row without any record belongs is not known; the caption names it.
+        # The position of a row without any record is not known; the caption names the row.
         points.append({**point, "series": spot_of[cell].series, "x": spot_of[cell].position})
         if point["mean"] is not None:
             with_numbers.append(cell)
@@ -242,7 +242,7 @@ def cost(source: Source) -> Chart:
         # Cells share stages: each counts once. Example: three seeds fine-tuned for 10 s each from one pre-training of
         # 60 s cost 90 s.
         stages = {stage["key"]: stage for record in records for stage in source.behind(record)}
-        hours = sum(map(_hours, stages.values())) if stages else None
+        hours = sum(map(stage_hours, stages.values())) if stages else None
         everything |= stages
         points.append({**point, "series": point["row"], "x": hours})
     for task, metric in source.grid.metrics.items():
@@ -258,20 +258,13 @@ def cost(source: Source) -> Chart:
     return Chart(f"{_title(None)} and cost", "pareto", points, _labels(source), caption, f"cost ({unit})")
 
 
-def _hours(stage: Record) -> float:
-    """Return what a stage cost: hours of its GPU, or of the cores that it used."""
-    provenance = stage.get("provenance", {})
-    units = provenance.get("threads", 1) if provenance.get("device_type", "cpu") == "cpu" else 1
-    return float(stage["seconds"] * units / 3600)
-
-
 def _mark_front(points: Sequence[Point], metric: str) -> None:
-    """Mark the points that no other is at least as good as in cost and metric, and better in one."""
+    """Mark the points that are better than every cheaper one."""
     # Example: (1 h, 90 %), (2 h, 92 %), (3 h, 91 %): the last costs more than the second and is worse, so the front is
-    # the first two. From cheap to dear, a point is on it if it is better than all before.
+    # the first two.
     best = -math.inf
     merit = metric_of(metric).merit
-    # A row that lacks seeds is cheaper for that alone.
+    # Only complete rows: one that lacks seeds costs less for that reason alone.
     complete = [point for point in points if point["n"] == point["planned"]]
     for point in points:
         point["front"] = False

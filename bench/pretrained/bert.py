@@ -57,7 +57,7 @@ SPECIAL: dict[Network, dict[str, str]] = {
 
 
 BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids", "attn.masked_bias")
-"""How the names of tensors end that older versions of transformers saved and that are no parameters."""
+"""Endings of the names of tensors that older versions of transformers saved and that are no parameters."""
 
 
 LONGEST = 512
@@ -142,8 +142,8 @@ def ignored_tensors(folder: Path, network: Any, loading: Mapping[str, Any]) -> t
     prefix = f"{network.base_model_prefix}."
     if absent := sorted(name for name in loading["missing_keys"] if name.startswith(prefix)):
         raise InputError(f"{folder}: the weights lack a part of the encoder: {', '.join(absent)}.")
-    # Tensors that no parameter takes, by their name without the prefix: those of another head are ignored, and so is
-    # the pooler, but those of the encoder mean that the configuration describes another network.
+    # Tensors that no parameter takes. Those of another head and of the pooler are ignored, but one of the encoder means
+    # that the configuration describes another network. Each name -> the name without the prefix.
     unused = {name: name.removeprefix(prefix) for name in loading["unexpected_keys"]}
     unused = {
         name: bare for name, bare in unused.items() if not bare.endswith(BUFFERS) and not bare.startswith("pooler.")
@@ -183,11 +183,11 @@ def loaded_parts(
 def tied(folder: Path, projection: str, bias: str | None, words: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Leave out the output projection, which must be the word embeddings.
 
-    Where its bias has two names (`bias` is the other one), it stays under one of them. Refuses a projection that is not
-    tied.
+    Its bias stays: under the name `bias`, where the network has this other name for it. Refuses a projection that is
+    not tied.
     """
     kept = dict(state)
-    # A checkpoint may hold the projection beside what it is tied to: each name with the other names of its tensor.
+    # A checkpoint may hold a tied tensor twice. Each name of the projection -> the other names of the same tensor.
     twins = {f"{projection}.weight": [name for name in state if name.endswith(f"{words}.weight")]}
     if bias is not None:
         twins[f"{projection}.bias"] = [bias] if bias in state else []

@@ -13,11 +13,13 @@ from bench.errors import InputError
 from bench.interfaces.model import Inputs, Resampling
 from bench.specs.families import FAMILIES
 
+Network = Literal["bert", "roberta"]
+
 NETWORKS: dict[str, Network] = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
 """`model_type` of a text checkpoint -> the network that it is here."""
 
 
-class Family(NamedTuple):
+class ImageFamily(NamedTuple):
     """A kind of image encoder of transformers.
 
     `network` is its class there; `fields` are those of `MaskedAutoEncoder` that every network of it has; `resampling`
@@ -30,10 +32,10 @@ class Family(NamedTuple):
 
 
 IMAGE_FAMILIES = {
-    "vit": Family("ViTModel", {}, "bicubic"),
-    "deit": Family("DeiTModel", {"registers": 1}, "bicubic"),  # the distillation token
-    "dinov2": Family("Dinov2Model", {}, "bicubic"),
-    "dinov2_with_registers": Family("Dinov2WithRegistersModel", {"positioned": "cls_and_patches"}, "antialiased"),
+    "vit": ImageFamily("ViTModel", {}, "bicubic"),
+    "deit": ImageFamily("DeiTModel", {"registers": 1}, "bicubic"),  # the distillation token
+    "dinov2": ImageFamily("Dinov2Model", {}, "bicubic"),
+    "dinov2_with_registers": ImageFamily("Dinov2WithRegistersModel", {"positioned": "cls_and_patches"}, "antialiased"),
 }
 """Image encoders by the `model_type` of config.json; `vit_mae`, with its decoder, stands by itself."""
 
@@ -98,6 +100,3 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-Network = Literal["bert", "roberta"]

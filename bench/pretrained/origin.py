@@ -65,8 +65,8 @@ class Checkpoint(Spec):
     def differs(self, prepared: Prepared) -> str | None:
         """Say how what is prepared differs from the declared source.
 
-        It was prepared from another one, or the files have changed since. Returns None where neither is so. Content
-        decides: files that were copied, moved or touched are the same, and so are those of one commit of the hub.
+        It was prepared from another source, or the source's files have changed since; None where neither is so. Files
+        that were copied, moved or touched are unchanged, and so are those of one commit of the hub.
         """
         origin = parse(self.weights)
         if origin.revision is not None and origin[1:] == (prepared.repository, prepared.revision):
@@ -102,7 +102,7 @@ def fingerprint(source: str) -> str | None:
 
 
 def content_of(folder: Path) -> str:
-    """Hash the names and contents of the files that are read of a checkpoint's folder."""
+    """Hash the names and contents of a checkpoint's files, as far as read."""
     files = sorted({path for pattern in (*DESCRIPTIONS, *SAFETENSORS, PICKLE) for path in folder.glob(pattern)})
     return digest([[path.name, sha256(path)] for path in files])
 
@@ -110,7 +110,7 @@ def content_of(folder: Path) -> str:
 def holds(source: str, prepared: Prepared) -> bool:
     """Tell whether a local source holds the very files that were prepared.
 
-    A manifest of before does not know what they held.
+    It says no for an older manifest, which does not say what they held.
     """
     path = parse(source).path
     if path is None or not path.is_dir() or prepared.content is None:
@@ -161,8 +161,8 @@ def _download(source: str, repository: str, revision: str | None) -> tuple[Path,
         )
         return Path(folder), commit or Path(folder).name
 
-    # First the hub: its commit, and a pickle only where there are no safetensors. Failing that, the cache, in which
-    # either may lie; failing that, the message says how to bring a copy.
+    # First the hub is asked for its commit, and for a pickle only where it has no safetensors. If that fails, the cache
+    # is read, which may hold either; if it holds neither, the message says how to bring a copy.
     patterns = [*DESCRIPTIONS, *SAFETENSORS]
     try:
         facts = huggingface_hub.HfApi().model_info(repository, revision=revision)

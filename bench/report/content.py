@@ -127,7 +127,8 @@ def _round(number: Any) -> Any:
 def _from_store(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """Read learning curves and the ends of logs.
 
-    Of each stage as much is kept as the report has room for.
+    All stages share `CURVE_POINTS` and `LOG_CHARACTERS` equally, each with 10 to 200 points and 100 to 2,000
+    characters.
     """
     points, characters = (total // max(1, len(folders)) for total in (CURVE_POINTS, LOG_CHARACTERS))
     stages: dict[str, dict[str, Any]] = {}
@@ -231,10 +232,7 @@ UNMIXED = frozenset(("dates",))
 
 
 def _origins(content: RecordsFile) -> dict[str, Counter[str]]:
-    """Count the stages by where their numbers came from.
-
-    These are the cells' own and those behind them.
-    """
+    """Count all stages, those behind cells too, by where they were computed."""
     # Each stage is counted once, though many cells may rest on it. A cell without a line in stages.jsonl still has its
     # own provenance, but no date.
     sources = {key: (stage.get("provenance", {}), stage.get("date")) for key, stage in content.stages.items()}

@@ -11,11 +11,12 @@ from bench.tables.records import RecordsFile
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of paired differences between a row and the reference row on a task.
+    """The difference of a row to the reference row on a task.
 
-    `pairs` counts the seeds that both have; without any `mean` is None. `mean` and its t interval from `low` to `high`
-    (None where there is none) are in the units of the table; `merit` is the mean with the sign that makes more better.
-    Of a `conditional` one the interval holds fine-tuning noise only (`bench.tables.compare`).
+    `pairs` counts the seeds that both have. `mean` is the mean of their differences, None without any; it and its t
+    interval from `low` to `high` (None where there is none) are in the units of the table. `merit` is the mean with the
+    sign that makes positive better. If it is `conditional`, the interval holds fine-tuning noise only
+    (`bench.tables.compare`).
     """
 
     row: str
@@ -29,7 +30,7 @@ class Difference:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the interval is that of all noise of the seeds, and excludes 0."""
+        """Whether the interval excludes 0 and is not conditional."""
         return self.low is not None and self.high is not None and not self.conditional and self.low * self.high > 0
 
 
@@ -46,7 +47,8 @@ def differences(content: RecordsFile) -> list[Difference]:
     for row in grid.rows:
         for task in grid.tasks if row != grid.reference else ():
             compared, metric = runs.difference(row, grid.reference, task), metric_of(grid.metrics[task])
-            # Positive is better there; here the units of the table count, of which less may be better.
+            # `compared` is positive where the row is better; `merit` turns a metric of which less is better back to its
+            # own sign.
             mean, *ends = (None if x is None else metric.merit(x) for x in (compared.mean, compared.low, compared.high))
             low, high = sorted(end for end in ends if end is not None) or (None, None)
             result.append(Difference(row, task, compared.n, mean, compared.mean, low, high, compared.conditional))

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     baselines.register()
     _check(options)
     options.threads = options.threads or cores()
+    # The facts are those of the device, whatever is trained on it.
     work = Work("finetune", "vit_tiny_64", device=options.device, threads=options.threads)
     facts: report.Facts = side.ask_once(side.FACTS, work)
     facts |= {"gpu": options.device != "cpu", "date": datetime.datetime.now(datetime.UTC).date().isoformat()}

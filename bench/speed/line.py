@@ -22,10 +22,10 @@ class Ratio(NamedTuple):
 class Line:
     """What was measured of one kind of stage on one network.
 
-    `speeds` are the examples per second of every round, by who trained; `failures` say why somebody has none. `flops`
-    are those of our loop per example, `peaks` the matrix products' operations per second in every round. `others` is
-    the share of the cores that everything else on this computer used in every round, None where that cannot be told.
-    `first_seconds` is what the first steps took, by who trained; there were `first_steps` of them.
+    `speeds` are the examples per second in every round, by loop (`bench.speed.work` has their names); `failures` say
+    why a loop has none. `flops` are those of our loop per example, `peaks` the matrix products' operations per second
+    in every round. `others` is the share of the cores that everything else on this computer used in every round, None
+    where that cannot be told. `first_seconds` is what the `first_steps` steps of each loop took.
     """
 
     kind: str
@@ -71,7 +71,7 @@ class Line:
         return self.flops_per_second / max(self.peaks, default=math.nan)
 
     def median(self, who: str) -> float:
-        """Compute the median examples per second; NaN for who has none."""
+        """Compute a loop's median examples per second; NaN without any."""
         return statistics.median(self.speeds[who]) if self.speeds.get(who) else math.nan
 
     def ratio(self, *others: str) -> Ratio | None:
@@ -105,6 +105,6 @@ class Line:
         if not self.speeds.get(OURS) or not self.speeds.get(COMPILED):
             return None
         plain, compiled = self.batch / self.median(OURS), self.batch / self.median(COMPILED)
-        # What the first steps took beyond so many usual ones went into starting up, and compiling where that was done.
+        # What the first steps took beyond as many later steps went into starting up and, in the second loop, compiling.
         start_up = self.first_seconds[OURS] - self.first_steps * plain
         return self.first_seconds[COMPILED] - self.first_steps * compiled - start_up, plain - compiled

@@ -19,11 +19,11 @@ MOST_STEPS = 400
 QUIET = 0.1
 """A round counts as quiet where everything else on this computer used less than this share of the cores."""
 MOST_ROUNDS = 3
-"""How many times as many rounds as asked for are tried, until so many were quiet."""
+"""How many rounds are tried for each quiet one that is asked for: at most 9 in all for 3."""
 
 
 def sides(work: Work, compile: bool) -> list[str]:
-    """Name who is compared."""
+    """List the loops that are compared."""
     compared = [OURS, *([COMPILED] if compile else []), RELEASED, SAME, BARE]
     if work.kind == "finetune":
         compared += [TRAINER, *([TRAINER_COMPILED] if compile else [])]
@@ -33,9 +33,9 @@ def sides(work: Work, compile: bool) -> list[str]:
 def compare(work: Work, *, compile: bool, rounds: int, seconds: float, commit: str | None) -> Line:
     """Measure one line: warm everyone up, then take turns.
 
-    A turn has as many steps as our loop takes in about so many seconds. Where other processes disturb a round, another
-    one follows, and the quietest count. Who cannot run (no `accelerate`, out of memory) is left out, and the line says
-    why.
+    A turn has as many steps as our loop takes in about `seconds`. Where other processes disturb a round, another one
+    follows, and the `rounds` quietest count. A side that cannot run (no `accelerate`, out of memory) is left out, and
+    the line says why.
 
     The order of events, with two sides and three rounds:
 

@@ -1,4 +1,4 @@
-"""How fast a device multiplies matrices: what shares of its peak are shares of."""
+"""How fast a device multiplies matrices: the peak that a loop's `share` refers to."""
 
 from __future__ import annotations
 

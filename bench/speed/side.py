@@ -58,7 +58,7 @@ class Side:
     """A process for `who`: a training loop, `FLOPS`, `PEAK` or `FACTS`."""
 
     def __init__(self, who: str, work: Work) -> None:
-        # The compiler's cache is its own, too, so that compiling costs what it costs the first time.
+        # torch's compiler keeps its cache in this folder, so that compiling costs what it costs the first time.
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         context = multiprocessing.get_context("spawn")
         self._pipe, other_end = context.Pipe()
@@ -67,7 +67,7 @@ class Side:
         other_end.close()
 
     def close(self) -> None:
-        """End the process; kill it where it is lost in its work."""
+        """End the process; kill it after `PATIENCE_SECONDS`."""
         self._pipe.close()
         self._process.join(PATIENCE_SECONDS)
         self._process.kill()
@@ -145,8 +145,8 @@ def _main(who: str, work: Work, pipe: Connection, folder: str) -> None:
         os.dup2(log.fileno(), 2)
     began = 0.0
 
-    # The work runs the show here, and calls this where a turn ends: it hands the value to the parent, sleeps until that
-    # asks for a turn again, and returns the steps of it. Without a parent these are 0, which ends the work.
+    # The work calls this where a turn ends. It sends the value to the parent, waits until the parent asks for another
+    # turn, and returns the steps of that turn: 0, which ends the work, where the parent has closed the pipe.
     def next_turn(value: Any) -> int:
         nonlocal began
         steps = 0

@@ -21,10 +21,10 @@ ALL = tuple(NETWORKS)
 
 @dataclass(frozen=True)
 class Target:
-    """One figure that each network is to reach on a device kind.
+    """One figure that each network is to reach on a kind of device.
 
-    `bound` is required, at most that for what is `SMALL_IS_GOOD`, else at least; `goal` is hoped for. `bfloat16` limits
-    it to devices that compute in it.
+    `bound` is required: the most of a quantity in `SMALL_IS_GOOD`, the least of any other. `goal` is hoped for beyond
+    it. With `bfloat16` only devices that compute in it are judged.
     """
 
     device: Literal["gpu", "cpu"]

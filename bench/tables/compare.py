@@ -227,10 +227,10 @@ class RunTable:
         return Difference(task, len(pairs), float(np.mean(differences)), low, high, conditional, reason)
 
     def best(self, task: str) -> str | None:
-        """Return the row to print in bold: better than every other row of the column beyond seed noise.
+        """Return the row to print in bold, or None.
 
-        It has all planned seeds and the best mean, and its difference to every other row that has a value is
-        unconditional, with an interval that excludes 0. None where no row is, so where two are tied.
+        It is better than every other row of the column beyond seed noise: it has all planned seeds and the best mean,
+        and its difference to every other row that has a value is unconditional, with an interval that excludes 0.
         """
         if self.column(task).better is None:
             return None

@@ -18,7 +18,7 @@ from bench.tables.compare import (
 )
 from bench.tables.grid_facts import GridFacts
 from bench.tables.quantities import Quantity, by_column
-from bench.tables.records import Record, evaluation_untimed
+from bench.tables.records import Record, evaluation_untimed, stage_hours
 
 CONDITIONAL = "°"
 """Marks a difference whose interval holds fine-tuning noise only."""
@@ -52,13 +52,13 @@ def _stages_on_task(record: Record, stages: Mapping[str, Record]) -> Iterator[st
     if own is not None and "stages" in record:
         yield from (key for key in record["stages"] if key in stages and stages[key]["task"] == own["task"])
         if any(key not in stages for key in record["stages"]):
-            # A line that was damaged or removed may be of a stage that several seeds share.
+            # A line that is missing may be of a stage that several seeds share, so they all get this one in common.
             yield f"unknown stages of {record['method']} on {own['task']}"
     elif "spec" in record:
         # A record of version 1 holds its whole specification, in which each stage stands with its key.
         yield from _keys(record["spec"], record["spec"].get("data", {}).get("task"))
     else:
-        # Nobody knows what its seeds share: as if something of its own were the same for all of them.
+        # What the seeds of this row share is not known: with this one in common, its differences are conditional.
         yield f"unknown stages of {record['method']}"
 
 
@@ -193,7 +193,10 @@ def _counts(over_tasks: Sequence[OverTasks]) -> str:
 
 
 def same_computations(facts: GridFacts, records: Sequence[Record]) -> list[str]:
-    """Name the rows whose cells on a task are the very same stages, seed by seed: else a reader suspects a mistake."""
+    """Name the rows whose cells on a task are the same stages.
+
+    Without that line a reader would take their equal numbers for a mistake.
+    """
     keys: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
     for record in records:
         keys[record["method"], record["task"]][record["seed"]] = record["key"]
@@ -233,7 +236,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def cost_line(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, Record]) -> list[str]:
-    """Say what the stages behind each row took, each stage once; nothing where not all of them are there."""
+    """Say what the stages behind each row cost, each stage once.
+
+    Says nothing where the stages behind a cell are not all there.
+    """
     behind: dict[str, dict[str, None]] = {row: {} for row in facts.rows}
     for record in records:
         if not record.get("stages") or any(key not in stages for key in record["stages"]):
@@ -254,10 +260,9 @@ def _hours(stages: Iterable[Record]) -> str:
     """Add up core-hours and GPU-hours."""
     cores, gpus = 0.0, 0.0
     for stage in stages:
-        provenance = stage["provenance"]
-        if provenance.get("device_type", "cpu") == "cpu":
-            cores += stage["seconds"] * provenance.get("threads", 1) / 3600
+        if stage["provenance"].get("device_type", "cpu") == "cpu":
+            cores += stage_hours(stage)
         else:
-            gpus += stage["seconds"] / 3600
+            gpus += stage_hours(stage)
     parts = [f"{hours:.2f} {unit}-hours" for hours, unit in ((cores, "core"), (gpus, "GPU")) if hours]
     return " and ".join(parts) or "0 hours"

@@ -23,10 +23,10 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class TestFacts:
-    """The test set of a column: its size, and how many examples each class has (None where nobody counted).
+    """The test set of a column: its size and the examples of each class.
 
-    `class_names` are in the order of the counts. Only two classes have them here, for the F1 of one of them; files of
-    before have none.
+    `per_class` is None where nobody counted. `class_names` are in its order; they are kept for tasks of two classes
+    only, for the F1 of one of them, and older files have none.
     """
 
     examples: int
@@ -59,7 +59,7 @@ class GridFacts:
         """Return it as the first line of a records file."""
         facts = dataclasses.asdict(self)
         for test in facts["test"].values():
-            # A file of before has no such entry, and is to be written back byte for byte.
+            # An older file has no such entry, and is to be written back byte for byte.
             if test["class_names"] is None:
                 del test["class_names"]
         return {"grid": facts}
@@ -99,7 +99,10 @@ def read_facts(line: Mapping[str, Any]) -> GridFacts:
 
 
 def check_file_name(facts: GridFacts) -> None:
-    """Refuse a name that files and a folder could not have, or only elsewhere than among the results."""
+    """Refuse a grid's name that is no plain file name.
+
+    With a slash in it, or as `..`, its tables would be written outside the folder of results.
+    """
     if "/" in facts.name or facts.name in ("", ".", ".."):
         raise InputError(
             f"--records: the grid's name is {facts.name!r}, which is no file's: its first line is damaged."
@@ -143,6 +146,7 @@ def _legend(plan: Plan) -> list[str]:
     backbones: dict[str, set[str]] = defaultdict(set)
     for cell in plan.cells:
         backbones[cell.task].add(cell.backbone)
+    backbones_of_tasks = "; ".join(f"{task}: {','.join(sorted(names))}" for task, names in backbones.items())
     seeds = f"seeds {', '.join(map(str, grid.seeds))}; (k/{n}) means only k of {n} have finished; one seed has no ±"
     return [
         *_metrics(plan),
@@ -153,7 +157,7 @@ def _legend(plan: Plan) -> list[str]:
         *_unlabelled(plan),
         *_search(plan),
         *_remarks(plan),
-        f"Backbones: {'; '.join(f'{task}: {chr(44).join(sorted(names))}' for task, names in backbones.items())}.",
+        f"Backbones: {backbones_of_tasks}.",
         *_weights(plan),
         *(f"Fresh decoder: {line}." for line in fresh_decoders(plan.stages)),
         *(f"Not pinned: {line}." for line in unpinned(plan)),

@@ -127,8 +127,9 @@ def positions_with_numbers(
 class Arranged:
     """The runs of a grid with a row for each series, and a column for each task and position.
 
-    `columns` name the runs' column of a task and position, `series` the runs' row of a row of the grid, `spots` where
-    a row of the grid stands. `unplaced` says which stand nowhere, and why.
+    Example: the rows a/tapt and b/tapt on cub, with 10 and 20 steps, have as `columns` {(cub, 10): "cub at 10", (cub,
+    20): "cub at 20"}, as `series` {a/tapt: tapt, b/tapt: tapt} and as `spots` (tapt, "cub at 10") and (tapt, "cub at
+    20"), the entries of the table. `unplaced` names rows that have no spot, and says why.
     """
 
     runs: RunTable
@@ -150,8 +151,8 @@ def arranged(
 
     Refuses an axis on which no method stands at two positions.
     """
-    # Example: the rows a/tapt and b/tapt on cub, with 10 and 20 steps, are the row tapt with the columns "cub at 10"
-    # and "cub at 20". These are compared as tasks are: a column has one best row, and rows are paired seed by seed.
+    # The new columns are compared as tasks are: a column has one best row, and rows are paired seed by seed. `Arranged`
+    # has an example.
     spot_of = spots(axis, cells, stages)
     positions_with_numbers(axis, spot_of, {(run.row, run.task) for run in runs.runs})
     position_of = {cell: spot.position for cell, spot in spot_of.items() if spot.position is not None}

@@ -13,8 +13,8 @@ from typing import Any
 from bench.data.metrics import METRICS, Direction, describe, in_split, metric_of, split_of
 from bench.errors import InputError
 from bench.tables.grid_facts import GridFacts
+from bench.tables.records import Record
 
-Record = dict[str, Any]
 Reader = Callable[[Record, str | None], Any]
 """Reads a number of a record, as it is there; the second argument is the further split that its column shows."""
 

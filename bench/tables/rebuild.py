@@ -28,10 +28,10 @@ def refuse_missing(files: Iterable[Path]) -> None:
 def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -> RecordsFile:
     """Join records files. Of a cell's different numbers the first is shown, and its record keeps the others.
 
-    Lines that are no record are left out, of a file whose first line is none all of them: a warning of the grid and on
-    standard error names each, and they are added to `left_out`. Refuses files of an older version, which say nothing of
-    their grid, those of grids with other columns, a cell with two keys, and numbers that disagree though device,
-    versions, threads and code agree: one of them is wrong.
+    A line that is no record is left out; if it is the first one of a records file, so is the whole file. Such lines are
+    added to `left_out`, and warnings on standard error and of the grid name them. Refuses files of an older version,
+    which say nothing of their grid, those of grids with other columns, a cell with two keys, and numbers that disagree
+    though device, versions, threads and code agree: one of them is wrong.
     """
     grid: GridFacts | None = None
     cells: Earlier = {}
@@ -64,7 +64,7 @@ def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -
 
 
 def _with_others(kept: Record, record: Record, path: Path) -> Record:
-    """Return a cell's record that also holds the different numbers which another one of the same key brings."""
+    """Add the numbers of another record of the same key, where they differ."""
     # Example: files of three computers, which say 80, 79 and 80. The first record is kept, with the second in its
     # "also"; joined with the second computer's file once more it stays as it is.
     others = list(kept.get("also", []))
@@ -81,7 +81,10 @@ def _with_others(kept: Record, record: Record, path: Path) -> Record:
 
 
 def _content(path: Path, left_out: list[LeftOut]) -> RecordsFile | None:
-    """Read a file, leaving out and telling what is no record; None where nothing of it can be used."""
+    """Read a file; warn of lines that are no record and leave them out.
+
+    Returns None where nothing of the file can be used.
+    """
     lines: list[LeftOut] = []
     content = read_file(path, left_out=lines)
     if content.grid is None and not content.cells and not lines:

@@ -193,9 +193,9 @@ def _with_stages(grid: GridFacts | None, cells: Earlier, *sources: RecordsFile) 
 
 
 def _of_cell(kept: Record, cell: PlannedCell, path: Path) -> Record:
-    """Return a record of the file as that of a planned cell, whose number is its metric of today.
+    """Return a record of the file with the metric that the plan asks for.
 
-    The stage is the same, but which of its metrics a table shows is no part of it, and another one may be asked for.
+    The metric that a table shows is no part of the stage's key, so the file may show another one of the same stage.
     """
     if cell.metric not in kept["metrics"]:
         raise InputError(
@@ -223,12 +223,12 @@ def read_records(path: Path) -> Earlier:
 def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOut] | None = None) -> RecordsFile:
     """Read a records file and the stages beside it; empty where there is none.
 
-    A line that says what `expected` says is taken from there. Refuses, by its number, any other that is no record. With
-    `left_out` such a line is added there instead, and the rest is read. Where it is the first line, which says what the
-    others mean, nothing else of the file is.
+    A line that says what `expected` says is taken from there. Refuses any other line that is no record, by its number.
+    With `left_out` such a line is added to that list instead, and the rest is read; but if it is the first line of
+    the records, which says what the others mean, nothing of the file is used.
     """
-    # A file that a grid wrote before holds mostly what its store holds. To write such a line and find it in the file is
-    # faster than to read it and check what it holds.
+    # A grid's file mostly holds what its store holds. To write a record of the store as a line and look for this line
+    # in the file is faster than to parse the line and check its shape.
     grid: GridFacts | None = None
     records: Earlier = {}
     stages: dict[str, Record] = {}
@@ -362,9 +362,10 @@ def _leave_out(
 
 
 def _signature(record: Any) -> str:
-    """Write what the check of a record's shape depends on; '' where there is no record to be seen.
+    """Write what the check of a record's shape depends on.
 
-    Of the thousands of lines of a large grid nearly all have the signature of one before, and need no check.
+    Nearly all of the thousands of lines of a large grid have the signature of an earlier line, and need no check of
+    their own. It is '' for what does not look like a record, which is then always checked.
     """
     if not isinstance(record, dict) or not isinstance(record.get("metrics"), dict):
         return ""
@@ -375,7 +376,10 @@ def _signature(record: Any) -> str:
 
 
 def _refuse_unknown_keys(plan: Plan, earlier: Earlier, path: Path) -> None:
-    """Refuse to replace records of cells whose data are not prepared here: nobody can say whether they are theirs."""
+    """Refuse to replace records of cells whose data are not prepared here.
+
+    Such a cell has no key yet, so nobody can tell whether the records are its own.
+    """
     recorded = {cell for _, cell in earlier}
     unknown = [cell for cell in plan.cells if cell.stage.unprepared and cell.name in recorded]
     if unknown:
@@ -388,7 +392,10 @@ def _refuse_unknown_keys(plan: Plan, earlier: Earlier, path: Path) -> None:
 
 
 def write_aside(others: RecordsFile, results: Path, name: str) -> Path | None:
-    """Write records that are none of the plan's, and their stages, into a file named after their content."""
+    """Write records of other plans, and their stages, into a file.
+
+    Its name has a digest of its content, so that it replaces no other one.
+    """
     if not others.cells:
         return None
     grid = [] if others.grid is None else [others.grid.as_line()]
@@ -469,6 +476,16 @@ def stage_record(stage: Stage, record: Record) -> Record:
         "weights": record["weights"]["sha256"],
         **{name: record[name] for name in (*facts, "provenance") if name in record},
     }
+
+
+def stage_hours(stage: Record) -> float:
+    """Return what a stage cost: hours of its GPU, or of its cores.
+
+    Example: 1800 s on a CPU with 4 threads are 2 core-hours.
+    """
+    provenance = stage.get("provenance", {})
+    units = provenance.get("threads", 1) if provenance.get("device_type", "cpu") == "cpu" else 1
+    return float(stage["seconds"] * units / 3600)
 
 
 def evaluation_untimed(stages: Iterable[Record]) -> int:

@@ -56,9 +56,10 @@ from bench.tables.verdicts import Judged, judged, published_csv, published_legen
 
 @dataclass(frozen=True)
 class View:
-    """What a table shows: a quantity of this name, over an axis of this name.
+    """The choice of what a table shows.
 
-    None are the columns' own metrics, and no axis.
+    `measure` names a quantity; None is the metric of each column. `layout` names the axis that its columns are on; None
+    is a table of rows and tasks.
     """
 
     measure: str | None = None
@@ -66,7 +67,7 @@ class View:
 
     @property
     def suffix(self) -> str:
-        """What its files have behind the grid's name: an `@` is in no grid's."""
+        """The part of its files' names after the grid's; no grid's name has an `@`."""
         return "".join(f"@{name}" for name in (self.measure, self.layout) if name is not None)
 
     @property
@@ -319,7 +320,7 @@ def in_markdown(lines: Lines) -> str:
 
 
 def _without_html(line: str) -> str:
-    """Keep names that look like HTML from being some: outside of code, their `<` is written `&lt;`."""
+    """Escape the `<` of names that look like HTML, outside of code."""
     code, tag = r"(?<!`)(`++).*?(?<!`)\1(?!`)", r"<(?=[A-Za-z/!?])"
     return re.sub(f"{code}|{tag}", lambda match: match[0] if match[0] != "<" else "&lt;", line)
 
@@ -339,9 +340,10 @@ def _test_metrics(facts: GridFacts, measure: str | None) -> dict[str, str]:
 
 
 def array(facts: GridFacts, runs: RunTable, metrics: Mapping[str, str]) -> Lines:
-    """Fill the table: a line of heads, one for each row of the grid, then what the test sets are.
+    """Fill the table of rows and tasks: a line of heads, then the rows.
 
-    `metrics` are those of the columns; without them nothing is said of test sets.
+    Two lines on the test sets follow, their most frequent class and their sizes. `metrics` are those of the columns;
+    where it is empty, these two are left out.
     """
     # A cell of the table is a method on a task; its values are one for each seed that has finished. Example: accuracies
     # .90 and .92 of three planned seeds read "91.00 ± 1.41 (2/3)".
@@ -437,7 +439,7 @@ def _distinct(records: Sequence[Record], *names: str) -> str:
     """
 
     def named(provenance: dict[str, Any], name: str) -> str:
-        # Two values need more than their text: threads a unit, and code without a commit the version installed.
+        # A number of threads needs a unit; code without a commit is named by the version that is installed.
         if name == "threads":
             return f"{provenance[name]} thread{'s' if provenance[name] > 1 else ''}"
         if name == "commit" and provenance[name] is None:

@@ -9,9 +9,10 @@ SHOWN = 3
 
 
 class Account:
-    """The account of one source: what was read and what is listed here is all that was there.
+    """List what a reader did not read of one source, by kind.
 
-    Locations are relative to `root`, since notes are published and paths are private.
+    Whatever is in the source is either read or listed here. Locations are relative to `root`, since notes are published
+    and paths are private.
     """
 
     def __init__(self, root: Path | None = None) -> None:

@@ -30,7 +30,7 @@ DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFE
 """What the libraries raise over archives that they cannot read; RuntimeError is zipfile's, for encrypted members."""
 
 STEP = 2**20
-DOUBT = "The official archive is not like that: get it again from its source."
+GET_AGAIN = "The official archive is not like that: get it again from its source."
 
 
 def read_members(path: Path, is_needed: Callable[[str], bool], limit: int = 8 * 2**30) -> dict[str, bytes]:
@@ -49,13 +49,14 @@ def read_members(path: Path, is_needed: Callable[[str], bool], limit: int = 8 * 
             if _added_by_macos(name) or not is_needed(name):
                 continue
             if not member.regular:
-                raise InputError(f"{path}: {name!r} is a link or a device where a file is needed. {DOUBT}")
+                raise InputError(f"{path}: {name!r} is a link or a device where a file is needed. {GET_AGAIN}")
             if name in contents:
-                raise InputError(f"{path}: there are two files named {name!r}. {DOUBT}")
+                raise InputError(f"{path}: there are two files named {name!r}. {GET_AGAIN}")
             remaining -= member.size
             if remaining < 0:
                 raise InputError(
-                    f"{path}: what is needed of it has more than {limit:,} bytes; {name!r} goes beyond that. {DOUBT}"
+                    f"{path}: what is needed of it has more than {limit:,} bytes; {name!r} goes beyond that. "
+                    f"{GET_AGAIN}"
                 )
             with _naming_damage(path), member.open() as file:
                 contents[name] = file.read(member.size)
@@ -63,9 +64,9 @@ def read_members(path: Path, is_needed: Callable[[str], bool], limit: int = 8 * 
 
 
 class _Member(NamedTuple):
-    """Whatever is no folder, as the archive states it.
+    """Describe a member of an archive that is no folder.
 
-    `regular` files are neither links nor devices.
+    It is `regular` if it is a file, and neither a link nor a device.
     """
 
     name: str

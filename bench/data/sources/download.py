@@ -27,8 +27,8 @@ DELAYS = (1.0, 2.0, 4.0, 8.0)
 class Remote:
     """A file on the web.
 
-    Known are its address and its name here, and perhaps its checksum and its size in bytes. `checksum` is `sha256:HEX`,
-    `md5:HEX` or `git:HEX`, the last of them the sha1 of a git blob.
+    It is kept under `name`. `checksum` is `sha256:HEX`, `md5:HEX` or `git:HEX`, the last of them the sha1 of a git
+    blob; `size` is in bytes. Both are None where they are not known.
     """
 
     url: str
@@ -72,9 +72,9 @@ def verify(remote: Remote, path: Path) -> None:
 def local_file(remote: Remote, location: Path) -> Path | None:
     """Find the verified file among those the user has.
 
-    Returns None if it is absent. Looked at are `location` itself, or the files in that folder and anywhere below it
-    that have the remote file's name. Of several in one folder's subfolders the first, in order of their paths, that
-    verifies counts. Refuses a location that does not exist, and files of that name of which none verifies.
+    `location` is that file, or a folder that holds files of its name. The one directly in the folder is tried first,
+    then those further down in the order of their paths; the first that verifies is returned. Returns None if there is
+    no file of the name. Refuses a location that does not exist, and files of the name of which none verifies.
     """
     if not location.exists():
         raise InputError(f"{location} does not exist; --from takes a file or a folder that holds {remote.name}.")
@@ -95,10 +95,9 @@ def local_file(remote: Remote, location: Path) -> Path | None:
 def fetch(remote: Remote, folder: Path) -> Path:
     """Download the file to `folder/remote.name` and verify it.
 
-    One that is there already is verified only. What an interrupted download left is gone on from, also in a later
-    process; of several processes that want the same file one downloads it while the others wait. Refuses what the
-    server does not give after a few tries, what does not fit on the disk, and what is not of the size and checksum
-    announced.
+    A file that is there already is verified only. An interrupted download is continued, also by a later process. Of
+    several processes that want the same file, one downloads it while the others wait. Refuses a file that the server
+    does not give after a few tries, that does not fit on the disk, or that has another size or checksum than announced.
     """
     from filelock import FileLock, Timeout
 
@@ -164,8 +163,8 @@ def _download(remote: Remote, part: Path) -> None:
                 raise _refused(remote, f"what came is not the expected file: {fault}")
             dropped = True  # what was put together from several transfers gets a second chance, once
             continue
-        # A try that brought the file further is followed by another, a server in trouble is asked a few times more, and
-        # all else is refused: a connection that cannot be opened, the library itself has tried several times.
+        # A try that brought the file further is followed by another, and a server in trouble is asked a few times more.
+        # Anything else is refused at once: the library has itself tried several times to open the connection.
         progress = resumable and _size(part) > start
         if progress:
             delays = iter(DELAYS)

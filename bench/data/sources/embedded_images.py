@@ -6,7 +6,7 @@ from importlib.metadata import version
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from bench.data.content import Content, Rows, by_content
+from bench.data.content import Content, Rows, split_by_content
 from bench.specs import stream
 
 if TYPE_CHECKING:
@@ -22,10 +22,9 @@ SIZE = 8
 def digits() -> Content:
     """Build scikit-learn's 1,797 handwritten digits.
 
-    They are 8x8 grey levels, 1,297 for training and 500 for testing. The split: each class gives the test split its
-    share of 500 (largest remainders first, then the smaller digit), the images whose sha256 is smallest. Both splits
-    stand in the order of that sha256, taken over the encoded bytes. An image that occurs twice is kept once, so none is
-    in both splits.
+    They are 8x8 grey levels, 1,297 for training and 500 for testing. An image that occurs twice is kept once, so none
+    is in both splits. Each class gives its share of the 500 (`_shares`) to the test split: the images whose encoded
+    bytes have the smallest sha256.
     """
     import numpy as np
     from PIL import Image
@@ -37,22 +36,11 @@ def digits() -> Content:
     label_of: dict[bytes, int] = {}
     for image, label in zip(pixels, source.target.tolist(), strict=True):
         label_of.setdefault(_encode(Image.fromarray(image)), int(label))
-    encoded = list(label_of)
-    ordered = [encoded[i] for i in by_content(encoded)]
-    # How many images of each digit the test split still lacks: the first ones in the order of the sha256 go there.
-    lacking = dict(enumerate(_shares([list(label_of.values()).count(d) for d in range(10)], DIGITS_IN_TEST)))
-    train, test = Rows([], []), Rows([], [])
-    for value in ordered:
-        label = label_of[value]
-        rows = test if lacking[label] > 0 else train
-        lacking[label] -= 1
-        rows.values.append(value)
-        assert rows.labels is not None
-        rows.labels.append(label)
+    in_test = _shares([list(label_of.values()).count(digit) for digit in range(10)], DIGITS_IN_TEST)
     return Content(
         modality="image",
         class_names=tuple(str(digit) for digit in range(10)),
-        splits={"train": train, "test": test},
+        splits=split_by_content(label_of, dict(enumerate(in_test))),
         sources={"scikit-learn": version("scikit-learn")},
     )
 
@@ -109,8 +97,8 @@ def _encode(image: Image) -> bytes:
 def _shares(counts: list[int], total: int) -> list[int]:
     """Divide `total` in proportion to `counts`, by largest remainders.
 
-    Example: 5 over the counts 3, 3, 1 has the quotas 2.14, 2.14, 0.71; the whole parts are 2, 2, 0, and the one that is
-    left goes to the last.
+    Of equal remainders the first count's goes first. Example: 5 over the counts 3, 3, 1 has the quotas 2.14, 2.14,
+    0.71; the whole parts are 2, 2, 0, and the one that is left goes to the last.
     """
     size = sum(counts)
     shares = [total * count // size for count in counts]

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from bench.data.content import Content, Rows, by_content
+from bench.data.content import Content, Rows, by_content, split_by_content
 from bench.errors import InputError
 
 MODULES = (
@@ -76,10 +76,9 @@ def _without_collector() -> Iterator[None]:
 def pydocs() -> Content:
     """Collect the standard library's docstrings, labelled with their modules.
 
-    Of each docstring it is the first paragraph. The module's own name is removed from its texts. A text that two
-    modules share is dropped; one that a module repeats is kept once (case is ignored). The split: within each class the
-    quarter whose sha256 is smallest is the test split; both splits stand in the order of the sha256 of their texts.
-    Refuses a Python without these sources.
+    A text is the first paragraph of a docstring, without the name of its own module. A text that two modules share is
+    dropped; one that a module repeats is kept once (case is ignored). Of each class the quarter with the smallest
+    sha256 is the test split. Refuses a Python without these sources.
     """
     library = Path(sysconfig.get_paths()["stdlib"])
     texts = {module: _module_texts(library, module) for module in MODULES}
@@ -94,20 +93,11 @@ def pydocs() -> Content:
                 "Use a CPython 3.11, 3.12 or 3.13 that is installed with the sources of its standard library."
             )
         label_of.update({text.encode(): label for text in unshared})
-    values = list(label_of)
-    left_for_test = {label: count // 4 for label, count in Counter(label_of.values()).items()}
-    train, test = Rows([], []), Rows([], [])
-    for value in (values[i] for i in by_content(values)):
-        label = label_of[value]
-        rows = test if left_for_test[label] > 0 else train
-        left_for_test[label] -= 1
-        rows.values.append(value)
-        assert rows.labels is not None
-        rows.labels.append(label)
+    in_test = {label: count // 4 for label, count in Counter(label_of.values()).items()}
     return Content(
         modality="text",
         class_names=MODULES,
-        splits={"train": train, "test": test},
+        splits=split_by_content(label_of, in_test),
         sources={"python": platform.python_version()},
     )
 

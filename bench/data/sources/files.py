@@ -221,7 +221,7 @@ def _read_csv(task: Task, file: Path, account: Account) -> Table:
 
 
 def _records(file: Path, delimiter: str) -> Iterator[tuple[int, list[str], list[str]]]:
-    """Yield of each record its first line's number, its lines, and its fields."""
+    """Yield each record: its first line's number, its lines, its fields."""
     lines: list[str] = []
 
     def recorded(opened: Iterable[str]) -> Iterator[str]:
@@ -236,20 +236,20 @@ def _records(file: Path, delimiter: str) -> Iterator[tuple[int, list[str], list[
                 yield reader.line_num - len(lines) + 1, list(lines), fields
                 lines.clear()
         except csv.Error as error:
-            # Only at its end the parser notices that a quote is not closed; what matters is where it opens.
+            # The parser notices only at the end of the file that a quote is not closed; a user needs its beginning.
             opening = reader.line_num - len(lines) + 1
             raise csv.Error(f"{error}; the record begins in line {opening}: is a quote there not closed?") from error
 
 
 def _delimiter(task: Task, file: Path) -> str:
-    r"""Find out what separates the fields of a file, by its first line.
+    r"""Find the separator of a file's fields in its first line.
 
-    It is what makes of the line the columns that the task is read from. With the columns text and label:
+    It is the one that splits the line into names that include the task's columns. With the columns text and label:
 
         text,label               commas
         id;text;label            semicolons
-        text;label;x,text,label  refused: commas and semicolons both do
-        sentence;stars           none makes them: what makes the most columns, for a message that lists them
+        text;label;x,text,label  refused: both commas and semicolons give the columns
+        sentence;stars           no separator gives them: the one with the most names, for a message that lists these
     """
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as opened:
         line = opened.readline().strip("\r\n")
@@ -275,13 +275,13 @@ def _refuse_swallowed(
 ) -> None:
     """Refuse a record that swallowed others.
 
-    A stray quote joins all lines up to the next one. With the classes pos and neg:
+    A stray quote joins all lines up to the next quote. With the classes pos and neg:
 
         7   "birds sing in the morning,neg      a quote opens and is not closed
         8   we cook rice and beans,pos          a line that ends like a row
         9   the train was late",neg             here the text ends: two more rows are in it
 
-    Refused is a record of whose lines but the last one at least half end like rows.
+    A record is refused if at least half of its lines, without the last one, end like rows.
     """
     labels = {row.label for row in table.rows}
     for number, lines in several.items():

@@ -32,6 +32,7 @@ KINDS = {
 
 DEFAULT_BACKBONES = {"image": "vit_mae_base", "text": "roberta_base"}
 
+# Parts of the note on where the test split comes from, which a manifest keeps.
 PUBLIC_VALIDATION = "test is the public validation set; "
 HIDDEN = "the hidden test set has no labels"
 DRAWN = "test was drawn: of each class's different contents the fifth (at least 1) with the smallest sha256"
@@ -238,18 +239,19 @@ def _draw(task: Task, rows: list[Row], names: tuple[str, ...]) -> dict[str, list
 def own_task(name: str, source: str) -> Task:
     """Build a user's own task as it is by default.
 
-    The other settings of the gin file come on top; the modality is that of such sources. Parquet files and data sets of
-    the hub hold either.
+    Its other settings come from the gin file. Folders hold images, CSV and JSON lines texts; parquet files and data
+    sets of the hub may hold either, so their columns decide later.
     """
-    modality, either = default_modality(source), _kind(source)[0] in ("parquet", "hub")
-    return Task(name, modality, DEFAULT_BACKBONES[modality], "accuracy", source=source, modality_bound=not either)
+    modality = default_modality(source)
+    holds_either = _kind(source)[0] in ("parquet", "hub")
+    return Task(name, modality, DEFAULT_BACKBONES[modality], "accuracy", source=source, modality_bound=not holds_either)
 
 
 def as_in_data(task: Task, root: Path) -> Task:
     """Give an own task the modality of its data, and the backbone for it.
 
-    Where nobody bound it, it is that of the prepared copy, else what the columns of parquet files tell; data that
-    cannot be looked at count as texts, until they are prepared.
+    A modality that a gin file binds stays. Otherwise it is that of the prepared copy, or else what the columns of
+    parquet files tell. Data that cannot be looked at count as texts until they are prepared.
     """
     if not task.modality_bound:
         kind, location = _kind(_source(task))

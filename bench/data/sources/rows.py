@@ -50,7 +50,8 @@ Tables = dict[str, list[Table]]
 def row(task: Task, where: str, record: Mapping[str, Any]) -> Row:
     """Take an example out of a record, its contents encoded.
 
-    Refuses, by `where` it stands, what is no example. With the columns premise, hypothesis and label of a task:
+    `where` names the record in messages. Refuses a record that is no example. With the columns premise, hypothesis and
+    label of a task:
 
         {"idx": 7, "premise": "It rains.", "hypothesis": "It is wet.", "label": 0}
         Row("train.jsonl, line 8", b"It rains.", b"It is wet.", 0)
