@@ -82,7 +82,8 @@ def _data_rows(catalogue: Catalogue, root: Path) -> Iterator[tuple[str, str, str
         if name in EMBEDDED:
             source = "installed packages"
         elif name in SOURCES:
-            source = f"official files; licence: {SOURCES[name].licence}"
+            hub = catalogue.tasks[name].source  # GLUE alone has one
+            source = f"{hub or 'official files'}; licence: {SOURCES[name].licence}"
         else:
             source = str(catalogue.tasks[name].source)
         kind = "corpus" if name in CORPORA else f"{catalogue.tasks[name].modality}s"

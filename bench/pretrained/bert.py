@@ -199,8 +199,8 @@ def tied(folder: Path, projection: str, bias: str | None, words: str, state: dic
             kept[bias] = tensor
         elif not all(torch.equal(tensor, state[other]) for other in others):
             raise InputError(
-                f"{folder}: {name} differs from {others[0]}. Here the output projection of a language model is "
-                "tied to its word embeddings, so this head cannot be used."
+                f"{folder}: {name} differs from {others[0]}. Here both are one tensor, as the output projection of a "
+                "language model is tied to its word embeddings, so this head cannot be used."
             )
     return kept
 
