@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from bench.data.metrics import NO_ENTRY
 from bench.errors import InputError, SpecError
 from bench.planning.plan import Plan, PlannedCell
-from bench.specs import Stage, canonical_data, walk
+from bench.specs import Selected, Stage, canonical_data, walk
 from bench.store.activity import ActivityFacts
 from bench.store.code import other_weights
 from bench.store.files import digest, write_text
@@ -453,7 +453,7 @@ def cell_record(cell: PlannedCell, records: Mapping[str, Record | None]) -> Reco
         "stages": [stage.key for stage in stages],
         "search": record.get("search"),
         "code": record.get("code", {}),
-        "activity": _activity(stages, there),
+        "activity": _activity(cell.stage, there),
         "other_weights": sorted(set(swapped)),
         "devices": sorted({_kind(stage["provenance"]) for stage in there.values()}),
         "provenance": record["provenance"],
@@ -496,14 +496,28 @@ def evaluation_untimed(stages: Iterable[Record]) -> int:
     return sum(whole_seconds(stage) is None for stage in stages)
 
 
-def _activity(stages: Sequence[Stage], records: Mapping[str, Record]) -> dict[str, Any]:
+def _activity(last: Stage, records: Mapping[str, Record]) -> dict[str, Any]:
     """Return what the parts of a cell's method did; those of stages before its own under `stage.part`."""
     activity: dict[str, Any] = {}
-    for stage in stages:
-        prefix = "" if stage is stages[-1] else f"{stage.name}."
+    for stage in _lineage(last, records):
+        prefix = "" if stage is last else f"{stage.name}."
         parts = records.get(stage.key, {}).get("activity", {})
         activity |= {f"{prefix}{name}": part for name, part in parts.items()}
     return activity
+
+
+def _lineage(stage: Stage, records: Mapping[str, Record]) -> Iterator[Stage]:
+    """Yield a stage and those it was trained from, parents first.
+
+    What a search tried and did not choose is not among them. Example: for tapt, searched among two rates, it yields
+    the further_pretrain of the chosen fine-tuning and the fine-tuning itself, but neither of the two trials.
+    """
+    trained: Stage | None = stage
+    if isinstance(stage, Selected):
+        trained = stage.finals[records[stage.key]["search"]["chosen"]] if stage.key in records else None
+    for parent in trained.parents if trained is not None else ():
+        yield from _lineage(parent, records)
+    yield stage
 
 
 def _kind(provenance: dict[str, Any]) -> str:

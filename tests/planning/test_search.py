@@ -10,6 +10,7 @@ from bench.errors import InputError
 from bench.planning.plan import Plan, make_plan
 from bench.specs import Selected, Stage, canonical_json, from_canonical, walk
 from bench.store.store import Store
+from bench.tables.records import cell_record
 from bench.training.fit import choose
 from tests.test_grid import Workspace
 
@@ -164,6 +165,34 @@ def test_the_declared_direction_says_which_candidate_is_best(
     assert isinstance(stage, Selected)
     final, search = choose(stage, Scores(metric, values, stage))  # type: ignore[arg-type]
     assert (final, search["chosen"], search["metric"]) == (stage.finals[best], best, metric)
+
+
+@pytest.mark.parametrize("chosen", [0, 1])
+def test_what_a_search_tried_and_did_not_choose_is_no_activity_of_the_cell(
+    chosen: int, prepared: Path, tmp_path: Path
+) -> None:
+    tried = "search.candidates = ['further_pretrain.steps = 5', 'further_pretrain.steps = 6']"
+    text = SEARCH.partition("search.")[0].replace("['finetune', 'tapt']", "['tapt']").replace("further_", "#")
+    cell = plan_of(tmp_path, prepared, text + tried).cells[0]
+    assert isinstance(cell.stage, Selected)
+    records: dict[str, Any] = {}
+    for number, stage in enumerate(walk(cell.stage)):
+        activity = {"Part": {"value": float(number), "meaning": "what it did", "nil": False}}
+        records[stage.key] = {"activity": activity, "metrics": {"accuracy": 0.5}, "measured": {}, "seconds": 1.0}
+        records[stage.key] |= {
+            "provenance": {"device_type": "cpu"},
+            "search": {"chosen": chosen},
+            "weights": {"sha256": "0"},
+        }
+    pretraining = cell.stage.finals[chosen].init
+    assert isinstance(pretraining, Stage)
+    shown = {name: part["value"] for name, part in cell_record(cell, records)["activity"].items()}
+    expected = {
+        "Part": cell.stage,
+        "further_pretrain.Part": pretraining,
+        "source_pretrain.Part": pretraining.backbone.weights,
+    }
+    assert shown == {name: records[stage.key]["activity"]["Part"]["value"] for name, stage in expected.items()}
 
 
 def test_a_candidate_without_the_metric_is_named(prepared: Path, tmp_path: Path) -> None:
