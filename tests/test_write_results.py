@@ -16,7 +16,7 @@ import pytest
 
 from bench.tables.compare import Summary
 from bench.tables.comparison import runs_of
-from tests.test_readme import ROOT
+from tests.test_readme import README, ROOT
 
 Cells = list[dict[str, Any]]
 
@@ -77,6 +77,10 @@ def like_finetune(cells: Cells) -> None:
     of(cells, "mars")[0]["metrics"] = of(cells, "finetune")[0]["metrics"]
 
 
+def guessing_once(cells: Cells) -> None:
+    of(cells, "mars")[1]["value"] = 0.1011  # the most frequent class has this macro-F1
+
+
 def without_spread(cells: Cells) -> None:
     for cell in of(cells, "mars"):
         cell["value"] = 0.25
@@ -94,6 +98,7 @@ def idle(cells: Cells) -> None:
     ("change", "finding"),
     [
         (guessing, "mars on scierc is not above the most frequent class"),
+        (guessing_once, "mars on scierc answers the most frequent class with seed 1"),
         (like_finetune, "mars on scierc equals finetune"),
         (without_spread, "mars on scierc has no spread over seeds"),
         (not_learned, "mars on scierc has a training loss that did not fall below that of the class frequencies"),
@@ -107,6 +112,7 @@ def test_what_looks_wrong_is_named_and_needs_a_cause(
     assert finding not in writer.findings(grid)
     wrong = changed(grid, change)
     assert finding in writer.findings(wrong)
+    monkeypatch.setattr(writer, "GRIDS", {"small_text": ""})
     monkeypatch.setattr(writer.Grid, "read", lambda name: wrong)
     with pytest.raises(SystemExit, match=re.escape(finding)):
         writer.page()
@@ -149,6 +155,14 @@ def test_the_answer_is_in_the_records(writer: ModuleType) -> None:
     shown = f"{mean:+.2f}".replace("-", "\N{MINUS SIGN}")
     line = next(line for line in writer.page().splitlines() if "small_image" in line and "flower" in line)
     assert shown in line
+
+
+def test_what_the_readme_says_of_its_table_is_in_the_records(writer: ModuleType) -> None:
+    assert "No row differs from plain fine-tuning beyond noise" in README
+    grid = writer.Grid.read("study_cpu")
+    rows = [row for row in grid.facts.rows if row != "finetune"]
+    differences = [grid.runs.difference(row, "finetune", task) for row in rows for task in grid.facts.tasks]
+    assert {writer.verdict(difference) for difference in differences} == {"undecided"}
 
 
 def test_a_cause_is_named_for_nothing_that_is_not_seen(writer: ModuleType) -> None:
