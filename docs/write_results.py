@@ -268,6 +268,10 @@ class Share:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        estimate = f"{100 * self.value:.0f} %" if self.value >= 0 else "below 0"
+        return f"{estimate} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
 
 def pretraining_share(anew: Summary, once: Summary) -> Share | None:
     """Estimate which share of the variance over seeds comes from pre-training.
@@ -292,17 +296,13 @@ def _split(grids: dict[str, Grid]) -> Iterator[str]:
         return
     anew, once = (grids[name] for name in SPLIT)
     lines = [["row", "task", "std, pre-trained anew", "std, pre-trained once", "pre-training's share", "verdict"]]
-    for row in (row for row in once.facts.rows if row != once.facts.reference):
-        for task in once.facts.tasks:
+    for row in once.facts.rows:
+        for task in once.facts.tasks if row != once.facts.reference else ():
             summaries = anew.runs.summary(row, task), once.runs.summary(row, task)
             share = pretraining_share(*summaries)
             spread = ["–" if summary.std is None else f"{summary.std:.2f} ({summary.n})" for summary in summaries]
-            text = "–"
-            if share is not None:
-                estimate = f"{100 * share.value:.0f} %" if share.value >= 0 else "below 0"
-                text = f"{estimate} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
-            above = "undecided" if share is None or share.low == 0 else "above 0"
-            lines.append([row, task, *spread, text, above])
+            outcome = "undecided" if share is None or share.low == 0 else "above 0"
+            lines.append([row, task, *spread, "–" if share is None else str(share), outcome])
     yield (
         f"[{SPLIT[0]}]({SPLIT[0]}.md) pre-trains anew with every seed, [{SPLIT[1]}]({SPLIT[1]}.md) once for all seeds, "
         "so what the first varies beyond the second is pre-training's."
@@ -310,7 +310,8 @@ def _split(grids: dict[str, Grid]) -> Iterator[str]:
     yield in_markdown(lines)
     yield (
         "Standard deviations over seeds (their number), in points. The share is that of the variance, with the 95 % "
-        "interval of a ratio of two variances; below 0, fine-tuning alone happened to vary more."
+        "interval of a ratio of two variances; below 0, fine-tuning alone happened to vary more. The run of the first "
+        "seed is in both grids, which the interval does not allow for."
     )
 
 

@@ -24,6 +24,7 @@ LABELS = "tests/baselines/test_label_regularization.py"
 LAYOUT = "tests/tables/test_layout.py"
 PREDICTIONS = "tests/tables/test_predictions.py"
 QUANTITIES = "tests/tables/test_quantities.py"
+LEFT_OUT = "tests/planning/test_left_out.py"
 SWEEP = "tests/tables/test_mini_sweep.py"
 VERDICTS = "tests/tables/test_verdicts.py"
 
@@ -541,6 +542,20 @@ MUTATIONS = (
         'state.module.load_state_dict(content[f"{name}_module"])',
         "pass",
         ("tests/baselines/test_contract.py::test_an_interruption_after_any_step_changes_no_bit[supcon-digits]",),
+    ),
+    Mutation(
+        "activity of what a search did not choose",
+        "bench/tables/records.py",
+        "    if isinstance(stage, Selected):\n        trained =",
+        "    if stage.key == '':\n        trained =",
+        ("tests/planning/test_search.py::test_what_a_search_tried_and_did_not_choose_is_no_activity_of_the_cell[1]",),
+    ),
+    Mutation(
+        "lines for what the command line leaves out",
+        "bench/planning/left_out.py",
+        "if isinstance(binding.value, tuple) and axis not in own else ()",
+        "if isinstance(binding.value, tuple) and not own else ()",
+        (f"{LEFT_OUT}::test_a_file_that_replaces_tasks_may_have_lines_for_rows_that_set_leaves_out",),
     ),
     Mutation(
         "order seed without epoch",

@@ -46,14 +46,10 @@ def wider_grid(grid: Grid, bindings: Bindings, file: str) -> Grid:
 
 def left_out(expansion: Expansion, unused: Iterable[Binding]) -> set[Binding]:
     """Return those of the unused lines that rows or tasks left out would read."""
-    of_file: dict[str, set[Binding]] = defaultdict(set)
+    lines: dict[Grid, set[Binding]] = defaultdict(set)
     for binding in unused:
-        of_file[binding.file].add(binding)
-    lines: set[Binding] = set()
-    for file, bindings in of_file.items():
-        wider = wider_grid(expansion.grid, expansion.bindings, file)
-        lines |= bindings & _read_only_by(wider, expansion)
-    return lines
+        lines[wider_grid(expansion.grid, expansion.bindings, binding.file)].add(binding)
+    return {binding for wider, own in lines.items() for binding in own & _read_only_by(wider, expansion)}
 
 
 def _read_only_by(wider: Grid, expansion: Expansion) -> set[Binding]:

@@ -59,8 +59,8 @@ def test_every_projection_is_the_released_codes() -> None:
         for when, values in (("before", weight), ("after", projected)):
             compare("mars_projection", case, when, mars_distance(values, centre), outputs[f"mars_distance_{when}"])
         for row, expected in enumerate(outputs["row_abs_sums_before"]):
-            one = slice(row, row + 1)
-            distance = mars_distance(weight[one], None if centre is None else centre[one])
+            rows = slice(row, row + 1)
+            distance = mars_distance(weight[rows], None if centre is None else centre[rows])
             compare("mars_projection", case, f"row {row}", distance, expected)
 
 

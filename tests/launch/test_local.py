@@ -137,21 +137,22 @@ def test_workers_are_spread_over_the_devices(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = workers(Workspace(tmp_path, prepared, SMALL), monkeypatch, *arguments)
-    assert [one.device for one in made] == expected
-    assert {one.shared for one in made} == {shared}
-    assert all(one.graphs and one.checkpoint_steps == 4 for one in made)
+    assert [worker.device for worker in made] == expected
+    assert {worker.shared for worker in made} == {shared}
+    assert all(worker.graphs and worker.checkpoint_steps == 4 for worker in made)
 
 
 def test_two_workers_on_one_gpu_and_one_on_another_know_who_shares(
     two_gpus: None, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = workers(Workspace(tmp_path, prepared, SMALL), monkeypatch, "--workers", "3")
-    assert [(one.device, one.shared) for one in made] == [("cuda:0", True), ("cuda:1", False), ("cuda:0", True)]
+    shares = [(worker.device, worker.shared) for worker in made]
+    assert shares == [("cuda:0", True), ("cuda:1", False), ("cuda:0", True)]
 
 
 def test_a_setting_switches_recorded_steps_off(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(tmp_path, prepared, SMALL)
-    assert all(not one.graphs for one in workers(workspace, monkeypatch, "--set", "grid.cuda_graphs = False"))
+    assert not any(worker.graphs for worker in workers(workspace, monkeypatch, "--set", "grid.cuda_graphs = False"))
 
 
 def test_the_environment_names_a_default(
@@ -159,8 +160,8 @@ def test_the_environment_names_a_default(
 ) -> None:
     workspace = Workspace(tmp_path, prepared, SMALL)
     monkeypatch.setenv("BENCH_DEVICE", "cuda:1")
-    assert {one.device for one in workers(workspace, monkeypatch)} == {"cuda:1"}
-    assert {one.device for one in workers(workspace, monkeypatch, "--device", "cuda:0")} == {"cuda:0"}
+    assert {worker.device for worker in workers(workspace, monkeypatch)} == {"cuda:1"}
+    assert {worker.device for worker in workers(workspace, monkeypatch, "--device", "cuda:0")} == {"cuda:0"}
 
 
 @pytest.mark.parametrize(
@@ -378,7 +379,7 @@ def test_memory_that_neighbours_took_costs_a_stage_nothing(prepared: Path, tmp_p
     assert (first["end"]["state"], second["end"]["state"]) == ("interrupted", "done")
     assert "out of memory on the CPU" in first["end"]["reason"]
     assert second["from_step"] == 4  # its last checkpoint
-    others = [one for attempts in ledger.values() for one in attempts if one not in (first, second)]
+    others = [attempt for attempts in ledger.values() for attempt in attempts if attempt not in (first, second)]
     assert all(other["end"]["time"] <= second["began"] or second["end"]["time"] <= other["began"] for other in others)
     (tmp_path / "marker").touch()
     status, shown, undisturbed = crowd(

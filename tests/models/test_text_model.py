@@ -93,8 +93,8 @@ def test_mask_depends_only_on_its_generator() -> None:
     first = built.draw_mask(inputs, generator(1))
     torch.manual_seed(99)
     again = built.double().draw_mask(inputs, generator(1))
-    for one, two in zip(first, again, strict=True):
-        assert torch.equal(one, two)
+    for drawn, drawn_again in zip(first, again, strict=True):
+        assert torch.equal(drawn, drawn_again)
     assert not torch.equal(true_ids(first), true_ids(built.draw_mask(inputs, generator(2))))
 
 
@@ -176,8 +176,8 @@ def test_masked_loss_is_that_of_the_whole_network() -> None:
 
 def test_equal_seeds_give_equal_weights_whatever_is_built_besides() -> None:
     first, again, other = model(classes=4, decoder=True), model(classes=4, decoder=True), model(seed=1)
-    for one, two in zip(first.parameters(), again.parameters(), strict=True):
-        assert torch.equal(one, two)
+    for weights, equal_weights in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(weights, equal_weights)
     for name, parameter in model().named_parameters():
         assert torch.equal(parameter, first.get_parameter(name)), name
     assert not torch.equal(first.get_parameter(TIED), other.get_parameter(TIED))

@@ -62,7 +62,7 @@ def test_a_line_of_the_grid_itself_for_a_row_left_out_is_refused(
     assert location in str(caught.value) and "base.gin" not in str(caught.value)
 
 
-def test_a_file_that_replaces_tasks_may_still_have_lines_for_rows_that_the_command_line_leaves_out(
+def test_a_file_that_replaces_tasks_may_have_lines_for_rows_that_set_leaves_out(
     tmp_path: Path,
 ) -> None:
     text = "grid.rows = ['slow/mars', 'tapt']\ngrid.tasks = ['digits']\nslow/finetune.warmup_steps = 3"

@@ -59,8 +59,8 @@ def test_candidates_never_see_the_test_split_and_the_chosen_one_trains_on_everyt
 
 def test_the_spec_of_a_search_comes_back_from_its_json(prepared: Path, tmp_path: Path) -> None:
     stage = plan_of(tmp_path, prepared).cells[0].stage
-    known = {other.key: other for other in walk(stage)}
-    again = from_canonical(json.loads(canonical_json(stage)), known.__getitem__)
+    stages = {other.key: other for other in walk(stage)}
+    again = from_canonical(json.loads(canonical_json(stage)), stages.__getitem__)
     assert again == stage
     assert again.key == stage.key
 
