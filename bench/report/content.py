@@ -146,9 +146,10 @@ def _from_store(folders: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
 
 VERDICTS = (
     "better on every compared task, beyond the noise of the seeds",
-    "a better mean on every compared task, not always beyond noise",
-    "mixed",
-    "a worse mean on every compared task, not always beyond noise",
+    "better on some tasks, undecided on the others",
+    "better on some tasks, worse on others",
+    "undecided on every compared task: within the noise of the seeds",
+    "worse on some tasks, undecided on the others",
     "worse on every compared task, beyond the noise of the seeds",
     "equal",
     "not compared",
@@ -158,9 +159,9 @@ VERDICTS = (
 def _verdicts(grid: GridFacts, compared: list[Difference]) -> Iterator[tuple[str, list[str]]]:
     """Sort the rows by their verdict against the reference row.
 
-    Example: differences of +1.2 [0.4, 2.0] and +0.3 [0.1, 0.5] points on two tasks are better beyond noise; with +0.3
-    [−0.2, 0.8] only the mean is, and +1.2 and 0 are "mixed". A task on which the row or the reference has no number, or
-    none that is finite, does not count.
+    On a task a row is better or worse where the interval of its difference holds all noise of the seeds and excludes
+    zero, else undecided. A task on which the row or the reference has no number, or none that is finite, does not
+    count. Example: +1.2 [0.4, 2.0] and +0.3 [−0.2, 0.8] points are better on some tasks, undecided on the others.
     """
     rows: dict[str, list[Difference]] = {row: [] for row in grid.rows if row != grid.reference}
     for difference in compared:
@@ -173,17 +174,20 @@ def _verdicts(grid: GridFacts, compared: list[Difference]) -> Iterator[tuple[str
 
 
 def _verdict(of_row: list[Difference]) -> str:
-    beyond, better, mixed, worse, worse_beyond, equal, not_compared = VERDICTS
+    all_better, some_better, mixed, undecided, some_worse, all_worse, equal, not_compared = VERDICTS
+    merits = [difference.merit or 0.0 if difference.beyond_noise else 0.0 for difference in of_row]
+    better, worse = any(merit > 0 for merit in merits), any(merit < 0 for merit in merits)
     if not of_row:
         return not_compared
-    signs = {(merit > 0) - (merit < 0) for difference in of_row if (merit := difference.merit) is not None}
-    if len(signs) > 1:
-        return mixed
-    if signs == {0}:
+    if not any(difference.merit for difference in of_row):
         return equal
-    if all(difference.beyond_noise for difference in of_row):
-        return beyond if signs == {1} else worse_beyond
-    return better if signs == {1} else worse
+    if better and worse:
+        return mixed
+    if better:
+        return all_better if all(merits) else some_better
+    if worse:
+        return all_worse if all(merits) else some_worse
+    return undecided
 
 
 def _warnings(content: RecordsFile) -> Iterator[tuple[str, list[str]]]:
