@@ -127,17 +127,24 @@ def check_results(results: Path, name: str) -> None:
 def reporting_errors(main: Callable[[], int]) -> int:
     """Run a command and report its errors.
 
-    Bad input becomes one message and exit status 2, an error of the disk status 1, Ctrl-C status 130.
+    Bad input becomes one message and exit status 2, an error of the disk status 1, Ctrl-C status 130. A command whose
+    output nobody reads any more, as with `| head`, ends with 141 as other programs do, and says nothing.
     """
     open_standard_streams()
     # `trap '' CHLD` of a shell is handed down, and nobody would learn any more how a process ended.
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        return main()
+        status = main()
+        sys.stdout.flush()
+        return status
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # What is still buffered would be written at exit, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except (OSError, RunStopped) as error:  # a disk that is full, gone or read-only; workers that cannot start
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -102,3 +102,13 @@ def test_what_a_stream_cannot_encode_is_printed_as_an_escape(encoding: str) -> N
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"udcff" in done.stdout
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["in the buffer", "beyond the buffer"])
+def test_a_command_whose_output_is_no_longer_read_ends_without_a_word(lines: int) -> None:
+    code = f"import sys\nfrom bench import cli\nsys.exit(cli.reporting_errors(lambda: print('line\\n' * {lines}) or 0))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
