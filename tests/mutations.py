@@ -474,8 +474,8 @@ MUTATIONS = (
     Mutation(
         "a row without all seeds is cheap, and on the front",
         "bench/figures/charts.py",
-        'if point["n"] == point["planned"]]\n    for point in points:',
-        'if point["n"]]\n    for point in points:',
+        'if point["n"] == point["planned"]]\n    costs_and_losses',
+        'if point["n"]]\n    costs_and_losses',
         (f"{CHARTS}::test_costs_count_each_stage_once_and_find_the_front",),
     ),
     Mutation(

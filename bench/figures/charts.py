@@ -259,18 +259,20 @@ def cost(source: Source) -> Chart:
 
 
 def _mark_front(points: Sequence[Point], metric: str) -> None:
-    """Mark the points that are better than every cheaper one."""
-    # Example: (1 h, 90 %), (2 h, 92 %), (3 h, 91 %): the last costs more than the second and is worse, so the front is
-    # the first two.
-    best = -math.inf
+    """Mark the points than which none is as cheap and as good and in one of the two better.
+
+    Example: of (1 h, 90 %), (2 h, 92 %), (3 h, 91 %) the last costs more than the second and is worse, so the front is
+    the first two. Rows that lack seeds cost less for that reason alone, and do not count.
+    """
     merit = metric_of(metric).merit
-    # Only complete rows: one that lacks seeds costs less for that reason alone.
-    complete = [point for point in points if point["n"] == point["planned"]]
     for point in points:
         point["front"] = False
-    for point in sorted(complete, key=lambda point: (point["x"], -merit(point["mean"]))):
-        point["front"] = merit(point["mean"]) > best
-        best = max(best, merit(point["mean"]))
+    complete = [point for point in points if point["n"] == point["planned"]]
+    costs_and_losses = [(point["x"], -merit(point["mean"])) for point in complete]
+    for point, (cost, loss) in zip(complete, costs_and_losses, strict=True):
+        point["front"] = not any(
+            other != (cost, loss) and other[0] <= cost and other[1] <= loss for other in costs_and_losses
+        )
 
 
 # ------------------------------------------------------------------------------------------------ learning curves

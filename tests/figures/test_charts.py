@@ -176,15 +176,22 @@ def test_rows_of_a_method_at_the_same_place_are_series_of_their_own() -> None:
 
 
 def test_costs_count_each_stage_once_and_find_the_front() -> None:
-    made_up = MadeUp(["finetune", "tapt", "worse", "partial"])
+    made_up = MadeUp(["finetune", "as good", "as cheap", "tapt", "worse", "partial"])
     made_up.add("finetune", [0.5, 0.5])
+    made_up.add("as good", [0.5, 0.5])
+    made_up.add("as cheap", [0.4, 0.4])
     made_up.add("tapt", [0.6, 0.6], stage("further_pretrain", seconds=6 * 3600))
     made_up.add("worse", [0.55, 0.55], stage("further_pretrain", seconds=7 * 3600, of="worse"))
     made_up.add("partial", [0.7, None])
     chart = KINDS["cost"](made_up.source())
     # Two seeds of an hour each; with a pre-training of six hours, eight.
-    assert {p["row"]: p["x"] for p in chart.points} == {"finetune": 2, "tapt": 8, "worse": 9, "partial": 1}
-    assert {p["row"] for p in chart.points if p["front"]} == {"finetune", "tapt"}
+    assert {p["row"]: p["x"] for p in chart.points} == {
+        **dict.fromkeys(["finetune", "as good", "as cheap"], 2),
+        "tapt": 8,
+        "worse": 9,
+        "partial": 1,
+    }
+    assert {p["row"] for p in chart.points if p["front"]} == {"finetune", "as good", "tapt"}
     assert "core-hours" in chart.x_label
 
 
