@@ -13,7 +13,7 @@ from typing import Any
 from bench.data.metrics import describe, metric_of
 from bench.figures.charts import KINDS, Source
 from bench.monitor.states import tail
-from bench.report.differences import Difference, differences
+from bench.report.differences import ShownDifference, differences
 from bench.tables.compare import Summary
 from bench.tables.comparison import missing_stages, runs_of, same_computations
 from bench.tables.grid_facts import GridFacts
@@ -148,7 +148,7 @@ VERDICTS = (
     "better on every compared task, beyond the noise of the seeds",
     "better on some tasks, undecided on the others",
     "better on some tasks, worse on others",
-    "undecided on every compared task: within the noise of the seeds",
+    "undecided on every compared task",
     "worse on some tasks, undecided on the others",
     "worse on every compared task, beyond the noise of the seeds",
     "equal",
@@ -156,14 +156,14 @@ VERDICTS = (
 )
 
 
-def _verdicts(grid: GridFacts, compared: list[Difference]) -> Iterator[tuple[str, list[str]]]:
+def _verdicts(grid: GridFacts, compared: list[ShownDifference]) -> Iterator[tuple[str, list[str]]]:
     """Sort the rows by their verdict against the reference row.
 
     On a task a row is better or worse where the interval of its difference holds all noise of the seeds and excludes
     zero, else undecided. A task on which the row or the reference has no number, or none that is finite, does not
     count. Example: +1.2 [0.4, 2.0] and +0.3 [−0.2, 0.8] points are better on some tasks, undecided on the others.
     """
-    rows: dict[str, list[Difference]] = {row: [] for row in grid.rows if row != grid.reference}
+    rows: dict[str, list[ShownDifference]] = {row: [] for row in grid.rows if row != grid.reference}
     for difference in compared:
         if difference.merit is not None and math.isfinite(difference.merit):
             rows[difference.row].append(difference)
@@ -173,7 +173,7 @@ def _verdicts(grid: GridFacts, compared: list[Difference]) -> Iterator[tuple[str
     yield from ((verdict, groups[verdict]) for verdict in VERDICTS if verdict in groups)
 
 
-def _verdict(of_row: list[Difference]) -> str:
+def _verdict(of_row: list[ShownDifference]) -> str:
     all_better, some_better, mixed, undecided, some_worse, all_worse, equal, not_compared = VERDICTS
     merits = [difference.merit or 0.0 if difference.beyond_noise else 0.0 for difference in of_row]
     better, worse = any(merit > 0 for merit in merits), any(merit < 0 for merit in merits)

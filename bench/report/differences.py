@@ -10,8 +10,8 @@ from bench.tables.records import RecordsFile
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The difference of a row to the reference row on a task.
+class ShownDifference:
+    """The difference of a row to the reference row on a task, as the page shows it.
 
     `pairs` counts the seeds that both have. `mean` is the mean of their differences, None without any; it and its t
     interval from `low` to `high` (None where there is none) are in the units of the table. `merit` is the mean with the
@@ -34,7 +34,7 @@ class Difference:
         return self.low is not None and self.high is not None and not self.conditional and self.low * self.high > 0
 
 
-def differences(content: RecordsFile) -> list[Difference]:
+def differences(content: RecordsFile) -> list[ShownDifference]:
     """Compare every row with the reference row, task by task.
 
     Example: accuracies of .90 and .92 with seeds 0 and 1, where the reference has .91, .90 and .95 with seeds 0, 1 and
@@ -51,5 +51,5 @@ def differences(content: RecordsFile) -> list[Difference]:
             # own sign.
             mean, *ends = (None if x is None else metric.merit(x) for x in (compared.mean, compared.low, compared.high))
             low, high = sorted(end for end in ends if end is not None) or (None, None)
-            result.append(Difference(row, task, compared.n, mean, compared.mean, low, high, compared.conditional))
+            result.append(ShownDifference(row, task, compared.n, mean, compared.mean, low, high, compared.conditional))
     return result

@@ -11,7 +11,7 @@ from typing import Literal
 from bench.errors import InputError
 from bench.tables.compare import Summary
 
-LEVEL = 0.90
+EQUIVALENCE_LEVEL = 0.90
 """The level of the interval: it lies within a margin exactly where two one-sided tests at 5 % say so."""
 
 FILE = Path(__file__).with_name("published.json")
@@ -141,5 +141,5 @@ def welch_interval(mean: float, *groups: tuple[float, int]) -> tuple[float, floa
     total = sum(variances)
     # Welch and Satterthwaite: between the n − 1 of one group alone and that of both together; 4 to 8 for n = 5 and 5.
     freedom = total**2 / sum(variance**2 / (n - 1) for variance, (_, n) in zip(variances, groups, strict=True))
-    low, high = t.interval(LEVEL, freedom, loc=mean, scale=total**0.5)
+    low, high = t.interval(EQUIVALENCE_LEVEL, freedom, loc=mean, scale=total**0.5)
     return float(low), float(high)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.report.differences import Difference, differences
+from bench.report.differences import ShownDifference, differences
 from bench.tables.records import RecordsFile
 from tests.report.sample import grid_facts, records_of
 
@@ -24,7 +24,7 @@ def test_only_seeds_that_both_rows_have_count() -> None:
 
 
 def test_without_a_common_seed_there_is_no_difference() -> None:
-    assert differences(content({("a", 0): 0.9, ("b", 1): 0.8})) == [Difference("b", "task", 0, None, None)]
+    assert differences(content({("a", 0): 0.9, ("b", 1): 0.8})) == [ShownDifference("b", "task", 0, None, None)]
 
 
 def test_where_less_is_better_a_lower_value_has_merit() -> None:
