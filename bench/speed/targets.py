@@ -24,7 +24,7 @@ class Target:
     """One figure that each network is to reach on a kind of device.
 
     `bound` is required: the most of a quantity in `SMALL_IS_GOOD`, the least of any other. `goal` is hoped for beyond
-    it. With `bfloat16` only devices that compute in it are judged.
+    it. With a `precision` only lines that were measured in it are judged.
     """
 
     device: Literal["gpu", "cpu"]
@@ -33,7 +33,7 @@ class Target:
     kind: str = ""
     networks: tuple[str, ...] = ("",)
     goal: float | None = None
-    bfloat16: bool = False
+    precision: Literal["float32", "bfloat16"] | None = None
 
 
 TARGETS = (
@@ -50,11 +50,11 @@ TARGETS = (
     Target("gpu", "hours", 8.0, "Table 1"),
     # Two CPU cores.
     Target("cpu", "same", 1.3, "self_distill", IMAGES),
-    Target("cpu", "released", 2.0, "self_distill", (VIT_BASE,), bfloat16=True),
+    Target("cpu", "released", 2.0, "self_distill", (VIT_BASE,), precision="bfloat16"),
     Target("cpu", "same", 1.15, "further_pretrain", ALL),
     Target("cpu", "same", 1.5, "finetune", TEXTS),
     Target("cpu", "trainer", 1.1, "finetune", ALL),
-    *(Target("cpu", "share", 0.75, kind, (VIT_BASE,)) for kind in KINDS),
+    *(Target("cpu", "share", 0.75, kind, (VIT_BASE,), precision="float32") for kind in KINDS),
     Target("cpu", "quickstart_ratio", 2.0),
     Target("cpu", "first_step", 6.0),
 )
@@ -86,7 +86,7 @@ def verdicts(facts: Mapping[str, Any], lines: Mapping[str, Line]) -> Iterator[di
     for target in TARGETS:
         for network in target.networks:
             subject = f"{target.kind}/{network}" if network else target.kind or "quickstart"
-            device = DEVICES[target.device] + (", bfloat16" if target.bfloat16 else "")
+            device = DEVICES[target.device] + (f", {target.precision}" if target.precision else "")
             name = f"{subject}, {MEANING[target.quantity]} ({device})"
             try:
                 _check_device(target, facts)
@@ -106,7 +106,7 @@ def _check_device(target: Target, facts: Mapping[str, Any]) -> None:
         raise NotMeasured("this is no H100 or H200")
     if target.device == "cpu" and (facts.get("gpu") or facts["cores"] != 2):
         raise NotMeasured("these are not two CPU cores")
-    if target.bfloat16 and not facts.get("bfloat16"):
+    if target.precision == "bfloat16" and not facts.get("bfloat16"):
         raise NotMeasured("this CPU has no bfloat16 of its own")
 
 
@@ -119,6 +119,8 @@ def _value(target: Target, subject: str, quickstart: Mapping[str, float], lines:
     line = lines.get(subject)
     if line is None or math.isnan(line.median(line.best)):
         raise NotMeasured("this line was not measured")
+    if target.precision not in (None, line.precision):
+        raise NotMeasured(f"this line was measured in {line.precision}")
     if target.quantity == "share":
         return _present(line.share, "its operations were not counted")
     if target.quantity == "step_ms":

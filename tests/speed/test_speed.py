@@ -395,6 +395,16 @@ def test_verdicts_follow_the_figures() -> None:
     assert (share["required"], share["measured"], share["verdict"]) == ("at least 75.0 %", "40.0 %", "missed")
 
 
+def test_a_target_of_a_precision_is_judged_on_lines_of_that_precision() -> None:
+    names = {"float32": "of the matrix products' peak (two", "bfloat16": "x the reference as released (two"}
+    computer = facts("CPU", bfloat16=True)
+    for measured in names:
+        lines = {"self_distill/vit_base_224": dataclasses.replace(line("self_distill"), precision=measured)}
+        for asked, name in names.items():
+            reason = verdict(computer, lines, f"self_distill/vit_base_224, {name}")["verdict"]
+            assert (reason == f"not measured here: this line was measured in {measured}") == (asked != measured)
+
+
 def test_a_gpus_targets_are_judged_on_one() -> None:
     lines = {"finetune/vit_tiny_64": line(network="vit_tiny_64", speeds={COMPILED: [1001.0], SAME: [250.0]})}
     for name, expected in (("NVIDIA H200", "met"), ("NVIDIA L4", "not measured here: this is no H100 or H200")):
