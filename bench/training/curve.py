@@ -9,6 +9,8 @@ its step, so that each step stands there once, however often a stage was interru
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,19 @@ def read_curve(folder: Path) -> list[dict[str, Any]]:
             break
         points.append(point)
     return points
+
+
+def losses_at_the_ends(folder: Path) -> dict[str, float]:
+    """Average the losses of the curve's first and of its last tenth.
+
+    They say whether a loss fell, of stages, too, that are not evaluated. A stage of too few steps has no curve, and
+    neither. Example: of 20 points the first two and the last two count.
+    """
+    losses = [point["loss"] for point in read_curve(folder) if isinstance(point.get("loss"), float)]
+    tenth = math.ceil(len(losses) / 10)
+    if not losses:
+        return {}
+    return {"first_loss": statistics.fmean(losses[:tenth]), "last_loss": statistics.fmean(losses[-tenth:])}
 
 
 class Curve:

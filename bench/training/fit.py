@@ -33,7 +33,7 @@ from bench.store.store import Store
 from bench.training import loop
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
-from bench.training.curve import Curve
+from bench.training.curve import Curve, losses_at_the_ends
 from bench.training.evaluate import encoder_distance, metrics, predict
 from bench.training.networks import first_model, initial_model, refuse_too_large, trained_model, weight_type
 
@@ -102,6 +102,7 @@ def _trained(
     # Only now what is measured: the distance loads a second network, which must not count as memory of training, so the
     # peak is read first.
     measured = _cost(stage, batches, trained.seconds, device)
+    measured |= losses_at_the_ends(saved.folder.parent)
     measured |= encoder_distance(model, first_model(stage, store, settings.data_root))
     values, of_evaluation, predictions = _evaluated(stage, model, training_set, settings, device)
     measured |= of_evaluation

@@ -12,7 +12,7 @@ from bench.planning.plan import make_plan
 from bench.specs import Stage
 from bench.store.files import sha256
 from bench.store.store import Store
-from bench.training.curve import CURVE, Curve, read_curve
+from bench.training.curve import CURVE, Curve, losses_at_the_ends, read_curve
 from bench.training.evaluate import metrics
 from bench.training.protocol import Settings
 from bench.training.worker import run
@@ -38,6 +38,16 @@ def test_a_damaged_line_ends_the_curve(line: str, tmp_path: Path) -> None:
     (tmp_path / CURVE).write_text(f'{{"step": 10}}\n{line}\n{{"step": 30}}\n')
     assert [point["step"] for point in read_curve(tmp_path)] == [10]
     assert read_curve(tmp_path / "nowhere") == []
+
+
+def test_the_first_and_the_last_tenth_of_a_curve_say_whether_the_loss_fell(tmp_path: Path) -> None:
+    assert losses_at_the_ends(tmp_path) == {}
+    curve = Curve(tmp_path)
+    for step in range(1, 21):
+        curve.add(step, 0.1, {"loss": 1 / step})
+    assert losses_at_the_ends(tmp_path) == pytest.approx({"first_loss": 3 / 4, "last_loss": (1 / 19 + 1 / 20) / 2})
+    (tmp_path / CURVE).write_text('{"step": 10}\n{"step": 20, "loss": 0.5}\n')
+    assert losses_at_the_ends(tmp_path) == {"first_loss": 0.5, "last_loss": 0.5}
 
 
 def trained(folder: Path, data: Path, stops: list[int]) -> tuple[Store, Stage]:
