@@ -176,8 +176,8 @@ class Expansion:
     def _search(self, cell: Cell, candidates: tuple[str, ...]) -> Stage:
         """Build the stage whose settings a row's search chooses.
 
-        Candidates are trained with the base seed on the part there to fit, finals with the cell's seed on all data.
-        With two lines and seed 3 of a grid whose base seed is 0:
+        Candidates are trained with the base seed (or with the cell's, as `grid.search_seeds` says) on the part there to
+        fit, finals with the cell's seed on all data. With two lines and seed 3 of a grid whose base seed is 0:
 
             finetune.lr = 1e-3      candidate: seed 0 on nine tenths        final: seed 3 on everything
             finetune.lr = 1e-4      candidate: seed 0 on nine tenths        final: seed 3 on everything
@@ -186,10 +186,11 @@ class Expansion:
         that changes nothing for this task.
         """
         row, task = cell.own_row.name, cell.task.name
+        seed = self.grid.base_seed if self.grid.search_seeds == "shared" else cell.any_seed
         fitted = [self._candidate(row, task, text, "fit") for text in candidates]
         finals = [self._candidate(row, task, text, self.part) for text in candidates]
         for expansion, text in zip(fitted, candidates, strict=True):
-            expansion.stage(row, task, self.grid.base_seed)
+            expansion.stage(row, task, seed)
             location = self.bindings.candidates[text][0].location
             lines = [b for b in expansion.bindings.all if (b.location, b.scope) == (location, row)]
             if not expansion.bindings.used.issuperset(lines):
@@ -197,7 +198,7 @@ class Expansion:
                     "candidates", f"the candidate '{text}' of row '{row}' changes nothing for task '{task}'."
                 )
         return Selected.among(
-            candidates=tuple(expansion.stage(row, task, self.grid.base_seed) for expansion in fitted),
+            candidates=tuple(expansion.stage(row, task, seed) for expansion in fitted),
             finals=tuple(expansion.stage(row, task, cell.any_seed) for expansion in finals),
             metric=cell.metric,
         )

@@ -43,11 +43,13 @@ class Grid(Spec):
     """What `grid.…` sets: the axes of the product, and execution.
 
     A row is `recipe` or `name/recipe`. `pretraining_seeds` 'shared' gives every unlabelled stage `base_seed`, so it
-    runs once per task (the papers' protocol); 'per_seed' gives it the cell's seed. `threads` is fixed per worker, as on
-    a CPU it decides the bits; `checkpoint_steps` bounds what an interruption can cost. `cuda_graphs` lets a GPU record
-    steps and repeat them as a whole, which is faster and changes no bit. `publish_predictions` puts each cell's test
-    logits beside the records, in that precision, with the predicted classes and losses as they were before rounding.
-    `plugins` are modules and files outside the suite that rows, lines and stages need (`bench.planning.plugins`).
+    runs once per task (the papers' protocol); 'per_seed' gives it the cell's seed. `search_seeds` does so with the
+    candidates of a search: 'shared' chooses settings once for all seeds, 'per_seed' anew with each. `threads` is fixed
+    per worker, as on a CPU it decides the bits; `checkpoint_steps` bounds what an interruption can cost. `cuda_graphs`
+    lets a GPU record steps and repeat them as a whole, which is faster and changes no bit. `publish_predictions` puts
+    each cell's test logits beside the records, in that precision, with the predicted classes and losses as they were
+    before rounding. `plugins` are modules and files outside the suite that rows, lines and stages need
+    (`bench.planning.plugins`).
     """
 
     plugins: tuple[str, ...] = ()
@@ -56,6 +58,7 @@ class Grid(Spec):
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     name: str | None = None
     pretraining_seeds: Literal["shared", "per_seed"] = "shared"
+    search_seeds: Literal["shared", "per_seed"] = "shared"
     base_seed: int = 0
     threads: int = 1
     checkpoint_steps: int = 500
@@ -105,8 +108,8 @@ class SearchSettings(Spec):
 
     Each is a line of bindings with ';' between them, such as 'RecAdam.k = 0.2'.
 
-    Each is trained with the base seed on the part of the training set that is there to fit and judged on the held-out
-    tenth; the best is trained on all of it, with every seed. Every row of a grid gets equally many.
+    Each is trained with the seed that `grid.search_seeds` says, on the part of the training set that is there to fit,
+    and judged on the held-out tenth; the best is trained on all of it. Every row of a grid gets equally many.
     """
 
     candidates: tuple[str, ...] = ()

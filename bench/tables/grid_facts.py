@@ -244,8 +244,13 @@ def _search(plan: Plan) -> list[str]:
     count = max(map(searched, plan.cells))
     if not count:
         return []
-    how = f"each trained once with seed {plan.grid.base_seed} and judged on held-out or validation data"
-    then = "the best was trained on all training data with every seed and tested once"
+    judged = "judged on held-out or validation data"
+    if plan.grid.search_seeds == "per_seed":
+        how = f"each trained with every seed and {judged}"
+        then = "with each seed the best was trained on all training data and tested once, so ± holds the choice's luck"
+    else:
+        how = f"each trained once with seed {plan.grid.base_seed} and {judged}"
+        then = "the best was trained on all training data with every seed and tested once"
     return [f"Search: {count} configurations for every row and task, {how}; {then}."]
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bench.tables.compare import Run, RunTable
 from bench.tables.quantities import NothingToShow
@@ -71,6 +72,38 @@ def behind(record: Record, stages: Mapping[str, Record]) -> list[Record]:
     return complete
 
 
+def lineage(record: Record, stages: Mapping[str, Record]) -> list[Record]:
+    """Return the stages that a cell was trained from, parents first and its own last.
+
+    What a search tried and did not choose is not among them, and the `spec` of a searched stage is that of the settings
+    it chose. Refuses a cell of which a stage is missing. Example: for tapt, searched among two rates, they are the
+    further_pretrain and the fine-tuning with the chosen rate.
+    """
+    there = {stage["key"]: stage for stage in behind(record, stages)}
+    if not any(stage.get("search") for stage in there.values()):
+        return list(there.values())
+    ordered: dict[str, Record] = {}
+
+    def visit(key: str) -> None:
+        stage = there[key]
+        spec = stage["spec"]["finals"][stage["search"]["chosen"]] if stage.get("search") else stage["spec"]
+        for parent in _parents(spec):
+            visit(parent)
+        ordered[key] = {**stage, "spec": spec}
+
+    visit(record["key"])
+    return list(ordered.values())
+
+
+def _parents(spec: Any) -> Iterator[str]:
+    """Yield the keys of the stages that a spec names: each is written as {"stage": key}."""
+    if isinstance(spec, dict) and spec.keys() == {"stage"}:
+        yield spec["stage"]
+    elif isinstance(spec, dict | list):
+        for part in spec.values() if isinstance(spec, dict) else spec:
+            yield from _parents(part)
+
+
 @dataclass(frozen=True)
 class Spot:
     """Where the cells of a row on a task stand: in which series, and at which count (None where nobody knows yet)."""
@@ -91,7 +124,7 @@ def spots(
     # c/tapt, with 20 steps and another learning rate, shares a position with b/tapt: then each is a series of its own.
     placed = {}
     for (row, task), records in cells.items():
-        positions = {axis.position(behind(record, stages)) for record in records}
+        positions = {axis.position(lineage(record, stages)) for record in records}
         if len(positions) <= 1 and None not in positions:
             placed[row, task] = Spot(row.rpartition("/")[2], positions.pop() if positions else None)
     rows_at = Counter((task, spot.series, spot.position) for (_, task), spot in placed.items())

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.tables.compare import RunTable, Summary
 from bench.tables.grid_facts import GridFacts
-from bench.tables.layout import rounds, training_examples
+from bench.tables.layout import lineage, rounds, training_examples
 from bench.tables.published import (
     Pretraining,
     PublishedCell,
@@ -20,6 +20,7 @@ from bench.tables.published import (
     compare_with_published,
     read_published,
 )
+from bench.tables.quantities import NothingToShow
 from bench.tables.records import Record
 
 SETTINGS = ("steps", "epochs", "batch_size", "lr", "weight_decay")
@@ -110,20 +111,21 @@ def _fields_of(record: Record, stages: Mapping[str, Record]) -> Iterator[tuple[s
     Where a stage behind it is not known, only those are left that its record says itself.
     """
     yield "backbone", record["backbone"]
-    behind = [stages[key] for key in record.get("stages", ()) if key in stages]
-    if not behind or len(behind) < len(record["stages"]):
+    try:
+        trained = lineage(record, stages)
+    except NothingToShow:
         return
-    yield "training_examples", training_examples(behind)
-    for stage in behind:
+    yield "training_examples", training_examples(trained)
+    for stage in trained:
         distilled = re.fullmatch(r"self_distill_\d+", stage["name"]) is not None
         # A published round of self-distillation trains as further pre-training does, so it has the same fields.
         kind = "further_pretrain" if distilled else stage["name"]
-        if kind == "further_pretrain" or stage is behind[-1]:
+        if kind == "further_pretrain" or stage is trained[-1]:
             spec = stage["spec"]
             settings = (spec.get("schedule") or {}) | (spec.get("optimizer") or {})
             yield from ((f"{kind}.{name}", settings.get(name)) for name in SETTINGS)
         if distilled:
-            yield "self_distillation.rounds", rounds(behind)
+            yield "self_distillation.rounds", rounds(trained)
             yield "self_distillation.mae_weight", _mae_weight(stage["spec"].get("objective") or {})
 
 
@@ -135,16 +137,21 @@ def _mae_weight(objective: Mapping[str, Any]) -> float:
 def _pretraining(facts: GridFacts, cells: Sequence[Record], stages: Mapping[str, Record]) -> Pretraining:
     """Say how often stages on the task's data before a cell's own ran."""
     earlier = Counter(
-        key
-        for record in cells
-        for key in record.get("stages", ())[:-1]
-        if stages.get(key, {}).get("task") == record["task"]
+        stage["key"] for record in cells for stage in _earlier(record, stages) if stage["task"] == record["task"]
     )
     if not earlier:
         return "none"
     if len(cells) == 1:  # one seed shares with none, so what the grid says of all counts
         return "shared" if facts.pretraining_seeds == "shared" else "per_seed"
     return "shared" if max(earlier.values()) > 1 else "per_seed"
+
+
+def _earlier(record: Record, stages: Mapping[str, Record]) -> list[Record]:
+    """Return the stages before a cell's own; where some are not known, the others with what a search tried."""
+    try:
+        return lineage(record, stages)[:-1]
+    except NothingToShow:
+        return [stages[key] for key in record.get("stages", ())[:-1] if key in stages]
 
 
 # ------------------------------------------------------------------------------------------------ what tables say

@@ -57,6 +57,20 @@ def test_candidates_never_see_the_test_split_and_the_chosen_one_trains_on_everyt
     assert sum(stage.data.part == "fit" and stage.name == "finetune" for stage in plan.stages) == 6
 
 
+def test_a_search_with_every_seed_shares_nothing_between_seeds(prepared: Path, tmp_path: Path) -> None:
+    per_seed = "grid.search_seeds = 'per_seed'\ngrid.pretraining_seeds = 'per_seed'\n"
+    plan = plan_of(tmp_path, prepared, SEARCH + per_seed)
+    behind: dict[tuple[str, int], set[str]] = {}
+    for cell in plan.cells:
+        assert isinstance(cell.stage, Selected)
+        assert {candidate.seed for candidate in cell.stage.candidates} == {cell.seed}
+        assert {final.seed for final in cell.stage.finals} == {cell.seed}
+        behind[cell.row, cell.seed] = {s.key for s in walk(cell.stage) if s.data.task == "digits"}
+    for row in ("finetune", "tapt"):
+        assert not behind[row, 3] & behind[row, 4]
+    assert sum(stage.data.part == "fit" and stage.name == "finetune" for stage in plan.stages) == 12
+
+
 def test_the_spec_of_a_search_comes_back_from_its_json(prepared: Path, tmp_path: Path) -> None:
     stage = plan_of(tmp_path, prepared).cells[0].stage
     stages = {other.key: other for other in walk(stage)}

@@ -8,6 +8,7 @@ import pytest
 
 from bench.errors import InputError
 from bench.tables.command import main
+from bench.tables.layout import lineage
 from bench.tables.table import View, tables
 from tests.figures.made_up import MadeUp, stage
 
@@ -34,6 +35,22 @@ def rounds() -> MadeUp:
         made_up.add(row, [0.5 + number / 100] * 2, *stages, measured=[{"encoder_distance": 10.0 / number}] * 2)
         stages.append(stage(f"self_distill_{number}"))
     return made_up
+
+
+def test_what_a_search_tried_is_no_stage_that_a_cell_was_trained_from() -> None:
+    """Of two rates of pre-training and of fine-tuning, the second of each was chosen."""
+    made_up = MadeUp(["tapt"], seeds=1)
+    pretrainings = [stage("further_pretrain", of=f"rate {number}") for number in range(2)]
+    finals = [
+        {"schedule": {"lr": lr}, "init": {"stage": of["key"]}} for lr, of in zip((1, 2), pretrainings, strict=True)
+    ]
+    trials = [stage("finetune", of=f"trial {number}", init=each["init"]) for number, each in enumerate(finals)]
+    made_up.add("tapt", [0.5], *pretrainings, *trials, finals=finals, init=finals[0]["init"])
+    (record,) = made_up.content.cells.values()
+    made_up.content.stages[record["key"]]["search"] = {"chosen": 1}
+    trained = lineage(record, made_up.content.stages)
+    assert [line["key"] for line in trained] == [pretrainings[1]["key"], record["key"]]
+    assert trained[-1]["spec"] == finals[1]
 
 
 def table(made_up: MadeUp, view: View) -> dict[str, str]:

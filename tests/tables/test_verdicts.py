@@ -73,6 +73,21 @@ def paper() -> Paper:
     return made_up
 
 
+def test_settings_that_a_search_chose_decide_whether_a_cell_is_comparable() -> None:
+    """The paper's rate is the first candidate's; another was chosen, once for all seeds."""
+    for chosen, kind in ((0, "reproduced"), (1, "not comparable")):
+        made_up = Paper(["finetune"])
+        finals = [settings(10_000, 32, lr, data={"examples": 5994, "subset": None}) for lr in (1e-4, 1e-3)]
+        trial = stage("finetune", "cub", of="trial")
+        made_up.cell("finetune", 55.6, trial, finals=finals)
+        for record in made_up.content.cells.values():
+            made_up.content.stages[record["key"]]["search"] = {"chosen": chosen}
+        verdict = made_up.judged()["finetune", "cub"].verdict
+        assert verdict.kind == kind
+        assert ("lr is 0.001 here" in (verdict.reason or "")) == (chosen == 1)
+        assert not verdict.caveat
+
+
 def test_cells_with_the_papers_settings_have_a_verdict() -> None:
     cells = paper().judged()
     verdicts = {row: each.verdict for (row, task), each in cells.items() if task == "cub"}
