@@ -13,10 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.data.metrics import metric_of
 from bench.store.activity import inactive
 from bench.tables.compare import Difference, RunTable, Summary
 from bench.tables.comparison import CONDITIONAL, baseline_row, cost_line, difference_text, runs_of
 from bench.tables.grid_facts import OVERLAP_LINE, GridFacts
+from bench.tables.layout import lineage
 from bench.tables.records import Record, read_file, records_path
 from bench.tables.table import in_markdown
 
@@ -27,6 +29,8 @@ GRIDS = {
     "study_cpu": "real weights (MiniLM-L6, its masked-language-model head fresh) on real texts; searched; pre-trained "
     "anew with every seed",
     "study_cpu_variance": "its rows that pre-train, with one pre-training for all seeds",
+    "study_cpu_steps": "a ViT-Tiny masked auto-encoder that the suite pre-trained on images of CIFAR, further "
+    "pre-trained with few, some and many steps, anew with every seed; nothing searched",
     "small_text": "the suite's own tiny text backbone on real texts; nothing searched",
     "small_image": "the suite's own tiny image backbone on real images; nothing searched",
 }
@@ -43,16 +47,39 @@ class Question:
     """Whether to show what the rows' parts did."""
 
 
+STEPS = {"few": 100, "some": 400, "many": 1600}
+"""Of further pre-training, in study_cpu_steps."""
+TAPT = {name: f"tapt_{steps}/tapt" for name, steps in STEPS.items()}
+SELF_DISTILLATION = {name: f"self_distillation_{steps}/self_distillation" for name, steps in STEPS.items()}
 QUESTIONS = (
     Question(
         "Does self-distillation beat further pre-training alone?",
-        (("self_distillation", "tapt"),),
+        (
+            ("self_distillation", "tapt"),
+            *((SELF_DISTILLATION[steps], TAPT[steps]) for steps in TAPT),
+        ),
         "Both rows begin with the same further pre-training; self-distillation adds a student.",
     ),
     Question(
         "Does further pre-training on the task's own data help?",
-        (("tapt", "finetune"), ("self_distillation", "finetune")),
+        (
+            ("tapt", "finetune"),
+            ("self_distillation", "finetune"),
+            *((row, "finetune") for row in (*TAPT.values(), *SELF_DISTILLATION.values())),
+        ),
         "TAPT reads the task's training inputs without their labels before it is fine-tuned.",
+        activity=False,
+    ),
+    Question(
+        "Does further pre-training overfit on images as its steps grow?",
+        (
+            (TAPT["some"], TAPT["few"]),
+            (TAPT["many"], TAPT["few"]),
+            (SELF_DISTILLATION["some"], SELF_DISTILLATION["few"]),
+            (SELF_DISTILLATION["many"], SELF_DISTILLATION["few"]),
+        ),
+        "A row's name holds its steps; where more of them are worse, it overfits. Lee et al. find that of TAPT, with "
+        "many more steps than the grid that asks it here, `gin/study_cpu_steps.gin`.",
         activity=False,
     ),
     Question(
@@ -79,8 +106,12 @@ SHOWCASES = (
     "`quickstart` and `methods` have run, too. They show that every method works, on tasks of minutes, and are no "
     "evidence for one of them."
 )
+COUNTED = (
+    "How often a row was better or worse than what it is held against, by an interval that holds all noise of the "
+    "seeds and excludes zero:"
+)
 UNANSWERED = {
-    "Does further pre-training overfit on images as its steps grow?": "gin/study_steps.gin",
+    "Does further pre-training overfit on images with several times as many steps?": "gin/study_steps.gin",
     "Do twelve methods differ on seven tasks of texts, from MiniLM-L6?": "gin/study_text.gin",
     "Do they differ on five tasks of images, from DINOv2-small?": "gin/study_dino.gin",
     "And from a masked auto-encoder that the suite pre-trained itself?": "gin/study_vit.gin",
@@ -91,12 +122,16 @@ UNANSWERED = {
     "Does label regularisation matter from random weights?": "gin/study_scratch.gin",
 }
 NOISE = "the authors' noise is too small to change what this network says; the study takes more"
-COLLAPSE = (
-    "its loss on the training set is the largest of the five: at the larger rate, which the search chose, this run "
-    "hardly learned; the row's spread is mostly that one seed's"
+SHORT = (
+    "too few steps from a backbone that knows too little: what differs here may be how soon rows learn, and nothing is "
+    "said about networks trained to the end"
 )
+UNLEARNED = "finetune on {} recognises fewer than half of the examples of an average class"
 EXPLAINED = {
-    ("study_cpu_variance", "tapt on acl_arc answers the most frequent class with seed 1"): COLLAPSE,
+    ("study_cpu", UNLEARNED.format("acl_arc")): SHORT,
+    ("small_text", UNLEARNED.format("acl_arc")): SHORT,
+    ("small_text", UNLEARNED.format("scierc")): SHORT,
+    ("small_image", UNLEARNED.format("flower")): SHORT,
     ("small_text", "R3F did nothing in r3f on acl_arc"): NOISE,
     ("small_text", "R3F did nothing in r3f on scierc"): NOISE,
 }
@@ -128,8 +163,8 @@ class Grid:
 
 
 def verdict(difference: Difference) -> str:
-    """Return `better`, `worse` or `undecided`: whether the interval of the difference excludes 0."""
-    if difference.low is None or difference.high is None:
+    """Return `better`, `worse` or `undecided`: whether the interval holds all noise of the seeds and excludes 0."""
+    if difference.low is None or difference.high is None or difference.conditional:
         return "undecided"
     return "better" if difference.low > 0 else "worse" if difference.high < 0 else "undecided"
 
@@ -142,8 +177,10 @@ def page() -> str:
         "`python docs/write_results.py` writes this page from the records beside it; a test holds it to them.",
         "## What was run",
         _overview(grids),
+        _units(grids),
         SHOWCASES,
-        "How often a row was better or worse than what it is held against, or the interval includes zero:",
+        _chosen(grids),
+        COUNTED,
         _in_short(grids),
     ]
     for question in QUESTIONS:
@@ -162,6 +199,40 @@ def _overview(grids: dict[str, Grid]) -> str:
         machines = sorted({f"{each['provenance']['device']}, {_precision(each)}" for each in grid.stages.values()})
         lines.append([f"[{name}]({name}.md)", GRIDS[name], size, total, "; ".join(machines)])
     return in_markdown(lines)
+
+
+def _units(grids: dict[str, Grid]) -> str:
+    """Name the metric of every task, in percent of which numbers and differences are."""
+    tasks: dict[str, dict[str, None]] = {}
+    for grid in grids.values():
+        for task, metric in grid.facts.metrics.items():
+            tasks.setdefault(metric_of(metric).title, {})[task] = None
+    named = "; ".join(f"{metric}: {', '.join(of_metric)}" for metric, of_metric in tasks.items())
+    return f"Numbers are in percent, differences in points, of each task's metric. {named}."
+
+
+def _chosen(grids: dict[str, Grid]) -> str:
+    """Show which rate of fine-tuning each row's search chose."""
+    parts = []
+    for name, grid in grids.items():
+        cells = {task: [cell for cell in grid.cells if cell["task"] == task] for task in grid.facts.tasks}
+        if not all(cell.get("search") for of_task in cells.values() for cell in of_task):
+            continue
+        lines = [["row", *cells]]
+        for row in grid.facts.rows:
+            rates = {task: _rates(grid, row, task) for task in cells}
+            lines.append([row, *rates.values()])
+        parts.append(f"Learning rates of fine-tuning that the searches of {name} chose:\n\n{in_markdown(lines)}")
+    parts.append(
+        "The search trained with the first seed, so the final run of that seed is the one that was chosen on "
+        "validation data; the others are new runs with its settings."
+    )
+    return "\n\n".join(parts)
+
+
+def _rates(grid: Grid, row: str, task: str) -> str:
+    rates = {lineage(cell, grid.stages)[-1]["spec"]["schedule"]["lr"]: None for cell in grid.of(row, task)}
+    return ", ".join(f"{rate:g}" for rate in rates)
 
 
 def _precision(stage: Record) -> str:
@@ -184,24 +255,23 @@ class Compared:
 
 
 def compared(question: Question, grids: dict[str, Grid]) -> list[Compared]:
-    """Make the comparisons that answer a question, of all grids that have the rows.
-
-    A grid that trains another's rows again, to split their spread, says nothing new.
-    """
+    """Make the comparisons that answer a question, of all grids that have the rows."""
     return [
         Compared(name, row, reference, grid.runs.difference(row, reference, task))
         for name, grid in grids.items()
         for row, reference in question.comparisons
-        if name != SPLIT[1] and {row, reference} <= set(grid.facts.rows)
+        if {row, reference} <= set(grid.facts.rows)
         for task in grid.facts.tasks
     ]
 
 
 def _in_short(grids: dict[str, Grid]) -> str:
-    """Count the verdicts on every question."""
+    """Count the verdicts on every question that has any."""
     lines = [["question", *VERDICTS]]
     for question in QUESTIONS:
         counts = Counter(verdict(each.difference) for each in compared(question, grids))
+        if not counts:
+            continue
         lines.append([question.text, *(str(counts[kind]) for kind in VERDICTS)])
     return in_markdown(lines)
 
@@ -237,8 +307,10 @@ def _answer(question: Question, grids: dict[str, Grid]) -> Iterator[str]:
     yield in_markdown(lines)
     if any(each.difference.conditional for each in comparisons):
         yield (
-            f"{CONDITIONAL}: the interval does not hold all luck, as a stage or the choice of a search is the same for "
-            "all seeds. No interval is adjusted for the number of comparisons."
+            f"{CONDITIONAL} conditional: a stage, or the choice of a search, that only one of the two rows has is the "
+            "same for all seeds. Its luck is not in the interval, which is too narrow for that reason and decides "
+            "nothing ([why](../docs/statistics.md#two-rows-on-a-task)). No interval is adjusted for the number of "
+            "comparisons."
         )
     active = [
         [each.grid, each.row, each.task, text]
@@ -248,6 +320,7 @@ def _answer(question: Question, grids: dict[str, Grid]) -> Iterator[str]:
     ]
     if active:
         yield in_markdown([["grid", "row", "task", "what the part did, by seed"], *active])
+        yield "A part's loss is that of the last step's batch alone, so it differs much between seeds."
 
 
 def _activity(grid: Grid, row: str, task: str) -> Iterator[str]:
@@ -269,16 +342,16 @@ class Share:
     high: float
 
     def __str__(self) -> str:
-        estimate = f"{100 * self.value:.0f} %" if self.value >= 0 else "below 0"
-        return f"{estimate} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+        low, value, high = (f"{100 * share:.0f}" for share in (self.low, self.value, self.high))
+        return f"{value} % [{low}, {high}]".replace("-", "−")
 
 
 def pretraining_share(anew: Summary, once: Summary) -> Share | None:
     """Estimate which share of the variance over seeds comes from pre-training.
 
     `anew` varies pre-training and fine-tuning, `once` fine-tuning alone, so the share is 1 - s²(once) / s²(anew). The
-    interval is that of a ratio of variances of normal values (F distribution), cut to [0, 1], which the estimate is
-    not: below 0, fine-tuning alone happened to vary more. None where a standard deviation is missing or 0.
+    interval is that of a ratio of variances of normal values (F distribution). Estimate and interval may lie below 0,
+    where fine-tuning alone happened to vary more. None where a standard deviation is missing or 0.
     """
     if not anew.std or not once.std:
         return None
@@ -286,7 +359,16 @@ def pretraining_share(anew: Summary, once: Summary) -> Share | None:
 
     ratio = (once.std / anew.std) ** 2
     least, most = (ratio / float(fdtri(once.n - 1, anew.n - 1, quantile)) for quantile in (0.975, 0.025))
-    return Share(1 - ratio, max(0.0, 1 - most), max(0.0, 1 - least))
+    return Share(1 - ratio, 1 - most, 1 - least)
+
+
+def _share_verdict(share: Share | None) -> str:
+    """Say whether a share is above 0; one whose whole interval is below 0 does not fit normal values."""
+    if share is None:
+        return "undecided"
+    if share.high < 0:
+        return "the values are not normal"
+    return "above 0" if share.low > 0 else "undecided"
 
 
 def _split(grids: dict[str, Grid]) -> Iterator[str]:
@@ -301,8 +383,7 @@ def _split(grids: dict[str, Grid]) -> Iterator[str]:
             summaries = anew.runs.summary(row, task), once.runs.summary(row, task)
             share = pretraining_share(*summaries)
             spread = ["–" if summary.std is None else f"{summary.std:.2f} ({summary.n})" for summary in summaries]
-            outcome = "undecided" if share is None or share.low == 0 else "above 0"
-            lines.append([row, task, *spread, "–" if share is None else str(share), outcome])
+            lines.append([row, task, *spread, "–" if share is None else str(share), _share_verdict(share)])
     yield (
         f"[{SPLIT[0]}]({SPLIT[0]}.md) pre-trains anew with every seed, [{SPLIT[1]}]({SPLIT[1]}.md) once for all seeds, "
         "so what the first varies beyond the second is pre-training's."
@@ -325,11 +406,15 @@ def findings(grid: Grid) -> Iterator[str]:
 
     Looked for: no better than always answering the most frequent class; equal to plain fine-tuning in every metric; no
     spread over seeds; one seed that always answers the most frequent class; a loss on the training set that is not
-    below that of the class frequencies; a part that did nothing.
+    below that of the class frequencies; a stage before a cell's own with a loss that did not fall; plain fine-tuning
+    that recognises fewer than half of the examples of an average class; a part that did nothing.
     """
     facts = grid.facts
     majority = dict(zip(facts.tasks, baseline_row(facts, facts.metrics), strict=True))
     for task in facts.tasks:
+        recalls = [cell["metrics"]["balanced_accuracy"] for cell in grid.of(facts.reference, task)]
+        if recalls and sum(recalls) / len(recalls) < 0.5:
+            yield UNLEARNED.format(task)
         for row in facts.rows:
             cells = grid.of(row, task)
             summary = grid.runs.summary(row, task)
@@ -347,15 +432,25 @@ def findings(grid: Grid) -> Iterator[str]:
             entropy = -sum(count / sum(counts) * math.log(count / sum(counts)) for count in counts if count)
             if any(cell["measured"]["train_loss"] >= entropy for cell in cells):
                 yield f"{row} on {task} has a training loss that did not fall below that of the class frequencies"
+            for name in dict.fromkeys(map(_rising, (grid.stages[key] for cell in cells for key in cell["stages"]))):
+                if name is not None:
+                    yield f"{name} of {row} on {task} has a loss that did not fall"
             for part in dict.fromkeys(part for cell in cells for part in inactive(cell.get("activity") or {})):
                 yield f"{part} did nothing in {row} on {task}"
+
+
+def _rising(stage: Record) -> str | None:
+    """Return the name of a stage whose loss did not fall, from the first to the last tenth of its steps."""
+    first, last = (stage["measured"].get(name, math.nan) for name in ("first_loss", "last_loss"))
+    return str(stage["name"]) if last >= first else None
 
 
 def _looked_at(grids: dict[str, Grid]) -> Iterator[str]:
     yield (
         "In every cell: whether it is no better than the most frequent class, with one seed or on average, equal to "
         "plain fine-tuning, without spread over seeds, has a loss on the training set that did not fall below that of "
-        "the class frequencies, or has a part that did nothing."
+        "the class frequencies, or has a part that did nothing; whether the loss of a stage fell, where its record "
+        "says so (early ones do not); and whether plain fine-tuning learned the task at all."
     )
     lines = [["grid", "what looked wrong", "cause"]]
     for name, grid in grids.items():

@@ -122,11 +122,11 @@ def test_what_looks_wrong_is_named_and_needs_a_cause(
     ("low", "high", "expected"),
     [(0.1, 2.0, "better"), (-2.0, -0.1, "worse"), (-1.0, 2.0, "undecided"), (None, None, "undecided")],
 )
-def test_a_verdict_is_whether_the_interval_excludes_0(
+def test_a_verdict_is_whether_an_interval_of_all_noise_excludes_0(
     low: float | None, high: float | None, expected: str, writer: ModuleType
 ) -> None:
-    difference = writer.Difference("task", 3, 1.0, low, high, False)
-    assert writer.verdict(difference) == expected
+    assert writer.verdict(writer.Difference("task", 3, 1.0, low, high, False)) == expected
+    assert writer.verdict(writer.Difference("task", 3, 1.0, low, high, True)) == "undecided"
 
 
 def test_the_interval_of_the_share_of_pretraining_holds_the_true_one(writer: ModuleType) -> None:
@@ -138,7 +138,13 @@ def test_the_interval_of_the_share_of_pretraining_holds_the_true_one(writer: Mod
         shares.append(writer.pretraining_share(Summary(5, 5, 0.0, anew), Summary(5, 5, 0.0, once)))
     assert 0.94 < np.mean([share.low <= 0.75 <= share.high for share in shares]) < 0.96
     assert 0.6 < np.median([share.value for share in shares]) < 0.9
-    assert all(0 <= share.low <= share.high <= 1 and share.value <= share.high for share in shares)
+    assert all(share.low <= share.value <= share.high <= 1 for share in shares)
+
+
+def test_a_share_whose_whole_interval_is_below_0_does_not_fit_the_model(writer: ModuleType) -> None:
+    once = Summary(5, 5, 0.0, 1.0)
+    for anew, verdict in ((0.1, "the values are not normal"), (1.2, "undecided"), (9.0, "above 0")):
+        assert writer._share_verdict(writer.pretraining_share(Summary(5, 5, 0.0, anew), once)) == verdict
 
 
 @pytest.mark.parametrize("missing", [None, 0.0])
@@ -163,8 +169,33 @@ def test_what_the_readme_says_of_its_table_is_in_the_records(writer: ModuleType)
     rows = [row for row in grid.facts.rows if row != "finetune"]
     differences = [grid.runs.difference(row, "finetune", task) for row in rows for task in grid.facts.tasks]
     assert {writer.verdict(difference) for difference in differences} == {"undecided"}
+    assert set(grid.facts.metrics.values()) == {"macro_f1"} and len(grid.facts.seeds) == 5
+    assert all(result.p is not None and result.p > 0.05 for result in grid.runs.over_tasks("finetune"))
 
 
 def test_a_cause_is_named_for_nothing_that_is_not_seen(writer: ModuleType) -> None:
     for name, finding in writer.EXPLAINED:
         assert finding in writer.findings(writer.Grid.read(name))
+
+
+def test_a_task_that_plain_fine_tuning_did_not_learn_is_named(writer: ModuleType) -> None:
+    grid = writer.Grid.read("small_text")
+    finding = writer.UNLEARNED.format("scierc")
+
+    def learned(cells: Cells) -> None:
+        for cell in of(cells, "finetune"):
+            cell["metrics"]["balanced_accuracy"] = 0.5
+
+    assert finding in writer.findings(grid)
+    assert finding not in writer.findings(changed(grid, learned))
+
+
+def test_a_stage_whose_loss_did_not_fall_is_named(writer: ModuleType) -> None:
+    grid = writer.Grid.read("small_text")
+    finding = "further_pretrain of tapt on scierc has a loss that did not fall"
+    for last, expected in ((1.9, False), (2.0, True)):
+        stages = copy.deepcopy(grid.stages)
+        for stage in stages.values():
+            if stage["name"] == "further_pretrain":
+                stage["measured"] |= {"first_loss": 2.0, "last_loss": last}
+        assert (finding in writer.findings(dataclasses.replace(grid, stages=stages))) == expected

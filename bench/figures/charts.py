@@ -172,8 +172,8 @@ def forest(source: Source) -> Chart:
     labels = {task: f"better by ({'points' if unit else 'nats'})" for task, unit in units.items()}
     squares = sum(point["conditional"] for point in points)
     warning = (
-        f"{squares} of {len(points)} are squares: their intervals hold fine-tuning noise only, as seeds share earlier "
-        "stages or a search, or stages.jsonl does not say."
+        f"{squares} of {len(points)} are squares: conditional intervals, without the luck of a stage or of a search's "
+        "choice that seeds of one of the two rows share."
         if squares
         else ""
     )

@@ -15,7 +15,7 @@ class ShownDifference:
 
     `pairs` counts the seeds that both have. `mean` is the mean of their differences, None without any; it and its t
     interval from `low` to `high` (None where there is none) are in the units of the table. `merit` is the mean with the
-    sign that makes positive better. If it is `conditional`, the interval holds fine-tuning noise only
+    sign that makes positive better. If it is `conditional`, the interval lacks the luck of what seeds share
     (`bench.tables.compare`).
     """
 

@@ -204,8 +204,9 @@ function answer() {
     ...sortableTable("answer", [...cells.keys()], columns).nodes,
     element("p", { class: "quiet" },
       "Each entry is the mean of paired differences (row minus reference) over the n seeds that both have, in the units of "
-      + "the table, with its 95 % t interval; what is coloured has one that excludes 0. ° fine-tuning noise only: a stage or "
-      + "choice that only one of the two rows has is the same for several seeds, so its luck is in all of them."
+      + "the table, with its 95 % t interval; what is coloured has one that excludes 0. ° conditional: a stage, or the choice "
+      + "of a search, that only one of the two rows has is the same for several seeds, so its luck is in all their differences "
+      + "and not in the interval; such a pair decides nothing."
       + (lower.length ? ` Lower is better on ${lower.join(", ")}.` : "")),
   ];
 }

@@ -24,8 +24,6 @@ SIGNED_RANK_TASKS = 6
 """From how many tasks on there are probabilities over tasks."""
 ROPE = {"%": 0.5}
 """By unit: up to which difference two rows count as equivalent, where a grid does not say."""
-FINE_TUNING_ONLY = "fine-tuning noise only"
-"""What the interval of a conditional difference is to be labelled with."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Difference:
 
     Positive means better, also where a lower metric is better; in a column without a direction it means more. `low`
     and `high` are the t interval of the mean; where there is none, `reason` says why. A `conditional` interval is to be
-    labelled FINE_TUNING_ONLY.
+    marked: it does not hold the luck of what its seeds share.
     """
 
     task: str

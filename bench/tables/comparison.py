@@ -8,7 +8,6 @@ from typing import Any
 
 from bench.data.metrics import metric_of, without_split
 from bench.tables.compare import (
-    FINE_TUNING_ONLY,
     Column,
     Difference,
     OverTasks,
@@ -21,7 +20,7 @@ from bench.tables.quantities import Quantity, by_column
 from bench.tables.records import Record, evaluation_untimed, stage_hours
 
 CONDITIONAL = "°"
-"""Marks a difference whose interval holds fine-tuning noise only."""
+"""Marks a difference whose interval does not hold the luck of what several seeds share."""
 
 
 def runs_of(
@@ -116,7 +115,7 @@ def difference_rows(
 
 
 def difference_text(difference: Difference, decimals: int = 2) -> str:
-    """Write `+1.20 [−0.30, 2.70]`, marked where the interval holds fine-tuning noise only."""
+    """Write `+1.20 [−0.30, 2.70]`, marked where it is conditional."""
     if difference.mean is None:
         return "–"
     mark = CONDITIONAL if difference.conditional else ""
@@ -156,8 +155,9 @@ def comparison_notes(
     if reasons := _reasons(differences):
         lines.append(f"No interval ({reasons}): there is no spread to compute one from.")
     if any(difference.conditional for difference in differences):
-        why = "a stage or choice that only one of the two rows has is the same for several seeds"
-        lines.append(f"{CONDITIONAL} {FINE_TUNING_ONLY}: {why}, so its luck is in all of them; such pairs get no bold.")
+        why = "a stage, or the choice of a search, that only one of the two rows has is the same for several seeds"
+        effect = "so its luck is in all their differences and not in the interval; such a pair decides nothing"
+        lines.append(f"{CONDITIONAL} conditional: {why}, {effect}.")
     if tested := [result for result in over_tasks if result.p is not None]:
         lines.append(
             "Over tasks: mean of the tasks' differences with its 95 % t interval, which is not adjusted; p: paired t "
