@@ -20,7 +20,7 @@ from bench.pretrained.contents import (
     quiet_transformers,
     require_settings,
 )
-from bench.pretrained.files import _read_json
+from bench.pretrained.files import read_json_object
 from bench.pretrained.origin import VOCABULARIES
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ LONGEST = 512
 """The most tokens of a text that a converted checkpoint reads by default."""
 
 
-def _masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
+def masked_language_model(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
     """Read a BERT or RoBERTa of transformers, with or without its head.
 
     transformers builds the network and loads the tensors; its parameters are then taken over under this suite's names.
@@ -270,7 +270,7 @@ def _description(folder: Path) -> dict[str, Any]:
     described: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            described |= _read_json(folder / name)
+            described |= read_json_object(folder / name)
     return described
 
 

@@ -17,12 +17,12 @@ from bench.errors import InputError
 from bench.interfaces.model import Inputs, Model
 from bench.models.build import build
 from bench.models.weights import load_weights
-from bench.pretrained.bert import _masked_language_model
+from bench.pretrained.bert import masked_language_model
 from bench.pretrained.checkpoints import TOKENIZER, WEIGHTS, architecture_of
 from bench.pretrained.contents import IMAGE_FAMILIES, LEGAL, NETWORKS, CheckpointContents
-from bench.pretrained.files import _read_json, read_weights
+from bench.pretrained.files import read_json_object, read_weights
 from bench.pretrained.transformers_text import transformers_encoder
-from bench.pretrained.vit import _image_encoder, _masked_auto_encoder, _timm_encoder
+from bench.pretrained.vit import image_encoder, masked_auto_encoder, timm_encoder
 from bench.specs.architectures import LanguageModel, MaskedAutoEncoder
 from bench.specs.families import FAMILIES
 
@@ -37,7 +37,7 @@ def convert(name: str, folder: Path, target: Path, weights_checksum: str | None)
     damaged or incomplete files, values that are not finite, and a pickle without `weights_checksum`. Leaves torch's
     random state as it was.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     if config.get("auto_map"):
         raise InputError(f"{folder / 'config.json'}: auto_map asks for the checkpoint's own code, which is never run.")
     reader = _reader(folder, config)
@@ -66,15 +66,15 @@ def _reader(
 ) -> Callable[[Path, dict[str, Any], dict[str, Tensor]], CheckpointContents]:
     kind = config.get("model_type")
     if kind == "vit_mae":
-        return _masked_auto_encoder
+        return masked_auto_encoder
     if kind in IMAGE_FAMILIES:
-        return _image_encoder
+        return image_encoder
     if kind in NETWORKS:
-        return _masked_language_model
+        return masked_language_model
     if kind in FAMILIES:
         return transformers_encoder
     if kind is None and str(config.get("architecture", "")).startswith(("vit_", "deit")):
-        return _timm_encoder
+        return timm_encoder
     name = kind or config.get("architecture")
     raise InputError(f"{folder / 'config.json'}: no network here is like {name!r}. Legal: {LEGAL}.")
 

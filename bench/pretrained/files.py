@@ -79,7 +79,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if whole.is_file():
         return [whole]
     if index.is_file():
-        shards = _read_json(index).get("weight_map")
+        shards = read_json_object(index).get("weight_map")
         names = sorted(set(shards.values())) if isinstance(shards, dict) and shards else []
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise InputError(f"{index} is damaged: its weight_map names no files of this folder. Copy it again.")
@@ -124,7 +124,8 @@ def _finite(path: Path, name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a file of one JSON object; refuses anything else."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -128,7 +128,7 @@ def parse(source: str) -> Origin:
     raise InputError(f"{source!r} names no checkpoint. Legal: {LEGAL_SOURCES}.")
 
 
-def _fetch(source: str, origin: Origin, local_copy: Path | None) -> tuple[Path, str | None]:
+def fetch(source: str, origin: Origin, local_copy: Path | None) -> tuple[Path, str | None]:
     """Return the local folder to read, and the hub commit in it."""
     if local_copy is not None or origin.path is not None:
         local = local_copy or origin.path

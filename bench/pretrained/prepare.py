@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.errors import InputError
 from bench.pretrained.checkpoints import TOKENIZER, WEIGHTS, Prepared, folder, read
-from bench.pretrained.origin import Origin, _fetch, content_of, fingerprint, holds, parse
+from bench.pretrained.origin import Origin, content_of, fetch, fingerprint, holds, parse
 from bench.store.files import building, sha256
 from bench.store.manifest import prepare_again, write_manifest
 
@@ -34,7 +34,7 @@ def prepare_checkpoint(
     if prepared is not None and local_copy is not None:
         raise InputError(f"--from {local_copy}: {name} is prepared in {root} already; --again replaces it.")
     if prepared is None:
-        local, revision = _fetch(source, origin, local_copy)
+        local, revision = fetch(source, origin, local_copy)
         if local_copy is not None and weights_checksum is None:
             origin, revision = Origin(local, None, None), None  # nothing says that it is what the hub has
         prepared = _convert(name, source, origin._replace(revision=revision), local, root, weights_checksum, again)

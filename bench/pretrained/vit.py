@@ -18,7 +18,7 @@ from bench.pretrained.contents import (
     quiet_transformers,
     require_settings,
 )
-from bench.pretrained.files import _read_json
+from bench.pretrained.files import read_json_object
 from bench.pretrained.origin import PREPROCESSOR
 from bench.pretrained.vit_mae_names import from_transformers, target_of
 from bench.specs.architectures import IMAGENET_MEAN, IMAGENET_STD
@@ -57,7 +57,7 @@ OF_ENCODER = ("embeddings.", "encoder.", "layers.", "layernorm.")
 """How the names of an encoder's tensors begin in transformers."""
 
 
-def _masked_auto_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
+def masked_auto_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
     """Read a ViTMAE of transformers, with its decoder or without."""
     from transformers import ViTMAEConfig
 
@@ -115,7 +115,7 @@ def _normalisation(mean: Any, std: Any) -> dict[str, Any]:
     }
 
 
-def _image_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
+def image_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
     """Read a ViT, DeiT or DINOv2 of transformers, an encoder without a decoder.
 
     transformers builds the network and loads the tensors; its parameters are then taken over under this suite's names.
@@ -132,7 +132,7 @@ def _image_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) 
         {name: parameter.detach() for name, parameter in network.named_parameters() if name != MASK_TOKEN}
     )
     _refuse_empty_positions(folder, tensors)
-    processor = _read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    processor = read_json_object(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
     pixels = _normalisation(processor.get("image_mean"), processor.get("image_std"))
     network.eval()
     return CheckpointContents(
@@ -242,7 +242,7 @@ def _network_of_timm(folder: Path, raw: dict[str, Any]) -> Any:
     return network
 
 
-def _timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
+def timm_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
     """Read a vision transformer of timm, an encoder without a decoder.
 
     DeiT's and DINOv2's with registers are among them. Its classifiers are ignored.

@@ -220,7 +220,7 @@ class RunTable:
         if not differences:
             return Difference(task, 0, None, None, None, conditional, "no seed in common")
         magnitude = max(abs(run.value) for pair in pairs for run in pair)
-        test, reason = _t_test(differences, magnitude, "seed")
+        test, reason = t_test(differences, magnitude, "seed")
         low, high, _ = test or (None, None, None)
         return Difference(task, len(pairs), float(np.mean(differences)), low, high, conditional, reason)
 
@@ -309,7 +309,7 @@ class RunTable:
         unit, *other_units = dict.fromkeys(self.column(task).unit for task in result.tasks)
         if other_units:
             return replace(result, reason="tasks in different units")
-        test, reason = _t_test(means, magnitude, "task")
+        test, reason = t_test(means, magnitude, "task")
         low, high, p = test or (None, None, None)
         result = replace(result, mean=float(np.mean(means)), low=low, high=high, p=p, reason=reason)
         rope = ROPE.get(unit) if rope is None else rope
@@ -320,7 +320,7 @@ class RunTable:
         return replace(result, rope=rope, better=better, equivalent=equivalent, worse=worse)
 
 
-def _t_test(differences: Sequence[float], magnitude: float, of: str) -> tuple[tuple[float, float, float] | None, str]:
+def t_test(differences: Sequence[float], magnitude: float, of: str) -> tuple[tuple[float, float, float] | None, str]:
     """Return the mean difference's interval and its p, or None and the reason.
 
     `magnitude` is that of the values that were subtracted, `of` says what each difference belongs to.

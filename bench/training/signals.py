@@ -128,7 +128,7 @@ def held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _stop_children_as_usual() -> None:
+def stop_children_as_usual() -> None:
     """Let a forked child die of stop signals.
 
     Unlike the worker, a child such as a data loader's has no steps to stop between, and none of its signals counts as

@@ -33,7 +33,7 @@ from bench.store.provenance import cores
 from bench.store.states import StageState
 from bench.store.store import Store
 from bench.training.protocol import EXIT_STATUS, Outcome, Progress, Settings
-from bench.training.signals import StopFlag, _stop_children_as_usual
+from bench.training.signals import StopFlag, stop_children_as_usual
 
 DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE))
 """What says that a disk is full, read-only or gone: no fault of the stage."""
@@ -167,7 +167,7 @@ def _logged(folder: Path) -> Iterator[None]:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_stop_children_as_usual)
+    os.register_at_fork(after_in_child=stop_children_as_usual)
 
 
 def _serve(settings: Settings, stop: StopFlag, descriptor: int) -> int:

@@ -11,7 +11,7 @@ from scipy import stats
 
 from bench.data.metrics import METRICS
 from bench.errors import InputError
-from bench.tables.compare import Column, Run, RunTable, Summary, _t_test, holm, majority_baseline
+from bench.tables.compare import Column, Run, RunTable, Summary, holm, majority_baseline, t_test
 from bench.training.evaluate import metrics
 from tests import simulate_tables as simulated
 
@@ -409,6 +409,6 @@ def test_a_point_is_noticed_over_tasks() -> None:
 def test_t_intervals_and_p_are_those_of_scipy(count: int) -> None:
     differences = np.random.default_rng(count).normal(0.3, 1.0, count).tolist()
     test = stats.ttest_1samp(differences, 0.0)
-    numbers, reason = _t_test(differences, 1.0, "seed")
+    numbers, reason = t_test(differences, 1.0, "seed")
     assert numbers == pytest.approx((*test.confidence_interval(0.95), test.pvalue), rel=1e-9)
     assert reason == ""
