@@ -85,7 +85,8 @@ QUESTIONS = (
     Question(
         "Do regularisers of fine-tuning help, and were they active?",
         (("r3f", "finetune"), ("l2_sp", "finetune"), ("recadam", "finetune"), ("mars", "finetune")),
-        "A regulariser that did nothing measurable cannot be judged; the second table says what each did.",
+        "A regulariser that did nothing measurable cannot be judged; the second table says what each did. R3F also compares "
+        "two dropout masks; the table has what its noise adds to that.",
     ),
     Question(
         "Does contrastive pre-training with the task's labels help?",
@@ -100,6 +101,8 @@ QUESTIONS = (
         "`gin/study_scratch.gin`, which has not been run.",
     ),
 )
+HARDLY = 0.01
+"""Below this share of the loss that it is added to, a part did hardly anything."""
 SPLIT = "study_cpu", "study_cpu_variance"
 """Two grids that differ in one thing: the first pre-trains anew with every seed, the second once for all seeds."""
 SHOWCASES = (
@@ -320,7 +323,10 @@ def _answer(question: Question, grids: dict[str, Grid]) -> Iterator[str]:
     ]
     if active:
         yield in_markdown([["grid", "row", "task", "what the part did, by seed"], *active])
-        yield "A part's loss is that of the last step's batch alone, so it differs much between seeds."
+        yield (
+            "A part's loss is that of the last step's batch alone, so it differs much between seeds; below "
+            f"{100 * HARDLY:g} % of the loss that it is added to, it did hardly anything."
+        )
 
 
 def _activity(grid: Grid, row: str, task: str) -> Iterator[str]:
@@ -330,7 +336,9 @@ def _activity(grid: Grid, row: str, task: str) -> Iterator[str]:
         values = [cell["activity"][part] for cell in cells]
         numbers = ", ".join("–" if each["value"] is None else f"{each['value']:.2g}" for each in values)
         nothing = sum(part in inactive(cell["activity"]) for cell in cells)
-        yield f"{part}: {facts['meaning']}: {numbers}" + (f" (nothing in {nothing})" if nothing else "")
+        hardly = sum((each["value"] or 0.0) < HARDLY for each in values) if "relative to" in facts["meaning"] else 0
+        remark = f" (nothing in {nothing})" if nothing else f" (hardly anything in {hardly})" if hardly else ""
+        yield f"{part}: {facts['meaning']}: {numbers}{remark}"
 
 
 @dataclass(frozen=True)
