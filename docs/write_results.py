@@ -85,8 +85,8 @@ QUESTIONS = (
     Question(
         "Do regularisers of fine-tuning help, and were they active?",
         (("r3f", "finetune"), ("l2_sp", "finetune"), ("recadam", "finetune"), ("mars", "finetune")),
-        "A regulariser that did nothing measurable cannot be judged; the second table says what each did. R3F also compares "
-        "two dropout masks; the table has what its noise adds to that.",
+        "A regulariser that did nothing measurable cannot be judged; the second table says what each did. R3F also "
+        "compares two dropout masks; the table has what its noise adds to that.",
     ),
     Question(
         "Does contrastive pre-training with the task's labels help?",
