@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import os
+import select
 import signal
 import stat
 import sys
@@ -136,21 +137,42 @@ def reporting_errors(main: Callable[[], int]) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         status = main()
-        sys.stdout.flush()
-        return status
+        return status if _output_is_read() else 128 + signal.SIGPIPE
+    except SystemExit:  # of --help
+        _output_is_read()
+        raise
     except InputError as error:
+        _output_is_read()
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # What is still buffered would be written at exit, and fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 128 + signal.SIGPIPE
     except (OSError, RunStopped) as error:  # a disk that is full, gone or read-only; workers that cannot start
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            _output_is_read()
+            return 128 + signal.SIGPIPE
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        _output_is_read()
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _reader_has_gone() -> bool:
+    """Tell whether the output is a pipe that nobody reads."""
+    output = select.poll()
+    output.register(1, 0)  # errors are told unasked
+    return any(event & select.POLLERR for _, event in output.poll(0))
+
+
+def _output_is_read() -> bool:
+    """Write what is left of the output; tell whether anybody reads it. What nobody reads goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Else Python itself would try once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return False
+    return True
 
 
 def open_standard_streams() -> None:

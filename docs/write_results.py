@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.data.metrics import metric_of
@@ -129,12 +129,12 @@ SHORT = (
     "too few steps from a backbone that knows too little: what differs here may be how soon rows learn, and nothing is "
     "said about networks trained to the end"
 )
-UNLEARNED = "finetune on {} recognises fewer than half of the examples of an average class"
+UNLEARNED = "{} on {} has a balanced accuracy less than halfway between chance and all right"
 EXPLAINED = {
-    ("study_cpu", UNLEARNED.format("acl_arc")): SHORT,
-    ("small_text", UNLEARNED.format("acl_arc")): SHORT,
-    ("small_text", UNLEARNED.format("scierc")): SHORT,
-    ("small_image", UNLEARNED.format("flower")): SHORT,
+    ("study_cpu", UNLEARNED.format("finetune", "acl_arc")): SHORT,
+    ("small_text", UNLEARNED.format("finetune", "acl_arc")): SHORT,
+    ("small_text", UNLEARNED.format("finetune", "scierc")): SHORT,
+    ("small_image", UNLEARNED.format("finetune", "flower")): SHORT,
     ("small_text", "R3F did nothing in r3f on acl_arc"): NOISE,
     ("small_text", "R3F did nothing in r3f on scierc"): NOISE,
 }
@@ -227,8 +227,8 @@ def _chosen(grids: dict[str, Grid]) -> str:
             lines.append([row, *rates.values()])
         parts.append(f"Learning rates of fine-tuning that the searches of {name} chose:\n\n{in_markdown(lines)}")
     parts.append(
-        "The search trained with the first seed, so the final run of that seed is the one that was chosen on "
-        "validation data; the others are new runs with its settings."
+        "A search on a validation split trains on the whole training set with the first seed. The final run of that "
+        "seed is then the chosen one itself, and its number has the luck of the selection; the others are new runs."
     )
     return "\n\n".join(parts)
 
@@ -295,7 +295,14 @@ def _answer(question: Question, grids: dict[str, Grid]) -> Iterator[str]:
             f"Intervals reach {min(halves):.1f} to {max(halves):.1f} points to either side, and smaller effects cannot "
             "be told from noise. "
         )
-    yield f"**Of {len(comparisons)} comparisons: {counted}.** {reach}{question.remark}"
+    narrow = [each for each in comparisons if each.difference.conditional]
+    excluding = [each for each in narrow if verdict(replace(each.difference, conditional=False)) != "undecided"]
+    too_narrow = (
+        f"{len(narrow)} of the intervals are too narrow ({CONDITIONAL}): {len(excluding)} of these exclude 0. "
+        if narrow
+        else ""
+    )
+    yield f"**Of {len(comparisons)} comparisons: {counted}.** {reach}{too_narrow}{question.remark}"
     lines = [["grid", "compared", "task", "difference", "verdict"]]
     lines += [
         [
@@ -336,9 +343,10 @@ def _activity(grid: Grid, row: str, task: str) -> Iterator[str]:
         values = [cell["activity"][part] for cell in cells]
         numbers = ", ".join("–" if each["value"] is None else f"{each['value']:.2g}" for each in values)
         nothing = sum(part in inactive(cell["activity"]) for cell in cells)
-        hardly = sum((each["value"] or 0.0) < HARDLY for each in values) if "relative to" in facts["meaning"] else 0
-        remark = f" (nothing in {nothing})" if nothing else f" (hardly anything in {hardly})" if hardly else ""
-        yield f"{part}: {facts['meaning']}: {numbers}{remark}"
+        shares = [each["value"] for each in values if "relative to" in facts["meaning"] and each["value"] is not None]
+        hardly = sum(share < HARDLY for share in shares) - (nothing if shares else 0)
+        remarks = [f"{what} in {count}" for what, count in (("nothing", nothing), ("hardly anything", hardly)) if count]
+        yield f"{part}: {facts['meaning']}: {numbers}" + (f" ({', '.join(remarks)})" if remarks else "")
 
 
 @dataclass(frozen=True)
@@ -371,12 +379,8 @@ def pretraining_share(anew: Summary, once: Summary) -> Share | None:
 
 
 def _share_verdict(share: Share | None) -> str:
-    """Say whether a share is above 0; one whose whole interval is below 0 does not fit normal values."""
-    if share is None:
-        return "undecided"
-    if share.high < 0:
-        return "the values are not normal"
-    return "above 0" if share.low > 0 else "undecided"
+    """Say whether a share is above 0. A whole interval below 0 is chance, or of values that are not normal."""
+    return "above 0" if share is not None and share.low > 0 else "undecided"
 
 
 def _split(grids: dict[str, Grid]) -> Iterator[str]:
@@ -414,15 +418,16 @@ def findings(grid: Grid) -> Iterator[str]:
 
     Looked for: no better than always answering the most frequent class; equal to plain fine-tuning in every metric; no
     spread over seeds; one seed that always answers the most frequent class; a loss on the training set that is not
-    below that of the class frequencies; a stage before a cell's own with a loss that did not fall; plain fine-tuning
-    that recognises fewer than half of the examples of an average class; a part that did nothing.
+    below that of the class frequencies; a stage that a cell was trained from, or its own, with a loss that did not
+    fall; a reference row less than halfway between chance and all right; a part that did nothing.
     """
     facts = grid.facts
     majority = dict(zip(facts.tasks, baseline_row(facts, facts.metrics), strict=True))
     for task in facts.tasks:
         recalls = [cell["metrics"]["balanced_accuracy"] for cell in grid.of(facts.reference, task)]
-        if recalls and sum(recalls) / len(recalls) < 0.5:
-            yield UNLEARNED.format(task)
+        chance = 1 / len(facts.test[task].per_class or (1,))
+        if recalls and sum(recalls) / len(recalls) < (1 + chance) / 2:
+            yield UNLEARNED.format(facts.reference, task)
         for row in facts.rows:
             cells = grid.of(row, task)
             summary = grid.runs.summary(row, task)
@@ -440,17 +445,17 @@ def findings(grid: Grid) -> Iterator[str]:
             entropy = -sum(count / sum(counts) * math.log(count / sum(counts)) for count in counts if count)
             if any(cell["measured"]["train_loss"] >= entropy for cell in cells):
                 yield f"{row} on {task} has a training loss that did not fall below that of the class frequencies"
-            for name in dict.fromkeys(map(_rising, (grid.stages[key] for cell in cells for key in cell["stages"]))):
-                if name is not None:
-                    yield f"{name} of {row} on {task} has a loss that did not fall"
+            trained = (stage for cell in cells for stage in lineage(cell, grid.stages))
+            for name in dict.fromkeys(stage["name"] for stage in trained if _rose(stage)):
+                yield f"{name} of {row} on {task} has a loss that did not fall"
             for part in dict.fromkeys(part for cell in cells for part in inactive(cell.get("activity") or {})):
                 yield f"{part} did nothing in {row} on {task}"
 
 
-def _rising(stage: Record) -> str | None:
-    """Return the name of a stage whose loss did not fall, from the first to the last tenth of its steps."""
+def _rose(stage: Record) -> bool:
+    """Tell whether a stage's loss did not fall, from the first to the last tenth of its learning curve."""
     first, last = (stage["measured"].get(name, math.nan) for name in ("first_loss", "last_loss"))
-    return str(stage["name"]) if last >= first else None
+    return bool(last >= first)
 
 
 def _looked_at(grids: dict[str, Grid]) -> Iterator[str]:
@@ -458,7 +463,7 @@ def _looked_at(grids: dict[str, Grid]) -> Iterator[str]:
         "In every cell: whether it is no better than the most frequent class, with one seed or on average, equal to "
         "plain fine-tuning, without spread over seeds, has a loss on the training set that did not fall below that of "
         "the class frequencies, or has a part that did nothing; whether the loss of a stage fell, where its record "
-        "says so (early ones do not); and whether plain fine-tuning learned the task at all."
+        "says so (early ones do not); and whether plain fine-tuning is halfway between chance and all right."
     )
     lines = [["grid", "what looked wrong", "cause"]]
     for name, grid in grids.items():

@@ -474,8 +474,8 @@ MUTATIONS = (
     Mutation(
         "the settings of a searched cell are those of its first candidate",
         "bench/tables/layout.py",
-        'stage["spec"]["finals"][stage["search"]["chosen"]] if',
-        'stage["spec"]["finals"][0] if',
+        'stage["spec"]["finals"][stage["search"]["chosen"]]',
+        'stage["spec"]["finals"][0]',
         ("tests/tables/test_verdicts.py::test_settings_that_a_search_chose_decide_whether_a_cell_is_comparable",),
     ),
     Mutation(

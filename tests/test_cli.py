@@ -104,11 +104,47 @@ def test_what_a_stream_cannot_encode_is_printed_as_an_escape(encoding: str) -> N
     assert b"udcff" in done.stdout
 
 
-@pytest.mark.parametrize("lines", [1, 100_000], ids=["in the buffer", "beyond the buffer"])
-def test_a_command_whose_output_is_no_longer_read_ends_without_a_word(lines: int) -> None:
-    code = f"import sys\nfrom bench import cli\nsys.exit(cli.reporting_errors(lambda: print('line\\n' * {lines}) or 0))"
+UNREAD = """
+import sys
+from bench import cli
+from bench.errors import InputError
+
+def main():
+    print("line\\n" * {lines})
+    {then}
+    return 0
+
+sys.exit(cli.reporting_errors(main))
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "then", "status", "says"),
+    [
+        (1, "", 141, b""),
+        (100_000, "", 141, b""),  # more than a buffer holds
+        (1, "sys.exit(0)", 0, b""),  # as --help ends
+        (1, "raise InputError('bad')", 2, b"error: bad\n"),
+        (1, "raise BrokenPipeError('of a worker')", 141, b""),
+    ],
+)
+def test_a_command_whose_output_is_no_longer_read_says_nothing_of_that(
+    lines: int, then: str, status: int, says: bytes
+) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    code = UNREAD.format(lines=lines, then=then)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, env=environment, check=False
+    )
     os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")
+    assert (done.returncode, done.stderr) == (status, says)
+
+
+def test_a_broken_pipe_elsewhere_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise BrokenPipeError("of a worker")
+
+    assert cli.reporting_errors(main) == 1
+    assert "of a worker" in capfd.readouterr().err

@@ -173,7 +173,7 @@ def forest(source: Source) -> Chart:
     squares = sum(point["conditional"] for point in points)
     warning = (
         f"{squares} of {len(points)} are squares: conditional intervals, without the luck of a stage or of a search's "
-        "choice that seeds of one of the two rows share."
+        "choice that seeds of one of the two rows share (or stages.jsonl does not say whether they do)."
         if squares
         else ""
     )
@@ -259,7 +259,7 @@ def cost(source: Source) -> Chart:
 
 
 def _mark_front(points: Sequence[Point], metric: str) -> None:
-    """Mark the points than which none is as cheap and as good and in one of the two better.
+    """Mark the points that no other dominates: none is as cheap, as good, and in one better.
 
     Example: of (1 h, 90 %), (2 h, 92 %), (3 h, 91 %) the last costs more than the second and is worse, so the front is
     the first two. Rows that lack seeds cost less for that reason alone, and do not count.

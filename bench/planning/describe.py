@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from bench.errors import InputError
 from bench.planning.cost import TABLE_WIDTH, Rates, describe_cost, finished_rates
-from bench.planning.plan import Plan
+from bench.planning.plan import Plan, searched
 from bench.specs import PRETRAINED, PublicWeights, Stage
 from bench.store.states import StageState
 from bench.store.store import Store
@@ -51,6 +51,7 @@ def describe_plan(plan: Plan, store: Store | None = None, measured: Rates | None
     lines = [
         f"grid {grid.name}: {size}{selected}",
         f"pre-training seeds: {grid.pretraining_seeds}",
+        *([f"search seeds: {grid.search_seeds}"] if any(map(searched, plan.cells)) else []),
         *(f"  {line}" for line in _words(plan)),
         "",
         *_sharing(plan),

@@ -43,13 +43,13 @@ class Grid(Spec):
     """What `grid.…` sets: the axes of the product, and execution.
 
     A row is `recipe` or `name/recipe`. `pretraining_seeds` 'shared' gives every unlabelled stage `base_seed`, so it
-    runs once per task (the papers' protocol); 'per_seed' gives it the cell's seed. `search_seeds` does so with the
-    candidates of a search: 'shared' chooses settings once for all seeds, 'per_seed' anew with each. `threads` is fixed
-    per worker, as on a CPU it decides the bits; `checkpoint_steps` bounds what an interruption can cost. `cuda_graphs`
-    lets a GPU record steps and repeat them as a whole, which is faster and changes no bit. `publish_predictions` puts
-    each cell's test logits beside the records, in that precision, with the predicted classes and losses as they were
-    before rounding. `plugins` are modules and files outside the suite that rows, lines and stages need
-    (`bench.planning.plugins`).
+    runs once per task (the papers' protocol); 'per_seed' gives it the cell's seed. `search_seeds` 'shared' trains the
+    candidates of a search with `base_seed`, so one choice is made for all seeds; 'per_seed' makes one with each.
+    `threads` is fixed per worker, as on a CPU it decides the bits; `checkpoint_steps` bounds what an interruption can
+    cost. `cuda_graphs` lets a GPU record steps and repeat them as a whole, which is faster and changes no bit.
+    `publish_predictions` puts each cell's test logits beside the records, in that precision, with the predicted classes
+    and losses as they were before rounding. `plugins` are modules and files outside the suite that rows, lines and
+    stages need (`bench.planning.plugins`).
     """
 
     plugins: tuple[str, ...] = ()

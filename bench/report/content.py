@@ -179,7 +179,7 @@ def _verdict(of_row: list[ShownDifference]) -> str:
     better, worse = any(merit > 0 for merit in merits), any(merit < 0 for merit in merits)
     if not of_row:
         return not_compared
-    if not any(difference.merit for difference in of_row):
+    if not any(difference.merit or difference.low is not None for difference in of_row):  # and no spread
         return equal
     if better and worse:
         return mixed

@@ -107,7 +107,7 @@ def _lines(options: argparse.Namespace, bfloat16: bool) -> Iterator[tuple[str, A
     for glob in options.only:
         if not fnmatch.filter(works, glob):
             raise InputError(f"--only '{glob}' matches no line; a line is stage/network.{nearest(glob, works)}")
-    # As gin/fast.gin does, which is for GPUs: on a CPU, compiled blocks were measured to be slower.
+    # As gin/fast.gin does, which is for GPUs: on a CPU, compiled blocks were no faster.
     compile = bfloat16 and options.device != "cpu" if options.compile is None else options.compile
     rounds, seconds = (1, 0.01) if options.quick else (options.rounds, options.seconds)
     for name, work in works.items():

@@ -95,7 +95,10 @@ def verdicts(facts: Mapping[str, Any], lines: Mapping[str, Line]) -> Iterator[di
                 measured, verdict = "-", f"not measured here: {reason}"
             else:
                 met = value <= target.bound if target.quantity in SMALL_IS_GOOD else value >= target.bound
-                measured, verdict = _shown(target, value), "met" if met else "missed"
+                verdict = "met" if met else "missed"
+                # 1.147 is not shown as the 1.15 that it missed.
+                rounded = not met and _shown(target, value) == _shown(target, target.bound)
+                measured = f"{value:.4g}" if rounded else _shown(target, value)
             yield {"name": name, "required": _required(target), "measured": measured, "verdict": verdict}
 
 

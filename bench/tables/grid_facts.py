@@ -250,7 +250,8 @@ def _search(plan: Plan) -> list[str]:
         then = "with each seed the best was trained on all training data and tested once, so ± holds the choice's luck"
     else:
         how = f"each trained once with seed {plan.grid.base_seed} and {judged}"
-        then = "the best was trained on all training data with every seed and tested once"
+        trained = "the best was trained on all training data with every seed and tested once"
+        then = f"{trained}: ± does not hold that choice's luck"
     return [f"Search: {count} configurations for every row and task, {how}; {then}."]
 
 

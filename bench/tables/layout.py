@@ -80,13 +80,13 @@ def lineage(record: Record, stages: Mapping[str, Record]) -> list[Record]:
     further_pretrain and the fine-tuning with the chosen rate.
     """
     there = {stage["key"]: stage for stage in behind(record, stages)}
-    if not any(stage.get("search") for stage in there.values()):
+    if not any(stage.get("search") is not None for stage in there.values()):
         return list(there.values())
     ordered: dict[str, Record] = {}
 
     def visit(key: str) -> None:
         stage = there[key]
-        spec = stage["spec"]["finals"][stage["search"]["chosen"]] if stage.get("search") else stage["spec"]
+        spec = stage["spec"]["finals"][stage["search"]["chosen"]] if stage.get("search") is not None else stage["spec"]
         for parent in _parents(spec):
             visit(parent)
         ordered[key] = {**stage, "spec": spec}

@@ -284,6 +284,10 @@ def _stage_of(line: Any) -> Record:
     """Return the JSON data of a stage's line. Refuses another shape."""
     shaped(line, StageLine)
     _check_seconds("seconds", line["seconds"])
+    if line.get("search") is not None:
+        finals = line["spec"].get("finals", ())
+        if not 0 <= line["search"]["chosen"] < len(finals):
+            raise ValueError(f"its search chose {line['search']['chosen']} of {len(finals)} settings")
     stage: Record = line
     return stage
 

@@ -226,6 +226,16 @@ def test_a_duration_that_is_none_is_refused_by_line(file: str, seconds: str, wor
         read_file(path)
 
 
+@pytest.mark.parametrize("search", ['{"chosen": 1}', '{"chosen": -1}', "{}", "3"])
+def test_a_search_that_chose_what_is_not_there_is_refused_by_line(search: str, workspace: Workspace) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    path = workspace.results / "tiny" / "records.jsonl"
+    damaged = path.with_name("stages.jsonl")
+    damaged.write_text(damaged.read_text().replace('"seconds"', f'"search": {search}, "seconds"', 1))
+    with pytest.raises(InputError, match=r"stages\.jsonl:1: "):
+        read_file(path)
+
+
 @pytest.mark.parametrize("file", ["records", "stages"])
 def test_half_a_character_is_damage(file: str, workspace: Workspace) -> None:
     workspace.collate(workspace.store("whole", range(8)))

@@ -73,11 +73,16 @@ def trained(folder: Path, data: Path, stops: list[int]) -> tuple[Store, Stage]:
 
 def test_interruptions_change_no_line_of_a_curve(prepared: Path, tmp_path: Path) -> None:
     curves: list[Any] = []
+    ends: list[tuple[float, float]] = []
     for name, stops in (("whole", []), ("interrupted", [10, 20])):
         store, stage = trained(tmp_path / name, prepared, stops)
         curves.append(read_curve(store.folder(stage)))
+        record = store.record(stage)
+        assert record is not None
+        ends.append((record["measured"]["first_loss"], record["measured"]["last_loss"]))
         assert len(store.attempts(stage)) == len(stops) + 1
     assert curves[0] == curves[1]
+    assert ends[0] == ends[1] == (curves[0][0]["loss"], curves[0][-1]["loss"])
     assert [point["step"] for point in curves[0]] == [10, 20, 30, 40]
     assert curves[0][0]["lr"] > curves[0][-1]["lr"] > 0
 
