@@ -126,8 +126,8 @@ UNANSWERED = {
 }
 NOISE = "the authors' noise is too small to change what this network says; the study takes more"
 SHORT = (
-    "too few steps from a backbone that knows too little: what differs here may be how soon rows learn, and nothing is "
-    "said about networks trained to the end"
+    "few steps, and rare classes: what differs here may be how soon rows learn, and nothing is said about networks "
+    "trained to the end"
 )
 UNLEARNED = "{} on {} has a balanced accuracy less than halfway between chance and all right"
 EXPLAINED = {
@@ -135,6 +135,7 @@ EXPLAINED = {
     ("small_text", UNLEARNED.format("finetune", "acl_arc")): SHORT,
     ("small_text", UNLEARNED.format("finetune", "scierc")): SHORT,
     ("small_image", UNLEARNED.format("finetune", "flower")): SHORT,
+    ("small_image", UNLEARNED.format("finetune", "chest_xray")): SHORT,
     ("small_text", "R3F did nothing in r3f on acl_arc"): NOISE,
     ("small_text", "R3F did nothing in r3f on scierc"): NOISE,
 }
