@@ -956,7 +956,7 @@ MUTATIONS = (
     Mutation(
         "any number of rounds is comparable with the paper's one",
         "bench/tables/verdicts.py",
-        '"self_distillation.rounds", rounds(behind)',
+        '"self_distillation.rounds", rounds(trained)',
         '"self_distillation.rounds", 1',
         (f"{VERDICTS}::test_rounds_and_the_weight_of_the_loss_decide_too",),
     ),
