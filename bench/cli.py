@@ -137,22 +137,22 @@ def reporting_errors(main: Callable[[], int]) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         status = main()
-        return status if _output_is_read() else 128 + signal.SIGPIPE
+        return status if _flush_output() else 128 + signal.SIGPIPE
     except SystemExit:  # of --help
-        _output_is_read()
+        _flush_output()
         raise
     except InputError as error:
-        _output_is_read()
+        _flush_output()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (OSError, RunStopped) as error:  # a disk that is full, gone or read-only; workers that cannot start
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
-            _output_is_read()
+            _flush_output()
             return 128 + signal.SIGPIPE
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        _output_is_read()
+        _flush_output()
         print("interrupted", file=sys.stderr)
         return 130
 
@@ -164,8 +164,8 @@ def _reader_has_gone() -> bool:
     return any(event & select.POLLERR for _, event in output.poll(0))
 
 
-def _output_is_read() -> bool:
-    """Write what is left of the output; tell whether anybody reads it. What nobody reads goes nowhere."""
+def _flush_output() -> bool:
+    """Write what is left of the output, and return whether anybody reads it; what nobody reads is dropped."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
