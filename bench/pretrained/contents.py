@@ -7,15 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from bench.errors import InputError
 from bench.interfaces.model import Inputs, Resampling
 from bench.specs.families import FAMILIES
 
-Network = Literal["bert", "roberta"]
-
-NETWORKS: dict[str, Network] = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
+NETWORKS = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "camembert": "roberta"}
 """`model_type` of a text checkpoint -> the network that it is here."""
 
 
@@ -84,6 +83,20 @@ def parse_configuration(folder: Path, kind: Any, raw: dict[str, Any]) -> Any:
             return kind.from_dict(raw)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise InputError(f"{folder / 'config.json'} is no configuration of a {raw['model_type']}: {error}") from error
+
+
+def load_network(
+    network_class: Any, config: Any, state: dict[str, Tensor], **options: Any
+) -> tuple[Any, Mapping[str, Any]]:
+    """Build transformers' network with these tensors, in float32 and eval mode.
+
+    Returns what the library says of the loading, too.
+    """
+    with quiet_transformers():
+        network, loading = network_class.from_pretrained(
+            None, config=config, state_dict=state, output_loading_info=True, dtype=torch.float32, **options
+        )
+    return network.eval(), loading
 
 
 @contextmanager

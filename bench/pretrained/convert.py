@@ -17,14 +17,22 @@ from bench.errors import InputError
 from bench.interfaces.model import Inputs, Model
 from bench.models.build import build
 from bench.models.weights import load_weights
-from bench.pretrained.bert import masked_language_model
 from bench.pretrained.checkpoints import TOKENIZER, WEIGHTS, architecture_of
 from bench.pretrained.contents import IMAGE_FAMILIES, LEGAL, NETWORKS, CheckpointContents
 from bench.pretrained.files import read_json_object, read_weights
-from bench.pretrained.transformers_text import transformers_encoder
+from bench.pretrained.transformers_text import text_encoder
 from bench.pretrained.vit import image_encoder, masked_auto_encoder, timm_encoder
 from bench.specs.architectures import LanguageModel, MaskedAutoEncoder
 from bench.specs.families import FAMILIES
+
+Reader = Callable[[Path, dict[str, Any], dict[str, Tensor]], CheckpointContents]
+
+READERS: dict[str, Reader] = {
+    "vit_mae": masked_auto_encoder,
+    **dict.fromkeys(IMAGE_FAMILIES, image_encoder),
+    **dict.fromkeys((*NETWORKS, *FAMILIES), text_encoder),
+}
+"""What reads a checkpoint of transformers, by the `model_type` of config.json."""
 
 
 def convert(name: str, folder: Path, target: Path, weights_checksum: str | None) -> tuple[CheckpointContents, str]:
@@ -61,18 +69,10 @@ def convert(name: str, folder: Path, target: Path, weights_checksum: str | None)
     return contents, checksum
 
 
-def _reader(
-    folder: Path, config: dict[str, Any]
-) -> Callable[[Path, dict[str, Any], dict[str, Tensor]], CheckpointContents]:
+def _reader(folder: Path, config: dict[str, Any]) -> Reader:
     kind = config.get("model_type")
-    if kind == "vit_mae":
-        return masked_auto_encoder
-    if kind in IMAGE_FAMILIES:
-        return image_encoder
-    if kind in NETWORKS:
-        return masked_language_model
-    if kind in FAMILIES:
-        return transformers_encoder
+    if kind in READERS:
+        return READERS[kind]
     if kind is None and str(config.get("architecture", "")).startswith(("vit_", "deit")):
         return timm_encoder
     name = kind or config.get("architecture")

@@ -1,54 +1,104 @@
-"""Text encoders that transformers computes, under this suite's names, with their tokenizers."""
+"""Text encoders of transformers under this suite's names, with their tokenizers.
+
+Those of BERT and RoBERTa are computed by the suite's own network, all others by transformers itself.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from bench.errors import InputError
 from bench.models.transformers_text import feature_tokens
-from bench.pretrained.bert import (
-    ignored_tensors,
+from bench.pretrained.contents import (
+    NETWORKS,
+    CheckpointContents,
     load_network,
-    loaded_parts,
-    read_tokenizer,
-    special_tokens,
-    tied,
-    token_fields,
+    parse_configuration,
+    require_settings,
 )
-from bench.pretrained.contents import CheckpointContents, parse_configuration, require_settings
+from bench.pretrained.tokenizer import read_tokenizer, special_tokens, token_fields
 from bench.specs.architectures import TransformersEncoder
-from bench.specs.families import FAMILIES, Family
+from bench.specs.families import DROPOUTS_OF_BERT, FAMILIES, SIZES_OF_BERT, Family
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+BERT = Family(
+    language_model="BertForMaskedLM",
+    fields=SIZES_OF_BERT,
+    dropouts=DROPOUTS_OF_BERT,
+    settings=(),
+    decoder=("cls",),
+    projection="cls.predictions.decoder",
+    projection_bias="cls.predictions.bias",
+    words="embeddings.word_embeddings",
+    blocks="encoder.layer",
+    required={
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+    },
+)
+ROBERTA = replace(
+    BERT,
+    language_model="RobertaForMaskedLM",
+    decoder=("lm_head",),
+    projection="lm_head.decoder",
+    projection_bias="lm_head.bias",
+    special={"pad_token": "<pad>", "mask_token": "<mask>"},
+)
+OWN = {
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "xlm-roberta": replace(ROBERTA, language_model="XLMRobertaForMaskedLM"),
+    "camembert": replace(ROBERTA, language_model="CamembertForMaskedLM"),
+}
+"""The networks that the suite computes itself, by the `model_type` of config.json."""
 
-def transformers_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
-    """Read a text encoder of one of the `FAMILIES`, with or without its decoder.
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids", "attn.masked_bias")
+"""Endings of the names of tensors that older versions of transformers saved and that are no parameters."""
+
+
+def text_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -> CheckpointContents:
+    """Read a text encoder of transformers, with or without its decoder.
 
     transformers builds the network and loads the tensors; its parameters are then taken over under this suite's names.
     """
     import transformers
 
-    family = FAMILIES[raw["model_type"]]
+    kind = raw["model_type"]
+    own, family = NETWORKS.get(kind), OWN.get(kind) or FAMILIES[kind]
     require_settings(folder, raw, family.required)
     network_class = getattr(transformers, family.language_model)
     config = parse_configuration(folder, network_class.config_class, raw)
     state = tied(folder, family.projection, family.projection_bias, family.words, state)
-    network, loading = load_network(folder, network_class, config, state, family.attention)
+    config.tie_word_embeddings = True  # what `tied` has checked
+    try:
+        network, loading = load_network(network_class, config, state, attn_implementation=family.attention)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{folder}: the weights are not those that config.json describes: {error}") from error
     ignored = ignored_tensors(folder, network, loading)
-    tokenizer = read_tokenizer(folder, raw["model_type"])
+    tokenizer = read_tokenizer(folder, kind)
     tokens = token_fields(folder, config, tokenizer, family.special)
     if family.causal:
         _separate_pairs(tokenizer, special_tokens(folder, family.special)["eos_token"])
-    modules = {"encoder": network.base_model_prefix, **{f"decoder.{name}": name for name in family.decoder}}
-    tensors, fresh = loaded_parts(network, modules, loading)
+    if own == "roberta":
+        # It counts positions from behind the padding index: of 514 positions and padding 1, 512 are for tokens.
+        tokens["max_length"] = min(tokens["max_length"], config.max_position_embeddings - tokens["pad_id"] - 1)
+    decoder = {"decoder": family.decoder[0]} if own else {f"decoder.{name}": name for name in family.decoder}
+    tensors, fresh = loaded_parts(network, {"encoder": network.base_model_prefix, **decoder}, loading)
+    named = {"network": own} if own else {"family": kind, "config": _settings(family, config)}
     return CheckpointContents(
         "text",
-        {"family": raw["model_type"], **_fields(family, config), **tokens},
+        {**named, **_fields(family, config), **tokens},
         _output_first(network, tensors),
         fresh=fresh,
         ignored=ignored,
@@ -59,19 +109,91 @@ def transformers_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Ten
     )
 
 
+def ignored_tensors(folder: Path, network: Any, loading: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the tensors that no parameter takes; refuse an encoder that differs."""
+    prefix = f"{network.base_model_prefix}."
+    if absent := sorted(name for name in loading["missing_keys"] if name.startswith(prefix)):
+        raise InputError(f"{folder}: the weights lack a part of the encoder: {', '.join(absent)}.")
+    # Tensors that no parameter takes. Those of another head and of the pooler are ignored, but one of the encoder means
+    # that the configuration describes another network. Each name -> the name without the prefix.
+    unused = {name: name.removeprefix(prefix) for name in loading["unexpected_keys"]}
+    unused = {
+        name: bare for name, bare in unused.items() if not bare.endswith(BUFFERS) and not bare.startswith("pooler.")
+    }
+    modules = tuple(f"{name}." for name, _ in network.base_model.named_children())
+    if odd := sorted(name for name, bare in unused.items() if bare.startswith(modules)):
+        raise InputError(f"{folder}: the encoder has tensors that config.json does not tell of: {', '.join(odd)}.")
+    return tuple(sorted(unused))
+
+
+def loaded_parts(
+    network: Any, modules: Mapping[str, str], loading: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the loaded parameters of `modules`, and the names of missing ones.
+
+    The names are those of our parts. Tied parameters are returned once. Example, with the parts encoder and decoder of
+    a BERT, which are its modules bert and cls:
+
+        bert.embeddings.word_embeddings.weight      encoder.embeddings.word_embeddings.weight
+        cls.predictions.transform.dense.bias        decoder.predictions.transform.dense.bias
+        cls.predictions.decoder.weight              left out: it is the first one once more
+    """
+    tensors, fresh = {}, []
+    seen: set[int] = set()
+    for part, module in modules.items():
+        for name, parameter in getattr(network, module).named_parameters():
+            if id(parameter) in seen:
+                continue  # the projection, tied to the embeddings
+            seen.add(id(parameter))
+            if f"{module}.{name}" in loading["missing_keys"]:
+                fresh.append(f"{part}.{name}")
+            else:
+                tensors[f"{part}.{name}"] = parameter.detach()
+    return tensors, tuple(sorted(fresh))
+
+
+def tied(folder: Path, projection: str, bias: str | None, words: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the output projection, which must be the word embeddings.
+
+    Its bias stays: under the name `bias`, where the network has this other name for it. Refuses a projection that is
+    not tied.
+    """
+    kept = dict(state)
+    # A checkpoint may hold a tied tensor twice. Each name of the projection -> the other names of the same tensor.
+    twins = {f"{projection}.weight": [name for name in state if name.endswith(f"{words}.weight")]}
+    if bias is not None:
+        twins[f"{projection}.bias"] = [bias] if bias in state else []
+    for name, others in twins.items():
+        tensor = kept.pop(name, None)
+        if tensor is None:
+            continue
+        if not others and bias is not None and name.endswith("bias"):
+            kept[bias] = tensor
+        elif not all(torch.equal(tensor, state[other]) for other in others):
+            raise InputError(
+                f"{folder}: {name} differs from {others[0]}. Here both are one tensor, as the output projection of a "
+                "language model is tied to its word embeddings, so this head cannot be used."
+            )
+    return kept
+
+
 def _fields(family: Family, config: Any) -> dict[str, Any]:
     """Return the backbone's fields that the configuration decides."""
     fields: dict[str, Any] = {field: getattr(config, theirs) for field, theirs in family.fields.items()}
     # GPT-2 leaves the usual width of its MLP out.
     fields["mlp_width"] = fields["mlp_width"] or 4 * fields["width"]
-    settings = {name: getattr(config, name) for name in family.settings if hasattr(config, name)}
     return {
         "norm_eps": TransformersEncoder.norm_eps,  # of a family whose configuration has none
-        **fields,
         "segments": max(1, getattr(config, "type_vocab_size", 1)),
+        **fields,
         "dropout": float(getattr(config, family.dropouts[0])),
-        "config": json.dumps(settings, sort_keys=True, separators=(",", ":")),
     }
+
+
+def _settings(family: Family, config: Any) -> str:
+    """Return what else decides what the network computes, as canonical JSON."""
+    settings = {name: getattr(config, name) for name in family.settings if hasattr(config, name)}
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"))
 
 
 def _output_first(network: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bench.errors import InputError
@@ -14,8 +13,8 @@ from bench.pretrained.contents import (
     IMAGE_FAMILIES,
     LEGAL,
     CheckpointContents,
+    load_network,
     parse_configuration,
-    quiet_transformers,
     require_settings,
 )
 from bench.pretrained.files import read_json_object
@@ -74,15 +73,7 @@ def masked_auto_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tens
     unknown += [name for name, ours in targets.items() if ours.startswith("head.")]
     if unknown:
         raise InputError(f"{folder}: these tensors are of no masked auto-encoder: {', '.join(sorted(unknown))}.")
-    architecture: dict[str, Any] = {
-        "image_size": _side(folder, "image_size", config.image_size),
-        "patch_size": _side(folder, "patch_size", config.patch_size),
-        "width": config.hidden_size,
-        "depth": config.num_hidden_layers,
-        "heads": config.num_attention_heads,
-        "mlp_width": config.intermediate_size,
-        "norm_eps": config.layer_norm_eps,
-    }
+    architecture = _encoder_fields(folder, config)
     if any(ours.startswith("decoder.") for ours in targets.values()):
         architecture |= {
             "decoder_width": config.decoder_hidden_size,
@@ -98,6 +89,20 @@ def masked_auto_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tens
     tensors = from_transformers(state)
     _refuse_empty_positions(folder, tensors)
     return CheckpointContents("image", architecture, tensors)
+
+
+def _encoder_fields(folder: Path, config: Any) -> dict[str, Any]:
+    """Return the backbone's fields of an encoder of transformers."""
+    return {
+        "image_size": _side(folder, "image_size", config.image_size),
+        "patch_size": _side(folder, "patch_size", config.patch_size),
+        "width": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        # DINOv2's configuration has a ratio instead.
+        "mlp_width": getattr(config, "intermediate_size", None) or int(config.hidden_size * config.mlp_ratio),
+        "norm_eps": config.layer_norm_eps,
+    }
 
 
 def _side(folder: Path, name: str, value: Any) -> int:
@@ -134,19 +139,11 @@ def image_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) -
     _refuse_empty_positions(folder, tensors)
     processor = read_json_object(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
     pixels = _normalisation(processor.get("image_mean"), processor.get("image_std"))
-    network.eval()
     return CheckpointContents(
         "image",
         {
-            "image_size": _side(folder, "image_size", config.image_size),
-            "patch_size": _side(folder, "patch_size", config.patch_size),
-            "width": config.hidden_size,
-            "depth": config.num_hidden_layers,
-            "heads": config.num_attention_heads,
-            # DINOv2's configuration has a ratio instead.
-            "mlp_width": getattr(config, "intermediate_size", None) or int(config.hidden_size * config.mlp_ratio),
+            **_encoder_fields(folder, config),
             "decoder_depth": 0,
-            "norm_eps": config.layer_norm_eps,
             "layer_scale": getattr(config, "layerscale_value", None),
             "registers": getattr(config, "num_register_tokens", 0),
             **family.fields,
@@ -168,17 +165,14 @@ def _loaded_encoder(
     """
     without_pooler = {"add_pooling_layer": False} if hasattr(config, "pooler_act") else {}
     try:
-        with quiet_transformers():
-            network, loading = network_class.from_pretrained(
-                None,
-                config=config,
-                state_dict=dict(state),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are refused below, by name
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-                **without_pooler,
-            )
+        network, loading = load_network(
+            network_class,
+            config,
+            dict(state),
+            attn_implementation="sdpa",
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **without_pooler,
+        )
     except (RuntimeError, ValueError, TypeError, ZeroDivisionError) as error:
         raise InputError(f"{folder}: transformers cannot build what config.json describes ({error}).") from error
     prefix = f"{network.base_model_prefix}."
