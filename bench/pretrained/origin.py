@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,12 +156,7 @@ def _download(source: str, repository: str, revision: str | None) -> tuple[Path,
     """
     import huggingface_hub
 
-    def snapshot(commit: str | None, patterns: list[str], local_files_only: bool) -> tuple[Path, str]:
-        folder = huggingface_hub.snapshot_download(
-            repository, revision=commit, allow_patterns=patterns, local_files_only=local_files_only
-        )
-        return Path(folder), commit or Path(folder).name
-
+    snapshot = functools.partial(huggingface_hub.snapshot_download, repository)
     # First the hub is asked for its commit, and for a pickle only where it has no safetensors. If that fails, the cache
     # is read, which may hold either; if it holds neither, the message says how to bring a copy.
     patterns = [*DESCRIPTIONS, *SAFETENSORS]
@@ -169,12 +165,10 @@ def _download(source: str, repository: str, revision: str | None) -> tuple[Path,
         files = {file.rfilename for file in facts.siblings or ()}
         if not files & set(SAFETENSORS):
             patterns.append(PICKLE)
-        return snapshot(facts.sha, patterns, local_files_only=False)
+        local = snapshot(revision=facts.sha, allow_patterns=patterns, local_files_only=False)
     except Exception as error:  # the client passes on those of its HTTP library, which has changed between versions
         try:
-            # The cache names its folders by commit.
-            local, _ = snapshot(revision, [*patterns, PICKLE], local_files_only=True)
-            return local, local.name
+            local = snapshot(revision=revision, allow_patterns=[*patterns, PICKLE], local_files_only=True)
         except Exception:
             at = "" if revision is None else f" --revision {revision}"
             raise InputError(
@@ -182,3 +176,4 @@ def _download(source: str, repository: str, revision: str | None) -> tuple[Path,
                 f"Check the name; without internet here, run `hf download {repository}{at} --local-dir FOLDER` where "
                 "there is some, copy the folder and give it with --from FOLDER."
             ) from error
+    return Path(local), Path(local).name  # the cache names its folders by commit
