@@ -20,6 +20,15 @@ WAITING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal"}
 """Operations that bring a value to the host, or whose result has a shape that only the device knows."""
 
 
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _address(tensor: Tensor) -> int:
+    """Return where the storage of a tensor lies, which views of it share."""
+    return tensor.untyped_storage().data_ptr()
+
+
 class HostGraph:
     """Stands in for `bench.device.Graph`."""
 
@@ -78,28 +87,18 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         name = operation._schema.name.partition("::")[2]
         # `index` may choose by truth values, whose number only the device knows.
-        chooses = name.startswith("index") and any(
-            isinstance(leaf, Tensor) and leaf.dtype in (torch.bool, torch.uint8) for leaf in pytree.tree_leaves(args[1])
-        )
+        chooses = name.startswith("index") and any(t.dtype in (torch.bool, torch.uint8) for t in _tensors(args[1]))
         if name in WAITING or chooses:
             raise RuntimeError(f"{name} asks the device for a value while work is recorded")
         written = self._written(operation, args, kwargs)
         for tensor in written:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._made and storage.data_ptr() not in self._before:
-                whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage)
-                self._before[storage.data_ptr()] = whole, whole.clone()
+            address = _address(tensor)
+            if address not in self._made and address not in self._before:
+                whole = torch.empty(0, dtype=torch.uint8, device="cpu").set_(tensor.untyped_storage())
+                self._before[address] = whole, whole.clone()
         results = operation(*args, **kwargs)
-        inputs = {id(tensor) for tensor in pytree.tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
-        storages = {t.untyped_storage().data_ptr() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        fresh = [
-            tensor
-            for tensor in pytree.tree_leaves(results)
-            if isinstance(tensor, Tensor)
-            and id(tensor) not in inputs
-            and tensor.untyped_storage().data_ptr() not in storages
-        ]
-        self._made |= {tensor.untyped_storage().data_ptr() for tensor in fresh}
+        fresh = set(map(_address, _tensors(results))) - set(map(_address, _tensors((args, kwargs))))
+        self._made |= fresh
         self._kept.append((args, kwargs, results))  # as a graph's memory, none of it is used again
         if written or fresh:
             self.operations.append(lambda: self._repeat(operation, args, kwargs, results))
@@ -109,17 +108,15 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The tensors that the operation changes in place, by its schema."""
         written: list[Tensor] = []
         for position, argument in enumerate(operation._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            value = args[position] if position < len(args) else kwargs.get(argument.name)
-            written += [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written += _tensors(args[position] if position < len(args) else kwargs.get(argument.name))
         return written
 
     def _repeat(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], results: Any) -> None:
         with torch.no_grad():
             again = operation(*args, **kwargs)
-            for target, source in zip(pytree.tree_leaves(results), pytree.tree_leaves(again), strict=True):
-                if isinstance(target, Tensor) and target.data_ptr() != source.data_ptr():
+            for target, source in zip(_tensors(results), _tensors(again), strict=True):
+                if target.data_ptr() != source.data_ptr():
                     target.detach().copy_(source)
 
     def undo(self) -> None:
