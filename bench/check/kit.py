@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Callable, Sequence
@@ -78,8 +79,6 @@ class Kit:
     recorded: dict[str, tuple[int, str]] = field(default_factory=dict)
     losses: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
     """Key of a stage and number of micro-batches -> the losses of its first step."""
-    all_keys: tuple[Keys, Keys] | None = None
-    """Those of this process and of another one."""
 
     @property
     def grid(self) -> Expansion:
@@ -89,10 +88,13 @@ class Kit:
 
     def keys(self, recipe: str) -> tuple[dict[str, str], dict[str, str]]:
         """Return a recipe's keys by task, as this process and another one compute them."""
-        if self.all_keys is None:
-            here = keys(self.recipes, self.root / "keys", self.bound)
-            self.all_keys = here, keys_elsewhere(self.recipes, self.root / "elsewhere", self.bound)
-        return self.all_keys[0][recipe], self.all_keys[1][recipe]
+        here, elsewhere = self._all_keys
+        return here[recipe], elsewhere[recipe]
+
+    @functools.cached_property
+    def _all_keys(self) -> tuple[Keys, Keys]:
+        here = keys(self.recipes, self.root / "keys", self.bound)
+        return here, keys_elsewhere(self.recipes, self.root / "elsewhere", self.bound)
 
     def plan(self, recipe: str, task: str) -> Stage:
         """Plan the last stage of a recipe."""

@@ -38,13 +38,10 @@ class Watch:
         self.states: list[State] = []
         self.teachers: list[Model] = []
         self._seed: int | None = None
-        for name in self.SEEDING:
-            original = getattr(torch.random, name)
-            for module in (torch, torch.random):
-                if hasattr(module, name):
-                    patches.set(module, name, self._noting(name, original))
-        for module, name in ((random, "seed"), (np.random, "seed")):
-            patches.set(module, name, self._noting(name, getattr(module, name)))
+        places = [(module, name) for name in self.SEEDING for module in (torch, torch.random)]
+        for module, name in [*places, (random, "seed"), (np.random, "seed")]:
+            if hasattr(module, name):
+                patches.set(module, name, self._noting(name, getattr(module, name)))
         for module in (loop, networks):
             patches.set(module, "seed", self._seed_for_loop)
         self._watch_begin(stage, patches)
