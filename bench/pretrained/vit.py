@@ -20,7 +20,8 @@ from bench.pretrained.contents import (
 from bench.pretrained.files import read_json_object
 from bench.pretrained.origin import PREPROCESSOR
 from bench.pretrained.vit_mae_names import from_transformers, target_of
-from bench.specs.architectures import IMAGENET_MEAN, IMAGENET_STD
+from bench.specs.architectures import IMAGENET_MEAN, IMAGENET_STD, SIZES
+from bench.specs.families import SIZES_OF_BERT
 
 TIMM_ARGUMENTS = {
     "img_size",
@@ -76,10 +77,7 @@ def masked_auto_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tens
     architecture = _encoder_fields(folder, config)
     if any(ours.startswith("decoder.") for ours in targets.values()):
         architecture |= {
-            "decoder_width": config.decoder_hidden_size,
-            "decoder_depth": config.decoder_num_hidden_layers,
-            "decoder_heads": config.decoder_num_attention_heads,
-            "decoder_mlp_width": config.decoder_intermediate_size,
+            **{f"decoder_{size}": getattr(config, f"decoder_{SIZES_OF_BERT[size]}") for size in SIZES},
             "decoder_norm_eps": config.layer_norm_eps,
             "mask_ratio": config.mask_ratio,
             "norm_pix_loss": config.norm_pix_loss,

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from bench import device as devices
 from bench.models.image import sincos_positions
 from bench.specs import Execution
-from bench.specs.architectures import MaskedLanguageModel
+from bench.specs.architectures import SIZES, MaskedLanguageModel
+from bench.specs.families import SIZES_OF_BERT
 from bench.speed import synthetic
 from bench.speed.pace import Enough, Pace
 from bench.speed.synthetic import Tensors
@@ -38,27 +39,24 @@ NETWORKS: dict[tuple[str, bool], Any] = {
     ("roberta", False): transformers.RobertaForMaskedLM,
 }
 """The classes of transformers, by encoder and whether they learn from labels."""
-SIZES = {"hidden_size": "width", "num_hidden_layers": "depth", "num_attention_heads": "heads"}
-SIZES |= {"intermediate_size": "mlp_width"}
-"""The sizes of an encoder by transformers' names and ours; those of a decoder begin with `decoder_` in both."""
 
 
 def network(work: Work, attention: Attention) -> Any:
     """Build transformers' network for a kind of stage, with random weights."""
     backbone, dropout = work.backbone, work.schedule.dropout
-    settings: dict[str, Any] = {theirs: getattr(backbone, own) for theirs, own in SIZES.items()}
-    settings |= {"layer_norm_eps": backbone.norm_eps, "attn_implementation": attention, "num_labels": CLASSES}
+    fields = {ours: theirs for ours, theirs in SIZES_OF_BERT.items() if hasattr(backbone, ours)}
+    settings: dict[str, Any] = {theirs: getattr(backbone, ours) for ours, theirs in fields.items()}
+    settings |= {"attn_implementation": attention, "num_labels": CLASSES}
     if isinstance(backbone, MaskedLanguageModel):
         rate = backbone.dropout if dropout is None else dropout
         settings |= {"hidden_dropout_prob": rate, "attention_probs_dropout_prob": rate}
-        settings |= {"vocab_size": backbone.vocabulary, "type_vocab_size": backbone.segments}
         settings |= {"max_position_embeddings": backbone.positions or backbone.max_length}
         return _built(backbone.network, work.labelled, settings | {"pad_token_id": backbone.pad_id})
     settings |= {"hidden_dropout_prob": dropout or 0.0, "attention_probs_dropout_prob": 0.0}
     settings |= {"image_size": backbone.image_size, "patch_size": backbone.patch_size}
     if work.labelled:
         return _built("vit", True, settings)
-    settings |= {f"decoder_{theirs}": getattr(backbone, f"decoder_{own}") for theirs, own in SIZES.items()}
+    settings |= {f"decoder_{SIZES_OF_BERT[size]}": getattr(backbone, f"decoder_{size}") for size in SIZES}
     settings |= {"mask_ratio": backbone.mask_ratio, "norm_pix_loss": backbone.norm_pix_loss}
     model = _built("vit", False, settings)
     with torch.no_grad():  # built from a configuration, positions are zeros
