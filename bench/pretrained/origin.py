@@ -131,9 +131,7 @@ def parse(source: str) -> Origin:
 
 def fetch(source: str, origin: Origin, local_copy: Path | None) -> tuple[Path, str | None]:
     """Return the local folder to read, and the hub commit in it."""
-    if local_copy is not None or origin.path is not None:
-        local = local_copy or origin.path
-        assert local is not None
+    if local := local_copy or origin.path:
         _check_folder(local, source)
         return local, origin.revision
     assert origin.repository is not None
