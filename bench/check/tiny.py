@@ -30,18 +30,11 @@ COMMON = ("finetune", "tapt")
 Bound = Mapping[str, Any]
 """'scope/configurable.setting' -> value."""
 
+WIDTHS = {"width": 16, "heads": 2, "mlp_width": 32}
 SIZES: dict[str, dict[str, int]] = {
-    "photos_mae": {
-        "width": 16,
-        "depth": 1,
-        "heads": 2,
-        "mlp_width": 32,
-        "decoder_width": 16,
-        "decoder_heads": 2,
-        "decoder_mlp_width": 32,
-    },
+    "photos_mae": {**WIDTHS, "depth": 1, **{f"decoder_{size}": value for size, value in WIDTHS.items()}},
     # Padded to one length, so that shapes repeat within few steps.
-    "docs_mlm": {"width": 16, "depth": 1, "heads": 2, "mlp_width": 32, "pad_to_multiple_of": 48},
+    "docs_mlm": {**WIDTHS, "depth": 1, "pad_to_multiple_of": 48},
 }
 
 
