@@ -116,8 +116,7 @@ class Reference:
     def features(self, model: Any, batch: Tensors) -> Tensor:
         """Return the first token (B, D) behind the last norm, nothing masked."""
         if self.work.modality == "text":
-            encoder = model.bert if hasattr(model, "bert") else model.roberta
-            hidden: Tensor = encoder(**batch).last_hidden_state
+            hidden: Tensor = model.base_model(**batch).last_hidden_state
             return hidden[:, 0]
         config = model.config
         config.mask_ratio, ratio = 0.0, config.mask_ratio
