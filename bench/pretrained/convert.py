@@ -56,11 +56,8 @@ def convert(name: str, folder: Path, target: Path, weights_checksum: str | None)
         model = build(backbone, decoder=backbone.has_decoder)
         _check_fit(folder, model, contents)
         path = target / WEIGHTS
-        path.write_bytes(
-            save(
-                {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in contents.tensors.items()}
-            )
-        )
+        tensors = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in contents.tensors.items()}
+        path.write_bytes(save(tensors))
         parts = ["encoder"] if model.decoder is None else ["encoder", "decoder"]
         load_weights(model, path, parts, absent=contents.fresh)
         _try(folder, backbone, model.eval(), contents)

@@ -53,13 +53,7 @@ def prepare_checkpoint(
 
 
 def _convert(
-    name: str,
-    source: str,
-    origin: Origin,
-    local: Path,
-    root: Path,
-    weights_checksum: str | None,
-    again: bool,
+    name: str, source: str, origin: Origin, local: Path, root: Path, weights_checksum: str | None, again: bool
 ) -> Prepared:
     """Convert into a temporary folder, then move it into place.
 

@@ -98,8 +98,8 @@ def token_fields(folder: Path, config: Any, tokenizer: Tokenizer, default: Mappi
     tokens, masks = special_tokens(folder, default), "mask_token" in default
     ids = {role: tokenizer.token_to_id(token) for role, token in tokens.items()}
     pad, mask = ids["pad_token"], ids["mask_token"] if masks else None
-    if pad is None or (masks and mask is None):
-        lacking = [repr(tokens[role]) for role in ("pad_token", "mask_token")[: 1 + masks] if ids[role] is None]
+    needed = ("pad_token", "mask_token") if masks else ("pad_token",)
+    if lacking := [repr(tokens[role]) for role in needed if ids[role] is None]:
         raise InputError(f"{folder}: the tokenizer lacks the special token {' and '.join(lacking)}.")
     if config.pad_token_id not in (None, pad):
         raise InputError(f"{folder}: padding is {config.pad_token_id} in config.json and {pad} in the tokenizer.")
