@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.errors import InputError
 from bench.models.transformers_text import feature_tokens
@@ -93,8 +93,8 @@ def text_encoder(folder: Path, raw: dict[str, Any], state: dict[str, Tensor]) ->
     if own == "roberta":
         # It counts positions from behind the padding index: of 514 positions and padding 1, 512 are for tokens.
         tokens["max_length"] = min(tokens["max_length"], config.max_position_embeddings - tokens["pad_id"] - 1)
-    decoder = {"decoder": family.decoder[0]} if own else {f"decoder.{name}": name for name in family.decoder}
-    tensors, fresh = loaded_parts(network, {"encoder": network.base_model_prefix, **decoder}, loading)
+    decoder = {name: "decoder" if own else f"decoder.{name}" for name in family.decoder}
+    tensors, fresh = loaded_parts(network, {network.base_model_prefix: "encoder", **decoder}, loading)
     named = {"network": own} if own else {"family": kind, "config": _settings(family, config)}
     return CheckpointContents(
         "text",
@@ -116,39 +116,34 @@ def ignored_tensors(folder: Path, network: Any, loading: Mapping[str, Any]) -> t
         raise InputError(f"{folder}: the weights lack a part of the encoder: {', '.join(absent)}.")
     # Tensors that no parameter takes. Those of another head and of the pooler are ignored, but one of the encoder means
     # that the configuration describes another network. Each name -> the name without the prefix.
-    unused = {name: name.removeprefix(prefix) for name in loading["unexpected_keys"]}
-    unused = {
-        name: bare for name, bare in unused.items() if not bare.endswith(BUFFERS) and not bare.startswith("pooler.")
-    }
+    bare = {name: name.removeprefix(prefix) for name in sorted(loading["unexpected_keys"])}
+    unused = [name for name in bare if not bare[name].endswith(BUFFERS) and not bare[name].startswith("pooler.")]
     modules = tuple(f"{name}." for name, _ in network.base_model.named_children())
-    if odd := sorted(name for name, bare in unused.items() if bare.startswith(modules)):
+    if odd := [name for name in unused if bare[name].startswith(modules)]:
         raise InputError(f"{folder}: the encoder has tensors that config.json does not tell of: {', '.join(odd)}.")
-    return tuple(sorted(unused))
+    return tuple(unused)
 
 
 def loaded_parts(
-    network: Any, modules: Mapping[str, str], loading: Mapping[str, Any]
+    network: Any, parts: Mapping[str, str], loading: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return the loaded parameters of `modules`, and the names of missing ones.
+    """Return the loaded parameters of some modules, and the names of missing ones.
 
-    The names are those of our parts. Tied parameters are returned once. Example, with the parts encoder and decoder of
-    a BERT, which are its modules bert and cls:
+    `parts` gives our name of each module. Tied parameters are returned once. Example, with the modules bert and cls of
+    a BERT, which are our encoder and decoder:
 
         bert.embeddings.word_embeddings.weight      encoder.embeddings.word_embeddings.weight
         cls.predictions.transform.dense.bias        decoder.predictions.transform.dense.bias
         cls.predictions.decoder.weight              left out: it is the first one once more
     """
     tensors, fresh = {}, []
-    seen: set[int] = set()
-    for part, module in modules.items():
-        for name, parameter in getattr(network, module).named_parameters():
-            if id(parameter) in seen:
-                continue  # the projection, tied to the embeddings
-            seen.add(id(parameter))
-            if f"{module}.{name}" in loading["missing_keys"]:
-                fresh.append(f"{part}.{name}")
-            else:
-                tensors[f"{part}.{name}"] = parameter.detach()
+    # In the order of `parts`: the projection, tied to the embeddings, is not named again after them.
+    for name, parameter in nn.ModuleDict({module: getattr(network, module) for module in parts}).named_parameters():
+        module, _, rest = name.partition(".")
+        if name in loading["missing_keys"]:
+            fresh.append(f"{parts[module]}.{rest}")
+        else:
+            tensors[f"{parts[module]}.{rest}"] = parameter.detach()
     return tensors, tuple(sorted(fresh))
 
 
