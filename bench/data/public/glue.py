@@ -27,14 +27,15 @@ def _source(
 ) -> Source:
     """Declare one task of GLUE.
 
-    `splits` are its numbers of examples, `text` and `pair` the columns of its sentences.
+    `splits` are its numbers of examples, `text` and `pair` the columns of its sentences. F1 judges a task with a
+    positive class.
     """
     return Source(
         task=Task(
             name=name,
             modality="text",
             backbone="roberta_base",
-            metric=metric,
+            metric=metric if positive_class is None else "binary_f1",
             positive_class=positive_class,
             source=HUB,
             configuration=name,
@@ -49,22 +50,8 @@ def _source(
 GLUE = (
     _source("cola", {"train": 8_551, "test": 1_043}, "sentence", metric="mcc"),
     _source("sst2", {"train": 67_349, "test": 872}, "sentence"),
-    _source(
-        "mrpc",
-        {"train": 3_668, "test": 408},
-        "sentence1",
-        "sentence2",
-        metric="binary_f1",
-        positive_class="equivalent",
-    ),
-    _source(
-        "qqp",
-        {"train": 363_846, "test": 40_430},
-        "question1",
-        "question2",
-        metric="binary_f1",
-        positive_class="duplicate",
-    ),
+    _source("mrpc", {"train": 3_668, "test": 408}, "sentence1", "sentence2", positive_class="equivalent"),
+    _source("qqp", {"train": 363_846, "test": 40_430}, "question1", "question2", positive_class="duplicate"),
     _source("mnli", {"train": 392_702, "test": 9_815, "mismatched": 9_832}, "premise", "hypothesis", classes=3),
     _source("qnli", {"train": 104_743, "test": 5_463}, "question", "sentence"),
     _source("rte", {"train": 2_490, "test": 277}, "sentence1", "sentence2"),
