@@ -15,12 +15,11 @@ from bench.data.public.readers import Listed, class_lines, label_named, listed_i
 def read(members: Members) -> Content:
     """Read `variants.txt` and `images_variant_{train,val,test}.txt` with lines `<image> <variant>`."""
     class_names = class_lines(members, "variants.txt")
-    label_of = {name: label for label, name in enumerate(class_names)}
 
     def listed(split: str) -> Iterator[Listed]:
         for where, line in text_lines(members, f"images_variant_{split}.txt"):
             image, _, variant = line.partition(" ")
-            yield Listed(where, f"images/{image}.jpg", label_named(variant, label_of, where))
+            yield Listed(where, f"images/{image}.jpg", label_named(variant, class_names, where))
 
     splits = {"train": listed("train"), "validation": listed("val"), "test": listed("test")}
     return listed_images(members, class_names, splits)

@@ -15,11 +15,10 @@ CLASSES = ("NORMAL", "PNEUMONIA")
 
 def read(members: Members) -> Content:
     """Read the folders `{train,test}/{NORMAL,PNEUMONIA}/`; rows stand in the order of their paths."""
-    label_of = {name: label for label, name in enumerate(CLASSES)}
     splits: dict[str, list[Listed]] = {"train": [], "test": []}
     for member in sorted(members):
         split, name, _ = member.split("/")
-        splits[split].append(Listed(member, member, label_named(name, label_of, member)))
+        splits[split].append(Listed(member, member, label_named(name, CLASSES, member)))
     return listed_images(members, CLASSES, splits)
 
 

@@ -16,7 +16,7 @@ def read(members: Members) -> Content:
     `3 002.Auklet/c.jpg`, `3 2` and `3 1` with `2 002.Auklet` of `classes.txt` make one training image of class 1.
     """
     classes = _table(members, "classes.txt")
-    label_of = {identity: label for label, identity in enumerate(classes)}
+    identities = list(classes)
     image_class = _table(members, "image_class_labels.txt")
     is_training = _table(members, "train_test_split.txt")
     splits: dict[str, list[Listed]] = {"train": [], "test": []}
@@ -28,7 +28,7 @@ def read(members: Members) -> Content:
         where_split, flag = is_training[identity]
         if flag not in ("0", "1"):
             raise InputError(f"{where_split}: {flag!r} is neither 1 (training) nor 0 (test). {FIX}")
-        label = label_named(class_identity, label_of, where_class)
+        label = label_named(class_identity, identities, where_class)
         splits["train" if flag == "1" else "test"].append(Listed(where, f"images/{path}", label))
     return listed_images(members, [name for _, name in classes.values()], splits)
 

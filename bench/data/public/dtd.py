@@ -42,10 +42,10 @@ def read_75_25(members: Members) -> Content:
 
 def _lists(members: Members) -> list[list[Listed]]:
     """Read the lists of the training, validation and test images."""
-    label_of = {name: label for label, name in enumerate(_class_names(members))}
+    class_names = _class_names(members)
     return [
         [
-            Listed(where, f"images/{line}", label_named(line.partition("/")[0], label_of, where))
+            Listed(where, f"images/{line}", label_named(line.partition("/")[0], class_names, where))
             for where, line in text_lines(members, f"labels/{split}1.txt")
         ]
         for split in ("train", "val", "test")

@@ -88,14 +88,14 @@ def class_lines(members: Members, name: str) -> list[str]:
     return names
 
 
-def label_named(name: str, label_of: Mapping[str, int], where: str) -> int:
-    """Look up the label of a class.
+def label_named(name: str, class_names: Sequence[str], where: str) -> int:
+    """Look up the label of a class, which is its position.
 
     Refuses an unknown one, with the nearest name.
     """
-    if name not in label_of:
-        raise InputError(f"{where}: there is no class {name!r}.{nearest(name, label_of)} {FIX}")
-    return label_of[name]
+    if name not in class_names:
+        raise InputError(f"{where}: there is no class {name!r}.{nearest(name, class_names)} {FIX}")
+    return class_names.index(name)
 
 
 def encoded_text(where: str, text: str) -> bytes:

@@ -21,12 +21,11 @@ def read(members: Members) -> Content:
     splits = {"train": "train.txt", "validation": "dev.txt", "test": "test.txt"}
     rows = {split: [_example(*line) for line in text_lines(members, file)] for split, file in splits.items()}
     class_names = sorted({label for split in rows.values() for _, label in split})
-    label_of = {name: label for label, name in enumerate(class_names)}
     return Content(
         modality="text",
         class_names=tuple(class_names),
         splits={
-            split: Rows([text for text, _ in examples], [label_of[label] for _, label in examples])
+            split: Rows([text for text, _ in examples], [class_names.index(label) for _, label in examples])
             for split, examples in rows.items()
         },
         sources={},

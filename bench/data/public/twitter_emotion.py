@@ -24,7 +24,7 @@ def read(members: Members) -> Content:
         if number != str(len(class_names)) or not name.strip():
             raise InputError(f"{where}: expected {len(class_names)}, a tab and a class name, not {line!r}. {FIX}")
         class_names.append(name.strip())
-    label_of = {str(label): label for label in range(len(class_names))}
+    numbers = [str(label) for label in range(len(class_names))]
     splits = {}
     for split, file in FILES.items():
         texts, labels = text_lines(members, f"{file}_text.txt"), text_lines(members, f"{file}_labels.txt")
@@ -32,7 +32,7 @@ def read(members: Members) -> Content:
             raise InputError(f"{file}_text.txt has {len(texts)} lines, {file}_labels.txt {len(labels)}. {FIX}")
         splits[split] = Rows(
             [encoded_text(where, line) for where, line in texts],
-            [label_named(line.strip(), label_of, where) for where, line in labels],
+            [label_named(line.strip(), numbers, where) for where, line in labels],
         )
     return Content(modality="text", class_names=tuple(class_names), splits=splits, sources={})
 
