@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from bench.data.content import Content
+from bench.store.provenance import cores
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+T = TypeVar("T")
 EIGHT_BITS = 257  # 65535 / 255
 
 
@@ -31,6 +37,18 @@ def of_any_size() -> Iterator[None]:
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
+
+
+def of_all_images(content: Content, look: Callable[[bytes], T]) -> list[tuple[str, int, T]]:
+    """Look at every image of a data set, in threads; return split, row and result of each."""
+    # Filters and Pillow's limit belong to the whole process, so they are set here and not in the threads.
+    with warnings.catch_warnings(), of_any_size(), ThreadPoolExecutor(cores()) as threads:
+        warnings.simplefilter("ignore")
+        return [
+            (split, i, result)
+            for split, rows in content.splits.items()
+            for i, result in enumerate(threads.map(look, rows.values))
+        ]
 
 
 def rgb(encoded: bytes) -> Image:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
 from bench.data.content import Content
-from bench.data.decode import is_sixteen_bit, of_any_size, rgb
-from bench.store.provenance import cores
+from bench.data.decode import is_sixteen_bit, of_all_images, rgb
 
 ORIENTATION = 274
 """The EXIF tag that says how a camera was held."""
@@ -36,15 +33,11 @@ def image_notes(content: Content) -> Iterator[str]:
     """
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
-    with warnings.catch_warnings(), of_any_size(), ThreadPoolExecutor(cores()) as threads:
-        warnings.simplefilter("ignore")
-        for split, rows in content.splits.items():
-            for i, traits in enumerate(threads.map(_traits, rows.values)):
-                for trait in traits:
-                    counts[trait] += 1
-                    first.setdefault(
-                        trait, f"{split}, {Path(rows.locations[i]).name if rows.locations else f'row {i}'}"
-                    )
+    for split, i, traits in of_all_images(content, _traits):
+        counts.update(traits)
+        locations = content.splits[split].locations
+        where = Path(locations[i]).name if locations else f"row {i}"
+        first = dict.fromkeys(traits, f"{split}, {where}") | first
     for trait, text in TRAITS.items():
         if counts[trait] and not (trait == "dark" and counts["bright"]):
             yield f"{counts[trait]} images {text} (first {first[trait]})"

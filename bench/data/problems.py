@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 from bench.data.content import Content, Rows
-from bench.data.decode import of_any_size, rgb
+from bench.data.decode import of_all_images, rgb
 from bench.data.task_spec import MOST_MEGAPIXELS
 from bench.data.visible import visible
 from bench.errors import InputError
 from bench.store.filetypes import recognised
-from bench.store.provenance import cores
 
 MOST_PIXELS = 20_000
 """The widest and highest image there may be, in pixels."""
@@ -148,32 +146,34 @@ def _stray_labels(content: Content) -> Iterator[str]:
 
 def empty_notes(content: Content) -> list[str]:
     """Say which classes have no examples in a split, a line for each split that lacks some."""
-    notes = []
-    for split, rows in content.splits.items():
-        present = set(rows.labels or ())
-        absent = [name for label, name in enumerate(content.class_names or ()) if label not in present]
-        if absent:
-            names = f"{', '.join(absent[:MOST_NAMED])}{' …' * (len(absent) > MOST_NAMED)}"
-            notes.append(
-                f"{split} has no examples of {len(absent)} of the classes: {names}; means over classes skip them"
-            )
-    return notes
+    return [
+        f"{split} has no examples of {len(absent)} of the classes: {', '.join(absent[:MOST_NAMED])}"
+        f"{' …' * (len(absent) > MOST_NAMED)}; means over classes skip them"
+        for split, absent in _absent(content)
+        if absent
+    ]
 
 
 def _empty_classes(content: Content, allowed: Mapping[str, frozenset[str]]) -> Iterator[str]:
+    for split, absent in _absent(content):
+        for name in absent:
+            if name not in allowed.get(split, frozenset()):
+                yield f"{split}: the class {name} has no examples"
+
+
+def _absent(content: Content) -> Iterator[tuple[str, list[str]]]:
+    """Yield each split that has labels, with the classes that have no examples there."""
     for split, rows in content.splits.items():
-        if rows.values and rows.labels is not None:
+        if rows.labels:
             present = set(rows.labels)
-            for label, name in enumerate(content.class_names or ()):
-                if label not in present and name not in allowed.get(split, frozenset()):
-                    yield f"{split}: the class {name} has no examples"
+            yield split, [name for label, name in enumerate(content.class_names or ()) if label not in present]
 
 
 def _empty_texts(content: Content) -> Iterator[str]:
     for split, rows in content.splits.items():
-        columns = [("text", rows.values)] + ([] if rows.pairs is None else [("second text", rows.pairs)])
-        for i, texts in enumerate(zip(*(column for _, column in columns), strict=True)):
-            for (what, _), text in zip(columns, texts, strict=True):
+        columns = {"text": rows.values} | ({} if rows.pairs is None else {"second text": rows.pairs})
+        for i, texts in enumerate(zip(*columns.values(), strict=True)):
+            for what, text in zip(columns, texts, strict=True):
                 if problem := _text_problem(text):
                     yield f"{_row(content, split, i)}: the {what} {problem}"
 
@@ -187,20 +187,11 @@ def _text_problem(text: bytes) -> str | None:
     return "holds nothing visible" if text.strip() else "is empty"
 
 
-def _damaged_images(content: Content, most_megapixels: float) -> list[str]:
-    messages = []
-
-    def problem_of(encoded: bytes) -> str | None:
-        return _image_problem(encoded, most_megapixels)
-
-    # Filters and Pillow's limit belong to the whole process, so they are set here and not in the threads.
-    with warnings.catch_warnings(), of_any_size(), ThreadPoolExecutor(cores()) as threads:
-        warnings.simplefilter("ignore")
-        for split, rows in content.splits.items():
-            for i, problem in enumerate(threads.map(problem_of, rows.values)):
-                if problem is not None:
-                    messages.append(f"{_row(content, split, i)}: the image {problem}")
-    return messages
+def _damaged_images(content: Content, most_megapixels: float) -> Iterator[str]:
+    problem_of = functools.partial(_image_problem, most_megapixels=most_megapixels)
+    for split, i, problem in of_all_images(content, problem_of):
+        if problem is not None:
+            yield f"{_row(content, split, i)}: the image {problem}"
 
 
 def _image_problem(encoded: bytes, most_megapixels: float) -> str | None:
