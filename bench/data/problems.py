@@ -8,7 +8,6 @@ from io import BytesIO
 
 from bench.data.content import Content, Rows
 from bench.data.decode import of_all_images, rgb
-from bench.data.task_spec import MOST_MEGAPIXELS
 from bench.data.visible import visible
 from bench.errors import InputError
 from bench.store.filetypes import recognised
@@ -22,11 +21,7 @@ MOST_NAMED = 10
 Example = tuple[bytes, bytes | None]
 
 
-def problems(
-    content: Content,
-    allowed_empty: Mapping[str, frozenset[str]] = {},
-    most_megapixels: float = MOST_MEGAPIXELS,
-) -> list[str]:
+def problems(content: Content, allowed_empty: Mapping[str, frozenset[str]], most_megapixels: float) -> list[str]:
     """List what would spoil training, at most 10 of each kind.
 
     Each is named by split and row (counted from 0) and class; a count of the rest follows.
@@ -45,12 +40,7 @@ def problems(
     ]
 
 
-def refuse(
-    name: str,
-    content: Content,
-    allowed_empty: Mapping[str, frozenset[str]] = {},
-    most_megapixels: float = MOST_MEGAPIXELS,
-) -> None:
+def refuse(name: str, content: Content, allowed_empty: Mapping[str, frozenset[str]], most_megapixels: float) -> None:
     """Raise InputError with all problems of a data set, if any."""
     if reasons := problems(content, allowed_empty, most_megapixels):
         listed = "\n".join(f"  {problem}" for problem in reasons)

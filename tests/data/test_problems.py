@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
@@ -9,12 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.data import problems as checks
 from bench.data.array_cache import _decode
 from bench.data.content import Content, Rows
 from bench.data.decode import rgb
 from bench.data.image_notes import image_notes
-from bench.data.problems import MOST_NAMED, contradictions, duplicates, problems, refuse
+from bench.data.problems import MOST_NAMED, contradictions, duplicates, refuse
+from bench.data.task_spec import MOST_MEGAPIXELS
 from bench.errors import InputError
+
+
+def problems(
+    content: Content, allowed: Mapping[str, frozenset[str]] = {}, most_megapixels: float = MOST_MEGAPIXELS
+) -> list[str]:
+    return checks.problems(content, allowed, most_megapixels)
 
 
 def encoded(shade: int, kind: str = "PNG", size: tuple[int, int] = (6, 5)) -> bytes:
@@ -147,16 +156,16 @@ def test_a_single_training_example_per_class_and_a_corpus_are_fine() -> None:
 
 
 def test_refusing_names_the_data_set_and_every_problem() -> None:
-    refuse("pets", texts(Rows([b"a", b"b"], [0, 1])))
+    refuse("pets", texts(Rows([b"a", b"b"], [0, 1])), {}, MOST_MEGAPIXELS)
     content = texts(Rows([b"", b"a"], [0, 5]))
     with pytest.raises(InputError) as caught:
-        refuse("pets", content)
+        refuse("pets", content, {}, MOST_MEGAPIXELS)
     message = str(caught.value)
     assert message.startswith("pets ")
     assert len(problems(content)) == 3
     assert all(problem in message for problem in problems(content))
     with pytest.raises(InputError) as caught:
-        refuse("pets", content, {"test": frozenset({"dog"})})
+        refuse("pets", content, {"test": frozenset({"dog"})}, MOST_MEGAPIXELS)
     assert "dog" not in str(caught.value)
 
 

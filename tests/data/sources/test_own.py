@@ -21,6 +21,7 @@ from bench.data.prepare import prepare_data
 from bench.data.problems import problems
 from bench.data.sources import own
 from bench.data.sources.own import default_modality, fingerprint, local, read
+from bench.data.task_spec import MOST_MEGAPIXELS
 from bench.data.tasks import Task
 from bench.errors import InputError
 
@@ -355,7 +356,7 @@ def test_parquet_as_datasets_writes_it_keeps_the_order_of_its_classes(tmp_path: 
     content = read(task("parquet", tmp_path, modality="image"))
     assert content.class_names == ("zebra", "ant")
     assert content.splits["train"] == Rows([image(0), image(1), image(1)], [0, 1, 1])
-    assert problems(content, {"test": frozenset({"zebra"})}) == []
+    assert problems(content, {"test": frozenset({"zebra"})}, MOST_MEGAPIXELS) == []
     assert content.sources == {
         "source": "parquet",
         **{f"{split}.parquet": sha((tmp_path / f"{split}.parquet").read_bytes()) for split in ("train", "test")},
@@ -824,4 +825,4 @@ def test_real_packs_read_without_problems(source: str, counts: dict[str, int], c
     content = read(task(kind, Path(os.environ["BENCH_REAL_DATA"]) / path, modality=modality))
     assert sizes(content) == counts
     assert content.class_names is not None and len(content.class_names) == classes
-    assert problems(content) == []
+    assert problems(content, {}, MOST_MEGAPIXELS) == []
