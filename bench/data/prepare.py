@@ -14,19 +14,20 @@ from bench.errors import InputError, nearest
 from bench.store.manifest import write_manifest
 
 
-def check_unchanged(task: Task, manifest: Manifest) -> None:
+def check_unchanged(task: Task, manifest: Manifest) -> Manifest:
     """Refuse own data whose source or reading changed since their preparation.
 
     A source whose names, sizes and times are as they were is taken for unchanged. Any other is read again, and refused
-    only if its content is another one: files may have been touched, moved or copied.
+    only if its content is another one: files may have been touched, moved or copied. Returned is the manifest with the
+    fingerprint of today.
     """
     fingerprint = fingerprint_of(task)
     if fingerprint is None or fingerprint == manifest.sources.get("fingerprint"):
-        return
+        return manifest
     reason = "has changed, or is read in another way, since it was prepared"
     try:
         if task.source is not None and own.local(task.source) and _holds(manifest, own.read(task)):
-            return
+            return replace(manifest, sources=manifest.sources | {"fingerprint": fingerprint})
     except InputError as error:
         reason += f" ({error})"
     raise InputError(
@@ -39,18 +40,6 @@ def _holds(manifest: Manifest, content: Content) -> bool:
     return {split: facts.checksum for split, facts in manifest.splits.items()} == {
         split: checksum(content.class_names, rows) for split, rows in content.splits.items()
     }
-
-
-def _refreshed(manifest: Manifest, fingerprint: str | None, root: Path) -> Manifest:
-    """Note the new fingerprint of an unchanged source in its manifest.
-
-    Else the source would be read again at every plan.
-    """
-    if fingerprint in (None, manifest.sources.get("fingerprint")):
-        return manifest
-    manifest = replace(manifest, sources=manifest.sources | {"fingerprint": fingerprint})
-    write_manifest(root / manifest.name, manifest)
-    return manifest
 
 
 def prepare_command(*names: str, own: bool = False, root: Path | None = None) -> str:
@@ -80,8 +69,9 @@ def prepare_data(
         if location is not None:
             raise InputError(f"--from {location}: {name} is prepared in {root} already; --again replaces it.")
         if task is not None and name not in TASKS:
-            check_unchanged(task, manifest)
-            manifest = _refreshed(manifest, fingerprint_of(task), root)
+            before, manifest = manifest, check_unchanged(task, manifest)
+            if manifest != before:  # else the source would be read again at every plan
+                write_manifest(root / name, manifest)
         return manifest
     from bench.data import disk
     from bench.data.sources import read
