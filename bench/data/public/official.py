@@ -30,8 +30,6 @@ def build(name: str, downloads: Path, location: Path | None) -> Content:
     """
     source = SOURCES[name]
     assert source.read is not None
-    if location is not None and not location.exists():
-        raise InputError(f"--from {location}: there is no such file or folder. {_expected(source)}")
     members: dict[str, bytes] = {}
     # What the manifest says of each file: {"images.tar": "sha256:a443…"}, or {"images.tar": "extracted"} for a folder.
     origins: dict[str, str] = {}
@@ -169,12 +167,10 @@ def _locate(source: Source, remote: Remote, location: Path) -> Path:
     """
     if location.is_file() and location.name != remote.name and len(source.files) == 1 and remote.checksum is None:
         return location  # an edition that is published under another name
-    if location.is_dir():
-        # Files of one name lie in several folders of a repository, so the official folder comes first.
-        for folder in _folders(location, PurePosixPath(urlsplit(remote.url).path).parent.parts[1:]):
-            if (folder / remote.name).is_file():
-                return local_file(remote, folder / remote.name) or folder / remote.name
-    if (path := local_file(remote, location)) is not None:
+    # Files of one name lie in several folders of a repository, so the official folder comes first.
+    folders = _folders(location, PurePosixPath(urlsplit(remote.url).path).parent.parts[1:])
+    place = next((folder / remote.name for folder in folders if (folder / remote.name).is_file()), location)
+    if (path := local_file(remote, place)) is not None:
         return path
     if location.is_dir() and isinstance(remote, Archive):
         top = PurePosixPath(remote.top).parts

@@ -50,8 +50,6 @@ def checksum_of(path: Path, kind: str) -> str:
 
     `kind` is sha256, md5, or git for the sha1 of the file as a git blob.
     """
-    if kind not in DIGITS:
-        raise InputError(f"there is no checksum of kind {kind!r}. Legal: {', '.join(DIGITS)}.")
     with path.open("rb") as file:
         # None of them has to keep a secret, and some systems allow md5 and sha1 only when told so.
         digest = hashlib.new("sha1" if kind == "git" else kind, usedforsecurity=False)
@@ -72,24 +70,19 @@ def verify(remote: Remote, path: Path) -> None:
 def local_file(remote: Remote, location: Path) -> Path | None:
     """Find the verified file among those the user has.
 
-    `location` is that file, or a folder that holds files of its name. The one directly in the folder is tried first,
-    then those further down in the order of their paths; the first that verifies is returned. Returns None if there is
-    no file of the name. Refuses a location that does not exist, and files of the name of which none verifies.
+    `location` is that file, or a folder with files of its name in it or further down: the first that verifies, in the
+    order of their paths, is returned. Returns None if there is no file of the name. Refuses files of the name of which
+    none verifies.
     """
-    if not location.exists():
-        raise InputError(f"{location} does not exist; --from takes a file or a folder that holds {remote.name}.")
-    if not location.is_dir():
-        candidates = [location] if location.name == remote.name else []
-    else:
+    if location.is_dir():
         below = sorted(Path(folder) / remote.name for folder, _, names in os.walk(location) if remote.name in names)
-        direct = location / remote.name
-        candidates = [path for path in (direct, *(path for path in below if path != direct)) if path.is_file()]
-    for path in candidates:
-        if _fault(remote, path) is None:
-            return path
-    if candidates:
-        verify(remote, candidates[0])
-    return None
+        candidates = [path for path in below if path.is_file()]
+    else:
+        candidates = [location] if location.name == remote.name else []
+    fitting = next((path for path in candidates if _fault(remote, path) is None), None)
+    if fitting is None and candidates:
+        verify(remote, candidates[0])  # refuses it
+    return fitting
 
 
 def fetch(remote: Remote, folder: Path) -> Path:
@@ -103,7 +96,7 @@ def fetch(remote: Remote, folder: Path) -> Path:
 
     path = folder / remote.name
     part = folder / f".{remote.name}.part"
-    if path.exists() and _fault(remote, path) is None:
+    if _fault(remote, path) is None:
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +107,7 @@ def fetch(remote: Remote, folder: Path) -> Path:
             print(f"waiting for another process that downloads {remote.name}", file=sys.stderr)
             held = lock.acquire()
         with held:
-            if not path.exists() or _fault(remote, path) is not None:  # else another process was faster
+            if _fault(remote, path) is not None:  # else another process was faster
                 _download(remote, part)
                 sync(part)
                 os.replace(part, path)

@@ -414,6 +414,18 @@ def test_the_files_of_the_right_folder_of_a_repository_are_taken(small: Callable
     assert rows(official.build("twitter_emotion", tmp_path, tmp_path)) == ROWS["twitter_emotion"]
 
 
+def test_the_file_directly_in_a_folder_is_taken_before_those_below(
+    small: Callable[[str], Files], tmp_path: Path
+) -> None:
+    files = small("dtd")
+    write(tmp_path / "a", dict.fromkeys(files, b"another file"))
+    write(tmp_path, files)
+    assert rows(official.build("dtd", tmp_path / "downloads", tmp_path)) == ROWS["dtd"]
+    write(tmp_path, dict.fromkeys(files, b"another file"))
+    write(tmp_path / "a", files)
+    assert str(tmp_path / "dtd-r1.0.1.tar.gz") in refusal("dtd", tmp_path)
+
+
 def refusal(name: str, location: Path) -> str:
     with pytest.raises(InputError) as refused:
         official.build(name, location / "downloads", location)

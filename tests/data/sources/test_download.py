@@ -594,8 +594,6 @@ def test_checksums_are_the_usual_ones(tmp_path: Path) -> None:
     assert checksum_of(path, "sha256") == "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
     assert checksum_of(path, "md5") == "b1946ac92492d2347c6235b4d2611184"
     assert checksum_of(path, "git") == "ce013625030ba8dba906f756967f9e9ca394464a"
-    with pytest.raises(InputError, match="crc32"):
-        checksum_of(path, "crc32")
 
 
 def test_verify_names_what_differs(tmp_path: Path) -> None:
@@ -635,6 +633,7 @@ def test_verify_names_what_differs(tmp_path: Path) -> None:
         ("x", "0" * 64),
         ("x", ""),
         ("x", "sha1:"),
+        ("x", "crc32:" + "0" * 8),
     ],
 )
 def test_a_remote_that_cannot_be_is_refused_when_it_is_written_down(name: str, checksum: str | None) -> None:
@@ -653,15 +652,10 @@ def test_given_finds_the_file_by_its_name(tmp_path: Path) -> None:
     earlier.parent.mkdir()
     earlier.write_bytes(CONTENT)
     assert local_file(wanted, tmp_path) == earlier
-    direct = tmp_path / "file.bin"
-    direct.write_bytes(CONTENT)
-    assert local_file(wanted, tmp_path) == direct
-    assert local_file(wanted, direct) == direct
+    assert local_file(wanted, below) == below
     other = tmp_path / "other.bin"
     other.write_bytes(CONTENT)
     assert local_file(wanted, other) is None
-    with pytest.raises(InputError, match=r"absent does not exist"):
-        local_file(wanted, tmp_path / "absent")
 
 
 def test_given_takes_the_one_that_verifies_and_refuses_if_none_does(tmp_path: Path) -> None:
