@@ -169,20 +169,12 @@ def _first_paragraphs(path: Path) -> Iterator[str]:
             return
     while pending:
         node = pending.pop()
-        docstring = _docstring(node)
-        if docstring is not None:
-            yield " ".join(re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0].split())
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node, clean=False)
+            if docstring is not None:
+                yield " ".join(re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0].split())
         # Statements only: walking every expression would take several times as long.
         for part in ("body", "orelse", "handlers", "finalbody"):
             statements = getattr(node, part, None)
             if isinstance(statements, list):
                 pending.extend(statements)
-
-
-def _docstring(node: ast.AST) -> str | None:
-    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not node.body:
-        return None
-    first = node.body[0]
-    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-        return first.value.value
-    return None
