@@ -284,23 +284,19 @@ def _refuse_swallowed(
     A record is refused if at least half of its lines, without the last one, end like rows.
     """
     labels = {row.label for row in table.rows}
+    column = header.index(task.label_column)
     for number, lines in several.items():
-        ends = [next(csv.reader([_without_quote(line)], delimiter=delimiter), []) for line in lines[:-1]]
-        swallowed = [number + i for i, fields in enumerate(ends) if _is_like_a_row(task, header, fields, labels)]
+        # Without its first quote, the line in which the stray one stands reads like a row, too.
+        unquoted = [line.strip().removeprefix('"') for line in lines[:-1]]
+        ends = [next(csv.reader([line], delimiter=delimiter), []) for line in unquoted]
+        swallowed = [
+            number + i for i, fields in enumerate(ends) if len(fields) == len(header) and fields[column] in labels
+        ]
         if 2 * len(swallowed) >= len(lines) - 1:
             raise InputError(
                 f"{table.origin}: 1 text spans {len(lines)} lines, from line {number}, and {len(swallowed)} of them "
                 f"end like rows, first line {swallowed[0]}. Remove or double the stray quote in line {number}."
             )
-
-
-def _without_quote(line: str) -> str:
-    # Without its first quote, the line in which the stray one stands reads like a row, too.
-    return line.strip().removeprefix('"')
-
-
-def _is_like_a_row(task: Task, header: list[str], fields: list[str], labels: set[Any]) -> bool:
-    return len(fields) == len(header) and fields[header.index(task.label_column)] in labels
 
 
 def _read_lines(file: Path, rows: Iterable[Row]) -> Table:
