@@ -9,8 +9,8 @@ from bench.data.content import Content, checksum
 from bench.data.manifest import Manifest, data_root, read_manifest
 from bench.data.sources import own
 from bench.data.sources.own import fingerprint_of
-from bench.data.tasks import CORPORA, TASKS, Task
-from bench.errors import InputError, nearest
+from bench.data.tasks import TASKS, Task
+from bench.errors import InputError
 from bench.store.manifest import write_manifest
 
 
@@ -54,16 +54,13 @@ def prepare_data(
 ) -> Manifest:
     """Build a task or corpus under `root/name` unless it is there.
 
-    `again` builds it anew all the same. `task` describes a user's own data; `location` is a file or folder that stands
-    in for what would be downloaded: the official archives, or parquet or jsonl splits made from them.
+    `again` builds it anew all the same. `task` may be left out for what is built from installed packages; `location` is
+    a file or folder that stands in for what would be downloaded: the official archives, or parquet or jsonl splits made
+    from them.
 
-    Nothing is visible before it is complete, and two processes may prepare the same name at once. Refuses unknown
-    names, sources that are missing or damaged, data that would spoil training, and counts that are not those the source
-    promises.
+    Nothing is visible before it is complete, and two processes may prepare the same name at once. Refuses sources that
+    are missing or damaged, data that would spoil training, and counts that are not those the source promises.
     """
-    task = task or TASKS.get(name)
-    if task is None and name not in CORPORA:
-        raise InputError(f"there is no task or corpus named {name!r}.{nearest(name, [*TASKS, *CORPORA])}")
     manifest = None if again else read_manifest(name, root)
     if manifest is not None:
         if location is not None:

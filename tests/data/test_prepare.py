@@ -302,12 +302,6 @@ def test_a_manifest_of_before_is_still_read(tmp_path: Path) -> None:
     assert read_manifest("pydocs", tmp_path) == written
 
 
-def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="'digits'"):
-        prepare.prepare_data("digit", tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     broken = Content(modality="text", class_names=("a",), splits={"train": Rows([b"\xff"], [0])}, sources={})
     with pytest.raises(UnicodeDecodeError):
