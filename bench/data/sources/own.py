@@ -62,11 +62,8 @@ def fingerprint(task: Task) -> str:
         return _source(task)
     path = _existing(task, location)
     files = [path] if path.is_file() else sorted(walk(path, Account()))
-    listing = []
-    for file in files:
-        stat = file.stat()
-        listing.append([str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns])
-    return digest([kind, listing])
+    states = [(str(file.relative_to(path)), file.stat()) for file in files]
+    return digest([kind, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in states]])
 
 
 def read(task: Task, local_copy: Path | None = None) -> Content:
