@@ -19,6 +19,8 @@ def read(members: Members) -> Content:
 
     The names stand in `fine_label_names.txt`; images become PPM.
     """
+    import numpy as np
+
     class_names = class_lines(members, "fine_label_names.txt")
     header = f"P6\n{SIDE} {SIDE}\n255\n".encode()
     splits = {}
@@ -27,22 +29,16 @@ def read(members: Members) -> Content:
         content = member_content(members, file)
         if not content or len(content) % RECORD:
             raise InputError(f"{file}: {len(content)} bytes are not a whole number of records of {RECORD} bytes. {FIX}")
-        values, labels = [], []
-        for start in range(0, len(content), RECORD):
-            label = content[start + 1]
+        records = np.frombuffer(content, dtype=np.uint8).reshape(-1, RECORD)
+        labels = records[:, 1].tolist()
+        for i, label in enumerate(labels):
             if label >= len(class_names):
                 raise InputError(
-                    f"{file} record {start // RECORD}: label {label} is out of range; "
-                    f"legal: 0..{len(class_names) - 1}. {FIX}"
+                    f"{file} record {i}: label {label} is out of range; legal: 0..{len(class_names) - 1}. {FIX}"
                 )
-            # A PPM has the three channels of a pixel side by side: RRR GGG BBB becomes RGB RGB RGB.
-            pixels = bytearray(3 * PLANE)
-            for channel in range(3):
-                first = start + 2 + channel * PLANE
-                pixels[channel::3] = content[first : first + PLANE]
-            values.append(header + pixels)
-            labels.append(label)
-        splits[split] = Rows(values, labels)
+        # A PPM has the three channels of a pixel side by side: RRR GGG BBB becomes RGB RGB RGB.
+        pixels = records[:, 2:].reshape(-1, 3, PLANE).transpose(0, 2, 1)
+        splits[split] = Rows([header + image.tobytes() for image in pixels], labels)
     return Content(modality="image", class_names=tuple(class_names), splits=splits, sources={})
 
 
