@@ -43,13 +43,8 @@ def is_image(file: Path) -> bool:
     return file.suffix.lower() in IMAGE_SUFFIXES
 
 
-def anything(file: Path) -> bool:
-    """Accept every file."""
-    return True
-
-
-def entries(folder: Path, account: Account, wanted: Callable[[Path], bool] = anything) -> Entries:
-    """List a folder: its folders, and its files that are `wanted`.
+def entries(folder: Path, account: Account, wanted: Callable[[Path], bool] | None = None) -> Entries:
+    """List a folder: its folders, and its files that are `wanted`, or all.
 
     Everything else is put into the account by kind. Refuses a folder that cannot be read, and a wanted name that is no
     file, as a broken link is none.
@@ -66,11 +61,11 @@ def entries(folder: Path, account: Account, wanted: Callable[[Path], bool] = any
             skip_all(entry, account, "files that systems leave" if foreign else "hidden files")
         elif entry.is_dir():
             inside.folders.append(entry)
-        elif not wanted(entry):
+        elif wanted is not None and not wanted(entry):
             account.skip(f"files of type {entry.suffix}" if entry.suffix else "files without a type", entry)
         elif entry.is_file():
             inside.files.append(entry)
-        elif wanted is not anything:
+        elif wanted is not None:
             raise InputError(f"{entry} is no file that can be read: is it a broken link? Correct or remove it.")
     return inside
 
@@ -83,7 +78,7 @@ def skip_all(entry: Path, account: Account, kind: str) -> None:
         account.skip(kind, entry, count)
 
 
-def walk(folder: Path, account: Account, wanted: Callable[[Path], bool] = anything) -> Iterator[Path]:
+def walk(folder: Path, account: Account, wanted: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """Yield the wanted files of a folder and below it.
 
     Links are followed once. Refuses a link to a folder around this one.
