@@ -86,11 +86,15 @@ def checksum(class_names: Sequence[str] | None, rows: Rows) -> str:
 
 def facts(class_names: Sequence[str] | None, rows: Rows) -> SplitFacts:
     """Count and checksum a split."""
-    per_class = None
-    if class_names is not None and rows.labels is not None:
-        counts = Counter(rows.labels)
-        per_class = tuple(counts[label] for label in range(len(class_names)))
-    return SplitFacts(examples=len(rows.values), checksum=checksum(class_names, rows), per_class=per_class)
+    return SplitFacts(len(rows.values), checksum(class_names, rows), count_classes(class_names, rows))
+
+
+def count_classes(class_names: Sequence[str] | None, rows: Rows) -> tuple[int, ...] | None:
+    """Count the examples of each class; None without labels."""
+    if class_names is None or rows.labels is None:
+        return None
+    counts = Counter(rows.labels)
+    return tuple(counts[label] for label in range(len(class_names)))
 
 
 def by_content(values: Sequence[bytes]) -> list[int]:

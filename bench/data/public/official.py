@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from bench.data.content import count_classes
 from bench.data.public import SOURCES
 from bench.data.public.declare import Archive, Content, Counts, InputError, Members, Remote, Source
 from bench.data.sources.download import checksum_of, fetch, local_file
@@ -100,11 +100,9 @@ SHOWN = 5
 
 
 def _counted(content: Content) -> _Counted:
-    counted: dict[str, tuple[int, tuple[int, ...] | None]] = {}
-    for split, rows in content.splits.items():
-        counts = Counter(rows.labels or ())
-        counted[split] = (len(rows.values), tuple(counts[label] for label in range(len(content.class_names or ()))))
-    return counted
+    return {
+        split: (len(rows.values), count_classes(content.class_names, rows)) for split, rows in content.splits.items()
+    }
 
 
 def _differences(name: str, class_names: tuple[str, ...] | None, counted: _Counted) -> list[str]:
