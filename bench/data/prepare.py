@@ -26,7 +26,7 @@ def check_unchanged(task: Task, manifest: Manifest) -> Manifest:
         return manifest
     reason = "has changed, or is read in another way, since it was prepared"
     try:
-        if task.source is not None and own.local(task.source) and _holds(manifest, own.read(task)):
+        if own.is_local(task.name, task) and _holds(manifest, own.read(task)):
             return replace(manifest, sources=manifest.sources | {"fingerprint": fingerprint})
     except InputError as error:
         reason += f" ({error})"

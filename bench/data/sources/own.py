@@ -38,11 +38,6 @@ HIDDEN = "the hidden test set has no labels"
 DRAWN = "test was drawn: of each class's different contents the fifth (at least 1) with the smallest sha256"
 
 
-def local(source: str) -> bool:
-    """Tell whether reading this source needs no network."""
-    return _kind(source)[0] != "hub"
-
-
 def default_modality(source: str) -> Literal["image", "text"]:
     """Return the modality of data whose source alone is declared.
 
@@ -267,7 +262,7 @@ def is_local(name: str, task: Task | None) -> bool:
 
     What lies on this computer a grid may build unasked.
     """
-    return name in EMBEDDED or (task is not None and task.source is not None and local(task.source))
+    return name in EMBEDDED or (task is not None and task.source is not None and _kind(task.source)[0] != "hub")
 
 
 def fingerprint_of(task: Task) -> str | None:

@@ -20,7 +20,7 @@ from bench.data.content import Content, Rows
 from bench.data.prepare import prepare_data
 from bench.data.problems import problems
 from bench.data.sources import own
-from bench.data.sources.own import default_modality, fingerprint, local, read
+from bench.data.sources.own import default_modality, fingerprint, is_local, read
 from bench.data.task_spec import MOST_MEGAPIXELS
 from bench.data.tasks import Task
 from bench.errors import InputError
@@ -91,14 +91,14 @@ def test_sources_tell_modality_and_need_of_a_network() -> None:
     locations = {"folder": "a", "parquet": "a", "jsonl": "a:b", "csv": "a", "hub": "a/b@c"}
     sources = [f"{kind}:{location}" for kind, location in locations.items()]
     assert [default_modality(source) for source in sources] == ["image", "text", "text", "text", "text"]
-    assert [local(source) for source in sources] == [True, True, True, True, False]
+    assert [is_local("pets", replace(WORDS, source=source)) for source in sources] == [True, True, True, True, False]
 
 
 @pytest.mark.parametrize("source", ["zip:a", "a/b", "folder:", "", "Folder:a"])
 def test_an_unknown_kind_is_refused_with_the_legal_ones(source: str) -> None:
-    for use in (local, default_modality, lambda source: read(replace(WORDS, source=source))):
+    for use in (read, fingerprint, lambda task: is_local("pets", task), lambda task: default_modality(task.source)):
         with pytest.raises(InputError) as caught:
-            use(source)
+            use(replace(WORDS, source=source))
         assert all(f"{kind}:" in str(caught.value) for kind in own.KINDS)
 
 
