@@ -1,4 +1,4 @@
-"""The suite's backbones, an entry of `ENTRIES` each: an architecture, and where its weights come from.
+"""The suite's backbones, an entry of `ENTRIES` each: an architecture -> where its weights come from.
 
 The suite pre-trains the small ones itself, on data that come with Python or on CIFAR-100. Such weights are a stage of
 their own, started from random weights, so the plan caches source pre-training like any other stage. It stands for a
@@ -68,203 +68,143 @@ def _dinov2(name: str, width: int, **fields: Any) -> MaskedAutoEncoder:
     return _image_encoder(name, width, patch_size=14, norm_eps=1e-6, layer_scale=1.0, **fields)
 
 
-def _roberta(name: str, width: int, depth: int, heads: int) -> MaskedLanguageModel:
-    return MaskedLanguageModel(
-        name=name,
-        weights=NOT_FETCHED,
-        tokenizer=None,
-        tokenizer_checksum=None,
-        network="roberta",
-        vocabulary=50_265,
-        **_sizes(width, depth, heads, 4 * width),
-        max_length=512,
-        positions=514,
-        segments=1,
-        pad_id=1,
-        mask_id=50_264,
-        special_ids=(0, 1, 2, 3, 50_264),
-        norm_eps=1e-5,
-    )
-
-
-def _encoder(family: str, name: str, **fields: Any) -> TransformersEncoder:
-    # What its `config` and special ids are, the prepared checkpoint tells.
+def _text(kind: type[LanguageModel], name: str, **fields: Any) -> Backbone:
+    """Describe a public encoder of texts; it reads 512 tokens where `fields` say nothing else."""
     lengths = {"max_length": 512, "positions": 512}
-    return TransformersEncoder(name, NOT_FETCHED, None, None, family=family, **{**lengths, **fields})
+    return kind(name, NOT_FETCHED, tokenizer=None, tokenizer_checksum=None, **{**lengths, **fields})
+
+
+def _encoder(family: str, name: str, **fields: Any) -> Backbone:
+    # What its `config` and special ids are, the prepared checkpoint tells.
+    return _text(TransformersEncoder, name, family=family, **fields)
+
+
+def _roberta(name: str, width: int, depth: int, heads: int) -> Backbone:
+    tokens = {"vocabulary": 50_265, "segments": 1, "pad_id": 1, "mask_id": 50_264, "special_ids": (0, 1, 2, 3, 50_264)}
+    sizes = _sizes(width, depth, heads, 4 * width)
+    return _text(MaskedLanguageModel, name, network="roberta", **sizes, **tokens, positions=514, norm_eps=1e-5)
 
 
 def _gpt2(name: str, depth: int) -> Backbone:
-    return _encoder(
-        "gpt2",
-        name,
-        **_sizes(768, depth, 12, 3072),
-        vocabulary=50_257,
-        positions=1024,
-        segments=1,
-        pad_id=50_256,
-        mask_id=None,
-        special_ids=(50_256,),
-        norm_eps=1e-5,
-    )
+    tokens = {"vocabulary": 50_257, "segments": 1, "pad_id": 50_256, "mask_id": None, "special_ids": (50_256,)}
+    sizes = _sizes(768, depth, 12, 3072)
+    return _encoder("gpt2", name, **sizes, **tokens, positions=1024, norm_eps=1e-5)
 
 
 def _deberta(name: str, depth: int) -> Backbone:
-    tokens: dict[str, Any] = {"segments": 1, "mask_id": 128_000, "special_ids": (0, 1, 2, 3, 128_000)}
-    return _encoder("deberta-v2", name, **_sizes(768, depth, 12, 3072), vocabulary=128_100, norm_eps=1e-7, **tokens)
+    tokens = {"vocabulary": 128_100, "segments": 1, "mask_id": 128_000, "special_ids": (0, 1, 2, 3, 128_000)}
+    sizes = _sizes(768, depth, 12, 3072)
+    return _encoder("deberta-v2", name, **sizes, **tokens, norm_eps=1e-7)
 
 
 UNCASED: dict[str, Any] = {"vocabulary": 30_522, "pad_id": 0, "mask_id": 103, "special_ids": (0, 100, 101, 102, 103)}
 """The fields that BERT's English vocabulary decides, which BERT's relatives have taken over."""
 
 
-ENTRIES: tuple[tuple[Backbone, Pretraining | Checkpoint], ...] = (
+def _electra(name: str, width: int, embedding: int) -> Backbone:
+    sizes = _sizes(width, 12, width // 64, 4 * width)
+    return _encoder("electra", name, **sizes, config=f'{{"embedding_size":{embedding}}}', **UNCASED)
+
+
+ENTRIES: dict[Backbone, Pretraining | Checkpoint] = {
     # A tiny masked auto-encoder at 8 px, pre-trained on crops of two natural photographs.
-    (
-        MaskedAutoEncoder(
-            "photos_mae", None, image_size=8, patch_size=2, **_sizes(48, 3, 4, 192), **_sizes(32, 1, 4, 128, "decoder_")
-        ),
-        Pretraining(
-            "photographs", Schedule(steps=1500, batch_size=64, lr=2e-3, warmup_fraction=0.05), betas=(0.9, 0.95)
-        ),
+    MaskedAutoEncoder(
+        "photos_mae", None, image_size=8, patch_size=2, **_sizes(48, 3, 4, 192), **_sizes(32, 1, 4, 128, "decoder_")
+    ): Pretraining(
+        "photographs", Schedule(steps=1500, batch_size=64, lr=2e-3, warmup_fraction=0.05), betas=(0.9, 0.95)
     ),
     # A tiny masked language model with its own vocabulary, pre-trained on docstrings.
-    (
-        MaskedLanguageModel(
-            "docs_mlm", None, "docstrings", None, vocabulary=4000, **_sizes(128, 2, 4, 256), max_length=48
-        ),
-        Pretraining(
-            "docstrings", Schedule(steps=2500, batch_size=32, lr=1e-3, warmup_fraction=0.05), betas=(0.9, 0.98)
-        ),
-    ),
+    MaskedLanguageModel(
+        "docs_mlm", None, "docstrings", None, vocabulary=4000, **_sizes(128, 2, 4, 256), max_length=48
+    ): Pretraining("docstrings", Schedule(steps=2500, batch_size=32, lr=1e-3, warmup_fraction=0.05), betas=(0.9, 0.98)),
     # A ViT-Tiny masked auto-encoder at 64 px, pre-trained on the training images of CIFAR-100.
-    (
-        MaskedAutoEncoder(
-            "vit_mae_tiny64",
-            None,
-            image_size=64,
-            patch_size=8,
-            **_sizes(192, 12, 3, 768),
-            **_sizes(128, 2, 4, 512, "decoder_"),
-        ),
-        Pretraining(
-            "cifar100",
-            Schedule(steps=3000, batch_size=64, lr=1e-3, warmup_fraction=0.05, augmentation="flip"),
-            betas=(0.9, 0.95),
-        ),
+    MaskedAutoEncoder(
+        "vit_mae_tiny64",
+        None,
+        image_size=64,
+        patch_size=8,
+        **_sizes(192, 12, 3, 768),
+        **_sizes(128, 2, 4, 512, "decoder_"),
+    ): Pretraining(
+        "cifar100",
+        Schedule(steps=3000, batch_size=64, lr=1e-3, warmup_fraction=0.05, augmentation="flip"),
+        betas=(0.9, 0.95),
     ),
     # A revision is a commit, so that the same name always means the same weights; one that is not pinned here is
     # looked up when the weights are prepared.
     #
     # ViT-Base/16 and ViT-Large/16, pre-trained on ImageNet-1k by masked auto-encoding (He et al. 2022).
-    (
-        _vit_mae("vit_mae_base", width=768, depth=12, heads=12),
-        Checkpoint(
-            "facebook/vit-mae-base@25b184bea5538bf5c4c852c79d221195fdd2778d",
-            weights_checksum="479dcef4bd5df06259399027b789f21e9d9a1b79f37155a64176d55bc26fdae8",
-        ),
+    _vit_mae("vit_mae_base", width=768, depth=12, heads=12): Checkpoint(
+        "facebook/vit-mae-base@25b184bea5538bf5c4c852c79d221195fdd2778d",
+        weights_checksum="479dcef4bd5df06259399027b789f21e9d9a1b79f37155a64176d55bc26fdae8",
     ),
-    (
-        _vit_mae("vit_mae_large", width=1024, depth=24, heads=16),
-        Checkpoint("facebook/vit-mae-large@142cb8c25e1b1bc1769997a919aa1b5a2345a6b8"),
+    _vit_mae("vit_mae_large", width=1024, depth=24, heads=16): Checkpoint(
+        "facebook/vit-mae-large@142cb8c25e1b1bc1769997a919aa1b5a2345a6b8"
     ),
     # ViT-Base/16, trained on the labels of ImageNet-21k (Dosovitskiy et al. 2021).
-    (
-        _image_encoder("vit_base", width=768, pixel_mean=HALF, pixel_std=HALF),
-        Checkpoint("google/vit-base-patch16-224-in21k@b4569560a39a0f1af58e3ddaf17facf20ab919b0"),
+    _image_encoder("vit_base", width=768, pixel_mean=HALF, pixel_std=HALF): Checkpoint(
+        "google/vit-base-patch16-224-in21k@b4569560a39a0f1af58e3ddaf17facf20ab919b0"
     ),
     # DeiT-Small/16, trained on ImageNet-1k (Touvron et al. 2021), without the distillation token and with it.
-    (_image_encoder("deit_small", width=384), Checkpoint("facebook/deit-small-patch16-224")),
-    (
-        _image_encoder("deit_small_distilled", width=384, registers=1),
-        Checkpoint("facebook/deit-small-distilled-patch16-224"),
+    _image_encoder("deit_small", width=384): Checkpoint("facebook/deit-small-patch16-224"),
+    _image_encoder("deit_small_distilled", width=384, registers=1): Checkpoint(
+        "facebook/deit-small-distilled-patch16-224"
     ),
     # DINOv2 (Oquab et al. 2024), self-distilled on images without labels, and with registers (Darcet et al. 2024).
-    (
-        _dinov2("dinov2_small", width=384),
-        Checkpoint("facebook/dinov2-small@ed25f3a31f01632728cabb09d1542f84ab7b0056"),
-    ),
-    (
-        _dinov2("dinov2_base", width=768),
-        Checkpoint("facebook/dinov2-base@f9e44c814b77203eaa57a6bdbbd535f21ede1415"),
-    ),
-    (
-        _dinov2("dinov2_small_registers", width=384, registers=4, positioned="cls_and_patches"),
-        Checkpoint("facebook/dinov2-with-registers-small@0d9846e56b43a21fa46d7f3f5070f0506a5795a9"),
+    _dinov2("dinov2_small", width=384): Checkpoint("facebook/dinov2-small@ed25f3a31f01632728cabb09d1542f84ab7b0056"),
+    _dinov2("dinov2_base", width=768): Checkpoint("facebook/dinov2-base@f9e44c814b77203eaa57a6bdbbd535f21ede1415"),
+    _dinov2("dinov2_small_registers", width=384, registers=4, positioned="cls_and_patches"): Checkpoint(
+        "facebook/dinov2-with-registers-small@0d9846e56b43a21fa46d7f3f5070f0506a5795a9"
     ),
     # RoBERTa (Liu et al. 2019), with its own vocabulary; the large one is a teacher for `kd`.
-    (
-        _roberta("roberta_base", width=768, depth=12, heads=12),
-        Checkpoint(
-            "FacebookAI/roberta-base@e2da8e2f811d1448a5b465c236feacd80ffbac7b",
-            weights_checksum="5bde1d28afb363d0103324efeb5afc8b2b397fe5e04beabb9b1ef355255ade81",
-        ),
+    _roberta("roberta_base", width=768, depth=12, heads=12): Checkpoint(
+        "FacebookAI/roberta-base@e2da8e2f811d1448a5b465c236feacd80ffbac7b",
+        weights_checksum="5bde1d28afb363d0103324efeb5afc8b2b397fe5e04beabb9b1ef355255ade81",
     ),
-    (
-        _roberta("roberta_large", width=1024, depth=24, heads=16),
-        Checkpoint("FacebookAI/roberta-large@722cf37b1afa9454edce342e7895e588b6ff1d59"),
+    _roberta("roberta_large", width=1024, depth=24, heads=16): Checkpoint(
+        "FacebookAI/roberta-large@722cf37b1afa9454edce342e7895e588b6ff1d59"
     ),
     # DistilRoBERTa and DistilBERT (Sanh et al. 2019), and the BERT (Devlin et al. 2019) that the latter was taught by.
-    (
-        _roberta("distilroberta_base", width=768, depth=6, heads=12),
-        Checkpoint("distilbert/distilroberta-base@fb53ab8802853c8e4fbdbcd0529f21fc6f459b2b"),
+    _roberta("distilroberta_base", width=768, depth=6, heads=12): Checkpoint(
+        "distilbert/distilroberta-base@fb53ab8802853c8e4fbdbcd0529f21fc6f459b2b"
     ),
-    (
-        _encoder("distilbert", "distilbert_base", **_sizes(768, 6, 12, 3072), segments=1, **UNCASED),
-        Checkpoint("distilbert/distilbert-base-uncased@12040accade4e8a0f71eabdb258fecc2e7e948be"),
+    _encoder("distilbert", "distilbert_base", **_sizes(768, 6, 12, 3072), segments=1, **UNCASED): Checkpoint(
+        "distilbert/distilbert-base-uncased@12040accade4e8a0f71eabdb258fecc2e7e948be"
     ),
-    (
-        MaskedLanguageModel(
-            "bert_base",
-            weights=NOT_FETCHED,
-            tokenizer=None,
-            tokenizer_checksum=None,
-            **_sizes(768, 12, 12, 3072),
-            max_length=512,
-            positions=512,
-            **UNCASED,
-        ),
-        Checkpoint("google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"),
+    _text(MaskedLanguageModel, "bert_base", **_sizes(768, 12, 12, 3072), **UNCASED): Checkpoint(
+        "google-bert/bert-base-uncased@86b5e0934494bd15c9632b12f734a8a67f723594"
     ),
     # GPT-2 (Radford et al. 2019), which predicts the next token, and its distilled form.
-    (_gpt2("gpt2", depth=12), Checkpoint("openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e")),
-    (_gpt2("distilgpt2", depth=6), Checkpoint("distilbert/distilgpt2@2290a62682d06624634c1f46a6ad5be0f47f38aa")),
+    _gpt2("gpt2", depth=12): Checkpoint("openai-community/gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e"),
+    _gpt2("distilgpt2", depth=6): Checkpoint("distilbert/distilgpt2@2290a62682d06624634c1f46a6ad5be0f47f38aa"),
     # ELECTRA's discriminators (Clark et al. 2020) and DeBERTa-v3 (He et al. 2021), which was pre-trained like them:
     # neither has a masked-language-model head. Their repositories hold pickles, whose checksum has to be pinned, and
     # DeBERTa's tokenizer needs the package sentencepiece.
-    (
-        _encoder("electra", "electra_small", **_sizes(256, 12, 4, 1024), config='{"embedding_size":128}', **UNCASED),
-        Checkpoint("google/electra-small-discriminator@fa8239aadc095e9164941d05878b98afe9b953c3"),
+    _electra("electra_small", width=256, embedding=128): Checkpoint(
+        "google/electra-small-discriminator@fa8239aadc095e9164941d05878b98afe9b953c3"
     ),
-    (
-        _encoder("electra", "electra_base", **_sizes(768, 12, 12, 3072), config='{"embedding_size":768}', **UNCASED),
-        Checkpoint("google/electra-base-discriminator"),
+    _electra("electra_base", width=768, embedding=768): Checkpoint("google/electra-base-discriminator"),
+    _deberta("deberta_v3_small", depth=6): Checkpoint(
+        "microsoft/deberta-v3-small@a36c739020e01763fe789b4b85e2df55d6180012"
     ),
-    (
-        _deberta("deberta_v3_small", depth=6),
-        Checkpoint("microsoft/deberta-v3-small@a36c739020e01763fe789b4b85e2df55d6180012"),
-    ),
-    (
-        _deberta("deberta_v3_base", depth=12),
-        Checkpoint("microsoft/deberta-v3-base@8ccc9b6f36199bec6961081d44eb72fb3f7353f3"),
+    _deberta("deberta_v3_base", depth=12): Checkpoint(
+        "microsoft/deberta-v3-base@8ccc9b6f36199bec6961081d44eb72fb3f7353f3"
     ),
     # ModernBERT (Warner et al. 2024); it reads up to 8192 tokens.
-    (
-        _encoder(
-            "modernbert",
-            "modernbert_base",
-            **_sizes(768, 22, 12, 1152),
-            vocabulary=50_368,
-            positions=8192,
-            segments=1,
-            pad_id=50_283,
-            mask_id=50_284,
-            special_ids=(50_280, 50_281, 50_282, 50_283, 50_284),
-            norm_eps=1e-5,
-            dropout=0.0,
-        ),
-        Checkpoint("answerdotai/ModernBERT-base@8949b909ec900327062f0ebf497f51aef5e6f0c8"),
-    ),
-)
+    _encoder(
+        "modernbert",
+        "modernbert_base",
+        **_sizes(768, 22, 12, 1152),
+        vocabulary=50_368,
+        positions=8192,
+        segments=1,
+        pad_id=50_283,
+        mask_id=50_284,
+        special_ids=(50_280, 50_281, 50_282, 50_283, 50_284),
+        norm_eps=1e-5,
+        dropout=0.0,
+    ): Checkpoint("answerdotai/ModernBERT-base@8949b909ec900327062f0ebf497f51aef5e6f0c8"),
+}
 
 
 def _pretrained(cell: Cell, default: Backbone, pretraining: Pretraining) -> Backbone:
@@ -352,7 +292,7 @@ def _own_backbone(cell: Cell) -> Backbone:
 
 declare("source_pretrain", Schedule, AdamW)
 register_own_backbones(_own_backbone)
-for _default, _weights in ENTRIES:
+for _default, _weights in ENTRIES.items():
     if isinstance(_weights, Checkpoint):
         CHECKPOINTS[_default.name] = _weights
         _make = functools.partial(_from_checkpoint, default=_default)

@@ -22,7 +22,7 @@ OURS, COMPILED = "ours", "ours_compiled"
 RELEASED, SAME, BARE = "released", "same", "bare"
 TRAINER, TRAINER_COMPILED = "trainer", "trainer_compiled"
 
-BACKBONES: dict[str, Any] = {backbone.name: backbone for backbone, _ in ENTRIES}
+BACKBONES: dict[str, Any] = {backbone.name: backbone for backbone in ENTRIES}
 MINILM: dict[str, Any] = {"width": 384, "depth": 6, "mlp_width": 1536, "mask_id": 103}
 MINILM |= {"special_ids": (0, 100, 101, 102, 103)}
 """Where a MiniLM, which the suite has no entry of, differs from BERT-base."""

@@ -285,7 +285,7 @@ def test_public_encoders_of_images(
     layer_scale: float | None,
     pixel_mean: tuple[float, ...],
 ) -> None:
-    backbone = next(default for default, _ in ENTRIES if default.name == name)
+    backbone = next(default for default in ENTRIES if default.name == name)
     assert isinstance(backbone, MaskedAutoEncoder)
     assert (backbone.width, backbone.depth, backbone.heads, backbone.mlp_width) == (width, 12, width // 64, 4 * width)
     assert (backbone.image_size, backbone.patches, backbone.registers) == (224, patches, registers)

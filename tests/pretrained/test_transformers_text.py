@@ -571,7 +571,7 @@ def test_impossible_specs_are_refused(field: str, fields: dict[str, Any]) -> Non
 
 
 def test_gpt2_reads_up_to_its_positions() -> None:
-    gpt2 = next(backbone for backbone, _ in ENTRIES if backbone.name == "gpt2")
+    gpt2 = next(backbone for backbone in ENTRIES if backbone.name == "gpt2")
     assert isinstance(gpt2, TransformersEncoder)
     assert dataclasses.replace(gpt2, max_length=1024).max_length == 1024
     with pytest.raises(SpecError, match="at most 1024"):
@@ -592,7 +592,7 @@ def test_gpt2_reads_up_to_its_positions() -> None:
     ],
 )
 def test_named_backbones_have_the_size_of_the_public_ones(name: str, parameters: int) -> None:
-    backbone = next(backbone for backbone, _ in ENTRIES if backbone.name == name)
+    backbone = next(backbone for backbone in ENTRIES if backbone.name == name)
     with torch.device("meta"):
         model = build(backbone)
     assert sum(parameter.numel() for parameter in model.encoder.parameters()) == parameters
