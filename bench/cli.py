@@ -19,6 +19,12 @@ from bench.data.manifest import data_root as default_data_root
 from bench.errors import InputError, RunStopped
 
 
+def plain_parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """Build a parser whose help shows the description line by line as it is written."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=f"python -m bench.{command}", description=description, formatter_class=raw)
+
+
 def parser(program: str, description: str) -> argparse.ArgumentParser:
     """Build a parser with the arguments of every grid command.
 
@@ -38,18 +44,13 @@ def add_grid(parser: argparse.ArgumentParser, required: bool) -> argparse.Argume
 
 def add_bindings(parser: argparse.ArgumentParser, required: bool) -> None:
     """Let a command take gin files and `--set` lines."""
-    parser.add_argument(
-        "--gin",
-        nargs="+",
-        action="extend",
-        default=None if required else [],
-        required=required,
-        metavar="FILE",
-        help="gin files, here or shipped with the suite",
-    )
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="BINDING", help="bindings over the files'"
-    )
+    add_list(parser, "--gin", "FILE", "gin files, here or shipped with the suite", required)
+    add_list(parser, "--set", "BINDING", "bindings over the files'")
+
+
+def add_list(parser: argparse.ArgumentParser, option: str, metavar: str, text: str, required: bool = False) -> None:
+    """Let a command take an option of one or more values, as often as it is given."""
+    parser.add_argument(option, nargs="+", action="extend", default=[], required=required, metavar=metavar, help=text)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -67,11 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         _check_folders(to_run, store)
     cli.check_results(options.results, plan.table_name)
-    devices: list[str] = []
+    devices = [] if options.launcher == "slurm" else _devices(options)
     if options.launcher == "slurm":
         _check_cluster(plan, options, data)
-    else:
-        devices = _devices(options)
     if plan.unprepared:
         cli.check_writable("--data", data)
         print(f"preparing data in {data}, each up to a minute or two", flush=True)
@@ -106,14 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("python -m bench.grid", __doc__ or "")
     parser.add_argument("--plan", action="store_true", help="show what would run, and exit")
     parser.add_argument("--measure", action="store_true", help="with --plan: time a few steps of what has no price yet")
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="GLOB",
-        help="cells: row/task/backbone/seed, or the name of a row, method, task, backbone or kind of stage",
-    )
+    cells = "cells: row/task/backbone/seed, or the name of a row, method, task, backbone or kind of stage"
+    cli.add_list(parser, "--only", "GLOB", cells)
     parser.add_argument("--launcher", choices=("inline", "local", "slurm"), default="local")
     parser.add_argument(
         "--device", help="cpu, cuda (every GPU) or cuda:N (default: BENCH_DEVICE, else every GPU, or the CPU)"
@@ -123,14 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workers-per-device", type=int, help="processes of the local launcher on each GPU")
     parser.add_argument("--retry", action="store_true", help="run stages again whose last attempt failed")
-    parser.add_argument(
-        "--again",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="GLOB",
-        help="cells to compute anew; what the store holds of them, and of all that starts from them, is set aside",
-    )
+    anew = "cells to compute anew; what the store holds of them, and of all that starts from them, is set aside"
+    cli.add_list(parser, "--again", "GLOB", anew)
     parser.add_argument("--wait", action="store_true", help="slurm: follow the jobs until all have ended")
     parser.add_argument(
         "--cancel", action="store_true", help="cancel the jobs that --launcher slurm submitted for this grid"

@@ -6,7 +6,6 @@ task is a folder NAME of CSV files and a grid NAME.gin that declares it. Nothing
 
 from __future__ import annotations
 
-import argparse
 import keyword
 import re
 import sys
@@ -105,8 +104,7 @@ SPLITS = {"train": ITEMS[:6], "test": ITEMS[6:]}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the files and say what to do with them."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m bench.new", description=__doc__, formatter_class=raw)
+    parser = cli.plain_parser("new", __doc__)
     parser.add_argument("kind", choices=("method", "task"))
     parser.add_argument("name", metavar="NAME", help="a letter, then letters, digits or _")
     options = parser.parse_args(arguments)

@@ -6,7 +6,6 @@ They are compared with those of the records. A grid publishes predictions where 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     It is 0 where each cell has predictions and all metrics agree to the last bit, else 1.
     """
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m bench.predictions", description=__doc__, formatter_class=raw)
+    parser = cli.plain_parser("predictions", __doc__)
     parser.add_argument("records", type=Path, metavar="FILE", help="records.jsonl of a grid that published predictions")
     path = parser.parse_args(arguments).records
     refuse_missing([path])

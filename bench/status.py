@@ -35,9 +35,7 @@ QUIET_SECONDS = 120.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Look once, or again and again until everything has ended."""
     parser = cli.parser("python -m bench.status", __doc__ or "")
-    parser.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="GLOB", help="cells, as of bench.grid"
-    )
+    cli.add_list(parser, "--only", "GLOB", "cells, as of bench.grid")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--watch", action="store_true", help="look again every few seconds until all has ended")
     what.add_argument("--failed", action="store_true", help="the failed stages by class, with what helps")

@@ -6,7 +6,6 @@ is written again replaces the one of before. Needs the extra `tensorboard`.
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import os
 import sys
@@ -26,8 +25,7 @@ EVENTS = "events.out.tfevents.curve"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the events; return the exit status, 0."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m bench.tensorboard", description=__doc__, formatter_class=raw)
+    parser = cli.plain_parser("tensorboard", __doc__)
     add = parser.add_argument
     add("--store", type=Path, default=Path("runs"), help="where stages are kept (default: runs)")
     add("--output", type=Path, required=True, metavar="FOLDER", help="where the events go: tensorboard --logdir FOLDER")

@@ -6,7 +6,6 @@ for each demand and recipe, with what to mend. Exit status: 0 all demands are me
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,11 +24,9 @@ from bench.specs import SPECS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Look at each demand; return the exit status."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m bench.check", description=__doc__, formatter_class=raw)
+    parser = cli.plain_parser("check", __doc__)
     parser.add_argument("plugin", metavar="MODULE_OR_FILE", help="as in grid.plugins")
-    needed = "bindings that recipes cannot be planned without"
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="BINDING", help=needed)
+    cli.add_list(parser, "--set", "BINDING", "bindings that recipes cannot be planned without")
     cli.add_data(parser)
     options = parser.parse_args(arguments)
     baselines.register()

@@ -65,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m bench.figures", description=__doc__, formatter_class=raw)
+    parser = cli.plain_parser("figures", __doc__)
     add = parser.add_argument
     add("--records", nargs="+", type=Path, metavar="FILE", help="records.jsonl of one grid, or of more")
     add("--output", type=Path, metavar="FOLDER", help="where the figures go (default: RESULTS/NAME)")

@@ -38,9 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     It is 0, or 1 if lines of records files are left out.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.plain_parser("report", __doc__)
     cli.add_grid(parser, required=False)
     parser.add_argument("--records", nargs="+", type=Path, metavar="FILE", help="records.jsonl of one grid, or of more")
     parser.add_argument("--output", type=Path, metavar="FILE", help="the HTML file (default: RESULTS/NAME.html)")

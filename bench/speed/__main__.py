@@ -57,13 +57,11 @@ def _measured(options: argparse.Namespace, bfloat16: bool) -> Iterator[report.Fa
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m bench.speed", description=__doc__, formatter_class=raw)
+    parser = cli.plain_parser("speed", __doc__)
     add = parser.add_argument
     add("--device", default="cpu", help="cpu or cuda:N (default: cpu)")
     add("--threads", type=int, help="threads of a CPU (default: one per core)")
-    lines = "lines: stage/network; with --gin, cells"
-    add("--only", nargs="+", action="extend", default=[], metavar="GLOB", help=lines)
+    cli.add_list(parser, "--only", "GLOB", "lines: stage/network; with --gin, cells")
     add("--output", type=Path, help=f"the page to write (default: {OUTPUT}; with --quick none)")
     add("--quick", action="store_true", help="a smoke run: shrunken networks, few steps")
     add("--rounds", type=int, default=3, help="turns that everyone has (default: 3)")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -34,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     It is 0 if every cell has a number, 1 if some lack one or lines of records files are left out, 2 for bad input.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.collate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.plain_parser("collate", __doc__)
     cli.add_grid(parser, required=False)
     parser.add_argument("--records", nargs="+", type=Path, metavar="FILE", help="records.jsonl of one grid, or of more")
     parser.add_argument(
