@@ -311,15 +311,6 @@ class Cell:
 
         return self._shared(("backbone", self._scopes), build)
 
-    @property
-    def pretraining_seed(self) -> int:
-        """The seed of unlabelled stages.
-
-        It is the grid's base seed, or this cell's if pre-training is per seed.
-        """
-        grid = self._expansion.grid
-        return grid.base_seed if grid.pretraining_seeds == "shared" else self.seed
-
     def with_backbone(self, name: str) -> Cell:
         """Return the same cell on another backbone, such as a larger teacher.
 

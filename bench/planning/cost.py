@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bench.planning.plan import Plan
-from bench.specs import Selected, Stage, Sum, spec_name
+from bench.specs import Selected, Stage, canonical_data
 from bench.specs.cluster import stage_kind
 from bench.store.store import Store, whole_seconds
 
@@ -40,15 +40,11 @@ Rates = dict[tuple[Kind, str], float]
 
 def kind_of(stage: Stage) -> Kind:
     """Return the kind of a stage."""
-    terms = stage.objective.terms if isinstance(stage.objective, Sum) else (stage.objective,)
-    objective = " + ".join(spec_name(type(term)) for term in terms)
-    constraint = "" if stage.constraint is None else spec_name(type(stage.constraint))
-    optimizer, backbone = spec_name(type(stage.optimizer)), stage.backbone.name
-    return Kind(stage_kind(stage.name), objective, optimizer, constraint, backbone)
+    return _kind_in(canonical_data(stage))
 
 
 def _kind_in(spec: dict[str, Any]) -> Kind:
-    """Return the kind of a stage by its specification in the store."""
+    """Return the kind of a stage by its specification, as the store holds it."""
     terms = spec["objective"].get("terms", [spec["objective"]])
     objective = " + ".join(term["type"] for term in terms)
     constraint = "" if spec["constraint"] is None else spec["constraint"]["type"]
