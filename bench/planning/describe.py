@@ -47,12 +47,13 @@ def describe_plan(plan: Plan, store: Store | None = None, measured: Rates | None
         counted(len(axis), noun) for axis, noun in ((grid.rows, "row"), (grid.tasks, "task"), (grid.seeds, "seed"))
     )
     size = f"{axes} = {counted(len(plan.cells), 'cell')}"
+    words = (*WORDS, SOURCE_WORDS) if any(stage.name == "source_pretrain" for stage in plan.stages) else WORDS
     selected = f", {len(plan.selected)} selected" if len(plan.selected) < len(plan.cells) else ""
     lines = [
         f"grid {grid.name}: {size}{selected}",
         f"pre-training seeds: {grid.pretraining_seeds}",
         *([f"search seeds: {grid.search_seeds}"] if any(map(searched, plan.cells)) else []),
-        *(f"  {line}" for line in _words(plan)),
+        *(f"  {line}" for line in words),
         "",
         *_sharing(plan),
         "",
@@ -76,12 +77,6 @@ def describe_plan(plan: Plan, store: Store | None = None, measured: Rates | None
     rates = finished_rates(plan, store) | (measured or {})
     lines += describe_cost(plan, rates, measured is not None)
     return "\n".join(lines)
-
-
-def _words(plan: Plan) -> Iterable[str]:
-    yield from WORDS
-    if any(stage.name == "source_pretrain" for stage in plan.stages):
-        yield SOURCE_WORDS
 
 
 def outdated(reasons: Iterable[str]) -> Iterator[str]:

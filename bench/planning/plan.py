@@ -101,7 +101,7 @@ class Plan:
         # Example: further_pretrain -> finetune, of which finetune is done. Going from children to parents, finetune is
         # left out and so asks for no parent: further_pretrain is not run, even if its folder was deleted.
         needed: set[str] = set()
-        last = self._last
+        last = {cell.stage.key for cell in self.selected}
         for stage in reversed(self.stages):  # children before parents
             if stage.key not in self.done and (stage.key in last or stage.key in needed):
                 needed |= {stage.key, *(parent.key for parent in stage.parents)}
@@ -126,10 +126,6 @@ class Plan:
             for stage in walk(cell.stage):
                 cells.setdefault(stage.key, cell.name)
         return cells
-
-    @property
-    def _last(self) -> set[str]:
-        return {cell.stage.key for cell in self.selected}
 
 
 def make_plan(
@@ -386,9 +382,7 @@ def _matching(cells: list[PlannedCell], glob: str) -> set[str]:
 
 def look_up(plan: Plan, store: Store) -> None:
     """Note which stages the store holds finished or failed by now, and which of them are outdated."""
-    plan.done.clear()
-    plan.failed.clear()
-    plan.outdated.clear()
+    plan.failed = {}
 
     def read(stage: Stage) -> dict[str, Any] | None:
         record = store.record(stage)
@@ -398,5 +392,5 @@ def look_up(plan: Plan, store: Store) -> None:
 
     there = store.each(read, (stage for stage in plan.stages if not stage.unprepared))
     records = plan.records = {key: record for key, record in there.items() if record is not None}
-    plan.done.update((key, whole_seconds(record)) for key, record in records.items())
-    plan.outdated.update(outdated(plan.stages, records))
+    plan.done = {key: whole_seconds(record) for key, record in records.items()}
+    plan.outdated = outdated(plan.stages, records)

@@ -14,11 +14,10 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 from packaging.utils import canonicalize_name
 
@@ -75,17 +74,6 @@ def is_installed(path: Path) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ finding
-
-
-def named_plugins(bindings: Bindings) -> list[tuple[Plugin, str]]:
-    """Find the plugins that `grid.plugins` names, each with the line that does."""
-    _, binding = bindings.layers(("",)).get(("grid", "plugins"), (0, None))
-    if binding is None:
-        return []
-    entries: Sequence[str] = checked(binding, field_types(Grid)["plugins"])
-    # The command line stands in no file, so its paths are relative to the working directory.
-    folder = Path(binding.file).parent
-    return [(find(entry, folder, binding.location), binding.location) for entry in entries]
 
 
 def find(entry: str, folder: Path, location: str) -> Plugin:
@@ -171,9 +159,15 @@ def as_setting(plugins: Iterable[Plugin]) -> list[str]:
 
 
 def load_named(bindings: Bindings) -> None:
-    """Load the plugins that `grid.plugins` names."""
-    for plugin, location in named_plugins(bindings):
-        load(plugin, location)
+    """Load the plugins that `grid.plugins` names; all of them are found first."""
+    _, binding = bindings.layers(("",)).get(("grid", "plugins"), (0, None))
+    if binding is None:
+        return
+    # The command line stands in no file, so its paths are relative to the working directory.
+    folder = Path(binding.file).parent
+    plugins = [find(entry, folder, binding.location) for entry in checked(binding, field_types(Grid)["plugins"])]
+    for plugin in plugins:
+        load(plugin, binding.location)
 
 
 def load_installed() -> None:
@@ -228,7 +222,7 @@ def load(plugin: Plugin, location: str) -> None:
     keep_sources([plugin.top])
 
 
-def _run(plugin: Plugin) -> ModuleType:
+def _run(plugin: Plugin) -> None:
     """Import the module at the top of a plugin from its path, wherever Python looks for modules."""
     folders = [str(plugin.path)] if plugin.path.is_dir() else None
     spec = importlib.util.spec_from_file_location(plugin.top, plugin.file, submodule_search_locations=folders)
@@ -239,7 +233,6 @@ def _run(plugin: Plugin) -> ModuleType:
     except BaseException:
         del sys.modules[plugin.top]
         raise
-    return module
 
 
 def _registering() -> set[str]:
