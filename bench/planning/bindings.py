@@ -39,6 +39,10 @@ class Binding:
         """The gin file that it stands in, as `location` shows it; '' for one of `--set`."""
         return "" if self.override else self.location.rpartition(":")[0]
 
+    def blame(self, message: str) -> InputError:
+        """Return the error about this line."""
+        return InputError(f"{self.location}: {message}")
+
     def __str__(self) -> str:
         return f"{self.location}: {self.target} = {self.value!r}"
 
@@ -114,4 +118,4 @@ def checked(binding: Binding, annotation: Any = None) -> Any:
     try:
         return coerce(binding.value, annotation or SETTINGS[binding.configurable][binding.setting], binding.target)
     except SpecError as error:
-        raise InputError(f"{binding.location}: {error}") from error
+        raise binding.blame(str(error)) from error

@@ -159,12 +159,12 @@ class Catalogue:
         for name, lines in self._bound("task", OF_OWN_TASKS).items():
             first = next(iter(lines.values()))
             if "source" not in lines:
-                raise InputError(f"{first.location}: there is no task '{name}': bind {name}/task.source, too.")
+                raise first.blame(f"there is no task '{name}': bind {name}/task.source, too.")
             self._check_name(name, first, {*TASKS, *BACKBONES})
             try:
                 task = own.own_task(name, checked(lines["source"], str))  # None is no source
             except InputError as error:
-                raise InputError(f"{lines['source'].location}: {error}") from error
+                raise lines["source"].blame(str(error)) from error
             values = {setting: checked(line) for setting, line in lines.items()}
             task = dataclasses.replace(task, **values, modality_bound=task.modality_bound or "modality" in lines)
             yield task if self.root is None else own.as_in_data(task, self.root)
@@ -173,12 +173,12 @@ class Catalogue:
         first = next(iter(lines.values()))
         self._check_name(name, first, {*self.tasks, *BACKBONES} - CHECKPOINTS.keys())
         if "weights" not in lines and name not in CHECKPOINTS:
-            raise InputError(f"{first.location}: there is no backbone '{name}': bind {name}/backbone.weights, too.")
+            raise first.blame(f"there is no backbone '{name}': bind {name}/backbone.weights, too.")
         values = {setting: checked(line) for setting, line in lines.items()}
         try:
             return dataclasses.replace(CHECKPOINTS[name], **values) if name in CHECKPOINTS else Checkpoint(**values)
         except SpecError as error:
-            raise InputError(f"{first.location}: {error}") from error
+            raise first.blame(str(error)) from error
 
     def _check_name(self, name: str, line: Binding, taken: set[str]) -> None:
         """Refuse a name that is illegal or taken.
@@ -187,9 +187,9 @@ class Catalogue:
         root.
         """
         if not name.isidentifier():
-            raise InputError(f"{line.location}: '{name}' is no name: {LEGAL_NAME}.")
+            raise line.blame(f"'{name}' is no name: {LEGAL_NAME}.")
         if name in taken or name in CORPORA or name in RESERVED or name in FURTHER_EVALUATIONS:
-            raise InputError(f"{line.location}: the name {name} is taken already. Declare yours under another.")
+            raise line.blame(f"the name {name} is taken already. Declare yours under another.")
 
     def _bound(self, configurable: str, settings: Iterable[str]) -> dict[str, dict[str, Binding]]:
         """Collect the bindings of these settings, by scope and by setting.
@@ -204,9 +204,7 @@ class Catalogue:
             if binding.configurable != configurable or binding.setting not in settings:
                 continue
             if not binding.scope or "/" in binding.scope:
-                raise InputError(
-                    f"{binding.location}: {configurable}.{binding.setting} describes one {configurable}: write "
-                    f"NAME/{configurable}.{binding.setting}."
-                )
+                setting = f"{configurable}.{binding.setting}"
+                raise binding.blame(f"{setting} describes one {configurable}: write NAME/{setting}.")
             lines.setdefault(binding.scope, {})[binding.setting] = binding
         return lines

@@ -84,7 +84,7 @@ class Expansion:
     """Seed -> key of a stage of any seed -> the stage of this one."""
 
     def __post_init__(self) -> None:
-        self.rows = {row.name: row for row in map(Row.parse, self.grid.rows)}
+        self.rows = self.grid.named_rows
         self.catalogue = Catalogue(self.bindings.all, self.data_root)
 
     def manifest(self, task: str) -> Manifest | None:

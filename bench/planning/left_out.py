@@ -32,7 +32,7 @@ def wider_grid(grid: Grid, bindings: Bindings, file: str) -> Grid:
     if not file:
         return grid
     axes: dict[str, list[str]] = {axis: list(getattr(grid, axis)) for axis in AXES}
-    rows = {Row.parse(label).name for label in grid.rows}
+    rows = {*grid.named_rows}
     own = {axis for axis, binding in _axes(bindings).items() if binding.file == file}
     for axis, binding in _replaced_axes(bindings):
         for label in binding.value if isinstance(binding.value, tuple) and axis not in own else ():

@@ -16,7 +16,7 @@ from bench.planning.gin_files import read_bindings
 from bench.planning.left_out import left_out, wider_grid
 from bench.planning.plugins import load_named
 from bench.planning.registry import BACKBONES, SETTINGS, configurable_names, settings_of
-from bench.planning.settings import Grid, Row
+from bench.planning.settings import Grid
 from bench.specs import Stage
 from bench.specs.cluster import Cluster, stage_kind
 
@@ -81,10 +81,8 @@ def load_clusters(bindings: Bindings, stages: Iterable[Stage]) -> tuple[dict[str
                 bindings.used.add(binding)
                 notes.append(f"not for this grid: {binding.location}: {binding.target}: it has no stage of that kind")
                 continue
-            raise InputError(
-                f"{binding.location}: {binding.target}: no stage of this grid is of the kind '{binding.scope}'."
-                f"{nearest(binding.scope, kinds)}"
-            )
+            unknown = f"{binding.target}: no stage of this grid is of the kind '{binding.scope}'."
+            raise binding.blame(f"{unknown}{nearest(binding.scope, kinds)}")
     return {kind: _cluster(*_settings("slurm", bindings, kind)) for kind in kinds}, notes
 
 
@@ -153,27 +151,21 @@ def _check_names(grid: Grid, catalogue: Catalogue) -> None:
             raise SpecError("tasks", f"grid.tasks: '{task}' is no name of a task: {LEGAL_NAME}.")
         legal = nearest(task, [*catalogue.tasks, *FURTHER_EVALUATIONS])
         raise SpecError("tasks", f"grid.tasks: there is no task '{task}', nor is {task}/task.source bound.{legal}")
-    for row in map(Row.parse, grid.rows):
-        if row.name in {*catalogue.tasks, *FURTHER_EVALUATIONS, *CORPORA, *catalogue.backbones}:
-            raise SpecError(
-                "rows", f"grid.rows: '{row.name}' is also a task or backbone; its scope would be ambiguous."
-            )
-
-
-def _rows(grid: Grid) -> list[str]:
-    return [label.split("/")[0] for label in grid.rows]
+    for row in grid.named_rows:
+        if row in {*catalogue.tasks, *FURTHER_EVALUATIONS, *CORPORA, *catalogue.backbones}:
+            raise SpecError("rows", f"grid.rows: '{row}' is also a task or backbone; its scope would be ambiguous.")
 
 
 def _scopes(grid: Grid) -> set[str]:
     """Name the scopes of a grid's rows, and of its rows on its tasks."""
-    rows = _rows(grid)
+    rows = grid.named_rows
     return {*rows, *(f"{trained_task(task)}/{row}" for task in grid.tasks for row in rows)}
 
 
 def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
     # Legal are, with the rows tapt and big/finetune and the task digits: nothing, tapt, big, every task and backbone,
     # digits/tapt and digits/big.
-    rows = _rows(grid)
+    rows = grid.named_rows
     columns = {*catalogue.tasks, *catalogue.backbones}
     legal = {"", *columns, *_scopes(grid)}
     files = {binding.file for binding in bindings.all}
@@ -184,26 +176,21 @@ def _check_scopes(bindings: Bindings, grid: Grid, catalogue: Catalogue) -> None:
         if binding.configurable == "slurm":  # its scopes are kinds of stages: see load_clusters
             continue
         if binding.configurable == "grid" and binding.scope:
-            raise InputError(f"{binding.location}: {binding.target} takes no scope: it describes the whole grid.")
+            raise binding.blame(f"{binding.target} takes no scope: it describes the whole grid.")
         of_task = binding.configurable == "task" and binding.setting != "backbone"
         if of_task and binding.scope.split("/")[-1] in rows:
-            raise InputError(
-                f"{binding.location}: task.{binding.setting} takes no row: all rows of a column share its task."
-            )
+            raise binding.blame(f"task.{binding.setting} takes no row: all rows of a column share its task.")
         if (column := binding.scope.split("/")[0]) in FURTHER_EVALUATIONS:
-            raise InputError(
-                f"{binding.location}: {column} shows the stages of {trained_task(column)} on another split and has no "
-                f"settings of its own: write {trained_task(column)}/… instead."
-            )
+            task = trained_task(column)
+            shown = f"{column} shows the stages of {task} on another split and has no settings of its own"
+            raise binding.blame(f"{shown}: write {task}/… instead.")
         if binding.scope not in legal:
             names = legal - {""} if "/" in binding.scope else {*rows, *columns}
             # tapt/digits may be meant as digits/tapt: the task comes first.
             swapped = "/".join(reversed(binding.scope.split("/")))
             hint = f" Did you mean '{swapped}'?" if swapped in legal else nearest(binding.scope, names)
-            raise InputError(
-                f"{binding.location}: the scope '{binding.scope}' is no row, task or backbone of this grid, nor "
-                f"task/row.{hint}"
-            )
+            unknown = f"the scope '{binding.scope}' is no row, task or backbone of this grid, nor task/row."
+            raise binding.blame(f"{unknown}{hint}")
 
 
 def refuse_unused(expansion: Expansion) -> set[Binding]:
@@ -232,17 +219,15 @@ def _declares(binding: Binding) -> bool:
 
 
 def _why_unused(binding: Binding, expansion: Expansion) -> str:
-    task = binding.scope.split("/")[0]
+    unused, task = f"{binding.location}: {binding.target} changes nothing:", binding.scope.split("/")[0]
     if task in expansion.catalogue.tasks and task not in expansion.tasks:
-        return (
-            f"{binding.location}: {binding.target} changes nothing: this grid does not run the task {task}. Remove it."
-        )
+        return f"{unused} this grid does not run the task {task}. Remove it."
     cells = (expansion.cell(row, task, expansion.grid.base_seed) for row in expansion.rows for task in expansion.tasks)
     backbones = {cell.task.backbone for cell in cells}
     if binding.scope in expansion.catalogue.backbones - backbones:
         return (
-            f"{binding.location}: {binding.target} changes nothing: no task uses the backbone {binding.scope}, but "
-            f"{', '.join(sorted(backbones))}. Remove it, or bind TASK/task.backbone = '{binding.scope}'."
+            f"{unused} no task uses the backbone {binding.scope}, but {', '.join(sorted(backbones))}. Remove it, or "
+            f"bind TASK/task.backbone = '{binding.scope}'."
         )
     # Bindings of the same setting that were used: whatever their scopes, they are what cells took in its stead.
     setting = (binding.configurable, binding.setting)
@@ -250,4 +235,4 @@ def _why_unused(binding: Binding, expansion: Expansion) -> str:
     reason = "no cell reads it, or the recipe passes its own value"
     if stronger:
         reason = f"it is overridden everywhere ({', '.join(sorted(stronger))})"
-    return f"{binding.location}: {binding.target} changes nothing: {reason}. Remove it or correct its scope or name."
+    return f"{unused} {reason}. Remove it or correct its scope or name."

@@ -65,6 +65,11 @@ class Grid(Spec):
     cuda_graphs: bool = True
     publish_predictions: Literal["float32", "float16"] | None = None
 
+    @property
+    def named_rows(self) -> dict[str, Row]:
+        """The rows by their names."""
+        return {row.name: row for row in map(Row.parse, self.rows)}
+
     def check(self) -> None:
         for axis in ("rows", "tasks", "seeds"):
             values = getattr(self, axis)
