@@ -121,7 +121,7 @@ def _wait(folder: Path, name: str, job: str, *awaited: str) -> client.JobState:
         state = client.queue([name]).get(job, client.JobState(client.GONE))
         if not state.live:
             end = min(end, time.monotonic() + (2.0 if "began" in os.listdir(folder) else LATE_SECONDS))
-        elif reasons.judge(state.reason, state.state).needs_somebody:
+        elif reasons.fix_of(state.reason, state.state):
             end = min(end, time.monotonic() + LATE_SECONDS)
     return state
 
@@ -147,9 +147,8 @@ def _answer(folder: Path, state: client.JobState, seconds: float, store: Path, j
         text = f"a compute node sees the store, but this Python does not work there: {lines[-1] if lines else reason}"
         return Fact("problem", text, "install the environment where all nodes see it")
     if state.state in ("PENDING", "CONFIGURING"):
-        wait = reasons.judge(state.reason, state.state, job)
-        if wait.needs_somebody:
-            return Fact("problem", f"a test job does not start: {reason}", wait.fix)
+        if fix := reasons.fix_of(state.reason, state.state, job):
+            return Fact("problem", f"a test job does not start: {reason}", fix)
         text = f"a test job did not start within {JOB_SECONDS:.0f} s ({reason}): visibility is unknown"
         return Fact("warning", text, "try again, or name an idle partition in slurm.partition")
     text = f"--store {store}: what a job writes there is not seen here (job: {reason})"
@@ -169,8 +168,7 @@ def _requeued(folder: Path, state: client.JobState, seconds: float, job: str) ->
         return Fact("problem", f"a job cannot requeue itself: {why}", ask)
     if not state.live:
         return Fact("problem", f"a job that requeued itself ended instead of starting again: {reason}", ask)
-    wait = reasons.judge(state.reason, state.state, job)
-    if wait.needs_somebody:
-        return Fact("problem", f"a job that requeued itself does not start again: {reason}", f"{wait.fix}; {ask}")
+    if fix := reasons.fix_of(state.reason, state.state, job):
+        return Fact("problem", f"a job that requeued itself does not start again: {reason}", f"{fix}; {ask}")
     text = f"a job that requeued itself did not start again within {seconds:.0f} s ({reason})"
     return Fact("warning", text, "try again when the partition is idle: stages that are interrupted wait as long")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tabulate import tabulate
 
-from bench.launch.slurm.reasons import judge
+from bench.launch.slurm.reasons import fix_of
 from bench.monitor.states import STATES, Jobs, Look, Seen
 from bench.planning.describe import counted, outdated
 from bench.planning.plan import Plan, PlannedCell
@@ -59,9 +59,8 @@ def _attention(jobs: Jobs) -> Iterator[str]:
         if state.waiting:
             waiting[state.reason, state.state].append(element)
     for (reason, word), elements in waiting.items():
-        wait = judge(reason, word, elements[0].partition("_")[0])
-        if wait.needs_somebody:
-            yield f"needs somebody: {counted(len(elements), 'job')}: {reason or word}: {wait.fix}"
+        if fix := fix_of(reason, word, elements[0].partition("_")[0]):
+            yield f"needs somebody: {counted(len(elements), 'job')}: {reason or word}: {fix}"
     for node, reason in jobs.excluded.items():
         yield f"jobs keep away from {node}: {reason}"
 

@@ -10,7 +10,7 @@ import pytest
 from bench.errors import InputError
 from bench.launch.slurm import client, limits
 from bench.launch.slurm.client import JobState
-from bench.launch.slurm.reasons import Wait, judge
+from bench.launch.slurm.reasons import fix_of
 from bench.specs.cluster import Cluster
 from tests.slurm.cluster import DevCluster, wait_for
 
@@ -43,9 +43,9 @@ def _submit(slurm: DevCluster, *options: str) -> tuple[str, str]:
     return slurm.ask(*command, "--wrap", "true"), name
 
 
-def _waits(job: str, name: str) -> tuple[JobState, Wait]:
+def _waits(job: str, name: str) -> tuple[JobState, str]:
     state = client.queue([name])[job]
-    return state, judge(state.reason, state.state, job)
+    return state, fix_of(state.reason, state.state, job)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +75,8 @@ def test_what_a_limit_keeps_from_starting(
         limits.check(Cluster(**SMALL | settings), 1, {})
     job, name = _submit(slurm, *options)
     wait_for(lambda: _waits(job, name)[0].reason == reason, 30)
-    _, wait = _waits(job, name)
-    assert wait.needs_somebody and setting.partition(" ")[0] in wait.fix and f"scancel {job}" in wait.fix
+    _, fix = _waits(job, name)
+    assert setting.partition(" ")[0] in fix and f"scancel {job}" in fix
 
 
 def test_what_may_be_queued(slurm: DevCluster, limit: Callable[..., None]) -> None:
@@ -91,9 +91,9 @@ def test_what_may_be_queued(slurm: DevCluster, limit: Callable[..., None]) -> No
 def test_a_job_that_is_held_and_one_that_waits(slurm: DevCluster) -> None:
     (held, name), (later, _) = _submit(slurm, "--hold"), _submit(slurm, "--begin=now+3600")
     wait_for(lambda: _waits(later, name)[0].reason == "BeginTime", 30)
-    assert not _waits(later, name)[1].needs_somebody
-    state, wait = _waits(held, name)
-    assert state.reason == "JobHeldUser" and f"scontrol release {held}" in wait.fix
+    assert _waits(later, name)[1] == ""
+    state, fix = _waits(held, name)
+    assert state.reason == "JobHeldUser" and f"scontrol release {held}" in fix
     slurm.ask("scontrol", "release", held)
     wait_for(lambda: _waits(held, name)[0].state == "COMPLETED", 60)
 

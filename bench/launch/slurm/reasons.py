@@ -3,25 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 HELD_STATES = frozenset(("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"))
 """Slurm's words for jobs that it holds, whatever the reason."""
-
-
-@dataclass(frozen=True)
-class Wait:
-    """What a pending reason means.
-
-    Without a `fix` it passes by itself. `fix` says what to do: a setting of gin files, or a command.
-    """
-
-    fix: str = ""
-
-    @property
-    def needs_somebody(self) -> bool:
-        """Whether the job waits for ever unless somebody does something."""
-        return bool(self.fix)
 
 
 PASSES = (
@@ -70,19 +54,20 @@ NEVER_STARTS = {
 """The reason of a job that never starts as it is -> what to change for another one; the first that fits counts."""
 
 
-def judge(reason: str, state: str = "PENDING", job: str = "JOB") -> Wait:
-    """Say whether a job that waits needs somebody.
+def fix_of(reason: str, state: str = "PENDING", job: str = "JOB") -> str:
+    """Say what to do about a job that waits for ever; '' where that passes.
 
-    `reason` and `state` are Slurm's words, `job` is the id to put into the fix. A reason that Slurm has learnt since
-    passes by itself. Examples: 'QOSMaxJobsPerUserLimit' passes when others of this user's jobs end;
-    'QOSMaxWallDurationPerJobLimit' never does, and the fix is to lower slurm.timeout_min.
+    The fix is a setting of gin files, or a command. `reason` and `state` are Slurm's words, `job` is the id to put into
+    the fix. A reason that Slurm has learnt since passes by itself. Examples: 'QOSMaxJobsPerUserLimit' passes when
+    others of this user's jobs end; 'QOSMaxWallDurationPerJobLimit' never does, and the fix is to lower
+    slurm.timeout_min.
     """
     words = reason.replace("_", " ")  # some versions write blanks so
     if any(re.search(pattern, words) for pattern in PASSES):
-        return Wait()
+        return ""
     again = ", then cancel this job (scancel {job}) and run the grid again"
     fixes = HELD | {pattern: change + again for pattern, change in NEVER_STARTS.items()}
     if state in HELD_STATES:
         fixes[""] = RELEASE
     fix = next((fix for pattern, fix in fixes.items() if re.search(pattern, words)), "")
-    return Wait(fix.format(job=job))
+    return fix.format(job=job)
