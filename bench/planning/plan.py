@@ -211,8 +211,8 @@ def refuse_edited_plugins(plan: Plan) -> None:
     globs = " ".join(shlex.quote(f"{row}/*") for row in rows)
     raise InputError(
         f"{len(edited)} finished stages, such as {next(iter(edited))}, were computed by other code of "
-        f"{', '.join(sorted(classes))} than {' and '.join(files)} holds now. Compute them anew with --again {globs}, "
-        "or put the file back as it was."
+        f"{', '.join(sorted(classes))} than {' and '.join(files)}, with what it imports, holds now. Compute them anew "
+        f"with --again {globs}, or put the files back as they were."
     )
 
 

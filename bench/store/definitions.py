@@ -12,12 +12,15 @@ reformatting or moving code changes no digest, editing it does. Example:
     def other(): …                                  - not this: nothing above names it
     RecAdam.rate = 2                                - this: what runs at import counts for the names that it touches
 
-Of other packages it covers which name of theirs is used: `from torch.nn.functional import l1_loss as distance` is
+A method outside the suite may use modules of its user's, `my_helpers.py` beside `my_methods.py`, which have no version.
+They are followed, too, as is what its own module sets in others when it is imported, `loop.learning_rate = mine`.
+
+Of installed packages it covers which name of theirs is used: `from torch.nn.functional import l1_loss as distance` is
 another definition than `mse_loss as distance`.
 
 Nothing is imported to find that out, files are only read. So it does not see what is looked up by a text at run time
-(`globals()["f"]`, `getattr(module, name)`), nor what lies within other packages, which count by name only: the versions
-of those that numbers depend on stand in each record's provenance.
+(`globals()["f"]`, `getattr(module, name)`), nor what lies within installed packages, which count by name only: the
+versions of those that numbers depend on stand in each record's provenance.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib.util
+import itertools
 import json
 import sys
 from collections import defaultdict
@@ -34,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 OWN = ("bench", "baselines")
-"""The packages whose definitions are followed, besides the one that a digest begins in."""
+"""The packages whose definitions are always followed."""
 
 WITHOUT_NUMBERS = ("bench.errors", "bench.planning", "bench.specs.spec", "bench.specs.values", "bench.store")
 """Modules and packages that decide no number: plans, messages, files, and how specs become JSON."""
@@ -83,15 +88,17 @@ def _reached(module: str, name: str) -> tuple[set[Location], set[str]]:
     # Example: Method names `half`, which its module imports as `renamed` from `names`, which has it from `origin`. On
     # the way (method, half), (names, renamed) and (origin, half) only the last is a definition. Each place is looked at
     # once, so modules that import each other are no trouble.
-    followed = frozenset((*OWN, module.partition(".")[0]))
+    start = module.partition(".")[0]
     locations, others, ahead = set[Location](), set[str](), [(module, name)]
+    if start not in OWN:
+        ahead += _set_elsewhere(module)
     looked_at: set[Location] = set()
     while ahead:
         module, name = ahead.pop()
         if (module, name) in looked_at or _within(module, WITHOUT_NUMBERS):
             continue
         looked_at.add((module, name))
-        if module.partition(".")[0] not in followed:
+        if not _is_followed(module, start):
             others.add(f"{module}.{name}".rstrip("."))
             continue
         contents, name = _module(module), name.partition(".")[0]
@@ -99,12 +106,33 @@ def _reached(module: str, name: str) -> tuple[set[Location], set[str]]:
             ahead += [(module, each) for each in contents.definitions]
             continue
         # All names of a package that is not followed stand for any name, so they are none that is used for certain.
-        stars = [star for star, _ in contents.imports.get("*", []) if star.partition(".")[0] in followed]
+        stars = [star for star, _ in contents.imports.get("*", []) if _is_followed(star, start)]
         ahead += contents.imports.get(name, []) + [(star, name) for star in stars]
         if name in contents.definitions:
             locations.add((module, name))
             ahead += _all_needed(module, name)
     return locations, others
+
+
+def _set_elsewhere(module: str) -> list[Location]:
+    """List the imported names of a module, and of the packages around it, in which it sets something."""
+    # Example: `import bench.training.loop as loop; loop.learning_rate = mine` makes (module, loop) one of them.
+    around = list(itertools.accumulate(module.split("."), "{}.{}".format))
+    return [(each, name) for each in around for name in _module(each).imports.keys() & _module(each).definitions.keys()]
+
+
+def _is_followed(module: str, start: str) -> bool:
+    """Tell whether a module's definitions are followed by a digest that begins in the package `start`."""
+    top = module.partition(".")[0]
+    return top in (*OWN, start) or (start not in OWN and not _has_version(top))
+
+
+@functools.cache
+def _has_version(top: str) -> bool:
+    """Tell whether a module is Python's or an installed package's, or has no source."""
+    file = _file(top)
+    installed = file is None or not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+    return installed or top in sys.stdlib_module_names
 
 
 def _within(module: str, packages: Iterable[str]) -> bool:
@@ -149,7 +177,10 @@ def keep_sources(modules: Iterable[str]) -> None:
 
     Digests are then those of the code that this process runs, whoever edits the files while it does.
     """
-    for top in {module.partition(".")[0] for module in (*OWN, *modules)}:
+    tops = {module.partition(".")[0] for module in (*OWN, *modules)}
+    if not tops <= set(OWN):  # what methods outside the suite may have imported
+        tops |= {name for name in sys.modules if "." not in name and name != "__main__" and not _has_version(name)}
+    for top in tops:
         file = _file(top)
         if file is not None:
             for path in file.parent.rglob("*.py") if file.name == "__init__.py" else [file]:
@@ -174,13 +205,19 @@ def _package(module: str) -> str:
 def _file(module: str) -> Path | None:
     """Return the source file of a module, imported or not; None without one."""
     top, _, rest = module.partition(".")
-    file = getattr(sys.modules.get(top), "__file__", None)
+    file = getattr(sys.modules[top], "__file__", None) if top in sys.modules else _origin(top)
     if file is None:
         return None
     if not rest:
         return Path(file)
     base = Path(file).parent.joinpath(*rest.split("."))
     return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def _origin(top: str) -> str | None:
+    """Return the source file that Python would import a module from; None without one."""
+    spec = importlib.util.find_spec(top) if top else None
+    return spec.origin if spec is not None and spec.origin is not None and spec.origin.endswith(".py") else None
 
 
 def _flat(body: Iterable[ast.stmt], conditions: tuple[ast.expr, ...] = ()) -> Iterator[tuple[ast.stmt, Any]]:

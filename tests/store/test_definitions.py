@@ -77,7 +77,7 @@ def forget() -> None:
     """Have the files read again."""
     for read in (definitions.digest_of, definitions._text, definitions._all_needed, definitions._module):
         read.cache_clear()
-    for read in (definitions._file, definitions._source):
+    for read in (definitions._file, definitions._source, definitions._has_version):
         read.cache_clear()
 
 
@@ -169,6 +169,67 @@ def test_code_edited_while_a_process_runs_is_not_taken_for_its_own(digest: Calla
     assert definitions.digest_of("mine.method", "Method") == before
     forget()
     assert definitions.digest_of("mine.method", "Method") != before
+
+
+NEIGHBOURS = {
+    "plain_method.py": """
+from plain_helpers import weight
+import bench.training.loop as loop
+class Method:
+    def loss(self, value):
+        import plain_late
+        return plain_late.late(weight(value))
+def mine(value):
+    return 0.5
+loop.learning_rate = mine
+""",
+    "plain_helpers.py": "def weight(value):\n    return value * 2\n",
+    "plain_late.py": "def late(value):\n    return value + 3\n",
+}
+"""A method in a file, which imports modules of its user's and replaces a function of the suite."""
+
+
+@pytest.fixture
+def neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, text in NEIGHBOURS.items():
+        (tmp_path / name).write_text(text)
+    forget()
+    yield tmp_path
+    for name in NEIGHBOURS:
+        sys.modules.pop(name.removesuffix(".py"), None)
+    forget()
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("plain_helpers.py", "value * 2", "value * 3"),
+        ("plain_late.py", "value + 3", "value + 4"),  # not imported before it is called
+        ("plain_method.py", "return 0.5", "return 0.6"),  # what it sets in another module
+    ],
+)
+def test_modules_without_a_version_beside_a_method_count(file: str, old: str, new: str, neighbours: Path) -> None:
+    before = definitions.digest_of("plain_method", "Method")
+    (neighbours / file).write_text(NEIGHBOURS[file].replace(old, new))
+    forget()
+    assert definitions.digest_of("plain_method", "Method") not in (before, None)
+
+
+def test_whether_a_module_is_imported_already_changes_no_digest(neighbours: Path) -> None:
+    before = definitions.digest_of("plain_method", "Method")
+    importlib.import_module("plain_late")
+    forget()
+    assert definitions.digest_of("plain_method", "Method") == before
+
+
+def test_the_code_of_neighbours_is_kept_too(neighbours: Path) -> None:
+    before = definitions.digest_of("plain_method", "Method")
+    importlib.import_module("plain_helpers")
+    forget()
+    definitions.keep_sources(["plain_method"])
+    (neighbours / "plain_helpers.py").write_text("def weight(value):\n    return value * 9\n")
+    assert definitions.digest_of("plain_method", "Method") == before
 
 
 def test_a_file_with_a_byte_order_mark_is_read(digest: Callable[..., str], tmp_path: Path) -> None:
