@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import sys
 from collections import defaultdict
 
@@ -16,6 +17,7 @@ from bench.specs import walk
 from bench.store.ownership import Attempt
 from bench.store.states import StageState
 from bench.store.store import Store
+from bench.training.protocol import death
 
 LOG_LINES = 5
 
@@ -77,11 +79,15 @@ def describe_failures(plan: Plan, store: Store, view: Look) -> str:
                 text += [f"    | {line}" for line in printed.splitlines()[-LOG_LINES:]]
             job = view.jobs.of(last)
             ends = ("\n".join(printed.splitlines()[-LOG_LINES:]) for printed in tails.values())
+            killed = ""
             if job is not None:
                 where = f" on {job.node}" if job.node else ""
-                text.append(f"    its job: {f'{job.state} {job.reason} {job.exit_code}'.strip()}{where}")
+                # Slurm's way to say that all processes of the job were killed.
+                killed = death(-signal.SIGKILL) if job.exit_code == f"0:{signal.SIGKILL:d}" else ""
+                words = " ".join(filter(None, (job.state, job.reason, job.exit_code, killed)))
+                text.append(f"    its job: {words}{where}")
             text.append(f"    all of it: python -m bench.status … --log '{cells[stage.key]}'")
-            classes[classify(f"{seen.job} {seen.note}", *ends)].append("\n".join(text))
+            classes[classify(f"{seen.job} {seen.note} {killed}", *ends)].append("\n".join(text))
     blocks = [
         "\n".join((f"{kind}: {counted(len(classes[kind]), 'stage')}", f"  fix: {FIXES[kind]}", *classes[kind]))
         for kind in CLASSES

@@ -654,6 +654,17 @@ def test_a_failure_comes_with_both_logs_and_the_word_on_its_job(site: Site) -> N
     assert "--log 'finetune/digits/tiny/0'" in text
 
 
+def test_a_job_all_of_whose_processes_were_killed_may_have_been_out_of_memory(site: Site) -> None:
+    """Where Slurm only says with which signal it ended; squeue has status and signal in one number."""
+    site.finish(site.parent)
+    made = site.submit(site.first)
+    site.begin(site.first, job="7_0", dead=True)
+    site.slurm(f"{site.line(made, 0, 'FAILED').rstrip()}|n1|0:10|9|")
+    text = failures.describe_failures(site.plan, site.store, site.look())
+    assert text.startswith("out of memory: 1 stage")
+    assert "0:9 signal SIGKILL" in text
+
+
 def test_without_failures_none_are_listed(site: Site) -> None:
     assert failures.describe_failures(site.plan, site.store, site.look()) == "no stage failed"
 

@@ -53,6 +53,18 @@ def test_a_node_whose_setup_fails_costs_no_cell(
     assert status.main(workspace.arguments()) == 0
 
 
+def test_a_node_whose_python_does_not_start_costs_no_cell_and_no_table(
+    slurm: DevCluster, tmp_path: Path, prepared: Path
+) -> None:
+    """Slurm starts every job on that node, which is the first and free again at once, also that of the tables."""
+    setup = "slurm.setup = ['if [ $SLURMD_NODENAME = n1 ]; then export PYTHONHOME=/nowhere; fi']"
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *SIX, setup)
+    assert workspace.run() == 0
+    table = tmp_path / "results" / "tiny.md"
+    wait_for(lambda: table.is_file() and "(6)" in table.read_text(), PATIENCE)
+    assert {trouble.node for trouble in troubles.read(workspace.store.root)} == {"n1"}
+
+
 def test_a_grid_whose_setup_fails_everywhere_is_stopped(
     slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

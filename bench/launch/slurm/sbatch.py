@@ -28,6 +28,10 @@ NEVER = 10**9
 TROUBLES = "troubles"
 """The folder of .slurm in which shells leave why they never came to Python."""
 
+IMPORTS = "import submitit.core._submit, bench.launch.slurm.submit"
+"""What every job imports."""
+TRIED = "does Python start on this node, with the packages?"
+
 GUARD = """\
 bench_failed() {  # exit status, depth of sourced files, command, number of its line
     [ "$2" -le 1 ] || return 0
@@ -45,9 +49,19 @@ bench_failed() {  # exit status, depth of sourced files, command, number of its 
     printf '%(%s)T\\n%s\\n%s\\n%s\\n%s\\n' -1 "$node" "$1" "$line" @WORKLIST@ > "$file.new" && mv "$file.new" "$file"
     [ -x "$scontrol" ] || scontrol=scontrol
     trap '' TERM
-    @JUDGE@ || [ "$restarts" -ge 2 ] || "$scontrol" requeue "$element"
+    @JUDGE@ || [ "$restarts" -ge 2 ] || bench_again "$element" "$scontrol"
     [ "$1" -ne 0 ] || exit 1
     exit "$1"
+}
+bench_again() {  # element, scontrol
+    local nodes avoided
+    "$2" requeue "$1"
+    nodes=$(sinfo -h -N --states=idle,mixed,alloc --partition="$SLURM_JOB_PARTITION" --format=%N 2> /dev/null)
+    [ -n "$nodes" ] || return 0
+    avoided=@EXCLUDE@$(sed -s -n 2p @TROUBLES@/setup-"$1"-*.txt | sort -u | paste -s -d,)
+    if grep -q -v -x -F "$("$2" show hostnames "$avoided")" <<< "$nodes"; then
+        "$2" update JobId="$1" ExcNodeList="$avoided"
+    fi
 }
 bench_exec() {
     shopt -s execfail
@@ -67,9 +81,11 @@ more, nothing is done. Example: line 21 of the script is `module load cuda`, whi
 
 which writes the time, n7, 1, line 21 and the worklist to setup-ARRAY_TASK-RESTARTS.txt and asks for a requeue, at most
 twice. That is left to `bench.launch.slurm.setup_failed` where its Python starts all the same: then n7 is kept away from
-after three times, and a grid whose setup fails on every node is stopped. Meanwhile SIGTERM, which comes with a requeue,
-has to be ignored. An `exit` anywhere ends in the same function, without the number of a line; so does a Python that
-cannot be started (`bench_exec`). The status 143 is SIGTERM: somebody ended the job, which is no trouble.
+after three times, and a grid whose setup fails on every node is stopped. Else the shell has this job alone keep away
+from n7, if the partition has other nodes (`bench_again`): Slurm would choose n7 again, where all jobs end at once.
+Meanwhile SIGTERM, which comes with a requeue, has to be ignored. An `exit` anywhere ends in the same function, without
+the number of a line; so does a Python that cannot be started (`bench_exec`). The status 143 is SIGTERM: somebody ended
+the job, which is no trouble.
 """
 
 UNGUARD = "trap - ERR EXIT TERM; set +e"
@@ -159,16 +175,20 @@ def _setup(folder: Path, troubles: Path, cluster: Cluster, code: Path | None, wo
     # A job's PATH may lack Slurm's programs.
     scontrol = shlex.quote(shutil.which("scontrol") or "scontrol")
     judge = "false"  # nobody but the shell asks for a requeue
+    exclude = str(cluster.options.get("exclude", ""))
     if worklist and code is not None:
-        store, exclude = str(folder.parents[2]), str(cluster.options.get("exclude", ""))
+        store = str(folder.parents[2])
         command = [f"PYTHONPATH={code}", sys.executable, "-P", "-m", "bench.launch.slurm.setup_failed"]
         judge = f'{shlex.join(["env", *command, store, worklist, exclude])} "$element" "$scontrol"'
     guard = GUARD.replace("@TROUBLES@", shlex.quote(str(troubles))).replace("@SCONTROL@", scontrol)
     guard = guard.replace("@WORKLIST@", shlex.quote(worklist)).replace("@JUDGE@", judge)
+    guard = guard.replace("@EXCLUDE@", shlex.quote(f"{exclude}," if exclude else ""))
     # Until Python has its handler: the signal would kill the shell, and the job would count as failed.
     lines = [f"trap '' {cluster.signal}", guard, *cluster.setup]
     if code is not None:  # safe path: else the working directory, often a checkout, would come before the copy
         lines.append(f"export PYTHONSAFEPATH=1 PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}")
+        # Python takes the shell's place, so that the shell cannot tell why it ended: it is tried before.
+        lines.append(f"{shlex.quote(sys.executable)} -c '{IMPORTS}'  # {TRIED}")
     task = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}_submitted.pkl"
     # submitit looks for what it is to run under a name with the job's id, which nobody knew when the file was written.
     lines.append(f'ln -sf "$SLURM_ARRAY_TASK_ID.pkl" {shlex.quote(str(folder))}/"{task}"')

@@ -186,6 +186,26 @@ def test_where_the_setup_leaves_no_python_the_shell_itself_asks_for_the_requeue(
     assert requeued.read_text() == "requeue 7_4\n" * 2
 
 
+def test_a_python_that_starts_and_ends_at_once_is_a_trouble_of_the_node(fake: Fake, tmp_path: Path) -> None:
+    """The job keeps away from that node, besides those of the settings, while there are others."""
+    asked = fake("scontrol")
+    program = asked.with_name("scontrol")
+    program.write_text(program.read_text().replace("exit 0", 'case "$1" in show) echo "$3" | tr , "\\n";; esac'))
+    fake("sinfo", "n1\nn2\nn7\n")
+    job = Job(
+        tmp_path, "export PYTHONHOME=/nowhere", python="echo Python began", worklist="68f1c2d0", extra="exclude=n7"
+    )
+    calls = []
+    for restarts, node in enumerate(("n1", "n2")):
+        asked.unlink(missing_ok=True)
+        status, output = job.run(restarts, node)
+        assert status == 1 and "Python began" not in output and sbatch.TRIED in output
+        calls.append([call for call in asked.read_text().splitlines() if not call.startswith("show")])
+    # None is left after the second.
+    assert calls == [["requeue 7_4", "update JobId=7_4 ExcNodeList=n7,n1"], ["requeue 7_4"]]
+    assert {trouble.node for trouble in troubles.read(job.store)} == {"n1", "n2"}
+
+
 def test_scontrol_is_that_of_the_submission_or_that_of_the_node(requeued: Path, tmp_path: Path) -> None:
     job = Job(tmp_path, "PATH=/nowhere", "ls")
     job.run()
