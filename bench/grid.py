@@ -10,6 +10,7 @@ import argparse
 import os
 import shlex
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from bench.training.protocol import Settings
 
 
+FULL_SECONDS = 60.0
+"""Between two tries to submit where other jobs fill the queue."""
 LONGEST = f"/checkpoints/.step-{0:08}.json.{0:012}"
 """As long as the longest name below the folder of a stage."""
 
@@ -324,10 +327,22 @@ def _plan_jobs(plan: Plan, options: argparse.Namespace, store: Store, data: Path
 
 def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -> int:
     """Hand what is missing to Slurm; follow it if asked to."""
+    from bench.launch.slurm.client import is_full
     from bench.launch.slurm.describe import describe_submission
     from bench.launch.slurm.submit import CommandLine, submit
 
-    submitted = submit(plan, store, CommandLine(options.gin, options.set, options.results, data), options.retry)
+    command_line, waiting_is_told = CommandLine(options.gin, options.set, options.results, data), False
+    while True:
+        try:
+            submitted = submit(plan, store, command_line, options.retry)
+            break
+        except InputError as error:
+            if not (options.wait and is_full(error)):
+                raise
+            if not waiting_is_told:
+                print(f"waiting for room in the queue: {error}", flush=True)
+        waiting_is_told = True
+        time.sleep(FULL_SECONDS)
     stages = submitted.stages
     if submitted.arrays:
         print(
@@ -364,7 +379,7 @@ def _status_command(options: argparse.Namespace, *more: str) -> str:
 def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Submitted) -> int:
     """Follow the jobs, and submit what they leave, until all is done or has failed for good."""
     from bench.launch.reporter import Reporter
-    from bench.launch.slurm.client import is_unreachable
+    from bench.launch.slurm.client import is_full, is_unreachable
     from bench.launch.slurm.ledger import was_cancelled
     from bench.launch.slurm.submit import CommandLine, progress, progress_to_beat, submit
     from bench.monitor.follow import Ended, follow
@@ -385,15 +400,24 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
             look_up(plan, store)
             if progress(plan, store) <= before or was_cancelled(store.root, plan.source):
                 break
-            report.console.print(f"submitting again: no job is left for {len(ended.left)} stages", markup=False)
+            if not is_full(refused):
+                report.console.print(f"submitting again: no job is left for {len(ended.left)} stages", markup=False)
             try:
                 submitted = submit(plan, store, command_line)
             except InputError as error:  # the grid was stopped, or Slurm refuses: the table is written all the same
                 if is_unreachable(error):
                     report.console.print(f"warning: {error}", markup=False)
                     continue  # following waits for the controller
+                if is_full(error):
+                    if not refused:
+                        report.console.print(f"waiting for room in the queue: {error}", markup=False)
+                    refused, end = str(error), time.monotonic() + FULL_SECONDS
+                    while time.monotonic() < end and not stop():
+                        time.sleep(0.2)
+                    continue
                 refused = str(error)
                 break
+            refused = ""
             ended.left.clear()
             keys, before = submitted.wanted, progress_to_beat(submitted, plan, store)
     if stop():

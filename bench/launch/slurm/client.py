@@ -97,6 +97,11 @@ def is_unreachable(error: object) -> bool:
     return re.search(UNREACHABLE, str(error)) is not None
 
 
+def is_full(error: object) -> bool:
+    """Tell whether a program's words say that no more jobs may be queued until others have ended."""
+    return re.search("(Max|Grp)SubmitJob", str(error)) is not None
+
+
 def environment() -> dict[str, str]:
     """Return our environment without what would change how Slurm's programs behave.
 

@@ -50,7 +50,7 @@ def check(cluster: Cluster, threads: int, folders: Mapping[str, Path]) -> list[s
         except SlurmError as error:
             missing = any(node.is_away for node in nodes)
             busy = re.search(r"(busy|down)\b", str(error)) or (missing and "not available" in str(error))
-            if re.search("(Max|Grp)SubmitJob", str(error)):
+            if client.is_full(error):
                 warnings.append(f"you may not queue more jobs at present: {error}")
             elif busy:
                 warnings.append(f"no node can run such a job at present; the jobs will wait: {error}")

@@ -8,8 +8,11 @@ does, for what they left (`finish`).
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
+import signal
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -34,10 +37,10 @@ from bench.planning.plan import Plan, look_up, make_plan
 from bench.planning.plugins import LOADED, as_setting
 from bench.specs import Stage
 from bench.specs.cluster import Cluster
-from bench.store.states import why_blocked
+from bench.store.states import StageState, why_blocked
 from bench.store.store import Store
 from bench.tables.command import run_as_job
-from bench.training.protocol import Settings
+from bench.training.protocol import EXIT_STATUS, Settings
 
 ENDING_SECONDS = 90.0
 """For so long jobs that are just ending are waited for before their stages are submitted again."""
@@ -441,13 +444,18 @@ def _submit_tables(
 
 MOST_AGAIN = 10
 """So often jobs submit a grid again without a person."""
+WAIT_MINUTES = 10
+"""So long the last job waits for room in a full queue, each time,"""
+MOST_WAITS = 150
+"""and so often: a day."""
 
 
 def finish(command_line: CommandLine, store_root: Path, source: str, progress_before: int) -> None:
     """Write the tables, then submit what the grid's jobs have left, as the last job of a grid.
 
     Jobs may have been cancelled, or lost with their nodes, or too few were allowed at once. Nothing is submitted if no
-    stage got further since this job was submitted, nor after MOST_AGAIN times. An incomplete table is no failure.
+    stage got further since this job was submitted, nor after MOST_AGAIN times. Where other jobs fill the queue, this
+    one starts again later. An incomplete table is no failure.
     """
     baselines.register()
     run_as_job(*command_line.of_tables(store_root))
@@ -466,9 +474,30 @@ def finish(command_line: CommandLine, store_root: Path, source: str, progress_be
             submitted = submit(plan, store, replace(command_line, again=command_line.again + 1))
         except InputError as error:  # the grid was stopped, or Slurm refuses: the table is written all the same
             print(f"{len(left)} stages are left, and could not be submitted again: {error}")
+            if client.is_full(error):
+                _come_again()
             return
         print(f"submitted again: {len(submitted.stages)} stages, jobs {', '.join(submitted.job_ids) or 'none'}")
         if submitted.in_flight:
             print(f"{len(submitted.in_flight)} stages are queued or running already")
-        for refused in filter(None, (submitted.refused, submitted.tables_refused)):
+        refusals = [*filter(None, (submitted.refused, submitted.tables_refused))]
+        for refused in refusals:
             print(f"refused: {refused}")
+        if any(map(client.is_full, refusals)):  # no other job will write the tables
+            _come_again()
+
+
+def _come_again() -> None:
+    """Have this job start again later, as other jobs fill the queue now; its own place there is kept.
+
+    Ends the process. After MOST_WAITS times nothing is done.
+    """
+    if int(os.environ.get("SLURM_RESTART_COUNT") or 0) >= MOST_WAITS:
+        print(f"the queue was full {MOST_WAITS} times: not tried again")
+        return
+    print(f"tried again in {WAIT_MINUTES} minutes, when other jobs may have ended", flush=True)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes with the requeue
+    job, program, until = supervisor.job_name(), shutil.which("scontrol") or "scontrol", time.monotonic() + 60
+    supervisor.requeue(job, program, until)
+    supervisor.control(program, "update", f"JobId={job}", f"StartTime=now+{WAIT_MINUTES}minutes", until=until)
+    sys.exit(EXIT_STATUS[StageState.INTERRUPTED])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+import signal
 import stat
 import time
 from collections.abc import Sequence
@@ -311,6 +312,25 @@ def test_the_last_job_writes_tables_and_submits_what_is_left(site: Site, capsys:
     assert [site.again(each) for each in site.tables_jobs()] == [0, 1]
     assert site.tables_jobs()[-1].job_id == "107"
     assert not (site.folder / "programs" / "scancel.calls").exists(), "it would cancel itself"
+
+
+def test_where_the_queue_is_full_the_last_job_comes_again_later(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its own place there, since nobody else would go on; not for ever."""
+    site.cluster("sbatch", status=1, error="sbatch: error: AssocMaxSubmitJobLimit\n")
+    asked = site.cluster("scontrol")
+    for name, value in {"ARRAY_JOB_ID": "104", "ARRAY_TASK_ID": "0", "RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            site.finish(TAPT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert asked.read_text().splitlines()[-2:] == ["requeue 104_0", "update JobId=104_0 StartTime=now+10minutes"]
+    asked.unlink()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(submit.MOST_WAITS))
+    site.finish(TAPT)
+    assert "requeue" not in asked.read_text()
 
 
 def test_what_the_last_job_submits_belongs_to_the_grid_and_not_to_copies_of_its_files(site: Site) -> None:
