@@ -1261,7 +1261,7 @@ MUTATIONS = (
     Mutation(
         "attempts that progress are given up",
         "bench/launch/slurm/stage_process.py",
-        "    if len(begun) > 1 or any(_newest_checkpoint(attempts[-1]) > step for step in begun):\n"
+        "    if len(begun) > 1 or any(newest_checkpoint(attempts[-1].path.parents[1]) > step for step in begun):\n"
         "        return None\n",
         "",
         ("tests/launch/slurm/test_supervisor.py::test_when_a_stage_is_given_up",),

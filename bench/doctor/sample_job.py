@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shlex
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from typing import Any
 
 import bench
 from bench.doctor.computer import Fact, existing
-from bench.launch.slurm import client, reasons, troubles
+from bench.launch.slurm import client, ledger, reasons, troubles
 from bench.launch.slurm.client import SlurmError
 from bench.specs.cluster import Cluster
 from bench.store.files import read_json
@@ -63,7 +62,7 @@ def test_job(store: Path, data: Path, cluster: Cluster) -> Iterator[Fact]:
     # The traces that the job leaves tell how far it came: `began` that its node sees the store, `error` what its Python
     # said, `answer.json` that all is well. `_answer` reads them in the opposite order. After that come `again.json` of
     # its second start, or `refused.json`. Where it never comes to Python, its shell leaves `setup-….txt`.
-    name = f"bench-doctor-{int(time.time()):08x}{secrets.token_hex(4)}"
+    name = f"bench-doctor-{ledger.new_token()}"
     with tempfile.TemporaryDirectory(dir=existing(store), prefix=".bench-doctor-", ignore_cleanup_errors=True) as path:
         folder = Path(path)
         quoted_folder, program = shlex.quote(path), shlex.quote(sys.executable)

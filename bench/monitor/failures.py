@@ -124,7 +124,7 @@ def _where(attempt: Attempt | None) -> str:
         return ""
     owner = attempt.facts["owner"]
     job = f", job {owner['job']}" if "job" in owner else ""
-    return f" (attempt {attempt.number} on {str(owner['machine']).partition(' ')[0]}{job})"
+    return f" (attempt {attempt.number} on {attempt.host}{job})"
 
 
 def print_log(plan: Plan, store: Store, view: Look, name: str) -> None:

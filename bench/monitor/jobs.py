@@ -90,7 +90,7 @@ def _whereabouts(state: JobState, attempt: Attempt | None) -> str:
     """Say on which node a job runs and for how long, by Slurm's word or else by its stage's attempt."""
     node, seconds = state.node, state.elapsed_s
     if attempt is not None:
-        node = node or str(attempt.facts["owner"]["machine"]).partition(" ")[0]
+        node = node or attempt.host
         seconds = time.time() - float(attempt.facts["began"]) if seconds is None else seconds
     reason = f" ({state.reason})" if state.reason else ""
     lasted = f" for {timedelta(seconds=round(max(0.0, seconds)))}" if seconds is not None else ""

@@ -16,6 +16,7 @@ from bench.launch.slurm import client, ledger, troubles
 from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.cover import Cover, covered, served
 from bench.launch.slurm.ledger import Submission
+from bench.launch.slurm.stage_process import newest_checkpoint
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Stage
 from bench.store.activity import inactive
@@ -397,7 +398,7 @@ def _share(stage: Stage, store: Store, last: Attempt | None) -> float:
         return 0.0
     folder = store.folder(stage)
     steps = [int(last.facts["from_step"] or 0), int((last.end or {}).get("step") or 0)]
-    steps += [int(path.stem.partition("-")[2]) for path in (folder / "checkpoints").glob("step-*.json")]
+    steps.append(newest_checkpoint(folder))
     if last.end is None and last.facts["from_step"] is not None:
         steps += [int(step) for step in re.findall(r"^step (\d+)/", tail(folder / "log.txt"), re.MULTILINE)[-1:]]
     return min(1.0, max(steps) / stage.total_steps)

@@ -57,6 +57,11 @@ class Attempt:
         """Whether its owner still works on it."""
         return self.end is None and owner_alive(self.facts["owner"], self.path)
 
+    @property
+    def host(self) -> str:
+        """The machine that it ran on, without what tells its boots apart."""
+        return str(self.facts["owner"]["machine"]).partition(" ")[0]
+
 
 @contextlib.contextmanager
 def beating(path: Path) -> Iterator[None]:

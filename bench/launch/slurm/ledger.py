@@ -107,7 +107,7 @@ def log_folder(store_root: Path, token: str) -> Path:
 
 
 def new_token() -> str:
-    """Return a name for a submission or worklist that no other one has: the time and a random number."""
+    """Return a name for a submission, worklist or trouble that no other one has: the time and a random number."""
     return f"{int(time.time()):08x}{secrets.token_hex(4)}"
 
 

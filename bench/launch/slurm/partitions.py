@@ -46,6 +46,11 @@ def chosen(names: str | None) -> list[dict[str, str]]:
     return [by_name[name] for name in names.split(",")]
 
 
+def names(partition: str | None) -> list[str]:
+    """Name the partitions that `chosen` reads."""
+    return [settings["PartitionName"] for settings in chosen(partition)]
+
+
 def nodes() -> list[Node]:
     """Read the nodes of every partition.
 

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from bench.errors import InputError
@@ -232,7 +233,7 @@ def no_progress(attempts: Sequence[Attempt], give_up_after: int, full_seconds: f
         return None
     # An attempt that ended before it had begun tells of no step: it made no progress whatever the others' was.
     begun = {step for attempt in last if (step := attempt.facts["from_step"]) is not None}
-    if len(begun) > 1 or any(_newest_checkpoint(attempts[-1]) > step for step in begun):
+    if len(begun) > 1 or any(newest_checkpoint(attempts[-1].path.parents[1]) > step for step in begun):
         return None
     where = f"all began at step {begun.pop()}" if begun else "none came to its first step"
     return f"no progress in {give_up_after} attempts: {where}"
@@ -255,9 +256,9 @@ def kills_its_jobs(attempts: Sequence[Attempt]) -> str | None:
             break
         begun |= {step} - {None}
         silent.append(attempt)
-    if not silent or any(_newest_checkpoint(silent[0]) > step for step in begun):
+    if not silent or any(newest_checkpoint(silent[0].path.parents[1]) > step for step in begun):
         return None
-    hosts = {str(attempt.facts["owner"]["machine"]).partition(" ")[0] for attempt in silent}
+    hosts = {attempt.host for attempt in silent}
     if len(hosts) < NODES and len(silent) < TIMES:
         return None
     return f"its job died without a word {len(silent)} times, on {', '.join(sorted(hosts))}, without progress"
@@ -268,10 +269,10 @@ def _seconds(attempt: Attempt) -> float:
     return float(attempt.end["time"]) - float(attempt.facts["began"])
 
 
-def _newest_checkpoint(attempt: Attempt) -> int:
-    """Return the newest checkpoint's step of an attempt's stage, or 0."""
-    folder = attempt.path.parent.parent / "checkpoints"
-    return max((int(path.stem.partition("-")[2]) for path in folder.glob("step-*.json")), default=0)
+def newest_checkpoint(stage_folder: Path) -> int:
+    """Return the step of a stage's newest checkpoint, or 0."""
+    markers = (stage_folder / "checkpoints").glob("step-*.json")
+    return max((int(path.stem.partition("-")[2]) for path in markers), default=0)
 
 
 def _status(pid: int) -> int:
@@ -287,8 +288,3 @@ def _has_exited(pid: int) -> bool:
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing left but the zombie
         os.killpg(pid, signal.SIGKILL)
-
-
-def signal_number(name: str) -> signal.Signals:
-    """Return the signal that `slurm.signal` names: 'USR2' is SIGUSR2."""
-    return signal.Signals[f"SIG{name}"]

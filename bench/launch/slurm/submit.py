@@ -30,6 +30,7 @@ from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.cover import covered, first_arrays
 from bench.launch.slurm.ledger import Submission
 from bench.launch.slurm.snapshot import changed_since, copied_plugins, snapshot
+from bench.launch.slurm.stage_process import newest_checkpoint
 from bench.launch.slurm.worklist import Worklist
 from bench.planning.gin_files import copy_gin
 from bench.planning.load import load_grid
@@ -297,19 +298,17 @@ def _stopped(plan: Plan, store: Store, token: str) -> str | None:
     nodes = {trouble.node for trouble in troubles.read(store.root) if trouble.worklist == token}
     if not nodes:
         return troubles.stopped(store.root, token)
-    names = [settings["PartitionName"] for settings in partitions.chosen(plan.cluster.partition)]
+    names = partitions.names(plan.cluster.partition)
     return troubles.stop_if_hopeless(store.root, token, (), not partitions.has_others(names, nodes))
 
 
 def progress(plan: Plan, store: Store) -> int:
     """Return a number that grows whenever a stage of a grid gets further: finished stages and steps in checkpoints."""
-    steps = [
-        max((int(path.stem.partition("-")[2]) for path in checkpoints.glob("step-*.json")), default=0)
-        for stage in plan.stages
-        if stage.key not in plan.done and (checkpoints := store.folder(stage) / "checkpoints").is_dir()
-    ]
     # One more than its steps, so that a stage with a checkpoint of its last step gets further by its end, too.
-    return sum(stage.total_steps + 1 for stage in plan.stages if stage.key in plan.done) + sum(steps)
+    return sum(
+        stage.total_steps + 1 if stage.key in plan.done else newest_checkpoint(store.folder(stage))
+        for stage in plan.stages
+    )
 
 
 def progress_to_beat(submitted: Submitted, plan: Plan, store: Store) -> int:
@@ -382,8 +381,7 @@ def _without_nodes(cluster: Cluster, store: Store) -> Cluster:
     Where a job's partitions have no other nodes, all are used.
     """
     nodes = sorted(troubles.excluded(store.root))
-    names = [settings["PartitionName"] for settings in partitions.chosen(cluster.partition)] if nodes else []
-    if not nodes or not partitions.has_others(names, nodes):
+    if not nodes or not partitions.has_others(partitions.names(cluster.partition), nodes):
         return cluster
     others = [option for option in cluster.extra if not option.startswith("exclude")]
     listed = [str(cluster.options["exclude"])] if "exclude" in cluster.options else []

@@ -36,7 +36,7 @@ from bench.launch.slurm import client, ledger, partitions, troubles, worklist
 from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.client import SlurmError
 from bench.launch.slurm.pool import Pool
-from bench.launch.slurm.stage_process import StageProcess, say, signal_number
+from bench.launch.slurm.stage_process import StageProcess, say
 from bench.planning.plugins import load_all
 from bench.specs.cluster import CHECKPOINT_SECONDS, START_SECONDS, Cluster
 from bench.store.ownership import JOB_VARIABLE
@@ -83,7 +83,7 @@ class Signals:
 
     def take_over(self, announcement: str) -> None:
         """Replace submitit's handlers of these signals."""
-        signal.signal(signal_number(announcement), self._announce)
+        signal.signal(signal.Signals[f"SIG{announcement}"], self._announce)  # USR2 is SIGUSR2
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # `trap '' CHLD` of a shell would hide how workers end
         signal.signal(signal.SIGCONT, lambda *_: None)  # Slurm sends it with the others, to wake what is suspended

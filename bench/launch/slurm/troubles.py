@@ -23,7 +23,6 @@ import contextlib
 import os
 import platform
 import re
-import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -31,7 +30,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from bench.errors import DamagedStore
-from bench.launch.slurm.ledger import folder
+from bench.launch.slurm.ledger import folder, new_token
 from bench.launch.slurm.worklist import count_finished
 from bench.store.files import create_json, read_json
 from bench.store.ownership import now
@@ -83,9 +82,8 @@ def note(store_root: Path, job: str, worklist: str, stage: str, reason: str, whe
     It failed on the node `where`, by default on this one.
     """
     facts = {"time": now(), "node": where or node(), "job": job, "worklist": worklist, "stage": stage, "reason": reason}
-    name = f"{int(time.time()):08x}{secrets.token_hex(4)}.json"
     try:
-        return create_json(_folder(store_root) / name, facts)
+        return create_json(_folder(store_root) / f"{new_token()}.json", facts)
     except OSError:  # the job's log and its end tell
         return False
 
