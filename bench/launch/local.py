@@ -242,7 +242,7 @@ def run(queue: Queue, store: Store, settings: Sequence[Settings], stop: Callable
                 worker, event = crew.events.get(timeout=POLL_SECONDS)
             except queues.Empty:
                 continue
-            outcome = _react(worker, event, queue, crew, report)
+            outcome = _react(worker, event, queue, crew, store, report)
             if outcome is not None and outcome.state == StageState.BUSY:
                 not_before = time.monotonic() + POLL_SECONDS
     finally:
@@ -266,7 +266,9 @@ def _next_stages(
         yield crew.worker(number), stage
 
 
-def _react(worker: Worker, event: dict[str, Any], queue: Queue, crew: Crew, report: Reporter) -> Outcome | None:
+def _react(
+    worker: Worker, event: dict[str, Any], queue: Queue, crew: Crew, store: Store, report: Reporter
+) -> Outcome | None:
     """Act on an event of a worker.
 
     That is one of `bench.training.protocol.EVENTS`, a line that is none of them, or the end of the process. Returns a
@@ -285,7 +287,7 @@ def _react(worker: Worker, event: dict[str, Any], queue: Queue, crew: Crew, repo
         crew.alive.remove(worker)
     if stage is None:  # an idle process that was asked to end
         return None
-    outcome, worker.stage = _outcome(worker, event), None
+    outcome, worker.stage = _outcome(worker, stage, event, store), None
     if outcome.state == StageState.CROWDED:
         crew.retry_alone(worker, stage)
     else:
@@ -311,13 +313,15 @@ ASKED_TO_END = EXIT_STATUS[StageState.INTERRUPTED]
 """The exit status of a worker that a signal or its launcher asked to end."""
 
 
-def _outcome(worker: Worker, event: dict[str, Any]) -> Outcome:
-    """Return how a worker's stage ended, by the worker's word or by how its process ended."""
+def _outcome(worker: Worker, stage: Stage, event: dict[str, Any], store: Store) -> Outcome:
+    """Return how a worker's stage ended, by the worker's word, its record, or its process's end."""
     if event["event"] == "end":
         return Outcome(StageState(event["state"]), event["reason"], event["from_step"], tuple(event["warnings"]))
+    died = f"the worker process died: {event['deaf'] or death(event['status'])}"
+    if store.record(stage) is not None:  # it was published, and only the word of it was lost
+        return Outcome(StageState.DONE, warnings=(died,))
     if event["status"] == ASKED_TO_END:
         return Outcome(StageState.INTERRUPTED, "before it began: its worker was asked to end")
-    died = f"the worker process died: {event['deaf'] or death(event['status'])}"
     if not worker.ready:  # nothing of the stage was looked at yet: not its fault
         return Outcome(StageState.INTERRUPTED, f"before it began: {died}; what it printed stands above")
     return Outcome(StageState.FAILED, f"{died}; run the grid again to go on from its checkpoint")

@@ -180,8 +180,7 @@ def merged_records(plan: Plan, store: Store, computed: RecordsFile, results: Pat
             own = {**own, "also": kept["also"]}
         record = own or (None if kept is None else _of_cell(kept, cell, path))
         if record is not None:
-            # Records from before GPUs name no device.
-            records[identity] = record if "devices" in record else {"devices": [_kind(record["provenance"])], **record}
+            records[identity] = record
     return _with_stages(None, records, earlier, computed), _with_stages(earlier.grid, others, earlier)
 
 
@@ -258,6 +257,9 @@ def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOu
                     stages[record["stage"]["key"]] = _stage_of(record["stage"])
                     continue
                 _check_record(record, checked)
+                _check_behind(record, stages)
+                # Records from before GPUs name no device.
+                record.setdefault("devices", [_kind(record["provenance"])])
             key, cell = record["key"], record["cell"]
             if grid is not None:
                 _refuse_foreign(record, grid)
@@ -324,9 +326,22 @@ def _check_record(record: Any, checked: set[str]) -> None:
         _check_record(other, checked)
     for name in ("seconds", "seconds_with_parents"):
         _check_seconds(name, record.get(name))
+    if {"row", "backbone"} <= record.keys():
+        row = record["row"]  # its line of the table is "method", which is "row" or "row/name of the method"
+        cell = f"{row}/{record['task']}/{record['backbone']}/{record['seed']}"
+        if record["cell"] != cell or not f"{record['method']}/".startswith(f"{row}/"):
+            raise ValueError(f"its cell is {record['cell']}, its facts are those of {cell} in {record['method']}")
     metric = record.get("metric")
     if metric is not None and not same(record["value"], record["metrics"].get(metric)):
         raise ValueError(f"its value is {record['value']}, its {metric} {record['metrics'].get(metric)}")
+
+
+def _check_behind(record: Record, stages: Mapping[str, Record]) -> None:
+    """Refuse a record whose list of stages lacks its own or a parent of another: verdicts rest on that list."""
+    listed = record.get("stages", [record["key"]])
+    parents = {parent for key in listed if key in stages for parent in stages[key]["parents"]}
+    if listed[-1:] != [record["key"]] or not parents <= set(listed):
+        raise ValueError(f"its stages {', '.join(listed)} are not {record['key']} and all that it was trained from")
 
 
 def _refuse_foreign(record: Record, grid: GridFacts) -> None:

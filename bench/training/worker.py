@@ -119,13 +119,18 @@ def _run_claimed(
         state, reason = StageState.REFUSED, str(error)
     except (Exception, SystemExit) as error:  # a method's code may call sys.exit
         traceback.print_exc()
-        lines = str(error).strip().splitlines()
+        lines = _writable(str(error)).strip().splitlines()
         state, reason = StageState.FAILED, f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
         if isinstance(error, OSError) and error.errno in DISK:  # once there is room, the same command goes on
             state = StageState.REFUSED
         elif is_out_of_memory(error):
             state, reason = _out_of_memory(settings)
     return Outcome(state, reason, attempt.facts["from_step"] or 0, tuple(attempt.facts["warnings"])), step
+
+
+def _writable(text: str) -> str:
+    r"""Escape half characters such as "\ud800", which no file could hold."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _out_of_memory(settings: Settings) -> tuple[StageState, str]:
@@ -150,7 +155,7 @@ def _logged(folder: Path) -> Iterator[None]:
     # What was written before is flushed first, and the descriptors are put back at the end.
     sys.stdout.flush()
     sys.stderr.flush()
-    with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
+    with (folder / "log.txt").open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log:
         saved = os.dup(1), os.dup(2)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -448,10 +448,9 @@ def test_a_requeued_job_that_does_not_start_again_is_told(
     programs.slurm()
     programs.make("sbatch", "\n".join((programs.folder / "sbatch").read_text().splitlines()[2:-2]) + "\necho 7")
     monkeypatch.setattr(sample_job, "JOB_SECONDS", 3.0)
-    monkeypatch.setattr(sample_job.secrets, "token_hex", lambda _: "0123abcd")
+    monkeypatch.setattr(sample_job.ledger, "new_token", lambda: "0123abcd")
     now = int(time.time())
-    monkeypatch.setattr("bench.doctor.sample_job.time.time", lambda: now)
-    programs.make("squeue", f"echo '7_0|bench-doctor-{now:08x}0123abcd|{line.format(now=now)}'")
+    programs.make("squeue", f"echo '7_0|bench-doctor-0123abcd|{line.format(now=now)}'")
     assert [(verdict, True)] == [
         (actual, part in text) for actual, text in bad(sample_job.test_job(tmp_path, tmp_path, Cluster()))
     ]
@@ -469,13 +468,10 @@ def test_a_test_job_that_never_starts_is_a_problem_with_its_fix(
 ) -> None:
     programs.slurm()
     monkeypatch.setattr(sample_job, "LATE_SECONDS", 0.5)
-    monkeypatch.setattr(sample_job.secrets, "token_hex", lambda _: "0123abcd")
+    monkeypatch.setattr(sample_job.ledger, "new_token", lambda: "0123abcd")
     now = int(time.time())
-    monkeypatch.setattr("bench.doctor.sample_job.time.time", lambda: now)
     programs.make("sbatch", "echo 7")
-    programs.make(
-        "squeue", f"echo '7_0|bench-doctor-{now:08x}0123abcd|PENDING|{now}|N/A|QOSMaxWallDurationPerJobLimit'"
-    )
+    programs.make("squeue", f"echo '7_0|bench-doctor-0123abcd|PENDING|{now}|N/A|QOSMaxWallDurationPerJobLimit'")
     began = time.monotonic()
     (fact,) = sample_job.test_job(tmp_path, tmp_path, Cluster())
     assert fact.verdict == "problem" and "QOSMaxWall" in fact.text and "slurm.timeout_min" in fact.fix
@@ -496,11 +492,9 @@ def test_a_job_that_does_not_start_is_cancelled_and_nothing_is_claimed(
 ) -> None:
     programs.slurm()
     monkeypatch.setattr(sample_job, "JOB_SECONDS", 1.0)
-    monkeypatch.setattr(sample_job.secrets, "token_hex", lambda _: "0123abcd")
+    monkeypatch.setattr(sample_job.ledger, "new_token", lambda: "0123abcd")
     programs.make("sbatch", "echo 7")
-    name = f"bench-doctor-{int(time.time()):08x}"
-    monkeypatch.setattr("bench.doctor.sample_job.time.time", lambda: int(name[-8:], 16))
-    programs.make("squeue", f"echo '7_0|{name}0123abcd|PENDING|N/A|N/A|Priority'")
+    programs.make("squeue", "echo '7_0|bench-doctor-0123abcd|PENDING|N/A|N/A|Priority'")
     ((verdict, text),) = bad(sample_job.test_job(tmp_path, tmp_path, Cluster()))
     assert verdict == "warning" and "did not start" in text and "Priority" in text
     assert programs.calls("scancel") == ["7"]

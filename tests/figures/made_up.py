@@ -49,6 +49,7 @@ class MadeUp:
         *parents: Record,
         task: str = "digits",
         measured: Sequence[Mapping[str, float]] = (),
+        backbone: str = "backbone",
         **fields: Any,
     ) -> None:
         """Add a row's values on a task, one for each seed; None is a cell that has not finished."""
@@ -58,14 +59,15 @@ class MadeUp:
             if value is None:
                 continue
             self.content.stages.update({line["key"]: line for line in (*parents, own)})
-            cell = f"{row}/{task}/backbone/{seed}"
+            name = row.partition("/")[0]
+            cell = f"{name}/{task}/{backbone}/{seed}"
             self.content.cells[own["key"], cell] = {
                 "key": own["key"],
                 "cell": cell,
-                "row": row.partition("/")[0],
+                "row": name,
                 "method": row,
                 "task": task,
-                "backbone": "backbone",
+                "backbone": backbone,
                 "seed": seed,
                 "metric": metric,
                 "value": value,

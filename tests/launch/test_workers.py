@@ -168,6 +168,17 @@ def test_however_a_worker_ends_its_launcher_hears_of_it(
     worker.give(pretraining(), Store(tmp_path / "runs"))  # nobody listens: no error
 
 
+def test_a_stage_that_was_published_is_done_whatever_became_of_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "EXIT_SECONDS", 0.2)
+    monkeypatch.setattr(Store, "record", lambda self, stage: {"key": stage.key})
+    impostor(tmp_path, monkeypatch, 'line.sendall(b\'{"event": "ready"}\\n\'); line.close(); time.sleep(600)')
+    queue, lines, ended = run([pretraining()], Store(tmp_path / "runs"))
+    assert (ended, queue.over, queue.failed) == ("", True, {})
+    assert lines == ["started", "done: "]
+
+
 # ------------------------------------------------------------------------------------------------ their first moments
 
 
@@ -248,13 +259,14 @@ def test_a_signal_before_the_handlers_stand_is_an_interruption(
         (tmp_path / "go").unlink(missing_ok=True)
         (tmp_path / "young").unlink(missing_ok=True)
         worker, events = workers()
-        worker.give(pretraining(), Store(tmp_path / "runs"))
+        stage, store = pretraining(), Store(tmp_path / "runs")
+        worker.give(stage, store)
         until((tmp_path / "young").exists)
         worker.process.send_signal(number)
         (tmp_path / "go").touch()
         while (event := events.get(timeout=60)[1])["event"] != "gone":
             pass
-        assert local._outcome(worker, event).state == "interrupted", event
+        assert local._outcome(worker, stage, event, store).state == "interrupted", event
 
 
 # ------------------------------------------------------------------------------------------------ a second signal

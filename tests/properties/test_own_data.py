@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from bench.data.problems import refuse
 from bench.data.sources import own
+from bench.data.task_spec import MOST_MEGAPIXELS
 from bench.data.tasks import Task
 from bench.errors import InputError
 from tests.properties.conftest import examples
@@ -60,7 +61,7 @@ def test_rows_come_back_as_written_or_are_refused(
     try:
         with contextlib.redirect_stdout(said):
             content = own.read(task)
-            refuse("mine", content)
+            refuse("mine", content, {}, MOST_MEGAPIXELS)
     except InputError as error:
         message = str(error)
     else:

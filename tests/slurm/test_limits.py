@@ -103,4 +103,4 @@ def test_a_job_that_is_requeued_and_held(slurm: DevCluster) -> None:
     wait_for(lambda: client.queue([name])[job].state == "COMPLETED", 60)
     slurm.ask("scontrol", "requeuehold", job)
     wait_for(lambda: _waits(job, name)[0].live, 30)
-    assert f"scontrol release {job}" in _waits(job, name)[1].fix
+    assert f"scontrol release {job}" in _waits(job, name)[1]

@@ -199,7 +199,8 @@ def test_records_are_one_line_each_whatever_they_hold(workspace: Workspace) -> N
     workspace.collate(store)
     path = workspace.results / "tiny" / "records.jsonl"
     record = cell_of(path)
-    record["row"] = "a\u2028b\x85c"
+    record["row"] = record["method"] = "a\u2028b\x85c"
+    record["cell"] = record["cell"].replace("finetune", record["row"])
     path.write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
     assert [kept["row"] for kept in read_records(path).values()] == ["a\u2028b\x85c"]
 
@@ -212,6 +213,8 @@ def test_records_are_one_line_each_whatever_they_hold(workspace: Workspace) -> N
         *(("provenance", damaged) for damaged in (None, {}, {**PROVENANCE, "threads": "1"})),
         *(("code", []), ("code", None), ("devices", 5), ("method", []), ("search", 5), ("search", {})),
         *(("search", {"candidates": damaged}) for damaged in (5, [5], [{}])),
+        *(("cell", damaged) for damaged in ("finetune/digits/photos_mae/1", "tapt/digits/photos_mae/0", "")),
+        *(("stages", damaged) for damaged in ([], ["0" * 16])),
     ],
 )
 def test_a_field_of_another_shape_is_refused_by_line(field: str, damaged: Any, workspace: Workspace) -> None:
@@ -225,11 +228,15 @@ def test_a_field_of_another_shape_is_refused_by_line(field: str, damaged: Any, w
 def test_a_damaged_name_never_counts_for_another_cell(workspace: Workspace) -> None:
     workspace.collate(workspace.store("one", [0]))
     path, table = workspace.results / "tiny" / "records.jsonl", (workspace.results / "tiny.md").read_text()
-    before = path.read_text()
-    path.write_text(json.dumps({**cell_of(path), "method": "mars", "task": "pydocs", "seed": 1}) + "\n")
-    workspace.collate(workspace.store("empty", []))
-    assert (workspace.results / "tiny.md").read_text() == table
-    assert path.read_text() == before
+    record = cell_of(path)
+    store = workspace.store("empty", [])
+    for damaged in ({"method": "mars"}, {"task": "pydocs"}, {"seed": 1}, {"backbone": "docs_mlm"}):
+        path.write_text(json.dumps({**record, **damaged}) + "\n")
+        before = path.read_text()
+        with pytest.raises(InputError, match=r"records\.jsonl:1: not a record"):
+            workspace.collate(store)
+        assert (workspace.results / "tiny.md").read_text() == table
+        assert path.read_text() == before
 
 
 def test_a_number_of_the_file_is_that_of_the_metric_asked_for(workspace: Workspace) -> None:

@@ -48,9 +48,7 @@ class Paper(MadeUp):
         """Add five seeds with this mean and a sample standard deviation of 0.5."""
         values = [(center + offset) / 100 for offset in (-0.5, -0.5, 0.0, 0.5, 0.5)]
         own = {**settings(10_000, 32, 1e-4, data={"examples": SIZES[task], "subset": None}), **fields}
-        self.add(row, values, *parents, task=task, **own)
-        for record in self.content.cells.values():
-            record["backbone"] = "vit_mae_base"
+        self.add(row, values, *parents, task=task, backbone="vit_mae_base", **own)
 
     def judged(self, measure: str | None = None) -> dict[tuple[str, str], Judged]:
         records = list(self.content.cells.values())

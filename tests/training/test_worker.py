@@ -74,6 +74,21 @@ def test_every_way_out_of_a_stage_gives_its_attempt_an_end(
     assert attempt.end is not None and attempt.end["state"] == state
 
 
+def test_a_failure_whose_text_no_file_can_hold_is_noted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("half of a pair: \ud800")
+
+    monkeypatch.setattr(fit, "fit", fail)
+    store, stage = Store(tmp_path), pretraining()
+    folder = store.add(stage)
+    outcome = run(folder, Settings(tmp_path), lambda: False, lambda step, steps, loss: None)
+    assert (outcome.state, outcome.reason) == ("failed", "ValueError: half of a pair: \\ud800")
+    assert outcome.reason in str(store.failure(stage))
+    assert "half of a pair" in (folder / "log.txt").read_text(encoding="utf-8")
+
+
 def test_a_stage_is_not_claimed_after_a_stop_was_asked_for(tmp_path: Path) -> None:
     store, stage = Store(tmp_path), pretraining()
     outcome = run(store.add(stage), Settings(tmp_path), lambda: True, lambda step, steps, loss: None)

@@ -103,7 +103,14 @@ def files() -> dict[str, str]:
     for cell in cells:
         line = json.dumps(cell)
         lines.append(line[: len(line) // 2] if (cell["method"], cell["task"], cell["seed"]) == CUT_OFF else line)
-    of_another_grid = {**cells[0], "key": "sam-digits-0", "cell": "sam/digits/tiny/0", "row": "sam", "method": "sam"}
+    sam = {
+        "key": "sam-digits-0",
+        "cell": "sam/digits/tiny/0",
+        "row": "sam",
+        "method": "sam",
+        "stages": ["sam-digits-0"],
+    }
+    of_another_grid = {**cells[0], **sam}
     another_value = {**cells[0], "value": 0.5, "metrics": {"accuracy": 0.5}}
     lines += [
         json.dumps({"epoch": 3, "val_acc": 0.5}),  # of another program
