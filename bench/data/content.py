@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -97,12 +97,9 @@ def count_classes(class_names: Sequence[str] | None, rows: Rows) -> tuple[int, .
     return tuple(counts[label] for label in range(len(class_names)))
 
 
-def by_content(values: Sequence[bytes]) -> list[int]:
-    """Sort positions by the sha256 of the values there.
-
-    This is a fixed shuffle that no library's generator can change.
-    """
-    return sorted(range(len(values)), key=lambda i: hashlib.sha256(values[i]).digest())
+def by_content(values: Iterable[bytes]) -> list[bytes]:
+    """Sort values by their sha256: a fixed shuffle that no library's generator can change."""
+    return sorted(values, key=lambda value: hashlib.sha256(value).digest())
 
 
 def split_by_content(label_of: Mapping[bytes, int], in_test: Mapping[int, int]) -> dict[str, Rows]:
@@ -112,14 +109,12 @@ def split_by_content(label_of: Mapping[bytes, int], in_test: Mapping[int, int]) 
     Example: {x: 0, y: 1, z: 0}, of which the sha256 have the order x, z, y, with {0: 1, 1: 0} in the test split, have x
     there and z, y in the training split.
     """
-    values = list(label_of)
-    left_for_test = dict(in_test)
-    train, test = Rows([], []), Rows([], [])
-    for value in (values[i] for i in by_content(values)):
-        label = label_of[value]
-        rows = test if left_for_test[label] > 0 else train
-        left_for_test[label] -= 1
-        rows.values.append(value)
-        assert rows.labels is not None
-        rows.labels.append(label)
-    return {"train": train, "test": test}
+    ordered = by_content(label_of)
+    tested: set[bytes] = set()
+    for label, count in in_test.items():
+        tested.update([value for value in ordered if label_of[value] == label][:count])
+    values = {
+        "train": [value for value in ordered if value not in tested],
+        "test": [value for value in ordered if value in tested],
+    }
+    return {split: Rows(of_split, [label_of[value] for value in of_split]) for split, of_split in values.items()}

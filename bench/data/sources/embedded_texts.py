@@ -129,8 +129,7 @@ def docstrings() -> Content:
             f"docstrings: the installed packages hold {len(texts)} usable docstrings, {LEAST_IN_CORPUS} are needed. "
             f"Install the sources of {', '.join(PACKAGES.values())}."
         )
-    values = [text.encode() for text in texts]
-    values = [values[i] for i in by_content(values)][:MOST_IN_CORPUS]
+    values = by_content(text.encode() for text in texts)[:MOST_IN_CORPUS]
     tokenizer = TOKENIZER.read_bytes()
     return Content(
         modality="text",

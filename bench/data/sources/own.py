@@ -211,17 +211,16 @@ def _draw(task: Task, rows: list[Row], names: tuple[str, ...]) -> dict[str, list
     other 5 stay for training.
     """
     content = [row.value if row.pair is None else row.value + b"\0" + row.pair for row in rows]
-    by_class: dict[int, dict[bytes, None]] = {}  # contents, each once: equal examples stay on one side
-    for i in by_content(content):
-        by_class.setdefault(rows[i].label, {})[content[i]] = None
+    by_class: dict[int, set[bytes]] = {}  # contents, each once: equal examples stay on one side
+    for example, row in zip(content, rows, strict=True):
+        by_class.setdefault(row.label, set()).add(example)
     if single := [names[label] for label, members in sorted(by_class.items()) if len(members) < 2]:
         raise InputError(
             f"{task.name} ({task.source}) has no test split, and none can be drawn: of the classes "
             f"{', '.join(single[:10])}{' …' * (len(single) > 10)} there is one example only (copies do not count). "
             "Add some, or a test split."
         )
-    # Members of a class stand in the order of their sha256, so its first fifth has the smallest.
-    drawn = {label: set(list(members)[: max(1, len(members) // 5)]) for label, members in by_class.items()}
+    drawn = {label: by_content(members)[: max(1, len(members) // 5)] for label, members in by_class.items()}
     split_of = ["test" if content[i] in drawn[row.label] else "train" for i, row in enumerate(rows)]
     return {
         part: [row for row, split in zip(rows, split_of, strict=True) if split == part] for part in ("train", "test")
