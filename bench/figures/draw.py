@@ -111,15 +111,16 @@ def draw(chart: Chart) -> Figure:
     lines = math.ceil(len(panels) / columns)
     most_rows = len({point["row"] for point in chart.points}) if chart.form == "dots" else 0
     width = 1.8 + 2.2 * columns
-    # 8 points are a ninth of an inch, and a letter is about half as wide as it is high.
+    # 8 points are a ninth of an inch, and a letter is about half as wide as it is high; bold ones are wider.
+    title = "\n".join(textwrap.wrap(chart.title, int(width * 9), break_on_hyphens=False))
     caption = "\n".join(textwrap.wrap(chart.caption, int(width * 16)))
     caption_height = 0.15 * (caption.count("\n") + 1) + 0.15
     panel_height = max(2.4, 0.9 + 0.2 * most_rows)
-    height = lines * panel_height + caption_height + 0.4
+    height = lines * panel_height + caption_height + 0.4 + 0.15 * title.count("\n")
     figure = Figure(figsize=(width, height), layout="constrained")
     layout: Any = figure.get_layout_engine()
     layout.set(rect=(0, caption_height / height, 1, 1 - caption_height / height))
-    figure.suptitle(chart.title, fontsize=10, fontweight="bold")
+    figure.suptitle(title, fontsize=10, fontweight="bold")
     figure.text(0.1 / width, 0.08 / height, caption, va="bottom", fontsize=7.5, color="#333333")
     if len(parts) == 1:
         _legend(figure, parts[0], chart.form, "outside right center")

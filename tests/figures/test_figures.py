@@ -1,6 +1,7 @@
 """The files of figures: all of them, equal when made twice, with names as they are, and what is refused."""
 
 import csv
+import dataclasses
 import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
@@ -137,6 +138,16 @@ def chart_over(positions: Iterable[int]) -> Chart:
     for row, position in zip(rows, positions, strict=True):
         made_up.add(row, [0.5, 0.6], stage("further_pretrain", of=row, schedule={"steps": position}))
     return KINDS["steps"](made_up.source())
+
+
+@pytest.mark.parametrize("name", ["tiny", "a_grid_whose_name_is_wider_than_its_figure", "n" * 100])
+def test_a_title_lies_within_its_figure(name: str) -> None:
+    with matplotlib.rc_context(STYLE):
+        figure = draw(dataclasses.replace(chart_over([100, 200]), title=f"{name}: Test metric over steps"))
+        figure.canvas.draw()
+    (title,) = (text for text in figure.texts if "over steps" in text.get_text().replace("\n", " "))
+    assert name in title.get_text().replace("\n", "")
+    assert 0 <= title.get_window_extent().x0 < title.get_window_extent().x1 <= figure.bbox.width
 
 
 def test_large_counts_are_short_and_far_ones_logarithmic() -> None:

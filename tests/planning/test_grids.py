@@ -95,7 +95,7 @@ SMALL = {"quickstart": 7 * 2 * 3, "methods": 30 * 2 * 3, "small_image": 3 * 2 * 
 STUDY = {
     "study_cpu": (6, 2, 2),
     "study_cpu_variance": (3, 1, 2),
-    "study_cpu_steps": (7, 1, 0),
+    "study_cpu_steps": (4, 1, 0),
     "study_text": (12, 7, 3),
     "study_scratch": (8, 2, 3),
     "study_variance": (3, 2, 3),
