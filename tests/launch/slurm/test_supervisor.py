@@ -1073,6 +1073,7 @@ COMMIT = "from bench.store import provenance; import bench; print(bench.__file__
 
 def python(code: str, path: Path, folder: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(path), "PYTHONSAFEPATH": "1", "GIT_CEILING_DIRECTORIES": "/"}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # compiled files would count as changes of a suite without .gitignore
     run = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True, check=True
     )
