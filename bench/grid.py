@@ -331,7 +331,7 @@ def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -
     from bench.launch.slurm.describe import describe_submission
     from bench.launch.slurm.submit import CommandLine, submit
 
-    command_line, waiting_is_told = CommandLine(options.gin, options.set, options.results, data), False
+    command_line, waiting = CommandLine(options.gin, options.set, options.results, data), False
     while True:
         try:
             submitted = submit(plan, store, command_line, options.retry)
@@ -339,9 +339,9 @@ def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -
         except InputError as error:
             if not (options.wait and is_full(error)):
                 raise
-            if not waiting_is_told:
+            if not waiting:
                 print(f"waiting for room in the queue: {error}", flush=True)
-        waiting_is_told = True
+        waiting = True
         time.sleep(FULL_SECONDS)
     stages = submitted.stages
     if submitted.arrays:
@@ -389,7 +389,7 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
     command_line = CommandLine(options.gin, options.set, options.results, cli.data_root(options), again=1)
     stop, ended, refused = StopFlag(), Ended(), ""
     with stop.on_signals(), Reporter(len(keys), _rows(plan)) as report:
-        before = progress_to_beat(submitted, plan, store)
+        before, waiting = progress_to_beat(submitted, plan, store), False
         while keys and not stop():
             # Where a limit leaves room for fewer jobs, what no job is left for waits until all others have ended.
             at_once = not (submitted.refused or submitted.fewer)
@@ -400,7 +400,7 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
             look_up(plan, store)
             if progress(plan, store) <= before or was_cancelled(store.root, plan.source):
                 break
-            if not is_full(refused):
+            if not waiting:
                 report.console.print(f"submitting again: no job is left for {len(ended.left)} stages", markup=False)
             try:
                 submitted = submit(plan, store, command_line)
@@ -409,15 +409,15 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
                     report.console.print(f"warning: {error}", markup=False)
                     continue  # following waits for the controller
                 if is_full(error):
-                    if not refused:
+                    if not waiting:
                         report.console.print(f"waiting for room in the queue: {error}", markup=False)
-                    refused, end = str(error), time.monotonic() + FULL_SECONDS
+                    waiting, end = True, time.monotonic() + FULL_SECONDS
                     while time.monotonic() < end and not stop():
                         time.sleep(0.2)
                     continue
                 refused = str(error)
                 break
-            refused = ""
+            waiting = False
             ended.left.clear()
             keys, before = submitted.wanted, progress_to_beat(submitted, plan, store)
     if stop():

@@ -99,7 +99,7 @@ def _prepared(name: str, root: Path) -> str:
 
 
 def _backbone_rows(catalogue: Catalogue, root: Path) -> Iterator[tuple[str, str, str, str]]:
-    for name in (*BACKBONES, *(catalogue.checkpoints.keys() - BACKBONES.keys())):
+    for name in dict.fromkeys((*BACKBONES, *catalogue.checkpoints)):
         if name not in catalogue.checkpoints:
             yield name, "backbone", "by the first run", "pre-trained by the suite"
             continue

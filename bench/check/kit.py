@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from bench.training import batches, fit, graphs, loop
 from bench.training.checkpoint import Checkpoints
 from bench.training.protocol import Outcome, Settings
 from bench.training.worker import run
+
+R = TypeVar("R")
 
 
 class Unmet(Exception):
@@ -64,6 +66,25 @@ class Trained:
         return self.outcome.reason + (f" ({lines[-1]})" if lines else "")
 
 
+def _once(method: Callable[..., R]) -> Callable[..., R]:
+    """Ask a method once for each stage, which recipes share; what is unmet is unmet for all of them."""
+
+    @functools.wraps(method)
+    def known(kit: Kit, stage: Stage, *more: Any) -> R:
+        question = (method.__name__, stage.key, *more)
+        if question not in kit.answers:
+            try:
+                kit.answers[question] = method(kit, stage, *more)
+            except Unmet as unmet:
+                kit.answers[question] = unmet
+        answer: R | Unmet = kit.answers[question]
+        if isinstance(answer, Unmet):
+            raise answer
+        return answer
+
+    return known
+
+
 @dataclass
 class Kit:
     """The recipes on tiny networks, and a store in which each of their stages is trained once."""
@@ -75,10 +96,8 @@ class Kit:
     bound: Bound = field(default_factory=dict)
     graph: type[Any] = HostGraph
     trained: dict[str, Trained] = field(default_factory=dict)
-    resumed: set[str] = field(default_factory=set)
-    recorded: dict[str, tuple[int, str]] = field(default_factory=dict)
-    losses: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
-    """Key of a stage and number of micro-batches -> the losses of its first step."""
+    answers: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    """Method, key of a stage and further arguments -> what came out, or the Unmet that was raised."""
 
     @property
     def grid(self) -> Expansion:
@@ -131,11 +150,9 @@ class Kit:
 
     # -------------------------------------------------------------------------------------------- in other ways
 
+    @_once
     def stop_after_every_step(self, stage: Stage) -> None:
         """Train a stage again, stopped after every step; check each checkpoint, and the result against the first."""
-        if stage.key in self.resumed:
-            return
-        self.resumed.add(stage.key)
         store, folder = self._beside_its_parents(stage, "resumed")
         with Patches() as patches:
             watch = Watch(stage, patches)
@@ -158,21 +175,23 @@ class Kit:
                 "in attributes, the spec or the module."
             )
 
+    @_once
     def record_steps(self, stage: Stage) -> tuple[int, str]:
         """Train a stage with steps recorded as on a GPU, and as they are written; check one against the other.
 
         Returns how many recordings were made, and the log.
         """
-        if stage.key not in self.recorded:
-            results = {recorded: self._with_recording(stage, recorded) for recorded in (False, True)}
-            if results[True] != results[False]:
-                raise Unmet(
-                    f"stage {stage.name} comes to other weights when its steps are recorded as on a GPU. With "
-                    "CAPTURABLE = True, change tensors of the state in place, and read no step number in a loss."
-                )
-        return self.recorded[stage.key]
+        written, _, _ = self._with_recording(stage, recorded=False)
+        repeated, recordings, log = self._with_recording(stage, recorded=True)
+        if repeated != written:
+            raise Unmet(
+                f"stage {stage.name} comes to other weights when its steps are recorded as on a GPU. With "
+                "CAPTURABLE = True, change tensors of the state in place, and read no step number in a loss."
+            )
+        return recordings, log
 
-    def _with_recording(self, stage: Stage, recorded: bool) -> tuple[str, Any]:
+    def _with_recording(self, stage: Stage, recorded: bool) -> tuple[tuple[str, Any], int, str]:
+        """Return the checksum and metrics that a stage comes to, the number of its recordings, and the log."""
         store, folder = self._beside_its_parents(stage, "recorded" if recorded else "written")
         with Patches() as patches:
             patches.set(batches, "has_graphs", lambda device: True)  # texts as a GPU is given them
@@ -184,16 +203,15 @@ class Kit:
             if self.graph is HostGraph:
                 patches.set(graphs, "graph_pool", lambda device: None)
             outcome = self._run(folder)
-            self.recorded[stage.key] = self.graph.count, (folder / "log.txt").read_text(encoding="utf-8")
+            recordings, log = self.graph.count, (folder / "log.txt").read_text(encoding="utf-8")
         record = store.record(stage)
         if record is None:
             raise Unmet(f"stage {stage.name}, with steps {'recorded' if recorded else 'written out'}: {outcome.reason}")
-        return record["weights"]["sha256"], record["metrics"]
+        return (record["weights"]["sha256"], record["metrics"]), recordings, log
 
+    @_once
     def first_losses(self, stage: Stage, micro_batches: int) -> dict[str, float]:
         """Train a stage without dropout, its batches split; return the losses of its first step by name."""
-        if (stage.key, micro_batches) in self.losses:
-            return self.losses[stage.key, micro_batches]
         schedule = dataclasses.replace(stage.schedule, micro_batches=micro_batches, dropout=0.0)
         split = dataclasses.replace(stage, schedule=schedule)
         store, folder = self._beside_its_parents(split, f"split-{micro_batches}")
@@ -208,7 +226,6 @@ class Kit:
             outcome = self._run(folder)
         if store.record(split) is None:
             raise Unmet(f"stage {stage.name} with micro_batches = {micro_batches}: {outcome.reason}")
-        self.losses[stage.key, micro_batches] = losses[0]
         return losses[0]
 
     def _beside_its_parents(self, stage: Stage, name: str) -> tuple[Store, Path]:

@@ -38,8 +38,8 @@ class Watch:
         self.states: list[State] = []
         self.teachers: list[Model] = []
         self._seed: int | None = None
-        places = [(module, name) for name in self.SEEDING for module in (torch, torch.random)]
-        for module, name in [*places, (random, "seed"), (np.random, "seed")]:
+        of_torch = [(module, name) for name in self.SEEDING for module in (torch, torch.random)]
+        for module, name in [*of_torch, (random, "seed"), (np.random, "seed")]:
             if hasattr(module, name):
                 patches.set(module, name, self._noting(name, getattr(module, name)))
         for module in (loop, networks):

@@ -39,15 +39,15 @@ def of_any_size() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def of_all_images(content: Content, look: Callable[[bytes], T]) -> list[tuple[str, int, T]]:
-    """Look at every image of a data set, in threads; return split, row and result of each."""
+def of_all_images(content: Content, examine: Callable[[bytes], T]) -> list[tuple[str, int, T]]:
+    """Examine every image of a data set, in threads; return split, row and result of each."""
     # Filters and Pillow's limit belong to the whole process, so they are set here and not in the threads.
     with warnings.catch_warnings(), of_any_size(), ThreadPoolExecutor(cores()) as threads:
         warnings.simplefilter("ignore")
         return [
             (split, i, result)
             for split, rows in content.splits.items()
-            for i, result in enumerate(threads.map(look, rows.values))
+            for i, result in enumerate(threads.map(examine, rows.values))
         ]
 
 

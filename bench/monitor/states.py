@@ -16,14 +16,13 @@ from bench.launch.slurm import client, ledger, troubles
 from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.cover import Cover, covered, served
 from bench.launch.slurm.ledger import Submission
-from bench.launch.slurm.stage_process import newest_checkpoint
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Stage
 from bench.store.activity import inactive
 from bench.store.code import outdated
 from bench.store.ownership import Attempt
 from bench.store.states import UNSUCCESSFUL, StageState, is_alive, state_in_store, why_blocked
-from bench.store.store import Store
+from bench.store.store import Store, newest_checkpoint
 
 STATES = (
     *(StageState.DONE, StageState.RUNNING, StageState.REQUEUED, StageState.STALE, StageState.UNKNOWN),

@@ -278,6 +278,12 @@ class Store:
 # -------------------------------------------------------------------------------------------------- files of a stage
 
 
+def newest_checkpoint(stage_folder: Path) -> int:
+    """Return the step of a stage's newest checkpoint, or 0."""
+    markers = (stage_folder / "checkpoints").glob("step-*.json")
+    return max((int(path.stem.partition("-")[2]) for path in markers), default=0)
+
+
 @dataclass(frozen=True)
 class AttemptFile:
     """What the file of an attempt holds."""

@@ -12,7 +12,11 @@ import pytest
 
 import bench
 from bench.check import __main__ as check
+from bench.check.kit import Kit, Unmet
 from bench.errors import InputError
+from bench.store.states import StageState
+from bench.training.protocol import Outcome
+from tests.examples import pretraining
 
 ROOT = Path(bench.__file__).parents[1]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -119,6 +123,18 @@ def test_each_broken_promise_is_told_of_its_recipe_with_what_to_mend(prepared: P
     assert "skipped failing" in done.stdout
     met = {line for line in lines if line.startswith("met ")}
     assert {f"met     {name}: trains to the end" for name in ("adding", "seeding", "ordering")} <= met
+
+
+def test_what_is_unmet_for_a_stage_is_unmet_for_every_recipe_that_shares_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = Kit((), tmp_path, tmp_path)
+    monkeypatch.setattr(Kit, "_run", lambda *_: Outcome(StageState.FAILED, "ValueError: no"))
+    for _ in range(2):
+        with pytest.raises(Unmet, match="ValueError: no"):
+            kit.stop_after_every_step(pretraining())
+        with pytest.raises(Unmet, match="ValueError: no"):
+            kit.first_losses(pretraining(), 1)
 
 
 @pytest.mark.usefixtures("registries")

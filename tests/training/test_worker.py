@@ -23,6 +23,15 @@ from bench.training.worker import run
 from tests.examples import pretraining
 
 
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every training raise this."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(fit, "fit", fail)
+
+
 @pytest.mark.parametrize(
     ("error", "state"),
     [(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "refused"), (OSError(errno.ENOENT, "no such file"), "failed")],
@@ -30,10 +39,7 @@ from tests.examples import pretraining
 def test_a_full_disk_is_not_held_against_the_stage(
     error: OSError, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(fit, "fit", fail)
+    fail_with(error, monkeypatch)
     store, stage = Store(tmp_path), pretraining()
     outcome = run(store.add(stage), Settings(tmp_path), lambda: False, lambda step, steps, loss: None)
     assert outcome.state == state
@@ -61,10 +67,7 @@ def test_an_attempt_that_cannot_open_its_log_gets_its_end(tmp_path: Path) -> Non
 def test_every_way_out_of_a_stage_gives_its_attempt_an_end(
     error: BaseException, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(fit, "fit", fail)
+    fail_with(error, monkeypatch)
     store, stage = Store(tmp_path), pretraining()
     folder = store.add(stage)
     with contextlib.suppress(KeyboardInterrupt, GeneratorExit):
@@ -77,10 +80,7 @@ def test_every_way_out_of_a_stage_gives_its_attempt_an_end(
 def test_a_failure_whose_text_no_file_can_hold_is_noted_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise ValueError("half of a pair: \ud800")
-
-    monkeypatch.setattr(fit, "fit", fail)
+    fail_with(ValueError("half of a pair: \ud800"), monkeypatch)
     store, stage = Store(tmp_path), pretraining()
     folder = store.add(stage)
     outcome = run(folder, Settings(tmp_path), lambda: False, lambda step, steps, loss: None)
@@ -164,10 +164,7 @@ NO_MEMORY = [
 def test_out_of_memory_is_held_against_a_stage_only_if_it_was_alone(
     error: Exception, shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(fit, "fit", fail)
+    fail_with(error, monkeypatch)
     store, stage = Store(tmp_path), pretraining()
     settings = Settings(tmp_path, shared=shared)
     folder = store.add(stage)

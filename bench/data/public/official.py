@@ -167,8 +167,8 @@ def _locate(source: Source, remote: Remote, location: Path) -> Path:
         return location  # an edition that is published under another name
     # Files of one name lie in several folders of a repository, so the official folder comes first.
     folders = _folders(location, PurePosixPath(urlsplit(remote.url).path).parent.parts[1:])
-    place = next((folder / remote.name for folder in folders if (folder / remote.name).is_file()), location)
-    if (path := local_file(remote, place)) is not None:
+    candidate = next((folder / remote.name for folder in folders if (folder / remote.name).is_file()), location)
+    if (path := local_file(remote, candidate)) is not None:
         return path
     if location.is_dir() and isinstance(remote, Archive):
         top = PurePosixPath(remote.top).parts

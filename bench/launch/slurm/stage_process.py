@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from bench.errors import InputError
@@ -17,7 +16,7 @@ from bench.launch.slurm.troubles import NODES, TIMES
 from bench.specs import Stage
 from bench.store.ownership import Attempt
 from bench.store.states import UNSUCCESSFUL, StageState
-from bench.store.store import GONE, Store
+from bench.store.store import GONE, Store, newest_checkpoint
 from bench.training.fork_server import ForkServer
 from bench.training.protocol import EXIT_STATUS, death
 from bench.training.signals import STOPS
@@ -267,12 +266,6 @@ def kills_its_jobs(attempts: Sequence[Attempt]) -> str | None:
 def _seconds(attempt: Attempt) -> float:
     assert attempt.end is not None
     return float(attempt.end["time"]) - float(attempt.facts["began"])
-
-
-def newest_checkpoint(stage_folder: Path) -> int:
-    """Return the step of a stage's newest checkpoint, or 0."""
-    markers = (stage_folder / "checkpoints").glob("step-*.json")
-    return max((int(path.stem.partition("-")[2]) for path in markers), default=0)
 
 
 def _status(pid: int) -> int:

@@ -30,7 +30,6 @@ from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.cover import covered, first_arrays
 from bench.launch.slurm.ledger import Submission
 from bench.launch.slurm.snapshot import changed_since, copied_plugins, snapshot
-from bench.launch.slurm.stage_process import newest_checkpoint
 from bench.launch.slurm.worklist import Worklist
 from bench.planning.gin_files import copy_gin
 from bench.planning.load import load_grid
@@ -39,7 +38,7 @@ from bench.planning.plugins import LOADED, as_setting
 from bench.specs import Stage
 from bench.specs.cluster import Cluster
 from bench.store.states import StageState, why_blocked
-from bench.store.store import Store
+from bench.store.store import Store, newest_checkpoint
 from bench.tables.command import run_as_job
 from bench.training.protocol import EXIT_STATUS, Settings
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import itertools
 import re
 import shutil
 import signal
@@ -16,11 +18,13 @@ from submitit.core.utils import DelayedSubmission
 
 import baselines
 import bench
+from bench import grid
 from bench.errors import InputError
 from bench.launch.slurm import ledger, limits, submit, troubles, worklist
 from bench.launch.slurm.cancel import cancel_grid
 from bench.launch.slurm.client import JobState
 from bench.launch.slurm.submit import CommandLine, Submitted
+from bench.monitor.follow import Ended
 from bench.planning.plan import Plan, make_plan
 from bench.specs import Stage
 from bench.store.files import write_json
@@ -331,6 +335,54 @@ def test_where_the_queue_is_full_the_last_job_comes_again_later(site: Site, monk
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(submit.MOST_WAITS))
     site.finish(TAPT)
     assert "requeue" not in asked.read_text()
+
+
+FULL = InputError("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, *errors: InputError) -> list[InputError]:
+    """Have submissions fail with these errors in turn, without a pause between; returns those that are left."""
+    left = list(errors)
+
+    def fail(*_: object) -> Submitted:
+        raise left.pop(0)
+
+    monkeypatch.setattr(submit, "submit", fail)
+    monkeypatch.setattr(grid, "FULL_SECONDS", 0.0)
+    return left
+
+
+def options_of(site: Site, wait: bool) -> argparse.Namespace:
+    line = site.command_line(TAPT)
+    return argparse.Namespace(
+        gin=line.gin, set=[], results=line.results, data=site.data, retry=False, wait=wait, store=site.store.root
+    )
+
+
+@pytest.mark.parametrize(("wait", "left"), [(True, 0), (False, 2)])
+def test_a_command_that_waits_waits_for_room_in_the_queue(
+    wait: bool, left: int, site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = refusing(monkeypatch, FULL, FULL, InputError("another reason"))
+    with pytest.raises(InputError, match="another reason" if wait else "MaxSubmitJob"):
+        grid._submit(site.plan(TAPT), options_of(site, wait), site.store, site.data)
+    assert len(errors) == left
+    assert capsys.readouterr().out.count("waiting for room") == wait
+
+
+def test_a_follower_waits_for_room_in_the_queue(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted, steps = site.submit(TAPT), itertools.count(1)
+    errors = refusing(monkeypatch, FULL, FULL, InputError("another reason"))
+    monkeypatch.setattr("bench.monitor.follow.follow", lambda *_: Ended(left={"a key": "no job is left"}))
+    monkeypatch.setattr(submit, "progress", lambda *_: next(steps))
+    monkeypatch.setattr(grid, "write_tables", lambda *_: 1)
+    assert grid._follow(site.plan(TAPT), options_of(site, True), site.store, submitted) == 1
+    assert errors == []
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("waiting for room") == 1
+    assert "another reason" in told.err and "MaxSubmitJob" not in told.err
 
 
 def test_what_the_last_job_submits_belongs_to_the_grid_and_not_to_copies_of_its_files(site: Site) -> None:
