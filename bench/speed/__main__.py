@@ -19,6 +19,7 @@ import baselines
 from bench import cli
 from bench.errors import InputError, nearest
 from bench.speed import measure, quickstart, report, side
+from bench.speed.line import Line
 from bench.speed.work import KINDS, NETWORKS, Precision, Work
 from bench.store.provenance import commit, cores
 
@@ -53,7 +54,7 @@ def _measured(options: argparse.Namespace, bfloat16: bool) -> Iterator[report.Fa
     elif options.quickstart:
         yield {"quickstart": _quickstart(options)}
     else:
-        yield from ({"lines": {name: line}} for name, line in _lines(options, bfloat16))
+        yield from ({"lines": {line.identity: dataclasses.asdict(line)}} for line in _lines(options, bfloat16))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,7 +96,7 @@ def _check(options: argparse.Namespace) -> None:
         cli.check_writable("--output", options.output.parent)
 
 
-def _lines(options: argparse.Namespace, bfloat16: bool) -> Iterator[tuple[str, Any]]:
+def _lines(options: argparse.Namespace, bfloat16: bool) -> Iterator[Line]:
     precision: Precision = options.precision or ("bfloat16" if bfloat16 else "float32")
     works = {
         f"{kind}/{network}": Work(kind, network, options.device, options.threads, precision, options.quick)
@@ -111,8 +112,7 @@ def _lines(options: argparse.Namespace, bfloat16: bool) -> Iterator[tuple[str, A
     for name, work in works.items():
         if not options.only or any(fnmatch.fnmatchcase(name, glob) for glob in options.only):
             print(f"measuring {name}", file=sys.stderr, flush=True)
-            line = measure.compare(work, compile=compile, rounds=rounds, seconds=seconds, commit=commit())
-            yield name, dataclasses.asdict(line)
+            yield measure.compare(work, compile=compile, rounds=rounds, seconds=seconds, commit=commit())
 
 
 def _quickstart(options: argparse.Namespace) -> dict[str, Any]:
@@ -125,7 +125,8 @@ def _quickstart(options: argparse.Namespace) -> dict[str, Any]:
         Catalogue().prepare(name, root)
     rounds = 1 if options.quick else options.rounds
     runs = quickstart.compare(options.against, root, options.device, rounds, options.quick)
-    return {**quickstart.figures(runs), "commit": commit()}
+    commits = {"commit": commit()} | ({"other_commit": commit(options.against / "bench")} if options.against else {})
+    return {**quickstart.figures(runs), **commits}
 
 
 def _inputs(options: argparse.Namespace) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from bench.data.public import SOURCES
 from bench.planning.plan import make_plan
-from bench.speed.line import Line
+from bench.speed.line import Line, line_of
 from bench.speed.work import KINDS, OURS
 from bench.store.store import Store
 
@@ -48,7 +48,7 @@ def examples(table: PaperTable) -> tuple[Counter[str], Counter[str]]:
     return counts, seen
 
 
-def hours(table: PaperTable, lines: Mapping[str, Line]) -> float | None:
+def hours(table: PaperTable, lines: Collection[Line]) -> float | None:
     """Estimate the hours of training behind a table on one device.
 
     Returns None where a kind of stage was not measured. Every fine-tuning counts as plain: that of R3F takes about
@@ -56,7 +56,7 @@ def hours(table: PaperTable, lines: Mapping[str, Line]) -> float | None:
     """
     total = 0.0
     for kind, count in examples(table)[1].items():
-        line = lines.get(f"{kind}/{table.network}")
+        line = line_of(lines, f"{kind}/{table.network}")
         if line is None or not line.speeds.get(OURS):
             return None
         total += count / line.median(line.best)

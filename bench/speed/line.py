@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -46,6 +47,11 @@ class Line:
     def name(self) -> str:
         """`kind/network`."""
         return f"{self.kind}/{self.network}"
+
+    @property
+    def identity(self) -> str:
+        """`kind/network/precision`, of which a page has one line."""
+        return f"{self.name}/{self.precision}"
 
     @property
     def best(self) -> str:
@@ -108,3 +114,12 @@ class Line:
         # What the first steps took beyond as many later steps went into starting up and, in the second loop, compiling.
         start_up = self.first_seconds[OURS] - self.first_steps * plain
         return self.first_seconds[COMPILED] - self.first_steps * compiled - start_up, plain - compiled
+
+
+FASTEST_FIRST = ("bfloat16", "tf32", "float32")
+
+
+def line_of(lines: Iterable[Line], name: str, precision: str | None = None) -> Line | None:
+    """Return the line of that name in a precision, by default the fastest measured."""
+    own = {line.precision: line for line in lines if line.name == name}
+    return next((own[each] for each in ((precision,) if precision else FASTEST_FIRST) if each in own), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,13 @@ def store(output: Path, new: Facts) -> Facts:
 
 
 def merged(old: Facts, new: Facts) -> Facts:
-    """Replace facts, single lines, cells of `inputs` and the quickstart.
+    """Replace facts, lines of one precision, cells of `inputs` and the quickstart.
 
     Whatever was not measured again stays.
     """
-    parts = {part: {**old.get(part, {}), **new.get(part, {})} for part in ("lines", "inputs")}
-    return {**old, **new, **parts}
+    lines = (values for facts in (old, new) for values in facts.get("lines", {}).values())
+    inputs = {**old.get("inputs", {}), **new.get("inputs", {})}
+    return {**old, **new, "lines": {Line(**values).identity: values for values in lines}, "inputs": inputs}
 
 
 def slug(device: str) -> str:
@@ -63,12 +64,12 @@ def page(output: Path) -> str:
 
 def section(facts: Facts) -> str:
     """Render the section of one device."""
-    lines = {name: Line(**values) for name, values in facts.get("lines", {}).items()}
+    lines = [Line(**values) for values in facts.get("lines", {}).values()]
     versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
     last_run = f"Last run {facts['date']}, commit {facts.get('commit') or 'unknown'}; {versions}."
     parts = [f"## {title(facts)}", "", last_run, ""]
     if lines:
-        parts += ["### Training loops", "", *_loops(lines.values()), "", *_hours(lines), *_compilation(lines.values())]
+        parts += ["### Training loops", "", *_loops(lines), "", *_hours(lines), *_compilation(lines)]
     if facts.get("quickstart"):
         parts += _quickstart(facts["quickstart"])
     if lines or facts.get("quickstart"):
@@ -91,7 +92,7 @@ def _table(rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def _loops(lines: Iterable[Line]) -> Iterator[str]:
-    lines = sorted(lines, key=lambda line: (line.network, line.kind))
+    lines = sorted(lines, key=lambda line: (line.network, line.kind, line.precision))
     speeds = [
         {
             "stage/network": line.name,
@@ -108,6 +109,7 @@ def _loops(lines: Iterable[Line]) -> Iterator[str]:
     shares = [
         {
             "stage/network": line.name,
+            "precision": line.precision,
             "ms a step": _number(1e3 * line.step_seconds, "{:.4g}"),
             "GFLOP an example": _number((line.flops or math.nan) / 1e9, "{:.4g}"),
             "TFLOP/s": _number(line.flops_per_second / 1e12, "{:.3g}"),
@@ -132,7 +134,7 @@ def _ratio(ratio: Ratio | None) -> str:
     return "-" if ratio is None else f"{ratio.median:.2f}x ({ratio.least:.2f}–{ratio.greatest:.2f})"
 
 
-def _hours(lines: Mapping[str, Line]) -> Iterator[str]:
+def _hours(lines: Collection[Line]) -> Iterator[str]:
     for name, table in costs.TABLES.items():
         hours = costs.hours(table, lines)
         if hours is not None:
@@ -163,7 +165,8 @@ def _compilation(lines: Iterable[Line]) -> Iterator[str]:
 def _quickstart(facts: Mapping[str, Any]) -> Iterator[str]:
     took = f"{facts['seconds']:.1f} s, first step after {facts['first_step']:.1f} s"
     if "quickstart_ratio" in facts:
-        took += f"; another checkout {facts['other_seconds']:.1f} s, ratio {facts['quickstart_ratio']:.2f}x"
+        other = f"another checkout (commit {facts.get('other_commit') or 'unknown'})"
+        took += f"; {other} {facts['other_seconds']:.1f} s, ratio {facts['quickstart_ratio']:.2f}x"
     commit = facts["commit"] or "unknown"
     yield from ("### Quickstart", "", f"`gin/quickstart.gin` on prepared data: {took} (commit {commit}).", "")
     path = [

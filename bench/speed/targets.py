@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench.speed import costs
-from bench.speed.line import Line
+from bench.speed.line import Line, line_of
 from bench.speed.work import KINDS, NETWORKS, RELEASED, SAME, TRAINER, TRAINER_COMPILED
 
 Quantity = Literal["same", "released", "trainer", "share", "step_ms", "hours", "quickstart_ratio", "first_step"]
@@ -24,7 +24,7 @@ class Target:
     """One figure that each network is to reach on a kind of device.
 
     `bound` is required: the most of a quantity in `SMALL_IS_GOOD`, the least of any other. `goal` is hoped for beyond
-    it. With a `precision` only lines that were measured in it are judged.
+    it. Judged is the line of that `precision`, or where there is none the fastest one measured.
     """
 
     device: Literal["gpu", "cpu"]
@@ -78,7 +78,7 @@ class NotMeasured(Exception):
     """Says why there is no figure to judge a target by."""
 
 
-def verdicts(facts: Mapping[str, Any], lines: Mapping[str, Line]) -> Iterator[dict[str, str]]:
+def verdicts(facts: Mapping[str, Any], lines: Collection[Line]) -> Iterator[dict[str, str]]:
     """Judge every target by what was measured on one device.
 
     Each of a target's networks has a row, whose `verdict` is met, missed, or why it is neither.
@@ -113,17 +113,15 @@ def _check_device(target: Target, facts: Mapping[str, Any]) -> None:
         raise NotMeasured("this CPU has no bfloat16 of its own")
 
 
-def _value(target: Target, subject: str, quickstart: Mapping[str, float], lines: Mapping[str, Line]) -> float:
+def _value(target: Target, subject: str, quickstart: Mapping[str, float], lines: Collection[Line]) -> float:
     if target.quantity in ("quickstart_ratio", "first_step"):
         return _present(quickstart.get(target.quantity), "run --quickstart, for the ratio with --against")
     if target.quantity == "hours":
         hours = costs.hours(costs.TABLES[target.kind], lines)
         return _present(hours, f"not all lines of {target.kind} were measured")
-    line = lines.get(subject)
+    line = line_of(lines, subject, target.precision)
     if line is None or math.isnan(line.median(line.best)):
-        raise NotMeasured("this line was not measured")
-    if target.precision not in (None, line.precision):
-        raise NotMeasured(f"this line was measured in {line.precision}")
+        raise NotMeasured("this line was not measured" + (f" in {target.precision}" if target.precision else ""))
     if target.quantity == "share":
         return _present(line.share, "its operations were not counted")
     if target.quantity == "step_ms":

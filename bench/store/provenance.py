@@ -23,14 +23,13 @@ SNAPSHOT = "snapshot.json"
 
 
 @functools.cache
-def commit() -> str | None:
-    """Return the commit of the checkout this code runs from.
+def commit(home: Path = Path(bench.__file__).parent) -> str | None:
+    """Return the commit of a checkout, by its package's folder: of the one this code runs from.
 
     It ends in `-dirty` where files were changed, and is None for an installed wheel. A copy made for a submission holds
     the commit it was made from; if that was dirty, a checksum of the copied files follows.
     """
     # A copy is asked first: git knows nothing about it.
-    home = Path(bench.__file__).parent
     if (home.parent / SNAPSHOT).is_file():
         copied = json.loads((home.parent / SNAPSHOT).read_text(encoding="utf-8"))
         copied_commit: str | None = copied["commit"]

@@ -9,7 +9,7 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -343,16 +343,16 @@ def test_the_papers_tables_are_counted(name: str, counts: tuple[int, ...], examp
     if examples is not None:
         assert tuple(seen[kind] for kind in KINDS) == examples
     speeds = dict(zip(KINDS, (10.0, 20.0, 40.0), strict=True))
-    lines = {f"{kind}/{table.network}": line(kind, table.network, speeds={OURS: [v]}) for kind, v in speeds.items()}
+    lines = [line(kind, table.network, speeds={OURS: [v]}) for kind, v in speeds.items()]
     expected = sum(seen[kind] / speeds[kind] for kind in KINDS) / 3600
     assert costs.hours(table, lines) == pytest.approx(expected)
-    assert costs.hours(table, {}) is None
+    assert costs.hours(table, []) is None
 
 
 # ------------------------------------------------------------------------------------------------ targets
 
 
-def verdict(facts: dict[str, Any], lines: Mapping[str, Line], start: str) -> dict[str, str]:
+def verdict(facts: dict[str, Any], lines: Collection[Line], start: str) -> dict[str, str]:
     (selected,) = [row for row in targets.verdicts(facts, lines) if row["name"].startswith(start)]
     return selected
 
@@ -362,10 +362,10 @@ def gpu(name: str) -> dict[str, Any]:
 
 
 def test_every_target_is_a_line_and_says_why_it_was_not_measured() -> None:
-    cpu = list(targets.verdicts(facts("CPU"), {}))
+    cpu = list(targets.verdicts(facts("CPU"), []))
     assert len(cpu) == sum(len(target.networks) for target in targets.TARGETS)
     assert all(row["verdict"].startswith("not measured here: ") for row in cpu)
-    on_gpu = targets.verdicts(gpu("NVIDIA H100 80GB HBM3"), {})
+    on_gpu = targets.verdicts(gpu("NVIDIA H100 80GB HBM3"), [])
     reasons = {row["verdict"] for row in on_gpu if "two CPU cores" in row["name"]}
     assert reasons == {"not measured here: these are not two CPU cores"}
     required = {row["name"]: row["required"] for row in cpu}
@@ -376,11 +376,8 @@ def test_every_target_is_a_line_and_says_why_it_was_not_measured() -> None:
 
 
 def test_verdicts_follow_the_figures() -> None:
-    lines = {
-        "self_distill/vit_base_224": line("self_distill"),
-        "finetune/minilm": line(network="minilm", failures={TRAINER: "no accelerate"}),
-    }
-    lines["self_distill/vit_base_224"].speeds[SAME] = [10.0, 10.0, 10.0]
+    lines = [line("self_distill"), line(network="minilm", failures={TRAINER: "no accelerate"})]
+    lines[0].speeds[SAME] = [10.0, 10.0, 10.0]
     run = facts("CPU", quickstart={"quickstart_ratio": 2.0, "first_step": 6.5}), lines
     missed = verdict(*run, "self_distill/vit_base_224, x the reference at the same precision (two")
     assert (missed["measured"], missed["verdict"]) == ("1.20", "missed")
@@ -399,14 +396,14 @@ def test_a_target_of_a_precision_is_judged_on_lines_of_that_precision() -> None:
     names = {"float32": "of the matrix products' peak (two", "bfloat16": "x the reference as released (two"}
     computer = facts("CPU", bfloat16=True)
     for measured in names:
-        lines = {"self_distill/vit_base_224": dataclasses.replace(line("self_distill"), precision=measured)}
+        lines = [dataclasses.replace(line("self_distill"), precision=measured)]
         for asked, name in names.items():
             reason = verdict(computer, lines, f"self_distill/vit_base_224, {name}")["verdict"]
-            assert (reason == f"not measured here: this line was measured in {measured}") == (asked != measured)
+            assert (reason == f"not measured here: this line was not measured in {asked}") == (asked != measured)
 
 
 def test_a_gpus_targets_are_judged_on_one() -> None:
-    lines = {"finetune/vit_tiny_64": line(network="vit_tiny_64", speeds={COMPILED: [1001.0], SAME: [250.0]})}
+    lines = [line(network="vit_tiny_64", speeds={COMPILED: [1001.0], SAME: [250.0]})]
     for name, expected in (("NVIDIA H200", "met"), ("NVIDIA L4", "not measured here: this is no H100 or H200")):
         run = gpu(name), lines
         assert verdict(*run, "finetune/vit_tiny_64, ms a step")["verdict"] == expected
@@ -448,6 +445,11 @@ def test_a_section_is_replaced_by_its_own_device_only(tmp_path: Path) -> None:
     assert "| a/b/c/0 |" in old.replace("  ", "") and "4x" in old and "0.20 %" in old
     run("Old CPU", lines={other.name: dataclasses.asdict(other)})
     assert "finetune/vit_base_224 " in sections(page)["Old CPU, AVX2, 2 cores"]
+    # In another precision it is another line; that of an earlier version, whose key had no precision, is the same one.
+    run("Old CPU", lines={first.name: dataclasses.asdict(dataclasses.replace(first, precision="bfloat16"))})
+    run("Old CPU", lines={first.name: dataclasses.asdict(first)})
+    (path,) = (tmp_path / "speed").glob("old*.json")
+    assert {*json.loads(path.read_text())["lines"]} == {first.identity, other.identity, f"{first.name}/bfloat16"}
     assert platform.node() not in page.read_text(encoding="utf-8")
     assert str(tmp_path) not in page.read_text(encoding="utf-8")
 
@@ -563,7 +565,7 @@ def test_lines_are_measured_by_turns_and_one_that_fails_takes_none_along(
     arguments = ["--quick", "--rounds", "1", "--only", "finetune/vit_tiny_64", "--threads", "1", "--output", str(page)]
     assert command.main(arguments) == 0
     (path,) = (tmp_path / "speed").glob("*.json")
-    measured = Line(**json.loads(path.read_text())["lines"]["finetune/vit_tiny_64"])
+    measured = Line(**json.loads(path.read_text())["lines"]["finetune/vit_tiny_64/float32"])
     assert measured.speeds.keys() == {OURS}
     assert all(len(speeds) == 1 and speeds[0] > 0 for speeds in measured.speeds.values())
     assert (measured.flops or 0) > 0 and measured.peaks[0] > 0
