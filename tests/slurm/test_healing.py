@@ -44,7 +44,7 @@ def test_a_node_whose_setup_fails_costs_no_cell(
     slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     setup = """slurm.setup = ['test "$SLURMD_NODENAME" != n1']"""
-    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, setup)
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *SIX, setup)
     assert workspace.run("--wait") == 0
     assert all(workspace.store.record(cell.stage) is not None for cell in workspace.plan.cells)
     nodes = {trouble.node for trouble in troubles.read(workspace.store.root)}
@@ -70,7 +70,7 @@ def test_a_grid_whose_setup_fails_everywhere_is_stopped(
 ) -> None:
     """With the line as the reason, and without a requeue for every job that is still to start."""
     line = "module load no_such_module"
-    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, f"slurm.setup = ['{line}']")
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *SIX, f"slurm.setup = ['{line}']")
     assert workspace.run("--wait") == 1
     capsys.readouterr()
     status.main(workspace.arguments())
@@ -125,7 +125,7 @@ def test_workers_that_die_on_one_node_before_their_first_step(
     """The node is named while the grid runs, kept away from, and no stage is failed for it."""
     # The supervisor's Python runs, and finds no thread for a worker: OpenMP dies of a limit on address space.
     limit = "if [ $SLURMD_NODENAME = n1 ]; then ulimit -v 900000; fi"
-    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune", "tapt"], *SIX, f"slurm.setup = ['{limit}']")
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *SIX, f"slurm.setup = ['{limit}']")
     assert workspace.run("--wait") == 0
     assert all(workspace.store.record(cell.stage) is not None for cell in workspace.plan.cells)
     assert {trouble.node for trouble in troubles.read(workspace.store.root)} == {"n1"}
