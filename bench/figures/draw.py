@@ -10,6 +10,7 @@ import contextlib
 import csv
 import functools
 import io
+import itertools
 import math
 import textwrap
 import warnings
@@ -269,12 +270,16 @@ def _lines(axes: Axes, series: dict[str, list[Point]], of_panel: Sequence[Point]
     positions = sorted({point["x"] for point in of_panel if point["x"] is not None})
     if not positions:
         return  # a task on which nothing has finished
+    narrowest = min((after - before for before, after in itertools.pairwise(positions)), default=math.inf)
+    crowded = narrowest < 0.1 * (positions[-1] - positions[0])
     if positions[0] > 0 and positions[-1] >= 10 * positions[0]:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.tick_params(axis="x", labelrotation=90, labelsize=7)  # large counts are close together there
+        crowded = True  # large counts are close together there
     if len(positions) <= 10:
         axes.xaxis.set_major_locator(FixedLocator(positions))
+    if crowded:
+        axes.tick_params(axis="x", labelrotation=90, labelsize=7)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x < 1000 else f"{x / 1000:g}k"))
     _hold_all(axes, of_panel)
 

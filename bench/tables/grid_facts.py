@@ -219,14 +219,18 @@ OVERLAP_LINE = "Overlap: "
 
 
 def _overlap(plan: Plan) -> list[str]:
-    """Say of which tasks test examples also occur in another split. The count is the manifest's."""
+    """Say of which tasks test examples also occur in another split, and those that a search judges by.
+
+    The counts are the manifests'.
+    """
     columns = {column: FURTHER_EVALUATIONS.get(column, (column, "test")) for column in plan.grid.tasks}
+    judged = {cell.task for cell in plan.cells if searched(cell)}
     manifests = {column: read_manifest(task, plan.data_root) for column, (task, _) in columns.items()}
     shared = [
         f"{column}: {line}"
         for column, manifest in manifests.items()
         for line in (describe_overlap(manifest) if manifest is not None else [])
-        if f"of {columns[column][1]} " in line
+        if any(f"of {split} " in line for split in (columns[column][1], *(["validation"] if column in judged else [])))
     ]
     compared = "texts compared without case and white space, images byte for byte"
     return [f"{OVERLAP_LINE}{'; '.join(shared)} ({compared})."] if shared else []

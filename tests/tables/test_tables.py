@@ -112,3 +112,9 @@ def test_the_overlap_of_train_and_test_stands_in_the_legend(prepared: Path, tmp_
     write_manifest(data / task, replace(manifest, overlap={"test in train": 7}))
     (line,) = legend()
     assert f"{task}: 7 of {manifest.splits['test'].examples} examples of test also occur in train" in line
+    splits = {**manifest.splits, "validation": manifest.splits["test"]}
+    write_manifest(data / task, replace(manifest, splits=splits, overlap={"validation in train": 3}))
+    assert legend() == [], "nothing was selected on that split"
+    path.write_text(f"{path.read_text()}\nfinetune/search.candidates = ['finetune.lr = 1e-3', 'finetune.lr = 1e-2']\n")
+    (line,) = legend()
+    assert "examples of validation also occur in train" in line
