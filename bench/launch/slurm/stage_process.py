@@ -15,7 +15,7 @@ from bench.launch.slurm.assignment import Assignment
 from bench.launch.slurm.troubles import NODES, TIMES
 from bench.specs import Stage
 from bench.store.ownership import Attempt
-from bench.store.states import UNSUCCESSFUL, StageState, is_alive
+from bench.store.states import UNSUCCESSFUL, StageState
 from bench.store.store import GONE, Store, newest_checkpoint
 from bench.training.fork_server import ForkServer
 from bench.training.protocol import EXIT_STATUS, death
@@ -238,11 +238,6 @@ def no_progress(attempts: Sequence[Attempt], give_up_after: int, full_seconds: f
     return f"no progress in {give_up_after} attempts: {where}"
 
 
-def died_silently(attempt: Attempt) -> bool:
-    """Tell whether an attempt's process is gone and did not say why."""
-    return attempt.end["reason"] == GONE if attempt.end is not None else not is_alive(attempt)
-
-
 def kills_its_jobs(attempts: Sequence[Attempt]) -> str | None:
     """Say why a stage is given up whose jobs die without a word.
 
@@ -255,7 +250,8 @@ def kills_its_jobs(attempts: Sequence[Attempt]) -> str | None:
     # of no step. Example: of attempts from the steps 0, 40, none and 40 the last three count.
     for attempt in reversed(attempts):
         step = attempt.facts["from_step"]
-        if not died_silently(attempt) or len(begun | {step} - {None}) > 1:
+        spoke = attempt.alive or (attempt.end is not None and attempt.end["reason"] != GONE)
+        if spoke or len(begun | {step} - {None}) > 1:
             break
         begun |= {step} - {None}
         silent.append(attempt)

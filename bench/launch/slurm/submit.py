@@ -30,7 +30,6 @@ from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.cover import covered, first_arrays
 from bench.launch.slurm.ledger import Submission
 from bench.launch.slurm.snapshot import changed_since, copied_plugins, snapshot
-from bench.launch.slurm.stage_process import died_silently
 from bench.launch.slurm.worklist import Worklist
 from bench.planning.gin_files import copy_gin
 from bench.planning.load import load_grid
@@ -303,19 +302,12 @@ def _stopped(plan: Plan, store: Store, token: str) -> str | None:
 
 
 def progress(plan: Plan, store: Store) -> int:
-    """Return a number that grows whenever a stage of a grid gets further: finished stages and steps in checkpoints.
-
-    A job that died without a word counts, too: a stage is given up after a few of those, and only a further job can do
-    that. Example: jobs of a stage are killed on two nodes, at step 0. On a third node it may pass; or it is given up.
-    """
-
-    def of_stage(stage: Stage) -> int:
-        # One more than its steps, so that a stage with a checkpoint of its last step gets further by its end, too.
-        done = stage.key in plan.done
-        step = stage.total_steps + 1 if done else newest_checkpoint(store.folder(stage))
-        return step + sum(map(died_silently, store.attempts(stage)))
-
-    return sum(store.each(of_stage, plan.stages).values())
+    """Return a number that grows whenever a stage of a grid gets further: finished stages and steps in checkpoints."""
+    # One more than its steps, so that a stage with a checkpoint of its last step gets further by its end, too.
+    return sum(
+        stage.total_steps + 1 if stage.key in plan.done else newest_checkpoint(store.folder(stage))
+        for stage in plan.stages
+    )
 
 
 def progress_to_beat(submitted: Submitted, plan: Plan, store: Store) -> int:

@@ -28,8 +28,7 @@ from bench.monitor.follow import Ended
 from bench.planning.plan import Plan, make_plan
 from bench.specs import Stage
 from bench.store.files import write_json
-from bench.store.states import StageState
-from bench.store.store import GONE, Store
+from bench.store.store import Store
 from tests import tiny_grid
 from tests.launch.slurm.conftest import Fake
 
@@ -301,21 +300,6 @@ def test_progress_grows_with_checkpoints_and_finished_stages(site: Site) -> None
     assert sorted({*seen}) == seen[1:]
     site.fail(stages[1])
     assert progress() == seen[-1]
-
-
-def test_jobs_that_die_without_a_word_count_as_progress_also_once_the_stage_is_done(site: Site) -> None:
-    stage = site.plan(TAPT).stages[0]
-    seen = []
-    for _ in range(5):  # more than the stage has steps
-        attempt = site.store.claim(stage)
-        assert attempt is not None
-        site.store.finish(attempt, StageState.DIED, GONE)
-        seen.append(submit.progress(site.plan(TAPT), site.store))
-    assert seen == [1, 2, 3, 4, 5]
-    site.fail(stage)
-    assert submit.progress(site.plan(TAPT), site.store) == 5, "that one said what was wrong"
-    site.complete(stage)
-    assert submit.progress(site.plan(TAPT), site.store) > 5
 
 
 # ------------------------------------------------------------------------------------------------------- the last job
