@@ -460,10 +460,10 @@ def _fast() -> Iterator[str]:
             texts = [grid.runs.summary(each, task).text() for each in (row, fast)]
             lines.append([row, task, *texts, difference_text(difference)])
     yield (
-        f"[{FAST}]({FAST}.md) has the rows and tasks of the quickstart twice: in float32, and in bfloat16 with "
+        f"[{FAST}]({FAST}.md) has the tasks and three rows of the quickstart twice: in float32, and in bfloat16 with "
         f"compiled blocks (`gin/fast.gin`). **Of {len(lines) - 1} differences {undecided} have an interval that holds "
-        "0.** The tiny backbones, too, were pre-trained in each precision, once for all seeds; that luck is not in the "
-        "intervals."
+        "0.** The tiny backbones, too, were trained in each precision, once for all seeds. Their luck is not in the "
+        f"intervals, which decide nothing for that reason ({CONDITIONAL})."
     )
     yield in_markdown(lines)
 

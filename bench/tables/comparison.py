@@ -31,45 +31,45 @@ def runs_of(
 ) -> RunTable:
     """Make the runs of a grid: its numbers as tables show them.
 
-    Each has the stages on its task's data that are behind it. `quantities` are what the columns show; without them it
+    Each has the stages that are behind it. `quantities` are what the columns show; without them it
     is the metric of each. A record without a value is no run.
     """
     shown = by_column(facts) if quantities is None else quantities
     columns = tuple(Column(task, shown[task].better, shown[task].unit, shown[task].decimals) for task in facts.tasks)
     runs = tuple(
-        Run(record["method"], record["task"], record["seed"], value, frozenset(_stages_on_task(record, stages)))
+        Run(record["method"], record["task"], record["seed"], value, frozenset(_stages_behind(record, stages)))
         for record in records
         if (value := shown[record["task"]].value(record)) is not None
     )
     return RunTable(facts.rows, columns, facts.seeds, runs)
 
 
-def _stages_on_task(record: Record, stages: Mapping[str, Record]) -> Iterator[str]:
-    """Yield the keys of the stages behind a cell that read its task's data."""
+def _stages_behind(record: Record, stages: Mapping[str, Record]) -> Iterator[str]:
+    """Yield the keys of the stages behind a cell, those that trained its backbone included."""
     yield from (candidate["key"] for candidate in (record.get("search") or {}).get("candidates", ()))
     own = stages.get(record["key"])
     if own is not None and "stages" in record:
-        yield from (key for key in record["stages"] if key in stages and stages[key]["task"] == own["task"])
+        yield from (key for key in record["stages"] if key in stages)
         if any(key not in stages for key in record["stages"]):
             # A line that is missing may be of a stage that several seeds share, so they all get this one in common.
             yield f"unknown stages of {record['method']} on {own['task']}"
     elif "spec" in record:
         # A record of version 1 holds its whole specification, in which each stage stands with its key.
-        yield from _keys(record["spec"], record["spec"].get("data", {}).get("task"))
+        yield from _keys(record["spec"])
     else:
         # What the seeds of this row share is not known: with this one in common, its differences are conditional.
         yield f"unknown stages of {record['method']}"
 
 
-def _keys(spec: Any, task: str | None) -> Iterator[str]:
+def _keys(spec: Any) -> Iterator[str]:
     if isinstance(spec, list):
         for part in spec:
-            yield from _keys(part, task)
+            yield from _keys(part)
     elif isinstance(spec, dict):
-        if spec.get("type") in ("Stage", "Selected") and spec.get("data", {}).get("task") == task:
+        if spec.get("type") in ("Stage", "Selected"):
             yield str(spec.get("key"))
         for part in spec.values():
-            yield from _keys(part, task)
+            yield from _keys(part)
 
 
 def baseline_row(facts: GridFacts, metrics: Mapping[str, str]) -> list[str]:

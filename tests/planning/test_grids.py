@@ -90,11 +90,18 @@ SIZES = {
 }
 
 
-SMALL = {"quickstart": 7 * 2 * 3, "methods": 30 * 2 * 3, "small_image": 3 * 2 * 3, "small_text": 7 * 2 * 3}
+SMALL = {
+    "quickstart": 7 * 2 * 3,
+    "fast_comparison": 6 * 2 * 5,
+    "methods": 30 * 2 * 3,
+    "small_image": 3 * 2 * 3,
+    "small_text": 7 * 2 * 3,
+}
 """Grids of our own on small backbones, and how many cells they have."""
 STUDY = {
     "study_cpu": (6, 2, 2),
     "study_cpu_variance": (3, 1, 2),
+    "study_cpu_fixed": (6, 1, 0),
     "study_cpu_steps": (4, 1, 0),
     "study_text": (12, 7, 3),
     "study_scratch": (8, 2, 3),

@@ -35,6 +35,21 @@ def test_a_record_of_before_may_be_a_stage_behind_a_newer_one() -> None:
     assert cost_line(grid, [plain, taught], stages) == []  # nobody knows all that the older one took
 
 
+@pytest.mark.parametrize(("backbones", "conditional"), [("same", False), ("different", True)])
+def test_a_backbone_of_one_row_alone_makes_its_differences_conditional(backbones: str, conditional: bool) -> None:
+    """It was trained once, on other data, and its luck is in the numbers of all seeds."""
+    records, stages = [], {}
+    for row, value in (("a", 0.5), ("b", 0.6)):
+        for seed in (0, 1):
+            record, behind = records_of(row, "task", seed, value + 0.01 * seed)
+            backbone = {**behind[-1], "key": digest(row if backbones == "different" else "backbone"), "task": "photos"}
+            record["stages"] = [backbone["key"], record["key"]]
+            records.append(record)
+            stages |= {stage["key"]: stage for stage in (*behind, backbone)}
+    difference = runs_of(grid_facts(["a", "b"], ["task"], [0, 1]), records, stages).difference("b", "a", "task")
+    assert difference.conditional == conditional
+
+
 def test_the_cost_says_of_how_many_stages_evaluation_was_not_timed() -> None:
     """Only stages that are evaluated count: pre-training has nothing to evaluate."""
     record, behind = records_of("finetune", "task", 0, 0.6)
