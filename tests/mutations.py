@@ -488,9 +488,23 @@ MUTATIONS = (
     Mutation(
         "a target of float32 is judged on lines of bfloat16",
         "bench/speed/targets.py",
-        "if target.precision not in (None, line.precision):",
-        "if False:",
+        "line = line_of(lines, subject, target.precision)",
+        "line = line_of(lines, subject)",
         ("tests/speed/test_speed.py::test_a_target_of_a_precision_is_judged_on_lines_of_that_precision",),
+    ),
+    Mutation(
+        "a backbone that one row alone starts from is not held against a difference",
+        "bench/tables/comparison.py",
+        'yield from (key for key in record["stages"] if key in stages)',
+        'yield from (key for key in record["stages"] if key in stages and stages[key]["task"] == own["task"])',
+        ("tests/tables/test_comparison.py::test_a_backbone_of_one_row_alone_makes_its_differences_conditional",),
+    ),
+    Mutation(
+        "the legend of a searched grid does not say that validation examples occur in train",
+        "bench/tables/grid_facts.py",
+        '*(["validation"] if column in judged else [])',
+        "*[]",
+        ("tests/tables/test_tables.py::test_the_overlap_of_train_and_test_stands_in_the_legend",),
     ),
     Mutation(
         "of two rows of equal cost and number only the first is on the front",
