@@ -111,7 +111,7 @@ def shared_hint(folder: Path) -> str:
     """Say what to do where a folder is closed to the group that its owner shares with this user; else ''."""
     facts = folder.stat()
     ours = facts.st_uid == os.getuid()
-    if ours or facts.st_gid not in os.getgroups() or facts.st_mode & stat.S_IWGRP:
+    if ours or facts.st_gid not in {os.getegid(), *os.getgroups()} or facts.st_mode & stat.S_IWGRP:
         return ""
     return (
         " It belongs to another user of your group, and is closed to the group: its owner opens it with "
@@ -124,6 +124,8 @@ def check_results(results: Path, name: str) -> None:
     check_writable("--results", results, f".{name}.before-{'0' * 12}.jsonl.{'0' * 12}")
     if (results / f"{name}.md").is_dir() or (results / name).is_file():
         raise InputError(f"--results {results}: {name}.md must be a file and {name} a folder there. Move what is.")
+    if (results / name).is_dir():
+        check_writable("--results", results / name)
 
 
 def reporting_errors(main: Callable[[], int]) -> int:

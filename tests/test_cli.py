@@ -55,6 +55,8 @@ def test_a_group_members_folder_is_refused_with_what_its_owner_can_do(
     assert cli.shared_hint(folder) == ""
     folder.chmod(0o755)
     monkeypatch.setattr(os, "getgroups", list)
+    assert "umask 002" in cli.shared_hint(folder)  # of the process's own group, which need not be in that list
+    monkeypatch.setattr(os, "getegid", lambda: folder.stat().st_gid + 1)
     assert cli.shared_hint(folder) == ""  # nothing that a umask would help
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,7 +206,7 @@ def _cached(path: Path, build: Callable[[Allocate], Array]) -> Array:
     if not _intact(path, checksum_file):
         try:
             with replacing(path) as temporary:
-                build(lambda shape, dtype: np.lib.format.open_memmap(temporary, "w+", dtype, shape)).flush()  # type: ignore[attr-defined]
+                build(functools.partial(_on_disk, temporary)).flush()  # type: ignore[attr-defined]
             write_text(checksum_file, sha256(path))
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -213,6 +214,19 @@ def _cached(path: Path, build: Callable[[Allocate], Array]) -> Array:
             return build(np.empty)
     mapped: Array = np.load(path, mmap_mode="r")
     return mapped
+
+
+def _on_disk(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Make an array in a file. Raises OSError, with the file's name, where the disk has no room for all of it."""
+    array: Array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    # The file has holes, and a process that writes into one when the disk is full is ended by a signal.
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        except OSError as error:
+            reason = f"{os.strerror(error.errno or 0)} for an array of {array.nbytes / 1e9:.3g} GB"
+            raise OSError(error.errno, reason, str(path)) from error
+    return array
 
 
 _INTACT: set[tuple[Path, int, int]] = set()

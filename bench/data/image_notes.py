@@ -21,6 +21,7 @@ TRAITS = {
     "transparent": "are transparent, which is dropped",
     "CMYK": "are in CMYK, converted without a colour profile",
     "turned": "have an orientation tag, which is not obeyed",
+    "damaged": "have damaged metadata, such as EXIF, which was not read",
     "dark": "have 16 bits and only levels below an eighth of the range, nearly black: scale them before",
 }
 """Trait of an image -> what to say of those that have it."""
@@ -47,13 +48,17 @@ def _traits(encoded: bytes) -> list[str]:
     from PIL import Image
 
     with Image.open(BytesIO(encoded)) as image:
+        # Of colours with 16 bits Pillow keeps the upper 8 without a word; how it reads them shows that they had more.
+        sixteen = is_sixteen_bit(image) or ";16" in str(image.tile)
         traits = {
-            "animated": getattr(image, "n_frames", 1) > 1,
             "transparent": image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
             "CMYK": image.mode == "CMYK",
-            "turned": image.getexif().get(ORIENTATION, 1) not in (0, 1),
         }
-        sixteen = is_sixteen_bit(image)
+        try:
+            traits["animated"] = getattr(image, "n_frames", 1) > 1
+            traits["turned"] = image.getexif().get(ORIENTATION, 1) not in (0, 1)
+        except Exception:  # damaged metadata make Pillow raise almost anything; the pixels may be whole
+            traits["damaged"] = True
     if sixteen:
         brightest = max(rgb(encoded).convert("L").tobytes())
         traits["bright" if brightest >= DARK else "dark"] = True

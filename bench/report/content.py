@@ -15,7 +15,7 @@ from bench.figures.charts import KINDS, Source
 from bench.monitor.states import tail
 from bench.report.differences import ShownDifference, differences
 from bench.tables.compare import Summary
-from bench.tables.comparison import missing_stages, runs_of, same_computations
+from bench.tables.comparison import missing_warning, runs_of, same_computations
 from bench.tables.grid_facts import GridFacts
 from bench.tables.quantities import NothingToShow
 from bench.tables.records import Record, RecordsFile
@@ -220,7 +220,7 @@ def _warnings(content: RecordsFile) -> Iterator[tuple[str, list[str]]]:
     if idle := list(inactive_parts(records)):
         yield "Some parts of methods did nothing.", idle
     if content.stages:
-        yield from ((line.removeprefix("Warning: "), []) for line in missing_stages(records, content.stages))
+        yield from ((line.removeprefix("Warning: "), []) for line in missing_warning(records, content.stages))
     if records and not content.stages:
         yield "There is no stages.jsonl beside the records: specifications of the stages are not shown.", []
 

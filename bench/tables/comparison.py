@@ -17,7 +17,7 @@ from bench.tables.compare import (
 )
 from bench.tables.grid_facts import GridFacts
 from bench.tables.quantities import Quantity, by_column
-from bench.tables.records import Record, evaluation_untimed, stage_hours
+from bench.tables.records import Record, evaluation_untimed, missing_stages, stage_hours
 
 CONDITIONAL = "°"
 """Marks a difference whose interval does not hold the luck of what several seeds share."""
@@ -50,7 +50,7 @@ def _stages_behind(record: Record, stages: Mapping[str, Record]) -> Iterator[str
     own = stages.get(record["key"])
     if own is not None and "stages" in record:
         yield from (key for key in record["stages"] if key in stages)
-        if any(key not in stages for key in record["stages"]):
+        if missing_stages(record, stages):
             # A line that is missing may be of a stage that several seeds share, so they all get this one in common.
             yield f"unknown stages of {record['method']} on {own['task']}"
     elif "spec" in record:
@@ -217,13 +217,10 @@ def same_computations(facts: GridFacts, records: Sequence[Record]) -> list[str]:
     return [f"{equal}: {'; '.join(groups)}."] if groups else []
 
 
-def missing_stages(records: Sequence[Record], stages: Mapping[str, Record]) -> list[str]:
+def missing_warning(records: Sequence[Record], stages: Mapping[str, Record]) -> list[str]:
     """Warn where stages.jsonl lacks stages behind the numbers, and say what that does to a table."""
     # A record of version 1 holds its own stages.
-    cells = sum(
-        any(key not in stages for key in record.get("stages", (record["key"],))) and "spec" not in record
-        for record in records
-    )
+    cells = sum(bool(missing_stages(record, stages)) and "spec" not in record for record in records)
     effect = (
         f"nobody knows what its seeds share, so that its differences count as {CONDITIONAL}, and costs are left out"
     )
@@ -242,9 +239,9 @@ def cost_line(facts: GridFacts, records: Sequence[Record], stages: Mapping[str, 
     """
     behind: dict[str, dict[str, None]] = {row: {} for row in facts.rows}
     for record in records:
-        if not record.get("stages") or any(key not in stages for key in record["stages"]):
+        if not record.get("stages") or missing_stages(record, stages):
             return []
-        behind[record["method"]] |= dict.fromkeys(record["stages"])
+        behind[record["method"]] |= dict.fromkeys(key for key in record["stages"] if key in stages)
     if not records:
         return []
     rows = [f"{row} {_hours(stages[key] for key in keys)}" for row, keys in behind.items() if keys]

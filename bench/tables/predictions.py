@@ -14,6 +14,7 @@ in float16, of which the first class would win.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 TENSORS = frozenset(("index", "labels", "predicted", "loss", "logits"))
 FACTS = ("key", "cell", "split", "class_names", "exact_logits", "precision", "source")
 """What a file says of its tensors."""
+ANEW = "Delete it; bench.collate --gin FILE writes it anew from the store."
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,22 @@ def _publish(plan: Plan, cell: PlannedCell, folder: Path, facts: Mapping[str, An
         "loss": torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none"),
         "logits": rounded,
     }
+    described["tensors"] = _digest(tensors)
     with replacing(path) as temporary:
         temporary.write_bytes(save(tensors, {"description": json.dumps(described, sort_keys=True)}))
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Compute the sha256 of tensors with their names."""
+    from safetensors.torch import save
+
+    return hashlib.sha256(save(dict(tensors))).hexdigest()
 
 
 def _holds(path: Path, described: Mapping[str, Any]) -> bool:
     """Tell whether a file is there that says this of its tensors."""
     try:
-        return path.is_file() and described.items() <= _description(path).items()
+        return path.is_file() and described.items() <= vars(read_predictions(path)).items()
     except InputError:  # a damaged one is written anew
         return False
 
@@ -136,12 +146,10 @@ def _description(path: Path) -> dict[str, Any]:
         if names != TENSORS:
             raise ValueError(f"its tensors are {', '.join(sorted(names))}")
         facts = {name: described[name] for name in FACTS}
-        return {**facts, "class_names": tuple(facts["class_names"])}
+        # Files of earlier versions say nothing of what their tensors hold.
+        return {**facts, "class_names": tuple(facts["class_names"]), "tensors": described.get("tensors")}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path}: damaged, or no predictions of this suite ({error}). Delete it; bench.collate --gin FILE writes "
-            "it anew from the store."
-        ) from error
+        raise InputError(f"{path}: damaged, or no predictions of this suite ({error}). {ANEW}") from error
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -149,4 +157,7 @@ def read_predictions(path: Path) -> Predictions:
     from safetensors.torch import load_file
 
     described = _description(path)
-    return Predictions(load_file(path), **described)
+    tensors = load_file(path)
+    if described.pop("tensors") not in (None, _digest(tensors)):
+        raise InputError(f"{path}: damaged, its tensors are not those that were written. {ANEW}")
+    return Predictions(tensors, **described)

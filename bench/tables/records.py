@@ -96,6 +96,8 @@ class RecordLine:
     code: dict[str, tuple[str, ...]] = field(default_factory=dict)
     activity: dict[str, ActivityFacts] = field(default_factory=dict)
     stages: tuple[str, ...] = ()
+    diverged: tuple[str, ...] = ()
+    """Of these stages, those that a search did without, as they diverged, and that have no record."""
     also: Any = ()
     """Records of the same key with other numbers, computed on other computers or by other code."""
 
@@ -453,6 +455,7 @@ def cell_record(cell: PlannedCell, records: Mapping[str, Record | None]) -> Reco
         if stage.key in there
         for folder in other_weights(there[stage.key], {p.folder: there[p.key] for p in stage.parents if p.key in there})
     ]
+    lost = sorted(_lost(cell.stage, record) - there.keys())
     return {
         "key": cell.stage.key,
         "cell": cell.name,
@@ -467,9 +470,10 @@ def cell_record(cell: PlannedCell, records: Mapping[str, Record | None]) -> Reco
         "measured": record["measured"],
         "seconds": record["seconds"],
         "seconds_with_parents": round(sum(each["seconds"] for each in there.values()), 3)
-        if len(there) == len(stages)
+        if len(there) + len(lost) == len(stages)
         else None,
         "stages": [stage.key for stage in stages],
+        **({"diverged": lost} if lost else {}),
         "search": record.get("search"),
         "code": record.get("code", {}),
         "activity": _activity(cell.stage, there),
@@ -477,6 +481,21 @@ def cell_record(cell: PlannedCell, records: Mapping[str, Record | None]) -> Reco
         "devices": sorted({_kind(stage["provenance"]) for stage in there.values()}),
         "provenance": record["provenance"],
     }
+
+
+def _lost(stage: Stage, record: Record) -> set[str]:
+    """Return the keys of what candidates of a search that diverged would have needed; they may have no records."""
+    if not isinstance(stage, Selected):
+        return set()
+    lost = [number for number, facts in enumerate(record["search"].get("candidates", ())) if "diverged" in facts]
+    roots = [each for number in lost for each in (stage.candidates[number], *stage.finals[number].parents)]
+    return {each.key for each in walk(*roots)}
+
+
+def missing_stages(record: Record, stages: Mapping[str, Record]) -> set[str]:
+    """Return the keys of stages behind a cell that `stages` lacks, but for those that diverged and have no record."""
+    behind = set(record.get("stages", (record["key"],)))
+    return behind - stages.keys() - set(record.get("diverged", ()))
 
 
 def stage_record(stage: Stage, record: Record) -> Record:

@@ -32,7 +32,7 @@ from bench.tables.comparison import (
     difference_rows,
     difference_text,
     differences_to,
-    missing_stages,
+    missing_warning,
     runs_of,
     same_computations,
 )
@@ -383,7 +383,7 @@ def _legend(
         *of_table,
         f"Code: {_distinct(records, 'commit') or 'no finished cell'}.",
         f"Machine: {_distinct(records, 'device', 'instruction_set', 'threads') or 'no finished cell'}.",
-        *missing_stages(records, stages),
+        *missing_warning(records, stages),
         *_mixed_commits(records),
         *_mixed_devices(records),
         *(f"Warning: {line}." for line in inactive_parts(records)),

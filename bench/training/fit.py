@@ -144,6 +144,11 @@ def _evaluated(
         tensors = {"index": torch.arange(len(labels)), "labels": labels, "logits": logits.to(weight_type(stage))}
         predictions |= {f"{data.split}/{name}": tensor for name, tensor in tensors.items()}
     train_loss = float(torch.nn.functional.cross_entropy(*predict(stage, model, training_set, device)))
+    if not math.isfinite(values["loss"] + train_loss):
+        raise loop.Diverged(
+            f"weights are finite after the last step, but the loss is {values['loss']} on {stage.evaluation.split} and "
+            f"{train_loss} on the training set; lower the learning rate or clip gradients"
+        )
     measured = {
         "train_loss": train_loss,
         "generalisation_gap": values["loss"] - train_loss,

@@ -186,6 +186,7 @@ def _train(
     def checkpoint(done: int) -> None:
         # First every loss up to this step: no checkpoint may hold a state that already diverged.
         watch.settle()
+        _refuse_diverged(model, optimizer)
         seconds = earlier_seconds + time.perf_counter() - began
         supervision.checkpoints.save(done, {"seconds": seconds, **_snapshot(model, optimizer, states)})
 
@@ -197,6 +198,7 @@ def _train(
             # request to stop. A stop in the last step is ignored, as the stage is done by then.
             clock.step = step
             rate = learning_rate(schedule, step, total_steps)
+            seed(stream(stage.seed, stage.name, "prepare", step), device)
             stage.optimizer.prepare(optimizer, step, rate)
             losses = work.take(step, batches.at(step))
             done = step + 1
@@ -214,9 +216,23 @@ def _train(
     activity = _activity(stage, model, reference, states, context, batches.at(total_steps - 1)[0])
     with torch.no_grad():
         constraint.finish(model, reference, kept, context)
-    if not bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all()):
-        raise Diverged("weights are no longer finite after the last step; lower the learning rate or clip gradients")
+    _refuse_diverged(model, optimizer)
     return Trained(round(earlier_seconds + time.perf_counter() - began, 3), activity)
+
+
+def _refuse_diverged(model: Model, optimizer: torch.optim.Optimizer) -> None:
+    """Raise `Diverged` where weights, or what the optimiser remembers of them, are not finite.
+
+    The second does not show in the loss. Example: the square of a gradient of 1e20 is infinite in float32, so that Adam
+    divides every update by infinity, and weights stand still from then on.
+    """
+    remembered = (value for of_weight in optimizer.state.values() for value in of_weight.values())
+    parameters: list[Tensor] = list(model.parameters())
+    states = [each for each in remembered if isinstance(each, Tensor)]
+    for what, tensors in (("weights are", parameters), ("the optimiser's state is", states)):
+        finite = [tensor.isfinite().all().to(parameters[0].device) for tensor in tensors]
+        if finite and not bool(torch.stack(finite).all()):
+            raise Diverged(f"{what} no longer finite; lower the learning rate or a loss's weight, or clip gradients")
 
 
 def _activity(

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -263,6 +264,20 @@ def test_a_damaged_cache_is_built_again(kind: str, damage: str, copied: Path) ->
     assert labels is not None
     assert after.labels is not None
     assert torch.equal(after.labels, labels)
+
+
+def test_an_array_that_finds_no_room_is_refused_with_its_file(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than a process that a signal ends, once it writes where the disk has no block."""
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shutil.rmtree(copied / "digits" / "arrays", ignore_errors=True)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left on device for an array of") as refused:
+        opened_images(copied, data_of(copied, "digits"))
+    assert refused.value.errno == errno.ENOSPC and str(copied / "digits" / "arrays") in str(refused.value)
+    assert not list((copied / "digits" / "arrays").iterdir())
 
 
 def test_data_that_cannot_be_written_are_read_without_a_cache(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

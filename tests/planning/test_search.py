@@ -313,6 +313,10 @@ def test_a_candidate_that_diverges_loses_and_blocks_nothing(
             assert not lost or candidate["diverged"].startswith("Diverged: the loss is ")
     # The candidate that never ran, for what it starts from diverged, counts once like those that ran.
     assert "4 of 6 candidates diverged and counted as the worst" in workspace.table
+    # They have no records, which is nothing that a table lacks: what the others cost is known.
+    assert "stages.jsonl lacks" not in workspace.table
+    assert "Cost of the distinct stages" in (tmp_path / "results" / "small.md").read_text()
+    assert all(record["seconds_with_parents"] is not None for record in records.values())
     # What diverged is neither run again nor asked for, with or without --retry: the search is over.
     before = workspace.ledger()
     for arguments in ([], ["--retry"]):

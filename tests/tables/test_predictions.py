@@ -176,6 +176,22 @@ def test_predictions_that_are_damaged_in_the_store_are_refused(prepared: Path, t
     assert not path.exists() and (tmp_path / "results" / "tiny.md").is_file()
 
 
+def test_a_changed_bit_in_published_predictions_is_told_and_mended(prepared: Path, tmp_path: Path) -> None:
+    arguments, _, path = made_up(tmp_path, prepared, near_ties())
+    collate(arguments)
+    whole = path.read_bytes()
+    records = tmp_path / "results" / "tiny" / "records.jsonl"
+    assert main([str(records)]) == 0
+    for position in (-1, -40, -200):  # of whichever tensor
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="damaged"):
+            main([str(records)])
+        collate(arguments)
+        assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize("damage", ["cut off", "foreign", "other cell", "value"])
 def test_damaged_or_foreign_predictions_are_told(
     damage: str, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -288,6 +288,41 @@ def test_weights_that_are_no_numbers_are_never_published(tmp_path: Path, monkeyp
         run(stage, tmp_path)
 
 
+def test_weights_that_stand_still_are_never_published(tmp_path: Path) -> None:
+    """The square of a gradient of 1e20 is infinite in float32, and Adam divides by it: loss and weights stay finite."""
+
+    def scaled(self: CrossEntropy, *arguments: Any) -> Loss:
+        loss = plain(self, *arguments)
+        return Loss(loss.total * 1e25, loss.parts)
+
+    plain = CrossEntropy.loss
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CrossEntropy, "loss", scaled)
+        schedule = dataclasses.replace(FINETUNE.schedule, clip_norm=None)
+        with pytest.raises(Diverged, match="optimiser"):
+            run(dataclasses.replace(FINETUNE, schedule=schedule), tmp_path)
+
+
+def test_what_an_optimiser_draws_before_a_step_does_not_depend_on_where_a_run_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[int, float] = {}
+
+    def prepare(self: AdamW, optimizer: torch.optim.Optimizer, step: int, rate: float) -> None:
+        drawn[step] = float(torch.rand(()))
+        plain(self, optimizer, step, rate)
+
+    plain = AdamW.prepare
+    monkeypatch.setattr(AdamW, "prepare", prepare)
+    run(FINETUNE, tmp_path / "whole")
+    whole = dict(drawn)
+    with pytest.raises(Interrupted):
+        run(FINETUNE, tmp_path / "parts", stop_at=3)
+    torch.manual_seed(99)
+    run(FINETUNE, tmp_path / "parts")
+    assert drawn == whole and len({*whole.values()}) == len(whole)
+
+
 def test_a_loss_that_is_no_number_stops_the_stage_with_step_and_rate(tmp_path: Path) -> None:
     stage = dataclasses.replace(FINETUNE, schedule=Schedule(steps=7, batch_size=8, lr=1e30))
     with pytest.raises(Diverged, match=r"step [1-6] of 7"):

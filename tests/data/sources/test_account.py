@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -391,6 +392,20 @@ def sixteen(level: int) -> bytes:
     return png(Image.frombytes("I;16", (2, 2), level.to_bytes(2, "little") * 4))
 
 
+def colours_of_sixteen_bits(high: int) -> bytes:
+    """A PNG of 2 x 2 pixels, which Pillow cannot write: red, green and blue of two bytes each."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(name + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + name + content + checksum
+
+    size = (2).to_bytes(4, "big")
+    header = size + size + bytes([16, 2, 0, 0, 0])  # 16 bits, colours without transparency
+    line = b"\0" + bytes([high, 7]) * 6
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(line * 2)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def animation() -> bytes:
     frames = [Image.new("L", (2, 2), shade) for shade in (0, 255)]
     return png(frames[0], "GIF", save_all=True, append_images=frames[1:])
@@ -411,6 +426,8 @@ def turned() -> bytes:
         (lambda: png(Image.new("CMYK", (2, 2)), "JPEG"), "CMYK"),
         (animation, "animations"),
         (turned, "orientation"),
+        (lambda: png(Image.new("RGB", (2, 3)), exif=b"Exif\0\0no TIFF"), "damaged metadata"),
+        (lambda: colours_of_sixteen_bits(15), "eighth of the range"),
     ],
 )
 def test_what_decoding_loses_of_images_is_said(encoded: Callable[[], bytes], said: str, tmp_path: Path) -> None:
