@@ -180,7 +180,7 @@ def _set_aside(plan: Plan, options: argparse.Namespace, store: Store, earlier: S
             if stage.key in in_flight:
                 raise InputError(f"--again: {stage.folder} is queued or running. --cancel ends the jobs of this grid.")
     count = set_aside(plan, store, earlier)
-    print(f"set aside: {count} stages, under their names with '.before-' and the time", flush=True)
+    print(f"set aside: {counted(count, 'stage')}, under their names with '.before-' and the time", flush=True)
 
 
 def _devices(options: argparse.Namespace) -> list[str]:
@@ -320,14 +320,15 @@ def _plan_jobs(plan: Plan, options: argparse.Namespace, store: Store, data: Path
         return
     _check_cluster(plan, options, data)
     drafted = draft(plan, store, options.retry)
-    print(f"jobs: {len(drafted.arrays)} sbatch calls for {len(drafted.stages)} stages, and one for the tables")
+    arrays, stages = counted(len(drafted.arrays), "job array"), counted(len(drafted.stages), "stage")
+    print(f"jobs: {arrays} for {stages}, and a job for the tables")
     if drafted.arrays:
         print(describe_submission(drafted))
 
 
 def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -> int:
     """Hand what is missing to Slurm; follow it if asked to."""
-    from bench.launch.slurm.client import is_full
+    from bench.launch.slurm.client import may_pass
     from bench.launch.slurm.describe import describe_submission
     from bench.launch.slurm.submit import CommandLine, submit
 
@@ -337,19 +338,18 @@ def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -
             submitted = submit(plan, store, command_line, options.retry)
             break
         except InputError as error:
-            if not (options.wait and is_full(error)):
+            if not (options.wait and may_pass(error)):
                 raise
             if not waiting:
-                print(f"waiting for room in the queue: {error}", flush=True)
+                print(f"waiting until Slurm takes jobs again: {error}", flush=True)
         waiting = True
         time.sleep(FULL_SECONDS)
     stages = submitted.stages
     if submitted.arrays:
-        print(
-            f"submitted: {len(stages)} stages in {len(submitted.arrays)} job arrays\n{describe_submission(submitted)}"
-        )
+        arrays = counted(len(submitted.arrays), "job array")
+        print(f"submitted: {counted(len(stages), 'stage')} in {arrays}\n{describe_submission(submitted)}")
     if submitted.in_flight:
-        print(f"attached: {len(submitted.in_flight)} stages are queued or running already")
+        print(f"attached: {counted(len(submitted.in_flight), 'stage')} queued or running already")
     if submitted.other_code:
         print(f"{submitted.other_code}; to have yours run: --cancel, then this command again")
     for cell in plan.selected:
@@ -379,7 +379,7 @@ def _status_command(options: argparse.Namespace, *more: str) -> str:
 def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Submitted) -> int:
     """Follow the jobs, and submit what they leave, until all is done or has failed for good."""
     from bench.launch.reporter import Reporter
-    from bench.launch.slurm.client import is_full, is_unreachable
+    from bench.launch.slurm.client import is_unreachable, may_pass
     from bench.launch.slurm.ledger import was_cancelled
     from bench.launch.slurm.submit import CommandLine, progress, progress_to_beat, submit
     from bench.monitor.follow import Ended, follow
@@ -408,9 +408,9 @@ def _follow(plan: Plan, options: argparse.Namespace, store: Store, submitted: Su
                 if is_unreachable(error):
                     report.console.print(f"warning: {error}", markup=False)
                     continue  # following waits for the controller
-                if is_full(error):
+                if may_pass(error):
                     if not waiting:
-                        report.console.print(f"waiting for room in the queue: {error}", markup=False)
+                        report.console.print(f"waiting until Slurm takes jobs again: {error}", markup=False)
                     waiting, end = True, time.monotonic() + FULL_SECONDS
                     while time.monotonic() < end and not stop():
                         time.sleep(0.2)
@@ -438,7 +438,8 @@ def _cancel(options: argparse.Namespace) -> int:
     Store(options.store).check_exists()
     grid, bindings = load_grid(options.gin, options.set)
     ids, others = cancel_grid(options.store, str(grid.name), source(options.gin, options.set, bindings))
-    print(f"cancelled {len(ids)} jobs of grid {grid.name}{': ' if ids else ''}{' '.join(ids)}")
+    what = counted(len(ids), "job or array", "jobs or arrays")
+    print(f"cancelled {what} of grid {grid.name}{': ' if ids else ''}{' '.join(ids)}")
     for other, left in others.items():
         print(f"left alone: {' '.join(left)}, submitted with {other}; --cancel with the same arguments ends them")
     return 0

@@ -25,9 +25,9 @@ WORDS = (
 SOURCE_WORDS = "source_pretrain: source pre-training, first weights for a backbone without any"
 
 
-def counted(number: int, noun: str) -> str:
-    """Write a number of things, one of them in the singular."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, several: str = "") -> str:
+    """Write a number of things, one of them in the singular; `several` where that is more than an s."""
+    return f"{number} {noun if number == 1 else several or f'{noun}s'}"
 
 
 def first_of(names: Sequence[str], most: int) -> str:

@@ -89,7 +89,6 @@ def write_tables(
     """
     with _alone(plan.table_name, results):
         tables = dataclasses.replace(collate(plan, store, results, read_before), views=tuple(views))
-        print(f"\n{tables.markdown}", flush=True)
         try:
             set_aside = tables.write()
             shown = [record["cell"] for record in tables.records]
@@ -99,6 +98,8 @@ def write_tables(
                 f"--results {results}: the tables could not be written there ({error.strerror or error}). Their "
                 f"numbers are in the store {store.root}: python -m bench.collate writes them."
             ) from error
+        finally:  # only then, as nobody may read what is printed, and a full disk not take it
+            print(f"\n{tables.markdown}", flush=True)
     _say_where(tables)
     if set_aside is not None:
         print(f"records that are not of this plan were moved to {set_aside}")

@@ -119,6 +119,18 @@ def test_a_held_job_needs_somebody_and_goes_on_when_released(
     assert workspace.run("--wait") == 0
 
 
+def test_an_element_that_is_held_keeps_nothing_waiting(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
+    """As Slurm holds those that a node could not launch: the others of its array do the work, and the grid ends."""
+    workspace = Workspace(tmp_path, prepared, "tiny", ["tapt"], "grid.seeds = [0, 1, 2]", *ONE_TASK)
+    workspace.bindings = ("grid.pretraining_seeds = 'per_seed'", *workspace.bindings)
+    assert workspace.run() == 0
+    arrays = [each.job_id for each in ledger.submissions(workspace.store.root) if each.runs_stages]
+    slurm.ask("scontrol", "hold", f"{arrays[1]}_2")
+    table = tmp_path / "results" / "tiny.md"
+    wait_for(lambda: table.is_file() and "(3)" in table.read_text(), PATIENCE)
+    wait_for(slurm.empty, PATIENCE)
+
+
 def test_workers_that_die_on_one_node_before_their_first_step(
     slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

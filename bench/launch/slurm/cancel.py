@@ -25,6 +25,8 @@ def cancel_grid(store_root: Path, grid: str, source: str) -> tuple[list[str], di
                 client.ask("scancel", *ids[start : start + 500])
             except SlurmError:
                 if {*ids} & {*_live_jobs(store_root, grid).get(source, ())}:  # else they ended meanwhile
+                    for submission in mine:  # as it was: what goes on is not cancelled
+                        ledger.note_cancelled(store_root, submission, submission.cancelled)
                     raise
     return ids, others
 

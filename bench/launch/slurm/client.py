@@ -102,6 +102,11 @@ def is_full(error: object) -> bool:
     return re.search("(Max|Grp)SubmitJob", str(error)) is not None
 
 
+def may_pass(error: object) -> bool:
+    """Tell whether a refusal may pass: a full queue, a controller that is away, a partition that is closed."""
+    return is_full(error) or is_unreachable(error) or "inactive or drain" in str(error)
+
+
 def environment() -> dict[str, str]:
     """Return our environment without what would change how Slurm's programs behave.
 

@@ -15,7 +15,8 @@ def describe_submission(submitted: Submitted) -> str:
     for number, array in enumerate(submitted.arrays):
         id_ = f"job {submitted.job_ids[number]}: " if number < len(submitted.job_ids) else ""
         size = f"{counted(array.jobs, 'job')} for {counted(array.stages, 'stage')}"
-        waits = f"; when array {', '.join(map(str, array.after))} has ended" if array.after else ""
+        before = " and ".join(map(str, array.after))
+        waits = f"; after array{'' if len(array.after) == 1 else 's'} {before}" if array.after else ""
         lines.append(f"  array {number}: {id_}{size} ({', '.join(array.kinds)}){waits}")
     if submitted.fewer:
         lines.append(f"  fewer jobs than stages that could run at once: {submitted.fewer}; each job takes more of them")

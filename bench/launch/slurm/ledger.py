@@ -131,9 +131,9 @@ def complete(store_root: Path, submission: Submission, job_id: str) -> Submissio
     return completed
 
 
-def note_cancelled(store_root: Path, submission: Submission) -> None:
+def note_cancelled(store_root: Path, submission: Submission, cancelled: bool = True) -> None:
     """Note that a person ended the jobs of a submission, so that nobody submits it again unasked."""
-    write_json(_path(store_root, submission.token), _facts(replace(submission, cancelled=True)))
+    write_json(_path(store_root, submission.token), _facts(replace(submission, cancelled=cancelled)))
 
 
 def was_cancelled(store_root: Path, source: str) -> bool:

@@ -18,6 +18,8 @@ PASSES = (
 """What passes by itself though a pattern below would fit."""
 
 
+CLOSED = r"PartitionDown|PartitionInactive"
+"""Jobs start by themselves when the partition opens, which somebody has to do."""
 RELEASE = "let it start: scontrol release {job}"
 HELD = {
     r"launch failed|JobLaunchFailure": "see why its node could not start it (--failed), then scontrol release {job}",
@@ -44,7 +46,6 @@ NEVER_STARTS = {
     r"InvalidAccount|AccountNotAllowed|[Aa]ccount not permitted": "name another slurm.account",
     r"InvalidQOS|QOSNotAllowed|QOS not permitted": "name another slurm.qos",
     r"BadConstraints": "no node has what is asked for: change slurm.constraint or slurm.extra",
-    r"PartitionDown|PartitionInactive": "ask when the partition opens, or name another in slurm.partition",
     r"PartitionNodeLimit|PartitionConfig": "its nodes are down, or it takes no such jobs: change slurm.partition",
     r"ReqNodeNotAvail.*UnavailableNodes:\w": "those nodes are down or drained: ask when they come back, or change "
     "slurm.partition or slurm.constraint",
@@ -67,6 +68,7 @@ def fix_of(reason: str, state: str = "PENDING", job: str = "JOB") -> str:
         return ""
     again = ", then cancel this job (scancel {job}) and run the grid again"
     fixes = HELD | {pattern: change + again for pattern, change in NEVER_STARTS.items()}
+    fixes[CLOSED] = "ask when the partition opens; the job then starts by itself"
     if state in HELD_STATES:
         fixes[""] = RELEASE
     fix = next((fix for pattern, fix in fixes.items() if re.search(pattern, words)), "")

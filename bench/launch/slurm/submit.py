@@ -31,6 +31,7 @@ from bench.launch.slurm.cover import covered, first_arrays
 from bench.launch.slurm.ledger import Submission
 from bench.launch.slurm.snapshot import changed_since, copied_plugins, snapshot
 from bench.launch.slurm.worklist import Worklist
+from bench.planning.describe import counted
 from bench.planning.gin_files import copy_gin
 from bench.planning.load import load_grid
 from bench.planning.plan import Plan, look_up, make_plan
@@ -168,7 +169,7 @@ def _settled(plan: Plan, store: Store) -> tuple[list[Submission], dict[str, JobS
             return submissions, queued
         if not waiting_is_told:
             waiting_is_told = True
-            print(f"waiting: {ending} jobs of this grid are just ending", flush=True)
+            print(f"waiting for {counted(ending, 'job')} of this grid to end", flush=True)
         time.sleep(1)
 
 
@@ -445,6 +446,8 @@ WAIT_MINUTES = 10
 """So long the last job waits for room in a full queue, each time,"""
 MOST_WAITS = 150
 """and so often: a day."""
+AWAY_SECONDS = 3600.0
+"""So long the controller may be away when it asks to start again."""
 
 
 def finish(command_line: CommandLine, store_root: Path, source: str, progress_before: int) -> None:
@@ -452,7 +455,8 @@ def finish(command_line: CommandLine, store_root: Path, source: str, progress_be
 
     Jobs may have been cancelled, or lost with their nodes, or too few were allowed at once. Nothing is submitted if no
     stage got further since this job was submitted, nor after MOST_AGAIN times. Where other jobs fill the queue, this
-    one starts again later. An incomplete table is no failure.
+    one starts again later, as it does where the controller is away or the partition closed. An incomplete table is no
+    failure.
     """
     baselines.register()
     run_as_job(*command_line.of_tables(store_root))
@@ -463,38 +467,42 @@ def finish(command_line: CommandLine, store_root: Path, source: str, progress_be
     if not left:
         print("nothing is left to submit")
     elif command_line.again >= MOST_AGAIN:
-        print(f"{len(left)} stages are left, and the grid was submitted again {MOST_AGAIN} times: not once more")
+        print(f"{counted(len(left), 'stage')} left, and the grid was submitted again {MOST_AGAIN} times: not once more")
     elif progress(plan, store) <= progress_before:
-        print(f"{len(left)} stages are left, and no stage got further since the last submission: not submitted again")
+        print(
+            f"{counted(len(left), 'stage')} left, and none got further since the last submission: not submitted again"
+        )
     else:
         try:
             submitted = submit(plan, store, replace(command_line, again=command_line.again + 1))
         except InputError as error:  # the grid was stopped, or Slurm refuses: the table is written all the same
-            print(f"{len(left)} stages are left, and could not be submitted again: {error}")
-            if client.is_full(error):
+            print(f"{counted(len(left), 'stage')} left, which could not be submitted again: {error}")
+            if client.may_pass(error):
                 _come_again()
             return
-        print(f"submitted again: {len(submitted.stages)} stages, jobs {', '.join(submitted.job_ids) or 'none'}")
+        print(
+            f"submitted again: {counted(len(submitted.stages), 'stage')}, jobs {', '.join(submitted.job_ids) or 'none'}"
+        )
         if submitted.in_flight:
-            print(f"{len(submitted.in_flight)} stages are queued or running already")
+            print(f"queued or running already: {counted(len(submitted.in_flight), 'stage')}")
         refusals = [*filter(None, (submitted.refused, submitted.tables_refused))]
         for refused in refusals:
             print(f"refused: {refused}")
-        if any(map(client.is_full, refusals)):  # no other job will write the tables
+        if any(map(client.may_pass, refusals)):  # no other job will write the tables
             _come_again()
 
 
 def _come_again() -> None:
-    """Have this job start again later, as other jobs fill the queue now; its own place there is kept.
+    """Have this job start again later, as Slurm takes no jobs now; its own place in the queue is kept.
 
     Ends the process. After MOST_WAITS times nothing is done.
     """
     if int(os.environ.get("SLURM_RESTART_COUNT") or 0) >= MOST_WAITS:
-        print(f"the queue was full {MOST_WAITS} times: not tried again")
+        print(f"Slurm took no jobs {MOST_WAITS} times: not tried again")
         return
-    print(f"tried again in {WAIT_MINUTES} minutes, when other jobs may have ended", flush=True)
+    print(f"tried again in {WAIT_MINUTES} minutes, when Slurm may take jobs again", flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it comes with the requeue
-    job, program, until = supervisor.job_name(), shutil.which("scontrol") or "scontrol", time.monotonic() + 60
+    job, program, until = supervisor.job_name(), shutil.which("scontrol") or "scontrol", time.monotonic() + AWAY_SECONDS
     supervisor.requeue(job, program, until)
     supervisor.control(program, "update", f"JobId={job}", f"StartTime=now+{WAIT_MINUTES}minutes", until=until)
     sys.exit(EXIT_STATUS[StageState.INTERRUPTED])

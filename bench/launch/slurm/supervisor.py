@@ -396,8 +396,10 @@ class Element:
 
     def leave(self) -> None:
         """End this job, after requeuing it where it is to go on."""
+        self._end_waiting()
         if self._asked:
-            if self._interrupted or (self._pool is not None and not self._pool.over):
+            # What was interrupted beyond this job's scope goes to the next array, which waits for the end of this one.
+            if self._pool is not None and not self._pool.over:
                 self._leave_as_asked()
         elif self._stopped:
             raise ElementFailed(f"the grid was stopped: {self._stopped}")
@@ -410,6 +412,17 @@ class Element:
         damaged = () if self._pool is None else self._pool.damaged.values()
         if self._failures or damaged:
             raise ElementFailed("; ".join([*self._failures, *damaged]))
+
+    def _end_waiting(self) -> None:
+        """Take jobs of this array that still wait out of the queue, where nothing is left for them.
+
+        The next array waits until all of this one have ended. One of them that is held, for a node that could not
+        start it or by an administrator, would keep the grid waiting until somebody comes.
+        """
+        if self._pool is not None and self._pool.over and os.environ.get("SLURM_ARRAY_TASK_COUNT", "1") != "1":
+            program = str(Path(self._program).with_name("scancel"))
+            with contextlib.suppress(SlurmError, OSError):  # they end by themselves once they start
+                client.ask(program, "--state=PENDING", self._job.partition("_")[0], seconds=30)
 
     def _leave_as_asked(self) -> NoReturn:
         """Requeue this job, unless somebody wants it to end, and exit.

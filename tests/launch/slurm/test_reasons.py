@@ -37,7 +37,8 @@ NEEDS = {
     "slurm.account": ["InvalidAccount", "AccountNotAllowed", "AssocGrpCPUMinutesLimit", "QOSGrpWallLimit"],
     "slurm.qos": ["InvalidQOS", "QOSNotAllowed", "QOSMinGRES", "QOSMinCpuNotSatisfied", "QOSUsageThreshold"],
     "slurm.constraint": ["BadConstraints", "ReqNodeNotAvail, UnavailableNodes:n[1-3]"],
-    "slurm.partition": ["PartitionDown", "PartitionInactive", "PartitionNodeLimit", "PartitionConfig"],
+    "slurm.partition": ["PartitionNodeLimit", "PartitionConfig"],
+    "starts by itself": ["PartitionDown", "PartitionInactive"],
     "slurm.extra": ["ReservationDeleted", "DeadLine", "QOSMaxLicensePerJob", "AssocMaxNodePerJobLimit"],
     "scancel 7_3": ["DependencyNeverSatisfied"],
 }

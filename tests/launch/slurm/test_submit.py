@@ -22,7 +22,7 @@ from bench import grid
 from bench.errors import InputError
 from bench.launch.slurm import ledger, limits, submit, troubles, worklist
 from bench.launch.slurm.cancel import cancel_grid
-from bench.launch.slurm.client import JobState
+from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.submit import CommandLine, Submitted
 from bench.monitor.follow import Ended
 from bench.planning.plan import Plan, make_plan
@@ -318,9 +318,19 @@ def test_the_last_job_writes_tables_and_submits_what_is_left(site: Site, capsys:
     assert not (site.folder / "programs" / "scancel.calls").exists(), "it would cancel itself"
 
 
-def test_where_the_queue_is_full_the_last_job_comes_again_later(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "AssocMaxSubmitJobLimit",
+        "Batch job submission failed: Required partition not available (inactive or drain)",
+        "Batch job submission failed: Unable to contact slurm controller (connect failure)",
+    ],
+)
+def test_where_slurm_takes_no_jobs_now_the_last_job_comes_again_later(
+    refusal: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In its own place there, since nobody else would go on; not for ever."""
-    site.cluster("sbatch", status=1, error="sbatch: error: AssocMaxSubmitJobLimit\n")
+    site.cluster("sbatch", status=1, error=f"sbatch: error: {refusal}\n")
     asked = site.cluster("scontrol")
     for name, value in {"ARRAY_JOB_ID": "104", "ARRAY_TASK_ID": "0", "RESTART_COUNT": "1"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
@@ -338,6 +348,7 @@ def test_where_the_queue_is_full_the_last_job_comes_again_later(site: Site, monk
 
 
 FULL = InputError("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+CLOSED = InputError("sbatch: error: Batch job submission failed: Required partition not available (inactive or drain)")
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, *errors: InputError) -> list[InputError]:
@@ -363,25 +374,25 @@ def options_of(site: Site, wait: bool) -> argparse.Namespace:
 def test_a_command_that_waits_waits_for_room_in_the_queue(
     wait: bool, left: int, site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    errors = refusing(monkeypatch, FULL, FULL, InputError("another reason"))
+    errors = refusing(monkeypatch, FULL, CLOSED, InputError("another reason"))
     with pytest.raises(InputError, match="another reason" if wait else "MaxSubmitJob"):
         grid._submit(site.plan(TAPT), options_of(site, wait), site.store, site.data)
     assert len(errors) == left
-    assert capsys.readouterr().out.count("waiting for room") == wait
+    assert capsys.readouterr().out.count("waiting until") == wait
 
 
 def test_a_follower_waits_for_room_in_the_queue(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     submitted, steps = site.submit(TAPT), itertools.count(1)
-    errors = refusing(monkeypatch, FULL, FULL, InputError("another reason"))
+    errors = refusing(monkeypatch, FULL, CLOSED, InputError("another reason"))
     monkeypatch.setattr("bench.monitor.follow.follow", lambda *_: Ended(left={"a key": "no job is left"}))
     monkeypatch.setattr(submit, "progress", lambda *_: next(steps))
     monkeypatch.setattr(grid, "write_tables", lambda *_: 1)
     assert grid._follow(site.plan(TAPT), options_of(site, True), site.store, submitted) == 1
     assert errors == []
     told = capsys.readouterr()
-    assert (told.out + told.err).count("waiting for room") == 1
+    assert (told.out + told.err).count("waiting until") == 1
     assert "another reason" in told.err and "MaxSubmitJob" not in told.err
 
 
@@ -489,6 +500,17 @@ def test_a_grid_is_cancelled_whichever_of_its_jobs_are_left(live: list[str], sit
     before = len(ledger.submissions(site.store.root))
     site.finish(TAPT)
     assert len(ledger.submissions(site.store.root)) == before
+
+
+def test_a_cancel_that_slurm_refuses_is_not_noted(site: Site) -> None:
+    """Else its jobs, which go on, would take the next requeue for the end of the grid."""
+    submitted = site.submit(TAPT)
+    site.slurm_says({str(job): "RUNNING" for job in submitted.job_ids})
+    site.cluster("scancel", status=1, error="scancel: error: Kill job error: Access/permission denied\n")
+    source = site.plan(TAPT).source
+    with pytest.raises(SlurmError, match="denied"):
+        cancel_grid(site.store.root, "tapt", source)
+    assert not any(each.cancelled for each in ledger.submissions(site.store.root))
 
 
 def test_a_last_job_that_runs_while_its_grid_is_cancelled_submits_nothing(

@@ -400,6 +400,17 @@ def test_stages_that_all_need_the_device_alone_take_turns(job: Job) -> None:
     assert all(earlier[1] <= later[0] for earlier, later in pairwise(spans))
 
 
+@pytest.mark.parametrize("behaviour", ["publish", "refuse"])
+def test_a_job_that_leaves_nothing_to_its_array_ends_the_waiting_ones(behaviour: str, job: Job) -> None:
+    """One of them may be held, and the next array waits for all."""
+    job._program("scancel", f'#!/bin/sh\necho "$@" >> {job.folder}/cancelled\n')
+    job.add(FIRST, behaviour)
+    _, output = job.run(FIRST, slurm={**ELEMENT, "SLURM_ARRAY_TASK_COUNT": "3"})
+    cancelled = job.folder / "cancelled"
+    said = cancelled.read_text() if cancelled.exists() else ""
+    assert said == ("--state=PENDING 7\n" if behaviour == "publish" else ""), output
+
+
 def test_a_job_that_ends_meanwhile_is_requeued(job: Job) -> None:
     holds = job.add(SECOND, "train")
     job.add(FIRST, "crowded")
