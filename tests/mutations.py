@@ -659,7 +659,7 @@ MUTATIONS = (
     Mutation(
         "a checkpoint is written before late losses are read",
         "bench/training/loop.py",
-        "        watch.settle()\n        seconds = ",
+        "        watch.settle()\n        _refuse_diverged(model, optimizer)\n        seconds = ",
         "        seconds = ",
         ("tests/training/test_loop.py::test_nothing_is_saved_or_finished_with_a_loss_that_is_no_number[3]",),
     ),
@@ -1041,7 +1041,7 @@ MUTATIONS = (
     Mutation(
         "a stage whose line is missing is shared by no seeds",
         "bench/tables/comparison.py",
-        'if any(key not in stages for key in record["stages"]):\n            # A line',
+        "if missing_stages(record, stages):\n            # A line",
         'if all(key not in stages for key in record["stages"]):\n            # A line',
         (f"{SWEEP}::test_a_missing_line_of_a_stage_makes_no_difference_look_certain",),
     ),
@@ -1936,8 +1936,8 @@ MUTATIONS = (
     Mutation(
         "what the end spoils is published",
         "bench/training/loop.py",
-        "    if not bool(torch.stack([parameter.isfinite().all() for parameter in model.parameters()]).all()):",
-        "    if not losses:",
+        "    _refuse_diverged(model, optimizer)\n    return Trained(",
+        "    return Trained(",
         ("tests/training/test_constraints.py::test_what_the_end_spoils_is_never_published",),
     ),
     Mutation(

@@ -176,6 +176,12 @@ def test_what_the_readme_says_of_its_table_is_in_the_records(writer: ModuleType)
     assert all(each.mean < 0 for each in excluding)
     assert set(grid.facts.metrics.values()) == {"macro_f1"} and len(grid.facts.seeds) == 5
     assert not any(each.low > 0 or each.high < 0 for each in differences if not each.conditional)
+    assert (
+        "self-distillation is better\nthan TAPT on twitter_emotion, and not decided against plain fine-tuning" in README
+    )
+    fixed = writer.Grid.read("study_cpu_fixed").runs
+    found = [fixed.difference("self_distillation", other, "twitter_emotion") for other in ("tapt", "finetune")]
+    assert [writer.verdict(each) for each in found] == ["better", "undecided"]
     assert all(result.p is not None and result.p > 0.05 for result in grid.runs.over_tasks("finetune"))
 
 

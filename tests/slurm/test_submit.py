@@ -238,7 +238,7 @@ def test_the_plan_shows_the_calls_and_writes_nothing(
     workspace = Workspace(tmp_path, prepared, "tiny", ["finetune", "tapt"])
     assert workspace.run("--plan") == 0
     shown = capsys.readouterr().out
-    assert "sbatch calls for 8 stages" in shown
+    assert "job arrays for 8 stages" in shown
     assert "array 0: 2 jobs for 2 stages (source_pretrain)" in shown
     assert not workspace.store.root.exists()
     assert slurm.empty()
