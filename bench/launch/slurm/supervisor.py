@@ -216,7 +216,6 @@ class Element:
         """Whether its troubles could be written down, so that they are counted."""
         self._stopped = ""
         """Why the worklist was stopped."""
-        self._interrupted = False
         self._next_take = 0.0
         self._wait = TAKE_SECONDS[0]
         self._idle_since = time.monotonic()
@@ -324,7 +323,6 @@ class Element:
         self._share_gpus()
         self._next_take, root = 0.0, self._assignment.store
         if state == StageState.INTERRUPTED:
-            self._interrupted = True
             self._pool.leave(stage)
             return
         self._pool.give_back(stage)
