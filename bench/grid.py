@@ -363,6 +363,9 @@ def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -
     if options.wait:  # who waits submits what is refused now when there is room, and writes the tables
         return _follow(plan, options, store, submitted)
     refused = submitted.refused or submitted.tables_refused
+    if submitted.tables_job is not None and refused and may_pass(refused):
+        print(f"{refused}\nThe job that writes the tables submits what is left then.")
+        return 0
     if refused:
         print(f"error: {refused}\nWhen jobs have ended, run the same command to go on.", file=sys.stderr)
     return 1 if refused else 0

@@ -256,15 +256,17 @@ def registries() -> Iterator[None]:
     from bench.specs import PLUGIN_NAMES, SPECS
     from bench.store import definitions
 
-    tables: list[dict[str, Any]] = [SPECS, plugins.LOADED, registry.RECIPES, registry.BACKBONES, registry.SETTINGS]
+    tables: list[dict[str, Any]] = [SPECS, plugins.LOADED, plugins.HELPERS]
+    tables += [registry.RECIPES, registry.BACKBONES, registry.SETTINGS]
     before = [dict(table) for table in tables]
     fields = dict(registry.SETTINGS["backbone"])
     yield
+    helpers = set(plugins.HELPERS)
     for table, entries in zip(tables, before, strict=True):
         for name in table.keys() - entries.keys():
             del table[name]
     registry.SETTINGS["backbone"] = fields
-    for name in [name for name in sys.modules if name.partition(".")[0] in PLUGIN_NAMES]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in {*PLUGIN_NAMES, *helpers}]:
         del sys.modules[name]
     PLUGIN_NAMES.clear()
     for function in vars(definitions).values():  # what was read of their files

@@ -26,7 +26,7 @@ from bench.planning.bindings import Bindings, checked
 from bench.planning.registry import BACKBONES, RECIPES, builder_module
 from bench.planning.settings import Grid
 from bench.specs import PLUGIN_NAMES, SPECS, field_types
-from bench.store.definitions import OWN, keep_sources
+from bench.store.definitions import OWN, keep_sources, unversioned
 
 GROUP = "adaptation_bench.plugins"
 """The entry points of installed packages that are plugins."""
@@ -66,6 +66,8 @@ class Plugin:
 
 LOADED: dict[str, Plugin] = {}
 """The plugins of this process, by the module at their top."""
+HELPERS: dict[str, Path] = {}
+"""Modules beside plugins that these imported and nobody installed: name at the top -> file, or folder of a package."""
 
 
 def is_installed(path: Path) -> bool:
@@ -201,6 +203,7 @@ def load(plugin: Plugin, location: str) -> None:
                 "Rename one of them."
             )
     PLUGIN_NAMES.setdefault(plugin.top, plugin.name)
+    before = unversioned()
     try:
         if other is None:
             _run(plugin)
@@ -219,6 +222,7 @@ def load(plugin: Plugin, location: str) -> None:
             "@recipe() of bench.methods, or take the file out of grid.plugins."
         )
     LOADED.setdefault(plugin.top, plugin)
+    HELPERS.update((name, path) for name, path in unversioned().items() if name not in {*before, *LOADED, *OWN})
     keep_sources([plugin.top])
 
 

@@ -179,12 +179,22 @@ def keep_sources(modules: Iterable[str]) -> None:
     """
     tops = {module.partition(".")[0] for module in (*OWN, *modules)}
     if not tops <= set(OWN):  # what methods outside the suite may have imported
-        tops |= {name for name in sys.modules if "." not in name and name != "__main__" and not _has_version(name)}
+        tops |= set(unversioned())
     for top in tops:
         file = _file(top)
         if file is not None:
             for path in file.parent.rglob("*.py") if file.name == "__init__.py" else [file]:
                 _source(path)
+
+
+def unversioned() -> dict[str, Path]:
+    """List the modules imported so far that belong to no package with a version.
+
+    Returns the file, or the folder of the package, by the module's name at the top.
+    """
+    names = [name for name in list(sys.modules) if "." not in name and name != "__main__" and not _has_version(name)]
+    files = {name: file for name in names if (file := _file(name)) is not None}
+    return {name: file.parent if file.name == "__init__.py" else file for name, file in files.items()}
 
 
 def keep_imported() -> None:

@@ -84,12 +84,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> float:
 
 
 @contextlib.contextmanager
-def job_limit(slurm: DevCluster, jobs: int) -> Iterator[None]:
-    """Let this user have so many jobs in the queue meanwhile."""
-    user = ("sacctmgr", "--immediate", "modify", "user", "where", f"name={getpass.getuser()}", "set")
-    slurm.ask(*user, f"MaxSubmitJobs={jobs}")
+def job_limit(slurm: DevCluster, jobs: int, of_account: bool = False) -> Iterator[None]:
+    """Let this user, or all of the account together, have so many jobs in the queue meanwhile."""
+    limited = ("account", "root") if of_account else ("user", getpass.getuser())
+    name = "GrpSubmitJobs" if of_account else "MaxSubmitJobs"
+    modify = ("sacctmgr", "--immediate", "modify", limited[0], "where", f"name={limited[1]}", "set")
+    slurm.ask(*modify, f"{name}={jobs}")
     try:
         yield
     finally:
         subprocess.run(["scancel", "--me"], check=False)
-        slurm.ask(*user, "MaxSubmitJobs=-1")
+        slurm.ask(*modify, f"{name}=-1")

@@ -40,6 +40,19 @@ def test_six_seeds_where_three_jobs_may_be_queued(
     assert workspace.weights() == inline.weights()
 
 
+def test_a_limit_of_the_account_that_is_met_in_the_middle_of_submitting(
+    slurm: DevCluster, tmp_path: Path, prepared: Path
+) -> None:
+    """The array is made smaller, and has one job fewer again for the one that writes the tables."""
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *SIX)
+    with job_limit(slurm, 4, of_account=True):
+        assert workspace.run() == 0
+        arrays = [each.jobs for each in ledger.submissions(workspace.store.root) if each.runs_stages]
+        assert arrays == [1, 3]
+        table = tmp_path / "results" / "tiny.md"
+        wait_for(lambda: table.is_file() and "(6)" in table.read_text(), PATIENCE)
+
+
 def test_a_node_whose_setup_fails_costs_no_cell(
     slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -169,14 +169,17 @@ def array_size(cluster: Cluster) -> int:
 def _submit_limits(cluster: Cluster, config: Mapping[str, str]) -> list[int]:
     """Return how many jobs this user may have queued at once.
 
-    One number for every limit that the account and the QOS have; none without a limit. Elements of arrays count as
-    jobs.
+    One number for every limit of the account, the QOS and the partitions' own QOS; none without a limit. Elements of
+    arrays count as jobs.
     """
     associations, every_qos = _tables(cluster, config)
+    if not associations:
+        return []
     partition_names = {"", *(cluster.partition or "").split(",")}
     mine = [row for row in associations if row["Partition"] in partition_names]
     limits = [row[column] for row in mine for column in ("MaxSubmit", "GrpSubmit")]
-    for name in {cluster.qos or row["DefaultQOS"] or "normal" for row in mine}:
+    of_partitions = {partition.get("QoS", "") for partition in partitions.chosen(cluster.partition)}
+    for name in of_partitions | {cluster.qos or row["DefaultQOS"] or "normal" for row in mine}:
         qos = every_qos.get(name, {})
         limits += [qos.get(column, "") for column in ("MaxSubmitPU", "MaxSubmitPA", "GrpSubmit")]
     return [int(text) for text in limits if text.isdigit()]

@@ -12,7 +12,7 @@ import baselines
 import bench
 from bench.errors import DamagedStore
 from bench.planning import gin_files
-from bench.planning.plugins import LOADED, Plugin
+from bench.planning.plugins import HELPERS, LOADED, Plugin
 from bench.store import provenance
 from bench.store.files import digest, sha256, sync, write_json
 
@@ -24,9 +24,10 @@ def copied_plugins(copy: Path) -> tuple[Plugin, ...]:
 
 
 def _sources() -> list[Path]:
-    """List what jobs run that is not installed: the packages of the suite, and the plugins."""
+    """List what jobs run that is not installed: the packages of the suite, plugins, and what these import."""
     packages = [Path(str(package.__file__)).parent for package in (bench, baselines)]
-    return [*packages, *(plugin.path for plugin in LOADED.values() if not plugin.installed)]
+    plugins = [plugin.path for plugin in LOADED.values() if not plugin.installed]
+    return [*packages, *plugins, *(path for path in HELPERS.values() if path not in plugins)]
 
 
 def snapshot(store_root: Path) -> Path:

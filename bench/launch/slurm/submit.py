@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -146,8 +146,7 @@ def submit(plan: Plan, store: Store, command_line: CommandLine, retry: bool = Fa
             if not command_line.again:
                 troubles.forget_nodes(store.root)
             _submit_arrays(submitted, listed, plan, store, command_line.data)
-        if not submitted.refused:
-            _submit_tables(submitted, plan, store, command_line, submissions, queued)
+        _submit_tables(submitted, plan, store, command_line, submissions, queued)
     return submitted
 
 
@@ -320,7 +319,7 @@ def progress_to_beat(submitted: Submitted, plan: Plan, store: Store) -> int:
 
 
 def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: Store, data: Path) -> None:
-    """Submit one array after another.
+    """Submit one array after another, in fewer jobs where Slurm refuses that many.
 
     A refusal of the first is raised, that of a later one noted.
     """
@@ -335,9 +334,8 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
         plugins=copied_plugins(code),
     )
     scontrol = shutil.which("scontrol") or "scontrol"
-    # An array's dependencies name the ids of those before it, so each is submitted before the next one is built. A kill
-    # in between leaves the arrays so far in the queue, and the next `submit` adds the others to them.
-    for array in submitted.arrays:
+
+    def make(array: Array) -> str:
         assignment = Assignment(
             store.root.absolute(), code, settings, listed.token, array.generation, array.cluster, scontrol
         )
@@ -358,9 +356,13 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
         executor = sbatch.executor(
             log, cluster, submission.name, range(array.jobs), dependency, code, worklist=listed.token
         )
-        elements = [(assignment,)] * array.jobs
+        return sbatch.make(store.root, submission, executor, supervisor.supervise, [(assignment,)] * array.jobs)
+
+    # An array's dependencies name the ids of those before it, so each is submitted before the next one is built. A kill
+    # in between leaves the arrays so far in the queue, and the next `submit` adds the others to them.
+    for number, wanted in enumerate(submitted.arrays):
         try:
-            submitted.job_ids.append(sbatch.make(store.root, submission, executor, supervisor.supervise, elements))
+            submitted.arrays[number], id_ = _halved(wanted, make, submitted)
         except SlurmError as error:
             if not submitted.job_ids and not submitted.in_flight:
                 raise
@@ -373,6 +375,23 @@ def _submit_arrays(submitted: Submitted, listed: Worklist, plan: Plan, store: St
             }
             submitted.stages = [stage for stage in submitted.stages if stage.folder in served]
             return
+        submitted.job_ids.append(id_)
+
+
+def _halved(array: Array, make: Callable[[Array], str], submitted: Submitted) -> tuple[Array, str]:
+    """Make an array with half its jobs, and half of those, until the queue has room for it.
+
+    Slurm has limits that nobody can read in advance: those of accounts above the user's count the jobs of others, too.
+    Returns the array that was taken and its id. Raises Slurm's refusal of a single job, or for another reason.
+    """
+    while True:
+        try:
+            return array, make(array)
+        except SlurmError as error:
+            if array.jobs == 1 or not client.is_full(error):
+                raise
+            submitted.fewer = f"no more may be queued: {error}"
+            array = replace(array, jobs=array.jobs // 2)
 
 
 def _without_nodes(cluster: Cluster, store: Store) -> Cluster:
@@ -424,17 +443,41 @@ def _submit_tables(
     copies.mkdir(exist_ok=True)
     try:
         copied = command_line.copied(Path(tempfile.mkdtemp(dir=copies)), code)
-        submission = ledger.note(store.root, grid, plan.source)
-        log = ledger.log_folder(store.root, submission.token)
-        executor = sbatch.executor(log, cluster, submission.name, (0,), dependency, code)
         last = (copied, store.root.absolute(), plan.source, progress_to_beat(submitted, plan, store))
-        submitted.tables_job = sbatch.make(store.root, submission, executor, finish, [last])
+
+        def make() -> str:
+            submission = ledger.note(store.root, grid, plan.source)
+            log = ledger.log_folder(store.root, submission.token)
+            executor = sbatch.executor(log, cluster, submission.name, (0,), dependency, code)
+            return sbatch.make(store.root, submission, executor, finish, [last])
+
+        try:
+            submitted.tables_job = make()
+        except SlurmError as error:
+            if not (client.is_full(error) and _gave_up_one(submitted)):
+                raise
+            submitted.tables_job = make()
     except InputError as error:  # sbatch's, or that of a gin file that was changed since it was read
         submitted.tables_refused = f"the job that writes the tables: {error}"
         return
     if waiting:
         with contextlib.suppress(SlurmError):  # it began meanwhile, or ended; a table more does no harm
             client.ask("scancel", *waiting)
+
+
+def _gave_up_one(submitted: Submitted) -> bool:
+    """Cancel one waiting job of an array that has others, for the tables' job to find room in a full queue.
+
+    The array's other jobs do its work. Returns whether there was one to spare.
+    """
+    for number, array in reversed(list(enumerate(submitted.arrays))):
+        pending = ("--noheader", "--array", "--states=PENDING", "--format=%i", f"--jobs={submitted.job_ids[number]}")
+        elements = client.ask("squeue", *pending).split()
+        if elements and array.jobs > 1:
+            client.ask("scancel", elements[-1])
+            submitted.arrays[number] = replace(array, jobs=array.jobs - 1)
+            return True
+    return False
 
 
 # ------------------------------------------------------------------------------------------------------ the last job

@@ -40,11 +40,17 @@ print(plan.table_name, plan.origin, [cell.stage.key == stage.key for cell in pla
 
 @pytest.mark.parametrize("entry", ["lib/my_methods.py", "lib/my_methods"])
 @pytest.mark.usefixtures("registries")
-def test_jobs_load_the_copy_of_a_plugin(entry: str, prepared: Path, tmp_path: Path) -> None:
-    text = SMOOTHED.replace("    epsilon", "    WEIGHT_OF_JOB = 'before'\n    epsilon")
+def test_jobs_load_the_copy_of_a_plugin_and_of_what_it_imports(
+    entry: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = SMOOTHED.replace("    epsilon", "    WEIGHT_OF_JOB = my_helper.WEIGHT\n    epsilon")
+    text = f"import my_helper\n{text}"
     own = tmp_path / (entry if entry.endswith(".py") else f"{entry}/__init__.py")
     own.parent.mkdir(parents=True)
     own.write_text(text)
+    helper = tmp_path / "lib" / "my_helper.py"  # found as `python -m` finds what lies in the working directory
+    helper.write_text("WEIGHT = 'before'\n")
+    monkeypatch.syspath_prepend(helper.parent)
     (tmp_path / "g.gin").write_text(WITH_SETTINGS.format(entry=entry))
     store = Store(tmp_path / "runs")
     plan = make_plan([str(tmp_path / "g.gin")], [], [], prepared, store)
@@ -55,8 +61,9 @@ def test_jobs_load_the_copy_of_a_plugin(entry: str, prepared: Path, tmp_path: Pa
     facts = tmp_path / "facts.pkl"
     facts.write_bytes(pickle.dumps((Settings(prepared, plugins=copied_plugins(code)), folder, copy)))
 
-    own.write_text(text.replace("before", "after"))
-    assert changed_since(store.root, code.name) == [os.path.relpath(own, tmp_path / "lib")]
+    own.write_text(f"{text}\n1 + 1\n")
+    helper.write_text("WEIGHT = 'after'\n")
+    assert changed_since(store.root, code.name) == [os.path.relpath(own, tmp_path / "lib"), "my_helper.py"]
     assert snapshot(store.root) != code
     # PYTHONPATH leads to the edited file, too, but behind the copy.
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": f"{code}{os.pathsep}{tmp_path / 'lib'}"}
