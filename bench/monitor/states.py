@@ -61,7 +61,7 @@ class Jobs:
     """The jobs that were submitted for the unfinished stages of a grid."""
 
     submissions: list[Submission] = field(default_factory=list)
-    """The submissions whose jobs may run some of those stages, oldest first."""
+    """The submissions whose jobs may run some of those stages, and those that these wait for; oldest first."""
     tables: list[Submission] = field(default_factory=list)
     """The last submission whose job writes the grid's tables, if there is one."""
     queued: dict[str, JobState] = field(default_factory=dict)
@@ -219,7 +219,10 @@ def _ask(store: Store, source: str, unfinished: Iterable[Stage], view: Look, que
     try:
         noted = ledger.submissions(store.root)
         jobs.serving = {each.token: _folders(store, each) & folders for each in noted if each.runs_stages}
-        jobs.submissions = [each for each in noted if jobs.serving.get(each.token)]
+        # Arrays of one worklist wait for each other: one that is held keeps those of the next generation waiting, also
+        # where no stage of its own is left.
+        lists = {each.worklist or each.token for each in noted if jobs.serving.get(each.token)}
+        jobs.submissions = [each for each in noted if each.runs_stages and (each.worklist or each.token) in lists]
         jobs.tables = [each for each in noted if each.source == source and not each.runs_stages][-1:]
         # Set twice: now, for where Slurm cannot be asked, and again with the ids that the queue tells.
         jobs.listed = {folder: each for each in jobs.submissions for folder in jobs.serving[each.token]}

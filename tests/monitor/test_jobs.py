@@ -11,6 +11,7 @@ from bench.launch.slurm import client, ledger, worklist
 from bench.launch.slurm.client import JobState, SlurmError
 from bench.launch.slurm.ledger import Submission
 from bench.monitor.jobs import describe_jobs
+from bench.monitor.matrix import describe_states
 from bench.monitor.states import look
 from bench.planning.plan import Plan
 from bench.specs.cluster import Cluster
@@ -84,6 +85,18 @@ def test_a_job_without_a_stage_is_listed_and_what_ended_is_not(site: Site, monke
     lines = site.text(site.says("RUNNING", "FAILED")).splitlines()
     assert lines[0].startswith("1 running, 0 waiting")
     assert [line.split()[0] for line in lines if not line.startswith(" ")][1:] == ["7_0"]
+
+
+def test_an_array_without_a_stage_left_is_listed_while_others_wait_for_it(site: Site) -> None:
+    facts = {"worklist": "a", "generation": 0, "jobs": 2}
+    noted = ledger.note(site.store.root, "tiny", site.plan.source, "source_pretrain", **facts)
+    first = ledger.complete(site.store.root, noted, "6")
+    queued = site.says("PENDING", of=first, reason="JobHeldAdmin") | site.says("PENDING", reason="Dependency")
+    done = {stage.key: {} for stage in site.plan.stages if stage.name == "source_pretrain"}
+    view = look(site.plan, site.store, done, lambda submissions: queued)
+    shown = describe_jobs(site.plan, site.store, view).splitlines()[-2:]
+    assert {line.partition(":")[0] for line in shown} == {"6", "7"}
+    assert "scontrol release 6" in describe_states(site.plan, view)
 
 
 def test_without_jobs_that_is_said(site: Site) -> None:
