@@ -38,7 +38,7 @@ def test_the_quickstart_by_slurm_equals_the_inline_one(slurm: DevCluster, tmp_pa
     weights, tables = {}, {}
     for kind in ("slurm", "inline"):
         store = Store(tmp_path / kind / "runs")
-        bindings = [*FEW_STEPS, *CLUSTER, "grid.name = 'quickstart'"]
+        bindings = [*FEW_STEPS, *CLUSTER, "slurm.runs_per_job = 2", "grid.name = 'quickstart'"]
         arguments = ["--gin", "quickstart.gin", "--set", *bindings, "--launcher", kind, "--data", str(prepared)]
         arguments += ["--store", str(store.root), "--results", str(tmp_path / kind / "results")]
         assert grid.main([*arguments, *(["--wait"] if kind == "slurm" else [])]) == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import grid, status
+from bench import status
 from bench.errors import InputError
 from bench.launch.slurm import ledger, troubles
 from tests.slurm.cluster import PATIENCE, DevCluster, job_limit, wait_for
@@ -29,15 +29,12 @@ def test_six_seeds_where_three_jobs_may_be_queued(
     three_jobs: None, slurm: DevCluster, tmp_path: Path, prepared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Fewer jobs do the same work, and nobody submits a second time."""
-    workspace = Workspace(tmp_path / "a", prepared, "tiny", ["finetune"], *SIX)
+    workspace = Workspace(tmp_path, prepared, "tiny", ["finetune"], *SIX)
     assert workspace.run("--plan") == 0
     assert "you may queue 3 more jobs" in capsys.readouterr().out
     assert workspace.run() == 0
-    table = tmp_path / "a" / "results" / "tiny.md"
+    table = tmp_path / "results" / "tiny.md"
     wait_for(lambda: table.is_file() and "(6)" in table.read_text(), PATIENCE)
-    inline = Workspace(tmp_path / "b", prepared, "tiny", ["finetune"], *SIX)
-    assert grid.main(inline.arguments("--launcher", "inline")) == 0
-    assert workspace.weights() == inline.weights()
 
 
 def test_a_limit_of_the_account_that_is_met_in_the_middle_of_submitting(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from bench import grid
 from bench.errors import InputError
 from bench.launch.reporter import Reporter
 from bench.launch.slurm import ledger
@@ -19,18 +18,6 @@ from tests.slurm.cluster import DevCluster, wait_for
 from tests.slurm.workspaces import LATER, ONE_TASK, Workspace, run_and_exit
 
 pytestmark = pytest.mark.group("slurm")
-
-
-def test_a_grid_by_slurm_equals_the_inline_one(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
-    workspace = Workspace(tmp_path / "a", prepared, "tiny", ["finetune", "tapt"], "slurm.runs_per_job = 2")
-    assert workspace.run("--wait") == 0
-    inline = Workspace(tmp_path / "b", prepared, "tiny", ["finetune", "tapt"], "slurm.runs_per_job = 2")
-    assert grid.main(inline.arguments("--launcher", "inline")) == 0
-    assert workspace.weights() == inline.weights()
-    assert len(workspace.weights()) == len(workspace.plan.stages)
-    wait_for(slurm.empty)
-    tables = [(one.folder / "results" / "tiny.md").read_text() for one in (workspace, inline)]
-    assert tables[0].split("- Cost of")[0] == tables[1].split("- Cost of")[0]
 
 
 def test_the_last_job_writes_the_tables(slurm: DevCluster, tmp_path: Path, prepared: Path) -> None:
