@@ -150,10 +150,18 @@ def read_json(path: Path, fix: str, shape: Any = dict[str, Any]) -> dict[str, An
     Raises DamagedStore, naming the file and `fix`, where it holds none or one of another shape (`bench.store.shape`).
     """
     try:
-        data: dict[str, Any] = json.loads(path.read_bytes().decode())
+        data: dict[str, Any] = parse_json(path.read_bytes())
         shaped(data, shape)
     except (OSError, ValueError, RecursionError, SpecError) as error:
         raise DamagedStore(f"{path}: damaged or unreadable ({error}). {fix}") from error
+    return data
+
+
+def parse_json(text: bytes) -> Any:
+    r"""Parse JSON. Refuses texts with half a character, such as "\ud800", which no file or terminal could hold."""
+    data = json.loads(text.decode())
+    if rb"\u" in text:
+        json.dumps(data, ensure_ascii=False).encode()
     return data
 
 

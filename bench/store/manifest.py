@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.errors import InputError
-from bench.store.files import MANIFEST, digest, write_text
+from bench.store.files import MANIFEST, digest, parse_json, write_text
 from bench.store.shape import shaped
 
 F = TypeVar("F")
@@ -31,7 +31,7 @@ def load_manifest(kind: type[F], name: str, folder: Path, check: Callable[[F], N
     """
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         # Counts, checksums and sizes of networks decide what is computed, so no changed digit may pass. A manifest of
         # before has no digest: what it says is held against the files when they are opened.
         if isinstance(content, dict) and "digest" in content and content.pop("digest") != digest(content):

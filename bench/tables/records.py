@@ -16,7 +16,7 @@ from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Selected, Stage, canonical_data, walk
 from bench.store.activity import ActivityFacts
 from bench.store.code import other_weights
-from bench.store.files import digest, write_text
+from bench.store.files import digest, parse_json, write_text
 from bench.store.shape import shaped
 from bench.store.store import Store, whole_seconds
 from bench.tables.grid_facts import GridFacts, read_facts
@@ -237,7 +237,7 @@ def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOu
     same_lines = {line_of(stage).encode(): stage for stage in expected.stages.values()} if lines else {}
     for number, line in lines:
         try:
-            stage = same_lines.get(line) or _stage_of(_parsed(line))
+            stage = same_lines.get(line) or _stage_of(parse_json(line))
             if stages.get(stage["key"], stage) != stage:
                 raise ValueError(f"the stage {stage['key']} stands there before with other values")
         except DAMAGE as error:
@@ -251,7 +251,7 @@ def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOu
         try:
             record = same_lines.get(line)
             if record is None:
-                record = _parsed(line)
+                record = parse_json(line)
                 if isinstance(record, dict) and "grid" in record:
                     grid = _first_facts(record, number)
                     continue
@@ -274,14 +274,6 @@ def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOu
             continue
         records[key, cell] = record
     return RecordsFile(grid, records, stages)
-
-
-def _parsed(line: bytes) -> Any:
-    r"""Parse a line. Refuses texts with half a character, such as "\ud800", which no file could hold."""
-    data = json.loads(line.decode())
-    if rb"\u" in line:
-        json.dumps(data, ensure_ascii=False).encode()
-    return data
 
 
 def _stage_of(line: Any) -> Record:

@@ -211,6 +211,17 @@ def test_a_damaged_result_is_named_and_never_used(store: Store, damage: Any) -> 
         store.record(stage)
 
 
+def test_half_a_character_in_an_attempt_is_damage(store: Store) -> None:
+    stage = pretraining()
+    attempt = store.claim(stage)
+    assert attempt is not None
+    store.finish(attempt, StageState.FAILED, "ValueError: x")
+    end = attempt.path.with_suffix(".end.json")
+    end.write_text(end.read_text().replace("ValueError", r"\ud800"))
+    with pytest.raises(DamagedStore, match=rf"{end.name}.*Delete"):
+        store.attempts(stage)
+
+
 def test_changed_weights_of_the_same_size_are_found_before_use(store: Store) -> None:
     stage, folder = pretraining(), store.folder(pretraining())
     attempt = store.claim(stage)
