@@ -7,6 +7,7 @@
         checkpoints/                 the last two; gone when the record is there
         log.txt
         weights-….safetensors        named by content
+        curve.jsonl                  losses of every so many steps
         record.json                  written last, exactly once
     STORE/finetune-digits-1a2b3c4d5e6f7a8b.before-20261126-204328/      set aside by --again
     STORE/.replaced/finetune-digits-1a2b3c4d5e6f7a8b.json               the numbers that no longer count
@@ -324,6 +325,8 @@ class RecordFile:
     metrics: dict[str, float]
     seconds: float
     weights: WeightsFacts
+    curve: str | None = None
+    """The checksum of the learning curve (`bench.training.curve`)."""
     parents: dict[str, str] = field(default_factory=dict)
     code: dict[str, tuple[str, ...]] = field(default_factory=dict)
     activity: dict[str, ActivityFacts] = field(default_factory=dict)

@@ -3,7 +3,8 @@
     {"loss": 0.4821, "lr": 0.0003, "parts": {"masked": 0.41, "distill": 0.07}, "step": 120}
 
 `step` counts the steps done; the losses are those of the last of them. Going on from a checkpoint cuts the file back to
-its step, so that each step stands there once, however often a stage was interrupted.
+its step, so that each step stands there once, however often a stage was interrupted. The record of a finished stage
+holds the file's checksum.
 """
 
 from __future__ import annotations
@@ -15,19 +16,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.store.files import write_text
+from bench.errors import DamagedStore
+from bench.store.files import read_json, sha256, write_text
+from bench.store.store import RecordFile
 
 CURVE = "curve.jsonl"
 
 
 def read_curve(folder: Path) -> list[dict[str, Any]]:
-    """Read the curve of a stage's folder, up to the first line that a kill left incomplete."""
-    points: list[dict[str, Any]] = []
-    try:
-        lines = (folder / CURVE).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    """Read the curve of a stage's folder, up to the first line that a kill left incomplete.
+
+    Refuses a curve that is not the one which the stage's record promises; those of older versions promise none.
+    """
+    path, record = folder / CURVE, folder / "record.json"
+    if not path.is_file():
         return []
-    for line in lines:
+    if record.is_file():
+        fix = f"Delete the folder {folder} to compute this stage again."
+        promised = read_json(record, fix, RecordFile).get("curve")
+        if promised not in (None, sha256(path)):
+            raise DamagedStore(f"{path}: damaged: not what the record promises. Delete it to do without it. {fix}")
+    return _points(path)
+
+
+def _points(path: Path) -> list[dict[str, Any]]:
+    points: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             point = json.loads(line)
         except ValueError:
@@ -59,8 +73,9 @@ class Curve:
 
     def cut(self, step: int) -> None:
         """Drop what lies behind `step`, where training goes on."""
-        points = read_curve(self._folder)
-        write_text(self._folder / CURVE, "".join(map(_line, (point for point in points if point["step"] <= step))))
+        path = self._folder / CURVE
+        points = _points(path) if path.is_file() else []
+        write_text(path, "".join(map(_line, (point for point in points if point["step"] <= step))))
 
     def add(self, step: int, lr: float, losses: Mapping[str, float]) -> None:
         """Append the losses after `step` steps, the last of which was taken at rate `lr`."""

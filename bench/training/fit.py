@@ -33,7 +33,7 @@ from bench.store.store import Store
 from bench.training import loop
 from bench.training.batches import Batches
 from bench.training.checkpoint import Checkpoints
-from bench.training.curve import Curve, losses_at_the_ends
+from bench.training.curve import CURVE, Curve, losses_at_the_ends
 from bench.training.evaluate import encoder_distance, metrics, predict
 from bench.training.networks import first_model, initial_model, refuse_too_large, trained_model, weight_type
 
@@ -113,6 +113,7 @@ def _trained(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": stage.total_steps,
         "seconds": round(trained.seconds + measured.get("evaluation_seconds", 0.0), 3),
+        "curve": sha256(saved.folder.parent / CURVE),
         "weights": _kept(saved.folder.parent, "weights", lambda path: save_weights(model, path)),
         **({"predictions": _kept(saved.folder.parent, "predictions", _saving(predictions))} if predictions else {}),
         "provenance": {

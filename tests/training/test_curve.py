@@ -8,9 +8,10 @@ import pytest
 from safetensors.torch import load_file
 
 from bench.data.manifest import read_manifest
+from bench.errors import DamagedStore
 from bench.planning.plan import make_plan
 from bench.specs import Stage
-from bench.store.files import sha256
+from bench.store.files import digest, sha256
 from bench.store.store import Store
 from bench.training.curve import CURVE, Curve, losses_at_the_ends, read_curve
 from bench.training.evaluate import metrics
@@ -85,6 +86,24 @@ def test_interruptions_change_no_line_of_a_curve(prepared: Path, tmp_path: Path)
     assert ends[0] == ends[1] == (curves[0][0]["loss"], curves[0][-1]["loss"])
     assert [point["step"] for point in curves[0]] == [10, 20, 30, 40]
     assert curves[0][0]["lr"] > curves[0][-1]["lr"] > 0
+
+
+def test_a_curve_that_is_not_what_the_record_promises_is_refused(prepared: Path, tmp_path: Path) -> None:
+    store, stage = trained(tmp_path / "grid", prepared, [])
+    folder, record = store.folder(stage), store.record(stage)
+    assert record is not None
+    whole = (folder / CURVE).read_text()
+    assert record["curve"] == sha256(folder / CURVE)
+    (folder / CURVE).write_text(whole.replace('"step": 40', '"step": 41'))
+    with pytest.raises(DamagedStore, match=rf"{CURVE}.*damaged"):
+        read_curve(folder)
+    # Records of before curves had a checksum.
+    older = {name: value for name, value in record.items() if name not in ("curve", "digest")}
+    (folder / "record.json").write_text(json.dumps({**older, "digest": digest(older)}))
+    assert store.record(stage) is not None
+    assert read_curve(folder)[-1]["step"] == 41
+    (folder / CURVE).unlink()
+    assert read_curve(folder) == []
 
 
 def test_metrics_come_out_of_the_kept_predictions_again(prepared: Path, tmp_path: Path) -> None:
