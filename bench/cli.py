@@ -68,21 +68,18 @@ def data_root(arguments: argparse.Namespace) -> Path:
     return arguments.data or default_data_root()
 
 
-def check_writable(argument: str, folder: Path, longest: str = "") -> None:
+def check_writable(argument: str, folder: Path, *below: str) -> None:
     """Refuse a folder that cannot be made or written.
 
-    Refused is also one in which `longest`, the longest path that is to come below it, would be too long. The folder
-    itself is not made yet.
+    Refused is also one in which a path of `below`, of what is to come below it, would be too long. The folder itself is
+    not made yet.
     """
-    refuse_too_long(argument, folder / longest)
-    parent = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    parent = check_length(argument, folder, *below)
     if not os.path.exists(parent):  # nothing can be made in its place, and nothing below it
         raise InputError(
             f"{argument} {folder}: {parent} is a link to {os.readlink(parent)}, which is not there. Make that folder "
             "or mount its disk, or name another."
         )
-    # Below a folder that is still to be made, the file system looks at no name: the longest is asked for in `parent`.
-    refuse_too_long(argument, parent / max((folder / longest).parts, key=len))
     writable = parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)
     if writable:
         try:
@@ -95,6 +92,26 @@ def check_writable(argument: str, folder: Path, longest: str = "") -> None:
     )
 
 
+def check_length(argument: str, folder: Path, *below: str) -> Path:
+    """Refuse a folder if it, or a path of `below` in it, would be too long; return what is there of it."""
+    paths = [folder / path for path in below] or [folder]
+    refuse_too_long(argument, max(paths, key=_bytes))
+    parent = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    # Below a folder that is still to be made, the file system looks at no name: the longest is asked for in `parent`.
+    refuse_too_long(argument, parent / max((part for path in paths for part in path.parts), key=_bytes, default=""))
+    return parent
+
+
+def _bytes(path: Path | str) -> int:
+    """Count what file systems limit, which is no letters: `方` has three bytes."""
+    return len(os.fsencode(path))
+
+
+def while_written(name: str) -> str:
+    """Return a name as long as the one that a file has while it is written (`bench.store.files.replacing`)."""
+    return f".{name}.{'0' * 12}"
+
+
 def refuse_too_long(argument: str, path: Path) -> None:
     """Refuse a path that is too long for the file system, or that has a name which is."""
     try:
@@ -102,7 +119,7 @@ def refuse_too_long(argument: str, path: Path) -> None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise InputError(
-                f"{argument}: {path}: its names of {max(map(len, path.parts))} letters or its {len(str(path))} letters "
+                f"{argument}: {path}: its names of {max(map(_bytes, path.parts))} bytes or its {_bytes(path)} bytes "
                 "in all are too long for the file system. Choose shorter ones."
             ) from error
 
@@ -119,9 +136,14 @@ def shared_hint(folder: Path) -> str:
     )
 
 
-def check_results(results: Path, name: str) -> None:
-    """Refuse a results folder that cannot hold a grid's tables."""
-    check_writable("--results", results, f".{name}.before-{'0' * 12}.jsonl.{'0' * 12}")
+def longest_table(name: str) -> str:
+    """Return the longest name that a grid's tables need in the results folder."""
+    return while_written(f"{name}.before-{'0' * 12}.jsonl")
+
+
+def check_results(results: Path, name: str, *below: str) -> None:
+    """Refuse a results folder that cannot hold a grid's tables, and the paths of `below`."""
+    check_writable("--results", results, longest_table(name), *below)
     if (results / f"{name}.md").is_dir() or (results / name).is_file():
         raise InputError(f"--results {results}: {name}.md must be a file and {name} a folder there. Move what is.")
     if (results / name).is_dir():

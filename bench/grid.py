@@ -30,6 +30,7 @@ from bench.store.files import in_threads
 from bench.store.provenance import cores
 from bench.store.store import Store
 from bench.tables.command import write_tables
+from bench.tables.predictions import paths_while_written
 from bench.tables.records import earlier_records
 
 if TYPE_CHECKING:
@@ -56,7 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.cancel:
         return _cancel(options)
     plan = make_plan(options.gin, options.set, options.only, data, store, options.again)
+    below_store = [f"{stage.folder}{LONGEST}" for stage in plan.stages]
+    below_results = paths_while_written(plan)
     if options.plan:
+        cli.check_length("--store", options.store, *below_store)
+        cli.check_length("--results", options.results, cli.longest_table(plan.table_name), *below_results)
         print(describe_plan(plan, store, _measure(plan, options, store, data) if options.measure else None))
         if options.launcher == "slurm":
             _plan_jobs(plan, options, store, data)
@@ -65,11 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan.catalogue.refuse_missing(plan.unprepared, data)
     to_run = plan.to_run(options.retry)
     if to_run or plan.unprepared:  # a finished store may lie on a disk that nobody can write any more
-        cli.check_writable(
-            "--store", options.store, max((f"{stage.folder}{LONGEST}" for stage in plan.stages), key=len)
-        )
+        cli.check_writable("--store", options.store, *below_store)
         _check_folders(to_run, store)
-    cli.check_results(options.results, plan.table_name)
+    cli.check_results(options.results, plan.table_name, *below_results)
     devices = [] if options.launcher == "slurm" else _devices(options)
     if options.launcher == "slurm":
         _check_cluster(plan, options, data)

@@ -26,6 +26,8 @@ def test_a_folder_is_refused_that_holds_no_name_so_long(tmp_path: Path) -> None:
         cli.check_writable("--store", tmp_path / "new", "a" * 300)
     with pytest.raises(InputError, match="--results"):
         cli.check_results(tmp_path, "a" * 250)  # what is written beside NAME.md is longer
+    with pytest.raises(InputError, match="--results"):
+        cli.check_results(tmp_path, "a", "short", "方" * 100)  # 300 bytes
     assert not list(tmp_path.iterdir())
 
 

@@ -629,10 +629,10 @@ def test_a_finished_store_needs_no_writing(prepared: Path, tmp_path: Path, monke
     assert workspace.run() == 0
     refuse = cli.check_writable
 
-    def check(argument: str, folder: Path, longest: str = "") -> None:
+    def check(argument: str, folder: Path, *below: str) -> None:
         if argument == "--store":
             raise InputError("--store: read-only")
-        refuse(argument, folder, longest)
+        refuse(argument, folder, *below)
 
     monkeypatch.setattr(cli, "check_writable", check)
     assert workspace.run() == 0

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output is None:
         check_file_name(content.grid)
     output = options.output or options.results / f"{content.grid.name}.html"
-    cli.check_writable("--output", output.parent, output.name)
+    cli.check_writable("--output", output.parent, cli.while_written(output.name))
     if output.is_dir():
         raise InputError(f"--output {output}: it is a folder. Name a file.")
     if output.resolve() in [path.resolve() for path in options.records or ()]:

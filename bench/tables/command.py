@@ -21,7 +21,7 @@ from bench.planning.plan import Plan, make_plan
 from bench.store.store import Store
 from bench.tables.grid_facts import check_file_name
 from bench.tables.layout import AXES
-from bench.tables.predictions import publish_predictions
+from bench.tables.predictions import paths_while_written, publish_predictions
 from bench.tables.quantities import QUANTITIES
 from bench.tables.rebuild import changed_cells, joined_files, refuse_missing
 from bench.tables.records import NONE_READ, LeftOut, Record, read_file, stages_path
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     store = Store(options.store)
     store.check_exists()
     plan = make_plan(options.gin, options.set, (), cli.data_root(options), None, check_sources=False)
-    cli.check_results(options.results, plan.table_name)
+    cli.check_results(options.results, plan.table_name, *_below(plan.table_name, views), *paths_while_written(plan))
     return write_tables(plan, store, options.results, views)
 
 
@@ -112,6 +112,10 @@ def write_tables(
     return 0 if tables.selected_done or len(tables.records) == len(plan.cells) else 1
 
 
+def _below(name: str, views: Sequence[View]) -> list[str]:
+    return [cli.while_written(f"{name}{view.suffix}@published.csv") for view in views]
+
+
 def _say_where(tables: Results) -> None:
     for path in tables.shown:
         print(f"table: {path}")
@@ -130,7 +134,7 @@ def _rebuild(files: Sequence[Path], against: Path | None, results: Path, views: 
     assert content.grid is not None
     check_file_name(content.grid)
     tables = dataclasses.replace(rebuilt(content, results), views=tuple(views))
-    cli.check_results(results, tables.name)
+    cli.check_results(results, tables.name, *_below(tables.name, views))
     text = tables.markdown  # a view that the records do not have is refused before anything is written
     with _alone(tables.name, results):
         if (other := tables.records_file).is_file() and other.resolve() not in [path.resolve() for path in files]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.cli import while_written
 from bench.data.manifest import read_manifest
 from bench.data.tasks import FURTHER_EVALUATIONS
 from bench.errors import InputError
@@ -60,6 +61,14 @@ def predictions_path(results: Path, name: str, cell: str, key: str) -> Path:
     """Return where the predictions of a cell are published."""
     folder = records_path(results, name).with_name("predictions")
     return folder / f"{cell.replace('/', '-')}-{key[:16]}.safetensors"
+
+
+def paths_while_written(plan: Plan) -> list[str]:
+    """Name the files below the results folder that publishing the plan's predictions needs, as long as they get."""
+    if plan.grid.publish_predictions is None:
+        return []
+    paths = [predictions_path(Path(), plan.table_name, cell.name, cell.stage.key) for cell in plan.cells]
+    return [str(path.with_name(while_written(path.name))) for path in paths]
 
 
 def publish_predictions(

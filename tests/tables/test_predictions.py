@@ -64,6 +64,20 @@ def near_ties(examples: int = 60) -> torch.Tensor:
     return logits
 
 
+@pytest.mark.parametrize("command", [["grid", "--plan"], ["grid"], ["collate"]])
+def test_names_too_long_for_a_file_of_predictions_are_refused_first(
+    command: list[str], prepared: Path, tmp_path: Path
+) -> None:
+    row = "a" * 210  # too long only with task, backbone, seed and key
+    gin = tiny_grid.write(tmp_path, [f"{row}/finetune"], "grid.publish_predictions = 'float32'")
+    (tmp_path / "runs").mkdir()
+    arguments = ["--gin", str(gin), "--data", str(prepared), "--store", str(tmp_path / "runs")]
+    name, *options = command
+    with pytest.raises(InputError, match=r"--results.*too long for the file system"):
+        (collate if name == "collate" else grid.main)([*arguments, "--results", str(tmp_path / "results"), *options])
+    assert not list((tmp_path / "runs").iterdir()) and not (tmp_path / "results").exists()
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_metrics_of_a_trained_grid_come_out_again(
     precision: str, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
