@@ -14,7 +14,6 @@ fine-tuning.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,8 +42,9 @@ class FreeLB(Objective):
     def check(self) -> None:
         self.require("ascents", 1 <= self.ascents <= 1000, "at least 1, at most 1000")
         for name in ("rate", "start"):
-            self.require(name, math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, "0 or more, and finite")
-        self.require("radius", self.radius is None or 0 < self.radius < math.inf, "above 0 and finite, or None")
+            self.require(name, 0 <= getattr(self, name) <= 1e6, "0 or more, at most a million")
+        legal = self.radius is None or 1e-6 <= self.radius <= 1e6
+        self.require("radius", legal, "from a millionth to a million, or None")
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         import torch

@@ -240,8 +240,8 @@ class Distillation(Objective):
 
     def check(self) -> None:
         self.require("alpha", 0 <= self.alpha <= 1, "in [0, 1]")
-        self.require("temperature", 0 < self.temperature <= 1e6, "above 0, at most a million")
-        self.require("multiplier", 0 < self.multiplier < float("inf"), "above 0 and finite")
+        self.require("temperature", 1e-6 <= self.temperature <= 1e6, "from a millionth to a million")
+        self.require("multiplier", 1e-6 <= self.multiplier <= 1e6, "from a millionth to a million")
 
     def check_stage(self, stage: Stage) -> None:
         teacher, data = stage.teacher, stage.data
@@ -310,9 +310,9 @@ class VirtualTeacher(Objective):
             raise SpecError("epsilon", "VirtualTeacher: give alpha or epsilon, exactly one of them.")
         self.require("alpha", self.alpha is None or 0 <= self.alpha <= 1, "in [0, 1]")
         self.require("epsilon", self.epsilon is None or 0 <= self.epsilon < 1, "in [0, 1)")
-        self.require("temperature", 0 < self.temperature <= 1e6, "above 0, at most a million")
+        self.require("temperature", 1e-6 <= self.temperature <= 1e6, "from a millionth to a million")
         self.require("correct_probability", 0 < self.correct_probability <= 1, "in (1/classes, 1]")
-        self.require("multiplier", 0 < self.multiplier < float("inf"), "above 0 and finite")
+        self.require("multiplier", 1e-6 <= self.multiplier <= 1e6, "from a millionth to a million")
         for name in self.OF_SOFTENED:
             default = getattr(VirtualTeacher, name)
             self.require(name, softened or getattr(self, name) == default, "left alone: the hard form has none")

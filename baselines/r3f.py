@@ -75,7 +75,7 @@ class R3F(Objective):
 
     def check(self) -> None:
         self.require("strength", math.isfinite(self.strength) and self.strength >= 0, "0 or more, and finite")
-        self.require("eps", math.isfinite(self.eps) and self.eps >= 0, "0 or more, and finite")
+        self.require("eps", 0 <= self.eps <= 1e6, "0 or more, at most a million")
 
     @property
     def whole_batch(self) -> bool:

@@ -93,7 +93,7 @@ class RecAdam(Optimizer):
         self.require("gamma", math.isfinite(self.gamma) and self.gamma >= 0, "0 or more, and finite")
         self.require("w", math.isfinite(self.w), "finite")
         self.require("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
-        self.require("eps", math.isfinite(self.eps) and self.eps > 0, "above 0 and finite")
+        self.require("eps", 1e-20 <= self.eps < 1, "in [1e-20, 1)")
         legal = math.isfinite(self.weight_decay) and self.weight_decay >= 0
         self.require("weight_decay", legal, "0 or more, and finite")
 

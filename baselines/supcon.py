@@ -110,8 +110,9 @@ class SupervisedContrastive(Objective):
     projection: int = 128
 
     def check(self) -> None:
-        self.require("temperature", 0 < self.temperature <= 1e6, "above 0, at most a million")
-        self.require("base_temperature", 0 < self.base_temperature <= 1e6, "above 0, at most a million")
+        self.require("temperature", 1e-6 <= self.temperature <= 1e6, "from a millionth to a million")
+        legal = 1e-6 <= self.base_temperature <= 1e6
+        self.require("base_temperature", legal, "from a millionth to a million")
         self.require("projection", 1 <= self.projection <= 10**5, "at least 1, at most 100000")
 
     def check_stage(self, stage: Stage) -> None:

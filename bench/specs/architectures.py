@@ -100,10 +100,12 @@ class MaskedAutoEncoder(Backbone):
             self.require(size, getattr(self, size) >= 1, "at least 1")
         self.require("decoder_depth", self.decoder_depth >= 0, "at least 1, or 0 for an encoder without a decoder")
         for eps in ("norm_eps", "decoder_norm_eps"):
-            self.require(eps, 0 < getattr(self, eps) < 1, "in (0, 1)")
+            self.require(eps, 1e-20 <= getattr(self, eps) < 1, "in [1e-20, 1)")
         self.require("registers", self.registers >= 0, "0 or more")
         self.require("layer_scale", self.layer_scale is None or 0 < self.layer_scale < math.inf, "above 0, or None")
-        self.require("pixel_std", min(self.pixel_std) > 0, "above 0 for every channel")
+        legal = min(self.pixel_std) >= 1e-6 and max(self.pixel_std) <= 1e6
+        self.require("pixel_std", legal, "from a millionth to a million for every channel")
+        self.require("pixel_mean", max(map(abs, self.pixel_mean)) <= 1e6, "at most a million for every channel")
         kept = int(self.patches * (1 - self.mask_ratio)) if 0 < self.mask_ratio < 1 else 0
         self.require("mask_ratio", 1 <= kept < self.patches, "in (0, 1), keeping at least one patch and masking one")
 
@@ -194,7 +196,7 @@ class LanguageModel(Backbone):
         self.require("width", self.width > 0 and self.width % self.heads == 0, f"a multiple of heads ({self.heads})")
         for size in ("depth", "mlp_width"):
             self.require(size, getattr(self, size) >= 1, "at least 1")
-        self.require("norm_eps", 0 < self.norm_eps < 1, "in (0, 1)")
+        self.require("norm_eps", 1e-20 <= self.norm_eps < 1, "in [1e-20, 1)")
         self.require("max_length", self.max_length >= 3, "at least 3 tokens")
         self.require("pad_to_multiple_of", self.pad_to_multiple_of >= 1, "at least 1 token")
         self.require("vocabulary", self.vocabulary >= 8, "at least 8")

@@ -71,7 +71,8 @@ class AdamW(Optimizer):
     def check(self) -> None:
         self.require("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more, and finite")
         self.require("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)")
-        self.require("eps", 0 < self.eps < 1, "in (0, 1)")
+        # Averages of squares below 1e-45 are 0 in float32: with a smaller eps, Adam would divide by nothing.
+        self.require("eps", 1e-20 <= self.eps < 1, "in [1e-20, 1)")
 
     def build(
         self, groups: list[ParameterGroup], reference: Mapping[str, torch.Tensor], total_steps: int

@@ -11,6 +11,12 @@ from typing import Any
 
 import pytest
 
+from baselines.freelb import FreeLB
+from baselines.label_regularization import Distillation, VirtualTeacher
+from baselines.r3f import R3F
+from baselines.recadam import RecAdam
+from baselines.sam import SharpnessAware
+from baselines.supcon import SupervisedContrastive
 from baselines.tapt import further_pretrain
 from bench.errors import InputError, SpecError
 from bench.planning.bindings import Bindings
@@ -218,6 +224,24 @@ def test_expanded_shows_parents_in_full() -> None:
         (lambda: AdamW(weight_decay=float("inf")), "weight_decay"),
         (lambda: tiny_backbone(mlp_width=-5), "mlp_width"),
         (lambda: tiny_backbone(norm_eps=-1.0), "norm_eps"),
+        # What float32 would divide by 0, or into what it cannot hold.
+        (lambda: tiny_backbone(norm_eps=1e-45), "norm_eps"),
+        (lambda: tiny_backbone(decoder_norm_eps=1e-50), "decoder_norm_eps"),
+        (lambda: tiny_backbone(pixel_std=(0.2, 1e-45, 0.2)), "pixel_std"),
+        (lambda: tiny_backbone(pixel_std=(0.2, 3e38, 0.2)), "pixel_std"),
+        (lambda: tiny_backbone(pixel_mean=(0.2, -3e38, 0.2)), "pixel_mean"),
+        (lambda: AdamW(eps=1e-45), "eps"),
+        (lambda: RecAdam(eps=1e-45), "eps"),
+        (lambda: Distillation(temperature=1e-45), "temperature"),
+        (lambda: Distillation(multiplier=3e38), "multiplier"),
+        (lambda: VirtualTeacher(temperature=1e-45), "temperature"),
+        (lambda: VirtualTeacher(multiplier=1e-45), "multiplier"),
+        (lambda: SupervisedContrastive(temperature=1e-45), "temperature"),
+        (lambda: SupervisedContrastive(base_temperature=1e-45), "base_temperature"),
+        (lambda: FreeLB(radius=1e-50), "radius"),
+        (lambda: FreeLB(rate=3e38), "rate"),
+        (lambda: SharpnessAware(rho=3e38), "rho"),
+        (lambda: R3F(eps=3e38), "eps"),
         (lambda: Schedule(steps=1, decay="cosine"), "decay"),
         (lambda: Schedule(steps=1, batch_size=4, micro_batches=5), "micro_batches"),
         (lambda: AdamW(betas=(0.9,)), "betas"),
