@@ -12,10 +12,7 @@ from bench.errors import InputError
 from bench.planning.describe import first_of
 from bench.planning.plan import code_span
 from bench.tables.grid_facts import GridFacts
-from bench.tables.records import Earlier, LeftOut, Record, RecordsFile, disagree, read_file, same
-
-SAME_BITS = ("device", "instruction_set", "threads", "versions")
-"""The parts of provenance under which equal keys have equal numbers."""
+from bench.tables.records import Earlier, LeftOut, Record, RecordsFile, alike, check_stage, disagree, read_file, same
 
 
 def refuse_missing(files: Iterable[Path]) -> None:
@@ -58,6 +55,11 @@ def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -
         stages = content.stages | stages
     if grid is None:
         raise InputError(f"{'; '.join(map(str, left_out))}. No other file is named: name one that can be read.")
+    for record in cells.values():
+        try:
+            check_stage(record, stages.get(record["key"]))
+        except ValueError as error:  # a record and a line of two files
+            raise InputError(f"{record['cell']}: {error}: one of the files is damaged. Leave one out.") from error
     if left_out:
         grid = dataclasses.replace(grid, warnings=(*grid.warnings, _warning(left_out)))
     return RecordsFile(grid, cells, stages)
@@ -70,7 +72,7 @@ def _with_others(kept: Record, record: Record, path: Path) -> Record:
     others = list(kept.get("also", []))
     for other in ({name: part for name, part in record.items() if name != "also"}, *record.get("also", [])):
         for there in (kept, *others):
-            if disagree(there["metrics"], other["metrics"]) and _alike(there) == _alike(other):
+            if disagree(there["metrics"], other["metrics"]) and alike(there) == alike(other):
                 raise InputError(
                     f"{path}: {other['cell']} is {other['value']}, in a file named before {there['value']}, with "
                     "the same key, device, versions and code: one of the files is damaged. Leave one out."
@@ -144,7 +146,3 @@ def _joined(first: GridFacts, second: GridFacts, path: Path) -> GridFacts:
         for name in ("rows", "seeds", "legend", "warnings")
     }
     return dataclasses.replace(first, **union)
-
-
-def _alike(record: Record) -> Any:
-    return [record["provenance"].get(name) for name in SAME_BITS], record.get("code")

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from bench.data.metrics import NO_ENTRY
+from bench.data.tasks import trained_task
 from bench.errors import InputError, SpecError
 from bench.planning.plan import Plan, PlannedCell
 from bench.specs import Selected, Stage, canonical_data, walk
@@ -260,6 +261,7 @@ def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOu
                     continue
                 _check_record(record, checked)
                 _check_behind(record, stages)
+                check_stage(record, stages.get(record["key"]))
                 # Records from before GPUs name no device.
                 record.setdefault("devices", [_kind(record["provenance"])])
             key, cell = record["key"], record["cell"]
@@ -279,6 +281,8 @@ def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOu
 def _stage_of(line: Any) -> Record:
     """Return the JSON data of a stage's line. Refuses another shape."""
     shaped(line, StageLine)
+    if "version" in line["spec"] and digest(line["spec"]) != line["key"]:  # else it is no canonical JSON
+        raise ValueError(f"its spec is not that of its key {line['key'][:16]}")
     _check_seconds("seconds", line["seconds"])
     if line.get("search") is not None:
         finals = line["spec"].get("finals", ())
@@ -336,6 +340,31 @@ def _check_behind(record: Record, stages: Mapping[str, Record]) -> None:
     parents = {parent for key in listed if key in stages for parent in stages[key]["parents"]}
     if listed[-1:] != [record["key"]] or not parents <= set(listed):
         raise ValueError(f"its stages {', '.join(listed)} are not {record['key']} and all that it was trained from")
+
+
+def check_stage(record: Record, stage: Record | None) -> None:
+    """Refuse a record whose stage has another task, seed or result by its own line.
+
+    Numbers of other computers or code may differ: where files were joined, a record and a line of two files may meet.
+    """
+    if stage is None:
+        return
+    own, there = {"task": trained_task(record["task"]), "seed": record["seed"]}, stage
+    if alike(record) == alike(stage):
+        own, there = own | record["metrics"], stage | stage.get("metrics", {})
+    for name in own.keys() & there.keys():
+        if not same(own[name], there[name]):
+            line = f"its stage {stage['key'][:16]} in stages.jsonl"
+            raise ValueError(f"its {name} is {own[name]}, and that of {line} {there[name]}")
+
+
+SAME_BITS = ("device", "instruction_set", "threads", "versions")
+"""The parts of provenance under which equal keys have equal numbers."""
+
+
+def alike(record: Record) -> Any:
+    """Return what decides the bits of a number beside its key, of a record or a stage's line."""
+    return [record["provenance"].get(name) for name in SAME_BITS], record.get("code", {})
 
 
 def _refuse_foreign(record: Record, grid: GridFacts) -> None:

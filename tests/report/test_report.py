@@ -100,7 +100,7 @@ def test_a_name_that_is_html_or_a_template_stays_text(tmp_path: Path) -> None:
 def test_what_a_cell_shares_with_its_own_stage_stands_once(tmp_path: Path) -> None:
     content, output = sample(["finetune", "mars"], ["digits"], [0, 1]), tmp_path / "page.html"
     other = list(content.cells.values())[-1]
-    other["metrics"] = {**other["metrics"], "mcc": 0.25}
+    other |= {"metrics": {**other["metrics"], "mcc": 0.25}, "provenance": {**other["provenance"], "device": "Another"}}
     main(["--records", str(write(content, tmp_path)), "--output", str(output)])
     *same, changed = shown(output)["cells"]
     stages = shown(output)["stages"]

@@ -236,6 +236,48 @@ def test_a_search_that_chose_what_is_not_there_is_refused_by_line(search: str, w
         read_file(path)
 
 
+@pytest.mark.parametrize(
+    ("was", "damaged", "reason"),
+    [
+        ('"accuracy": 0.5', '"accuracy": 0.6', r"records\.jsonl:2: .*0\.5, .*stage .* in stages\.jsonl 0\.6"),
+        ('"task": "digits", "w', '"task": "pydocs", "w', r"records\.jsonl:2: .*digits, .*in stages\.jsonl pydocs"),
+        ('"lr": 0.0001', '"lr": 0.0002', r"stages\.jsonl:1: .*spec"),
+    ],
+)
+def test_a_record_that_its_stages_line_denies_is_refused(
+    was: str, damaged: str, reason: str, workspace: Workspace
+) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    path = workspace.results / "tiny" / "records.jsonl"
+    stages = path.with_name("stages.jsonl")
+    assert was in stages.read_text()
+    stages.write_text(stages.read_text().replace(was, damaged))
+    with pytest.raises(InputError, match=reason):
+        read_file(path)
+    assert main(["--records", str(path), "--results", str(workspace.folder / "again")]) == 1
+
+
+def test_a_record_and_a_stages_line_of_two_files_are_compared(workspace: Workspace) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    path = workspace.results / "tiny" / "records.jsonl"
+    other = workspace.folder / "other" / "records.jsonl"
+    other.parent.mkdir()
+    other.write_text(path.read_text().splitlines(keepends=True)[0])  # no cell
+    stages = path.with_name("stages.jsonl").read_text()
+    other.with_name("stages.jsonl").write_text(stages.replace('"accuracy": 0.5', '"accuracy": 0.6'))
+    with pytest.raises(InputError, match=r"finetune/digits.* 0\.6: one of the files is damaged"):
+        main(["--records", str(other), str(path), "--results", str(workspace.folder / "again")])
+
+
+def test_numbers_of_another_computer_may_differ_from_the_stages_line(workspace: Workspace) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    path = workspace.results / "tiny" / "records.jsonl"
+    stages = path.with_name("stages.jsonl")
+    text = stages.read_text().replace('"accuracy": 0.5', '"accuracy": 0.6')
+    stages.write_text(text.replace('"instruction_set": "', '"instruction_set": "another '))
+    assert len(read_file(path).cells) == 8
+
+
 @pytest.mark.parametrize("file", ["records", "stages"])
 def test_half_a_character_is_damage(file: str, workspace: Workspace) -> None:
     workspace.collate(workspace.store("whole", range(8)))
@@ -251,6 +293,8 @@ def test_a_number_that_is_none_is_read_back(workspace: Workspace) -> None:
     path = workspace.results / "tiny" / "records.jsonl"
     text = path.read_text()
     path.write_text(text.replace('"accuracy": 0.5', '"accuracy": NaN').replace('"value": 0.5', '"value": NaN'))
+    stages = path.with_name("stages.jsonl")
+    stages.write_text(stages.read_text().replace('"accuracy": 0.5', '"accuracy": NaN'))
     again = rebuild(workspace.folder / "again", path, path)
     assert again["tiny/records.jsonl"] == path.read_bytes() and b"2 \xc3\x97 nan" in again["tiny.md"]
     assert main(["--records", str(path), "--against", str(path)]) == 0
