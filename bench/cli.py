@@ -154,7 +154,8 @@ def reporting_errors(main: Callable[[], int]) -> int:
     """Run a command and report its errors.
 
     Bad input becomes one message and exit status 2, an error of the disk status 1, Ctrl-C status 130. A command whose
-    output nobody reads any more, as with `| head`, ends with 141 as other programs do, and says nothing.
+    output nobody reads any more, as with `| head`, ends with 141 as other programs do, and says nothing; one whose
+    output finds no room on a disk ends with 1 and says so.
     """
     open_standard_streams()
     # `trap '' CHLD` of a shell is handed down, and nobody would learn any more how a process ended.
@@ -162,9 +163,10 @@ def reporting_errors(main: Callable[[], int]) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         status = main()
-        return status if _flush_output() else 128 + signal.SIGPIPE
+        return _flush_output() or status
     except SystemExit:  # of --help
-        _flush_output()
+        if _flush_output() == 1:
+            return 1
         raise
     except InputError as error:
         _flush_output()
@@ -174,7 +176,10 @@ def reporting_errors(main: Callable[[], int]) -> int:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
             _flush_output()
             return 128 + signal.SIGPIPE
-        print(f"error: {error}", file=sys.stderr)
+        # Python may have dropped what it could not write: whether it was the output is told by one more line feed.
+        unnamed = isinstance(error, OSError) and error.errno is not None and error.filename is None
+        if _flush_output("\n" if unnamed else "") != 1 or not unnamed:
+            print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         _flush_output()
@@ -189,15 +194,20 @@ def _reader_has_gone() -> bool:
     return any(event & select.POLLERR for _, event in output.poll(0))
 
 
-def _flush_output() -> bool:
-    """Write what is left of the output, and return whether anybody reads it; what nobody reads is dropped."""
+def _flush_output(more: str = "") -> int:
+    """Write what is left of the output; return 0, or the exit status where it cannot be written and is dropped."""
     try:
+        sys.stdout.write(more)
         sys.stdout.flush()
+        return 0
     except BrokenPipeError:
-        # Else Python itself would try once more at its end, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return False
-    return True
+        status = 128 + signal.SIGPIPE
+    except OSError as error:
+        print(f"error: standard output: {error.strerror or error}", file=sys.stderr)
+        status = 1
+    # Else Python itself would try once more at its end, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return status
 
 
 def open_standard_streams() -> None:

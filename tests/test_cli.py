@@ -146,6 +146,28 @@ def test_a_command_whose_output_is_no_longer_read_says_nothing_of_that(
     assert (done.returncode, done.stderr) == (status, says)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full is Linux's")
+@pytest.mark.parametrize(
+    ("lines", "then", "status", "says"),
+    [
+        (1, "", 1, b"error: standard output: No space left on device\n"),
+        (100_000, "", 1, b"error: standard output: No space left on device\n"),
+        (1, "sys.exit(0)", 1, b"error: standard output: No space left on device\n"),
+        (1, "raise InputError('bad')", 2, b"error: standard output: No space left on device\nerror: bad\n"),
+        (1, "open('/nowhere/x')", 1, b"error: [Errno 2] No such file or directory: '/nowhere/x'\n"),
+    ],
+)
+def test_output_that_finds_no_room_is_told_in_one_line(lines: int, then: str, status: int, says: bytes) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    code = UNREAD.format(lines=lines, then=then)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, env=environment, check=False
+        )
+    assert done.returncode == status and done.stderr.endswith(says) and b"Traceback" not in done.stderr
+    assert done.stderr.count(b"standard output") == 1
+
+
 def test_a_broken_pipe_elsewhere_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     def main() -> int:
         raise BrokenPipeError("of a worker")

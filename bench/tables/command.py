@@ -145,8 +145,10 @@ def _rebuild(files: Sequence[Path], against: Path | None, results: Path, views: 
                 f"--results {results}: {other} would be replaced without the lines that are left out. Name another "
                 "--results, or mend these lines first."
             )
-        print(f"\n{text}", flush=True)
-        tables.write()
+        try:
+            tables.write()
+        finally:
+            print(f"\n{text}", flush=True)
     _say_where(tables)
     return 1 if left_out else 0
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -255,6 +257,19 @@ def test_a_record_that_its_stages_line_denies_is_refused(
     with pytest.raises(InputError, match=reason):
         read_file(path)
     assert main(["--records", str(path), "--results", str(workspace.folder / "again")]) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file that is always full is Linux's")
+def test_tables_are_written_though_the_output_finds_no_room(workspace: Workspace) -> None:
+    workspace.collate(workspace.store("whole", range(8)))
+    again = workspace.folder / "again"
+    files = ["--records", str(workspace.results / "tiny" / "records.jsonl"), "--results", str(again)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.collate", *files], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, b"error: standard output: No space left on device\n")
+    assert files_of(again) == files_of(workspace.results)
 
 
 def test_a_record_and_a_stages_line_of_two_files_are_compared(workspace: Workspace) -> None:
