@@ -203,7 +203,8 @@ class Table:
 
     def markdown(self) -> str:
         parts = [in_markdown(lines) for lines in (self.lines, *self.further) if len(lines) > 1]
-        legend = "".join(f"- {_without_html(line)}\n" for line in self.legend)
+        # The name of a class or file may hold a line break, which would end the item.
+        legend = "".join(f"- {_without_html(' '.join(line.splitlines()))}\n" for line in self.legend)
         return "\n\n".join([f"# {self.title}", *parts, legend])
 
     def csv(self) -> str:

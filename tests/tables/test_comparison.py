@@ -10,6 +10,7 @@ from types import MappingProxyType
 import pytest
 
 from bench.data.manifest import read_manifest
+from bench.data.metrics import describe
 from bench.planning.plan import make_plan
 from bench.store.manifest import write_manifest
 from bench.store.store import Store
@@ -184,3 +185,9 @@ def test_a_name_that_looks_like_html_is_text_in_a_legend_too() -> None:
         "- `` &lt;i> `.",
         "- Left out: `<b>.jsonl`, `` a`<b> ``, &lt;b>.",
     ]
+
+
+def test_a_class_with_a_line_break_stays_within_its_line_of_the_legend() -> None:
+    named = describe("binary_f1[not\n- equal]")
+    table = Table("t", [["method"]], (), (f"{named}.", "Next."))
+    assert table.markdown().splitlines()[2:] == ["- F1 of the class not - equal.", "- Next."]
