@@ -152,6 +152,7 @@ def make_plan(
     clusters, of_other_grids = load_clusters(bindings, walk(*(cell.stage for cell in cells)))
     not_here = refuse_unused(expansion)
     _refuse_unequal_search(cells)
+    _refuse_search_seeds(grid, bindings, cells)
     selected = select(cells, only, "--only") if only else cells
     plan = Plan(
         grid,
@@ -328,6 +329,14 @@ def _refuse_unequal_search(cells: list[PlannedCell]) -> None:
         raise InputError(
             f"search.candidates: every row must try equally many configurations on every task, or none; here {shown}."
         )
+
+
+def _refuse_search_seeds(grid: Grid, bindings: Bindings, cells: list[PlannedCell]) -> None:
+    if grid.search_seeds == "shared" or any(map(searched, cells)):
+        return
+    for binding in bindings.all:
+        if (binding.configurable, binding.setting) == ("grid", "search_seeds") and binding not in bindings.overridden:
+            raise binding.blame(f"{binding.target} changes nothing: no row is searched. Remove it.")
 
 
 def _warnings(cells: list[PlannedCell]) -> list[str]:

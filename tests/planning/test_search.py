@@ -71,6 +71,13 @@ def test_a_search_with_every_seed_shares_nothing_between_seeds(prepared: Path, t
     assert sum(stage.data.part == "fit" and stage.name == "finetune" for stage in plan.stages) == 12
 
 
+def test_seeds_of_a_search_are_refused_without_one(prepared: Path, tmp_path: Path) -> None:
+    text = SEARCH.partition("search.")[0]
+    with pytest.raises(InputError, match=r"\.gin:\d+: grid\.search_seeds changes nothing"):
+        plan_of(tmp_path, prepared, text + "grid.search_seeds = 'per_seed'\n")
+    assert plan_of(tmp_path, prepared, text + "grid.search_seeds = 'shared'\n").cells
+
+
 def test_the_spec_of_a_search_comes_back_from_its_json(prepared: Path, tmp_path: Path) -> None:
     stage = plan_of(tmp_path, prepared).cells[0].stage
     stages = {other.key: other for other in walk(stage)}
