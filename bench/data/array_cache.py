@@ -207,7 +207,7 @@ def _cached(path: Path, build: Callable[[Allocate], Array]) -> Array:
         try:
             with replacing(path) as temporary:
                 build(functools.partial(_on_disk, temporary)).flush()  # type: ignore[attr-defined]
-            write_text(checksum_file, sha256(path))
+            write_text(checksum_file, _checksum_line(path))
         except OSError as error:
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise
@@ -233,12 +233,23 @@ _INTACT: set[tuple[Path, int, int]] = set()
 """Array files that this process has read against their checksum: path, size, time of change."""
 
 
+def _checksum_line(path: Path) -> str:
+    """Write the checksum of an array as sha256sum does.
+
+    The name says what the array was made of: another one is told, though it was moved here with its own checksum.
+    """
+    return f"{sha256(path)}  {path.name}\n"
+
+
 def _intact(path: Path, checksum_file: Path) -> bool:
     try:
         stat = path.stat()
         identity = (path.resolve(), stat.st_size, stat.st_mtime_ns)
-        if identity not in _INTACT and checksum_file.read_text() == sha256(path):
-            _INTACT.add(identity)
+        if identity not in _INTACT:
+            line = _checksum_line(path)
+            # Files of older versions hold the checksum alone.
+            if checksum_file.read_text() in (line, line.partition(" ")[0]):
+                _INTACT.add(identity)
     except OSError:
         return False
     return identity in _INTACT

@@ -22,6 +22,7 @@ from bench.data.subset import stratified_subset
 from bench.errors import InputError, NotPrepared
 from bench.specs import Data
 from bench.specs.architectures import MaskedAutoEncoder, MaskedLanguageModel
+from bench.store.files import sha256
 
 CPU = torch.device("cpu")
 
@@ -264,6 +265,31 @@ def test_a_damaged_cache_is_built_again(kind: str, damage: str, copied: Path) ->
     assert labels is not None
     assert after.labels is not None
     assert torch.equal(after.labels, labels)
+
+
+def test_an_array_that_was_swapped_with_its_checksum_is_built_again(copied: Path) -> None:
+    data = {split: data_of(copied, "digits", split) for split in ("train", "test")}
+    before = {split: opened_images(copied, each).labels for split, each in data.items()}
+    folder = copied / "digits" / "arrays"
+    (train,), (test,) = folder.glob("train-*-labels.npy"), folder.glob("test-*-labels.npy")
+    for ending in (".npy", ".sha256"):
+        test.with_suffix(ending).replace(folder / "other")
+        train.with_suffix(ending).replace(test.with_suffix(ending))
+        (folder / "other").replace(train.with_suffix(ending))
+    _INTACT.clear()
+    for split, each in data.items():
+        after, expected = opened_images(copied, each).labels, before[split]
+        assert after is not None and expected is not None and torch.equal(after, expected)
+
+
+def test_a_checksum_of_before_is_still_read(copied: Path) -> None:
+    opened_images(copied, data_of(copied, "digits"))
+    (path,) = (copied / "digits" / "arrays").glob("*-labels.npy")
+    path.with_suffix(".sha256").write_text(sha256(path))
+    written = path.stat().st_mtime_ns
+    _INTACT.clear()
+    opened_images(copied, data_of(copied, "digits"))
+    assert path.stat().st_mtime_ns == written
 
 
 def test_an_array_that_finds_no_room_is_refused_with_its_file(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
