@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import new
+from bench import grid, new
+from bench.check import __main__ as check
 from bench.errors import InputError
-from tests.check.test_check import command
 
 
 @pytest.mark.parametrize(
@@ -47,22 +47,28 @@ def test_nothing_is_written_over(kind: str, there: str, tmp_path: Path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == [there] and Path(there).read_text() == "mine"
 
 
-def test_a_new_method_passes_the_kit_and_its_grid_runs_unchanged(prepared: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("registries")
+def test_a_new_method_passes_the_kit_and_its_grid_runs_unchanged(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(prepared)
-    assert command(tmp_path, "bench.new", "method", "sharp_labels").returncode == 0
-    checked = command(tmp_path, "bench.check", "sharp_labels.py")
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert "note:" not in checked.stdout
-    ran = command(tmp_path, "bench.grid", "--gin", "sharp_labels.gin", "--launcher", "inline")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "| strong/sharp_labels |" in ran.stdout
+    assert new.main(["method", "sharp_labels"]) == 0
+    assert check.main(["sharp_labels.py"]) == 0, capsys.readouterr()
+    assert "note:" not in capsys.readouterr().out
+    assert grid.main(["--gin", "sharp_labels.gin", "--launcher", "inline"]) == 0, capsys.readouterr()
+    assert "| strong/sharp_labels |" in capsys.readouterr().out
 
 
-def test_the_grid_of_a_new_task_runs_unchanged(prepared: Path, tmp_path: Path) -> None:
+def test_the_grid_of_a_new_task_runs_unchanged(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     for folder in prepared.iterdir():
         (tmp_path / "data" / folder.name).symlink_to(folder)
-    assert command(tmp_path, "bench.new", "task", "opinions").returncode == 0
-    ran = command(tmp_path, "bench.grid", "--gin", "opinions.gin", "--launcher", "inline")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "| test examples" in ran.stdout and "12" in ran.stdout
+    assert new.main(["task", "opinions"]) == 0
+    capsys.readouterr()
+    assert grid.main(["--gin", "opinions.gin", "--launcher", "inline"]) == 0, capsys.readouterr()
+    shown = capsys.readouterr().out
+    assert "| test examples" in shown and "12" in shown

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import bench
+from bench import grid
 from bench.check import __main__ as check
 from bench.check.kit import Kit, Unmet
 from bench.errors import InputError
@@ -96,31 +94,21 @@ RECIPES = {
 }
 
 
-def command(folder: Path, *arguments: str, timeout: int = 280) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
-def test_each_broken_promise_is_told_of_its_recipe_with_what_to_mend(prepared: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("registries")
+def test_each_broken_promise_is_told_of_its_recipe_with_what_to_mend(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     recipes = [
         f"@recipe()\ndef {name}(cell):\n    return finetune(cell, {parts})\n" for name, (parts, _, _) in RECIPES.items()
     ]
     (tmp_path / "mistakes.py").write_text("\n".join([MISTAKES, *recipes]))
-    done = command(tmp_path, "bench.check", "mistakes.py", "--data", str(prepared))
-    assert done.returncode == 1, done.stderr
-    lines = done.stdout.splitlines()
+    assert check.main(["mistakes.py", "--data", str(prepared)]) == 1
+    lines = (shown := capsys.readouterr().out).splitlines()
     for name, (_, demand, mend) in RECIPES.items():
         (line,) = [line for line in lines if line.startswith(f"unmet   {name}: {demand}: ")]
         assert mend in line
-    assert "skipped failing" in done.stdout
+    assert "skipped failing" in shown
     met = {line for line in lines if line.startswith("met ")}
     assert {f"met     {name}: trains to the end" for name in ("adding", "seeding", "ordering")} <= met
 
@@ -156,8 +144,12 @@ def test_a_plugin_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pyte
         check.main(["none.py"])
 
 
-def test_the_examples_of_the_page_pass_and_train(prepared: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("registries")
+def test_the_examples_of_the_page_pass_and_train(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """They are modules of one package here, so that a package as plugin is tried, too."""
+    monkeypatch.chdir(tmp_path)
     examples = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     assert len(examples) == 4
     package = tmp_path / "examples_of_page"
@@ -165,8 +157,7 @@ def test_the_examples_of_the_page_pass_and_train(prepared: Path, tmp_path: Path)
     (package / "__init__.py").write_text("from . import example_0, example_1, example_2, example_3\n")
     for number, text in enumerate(examples):
         (package / f"example_{number}.py").write_text(text)
-    done = command(tmp_path, "bench.check", "./examples_of_page", "--data", str(prepared))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert check.main(["./examples_of_page", "--data", str(prepared)]) == 0, capsys.readouterr()
     rows = re.findall(r"^@recipe\(.*\)\ndef (\w+)\(", PAGE, re.MULTILINE)
     assert rows == ["confidence_penalty", "momentum", "cool_down"]
     (tmp_path / "g.gin").write_text(
@@ -174,6 +165,7 @@ def test_the_examples_of_the_page_pass_and_train(prepared: Path, tmp_path: Path)
         "finetune.steps = 4\nfinetune.warmup_steps = 1\nsource_pretrain.steps = 4\ncool_down.steps = 4\n"
         "ConfidencePenalty.beta = 0.2\nMomentum.momentum = 0.5\ndigits/task.backbone = 'pooled_mae'\n"
     )
-    done = command(tmp_path, "bench.grid", "--gin", "g.gin", "--data", str(prepared), "--launcher", "inline")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert all(re.search(rf"^\| {row} +\| +[\d.]+ \(1\)", done.stdout, re.MULTILINE) for row in rows), done.stdout
+    capsys.readouterr()
+    assert grid.main(["--gin", "g.gin", "--data", str(prepared), "--launcher", "inline"]) == 0, capsys.readouterr()
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"^\| {row} +\| +[\d.]+ \(1\)", shown, re.MULTILINE) for row in rows), shown
