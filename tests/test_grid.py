@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bench.store.store import Store
 from bench.tables.grid_facts import facts_of
 from bench.tables.records import read_file, read_records
 from tests import tiny_grid
+from tests.forked import ForkedGrid
 
 SMALL = """
 grid.rows = ['finetune', 'tapt', 'self_distillation']
@@ -74,6 +75,10 @@ class Workspace:
     def run(self, *extra: str) -> int:
         """The command in this process, one stage after another."""
         return grid.main(self.arguments("--launcher", "inline", *extra))
+
+    def fork(self, *extra: str) -> ForkedGrid:
+        """As `run`, in a process group of its own."""
+        return ForkedGrid(self.arguments("--launcher", "inline", *extra), self.folder / "output.txt")
 
     def start(self, *extra: str) -> "subprocess.Popen[str]":
         """The command in a process group of its own."""
@@ -382,7 +387,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(
     undisturbed: Workspace, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = Workspace(tmp_path, prepared, KILLABLE)
-    process = workspace.start("--launcher", "inline", "--only", "finetune/digits/*/0")
+    process = workspace.fork("--only", "finetune/digits/*/0")
     wait_for(lambda: max(workspace.checkpoints().values(), default=0) >= 75, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -450,7 +455,7 @@ def test_a_worker_that_dies_is_reported_and_its_stage_goes_on_next_time(
 # ------------------------------------------------------------------------------------------------- interruptions
 
 
-def wait_for(condition: Any, process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+def wait_for(condition: Any, process: "subprocess.Popen[str] | ForkedGrid", seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the grid ended before it could be disturbed"
@@ -458,29 +463,43 @@ def wait_for(condition: Any, process: "subprocess.Popen[str]", seconds: float = 
         time.sleep(0.01)
 
 
-def kill_until_done(workspace: Workspace, launcher: list[str], chance: random.Random) -> Iterator[dict[str, int]]:
-    """Kill the whole process group at random moments; yields the newest checkpoints after each kill."""
-    for _ in range(5):
-        process = workspace.start(*launcher)
+Start = Callable[[Workspace], "subprocess.Popen[str] | ForkedGrid"]
+
+
+def kill_until_done(
+    workspace: Workspace, start: Start, least: int, chance: random.Random
+) -> Iterator[dict[str, int]]:
+    """Kill the whole process group at random moments; yields the newest checkpoints after each kill.
+
+    Kills at least so often, and until two stages were cut short behind a checkpoint.
+    """
+    kills, cut_short = 0, set()
+    while kills < least or len(cut_short) < 2:
+        process = start(workspace)
         before = workspace.checkpoints(), len(workspace.weights())
         wait_for(lambda seen=before: (workspace.checkpoints(), len(workspace.weights())) != seen, process)
         time.sleep(chance.uniform(0.0, 1.0))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        kills += 1
+        cut_short |= workspace.checkpoints().keys() - workspace.weights().keys()
         yield workspace.checkpoints()
-    process = workspace.start(*launcher)
+    process = start(workspace)
     assert process.wait() == 0, workspace.output()
 
 
-@pytest.mark.parametrize(
-    "launcher", [["--launcher", "inline"], ["--launcher", "local", "--workers", "2"]], ids="_".join
-)
+def two_workers(workspace: Workspace) -> "subprocess.Popen[str]":
+    return workspace.start("--launcher", "local", "--workers", "2")
+
+
+# Two workers import torch anew after every kill; the forked grid has it, and is killed the more often.
+@pytest.mark.parametrize(("start", "least"), [(Workspace.fork, 7), (two_workers, 3)])
 def test_killing_the_grid_at_random_moments_changes_no_bit(
-    launcher: list[str], undisturbed: Workspace, prepared: Path, tmp_path: Path
+    start: Start, least: int, undisturbed: Workspace, prepared: Path, tmp_path: Path
 ) -> None:
     workspace = Workspace(tmp_path, prepared, KILLABLE)
     expected: dict[str, list[int]] = {}
-    for checkpoints in kill_until_done(workspace, launcher, random.Random("kill")):
+    for checkpoints in kill_until_done(workspace, start, least, random.Random("kill")):
         for name, attempts in workspace.ledger().items():
             # Cut short: the next attempt must go on from here. One that was killed between its record and its end has
             # no next one.
@@ -507,7 +526,8 @@ def test_a_signal_checkpoints_at_the_next_step(
     launcher: str, number: signal.Signals, undisturbed: Workspace, prepared: Path, tmp_path: Path
 ) -> None:
     workspace = Workspace(tmp_path, prepared, KILLABLE.replace("checkpoint_steps = 25", "checkpoint_steps = 100000"))
-    process = workspace.start("--launcher", launcher, "--workers", "1", "--only", "finetune/digits/*/0")
+    only = ["--workers", "1", "--only", "finetune/digits/*/0"]
+    process = workspace.fork(*only) if launcher == "inline" else workspace.start("--launcher", launcher, *only)
     wait_for(
         lambda: workspace.ledger() and next(iter(workspace.ledger().values()))[0]["from_step"] is not None, process
     )

@@ -155,8 +155,8 @@ def test_killing_a_grid_of_all_methods_changes_no_bit(prepared: Path, tmp_path: 
     workspace = Workspace(tmp_path / "killed", prepared, text)
     chance = random.Random("kill")
     kills, cut_short = 0, set()
-    while kills < 2 or not cut_short:
-        process = workspace.start("--launcher", "local", "--workers", "2")
+    while kills < 3 or not cut_short:
+        process = workspace.fork()
         before = workspace.checkpoints()
         wait_for(lambda seen=before: workspace.checkpoints().items() - seen.items(), process)
         time.sleep(chance.uniform(0.0, 0.2))
@@ -164,7 +164,7 @@ def test_killing_a_grid_of_all_methods_changes_no_bit(prepared: Path, tmp_path: 
         process.wait()
         kills += 1
         cut_short |= workspace.checkpoints().keys() - workspace.weights().keys()
-    process = workspace.start("--launcher", "local", "--workers", "2")
+    process = workspace.fork()
     assert process.wait() == 0, workspace.output()
     assert workspace.numbers() == undisturbed.numbers()
     assert workspace.weights() == undisturbed.weights()
