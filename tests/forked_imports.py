@@ -6,6 +6,6 @@ from bench.training.fork_server import NO_THREAD
 
 os.environ.update(NO_THREAD)
 
-import bench.grid  # noqa: E402
-import bench.models.image  # noqa: E402
-import bench.training.imports  # noqa: E402, F401
+import bench.grid
+import bench.models.image
+import bench.training.imports  # noqa: F401

@@ -466,9 +466,7 @@ def wait_for(condition: Any, process: "subprocess.Popen[str] | ForkedGrid", seco
 Start = Callable[[Workspace], "subprocess.Popen[str] | ForkedGrid"]
 
 
-def kill_until_done(
-    workspace: Workspace, start: Start, least: int, chance: random.Random
-) -> Iterator[dict[str, int]]:
+def kill_until_done(workspace: Workspace, start: Start, least: int, chance: random.Random) -> Iterator[dict[str, int]]:
     """Kill the whole process group at random moments; yields the newest checkpoints after each kill.
 
     Kills at least so often, and until two stages were cut short behind a checkpoint.
