@@ -515,8 +515,9 @@ def _lost(stage: Stage, record: Record) -> set[str]:
 
 def missing_stages(record: Record, stages: Mapping[str, Record]) -> set[str]:
     """Return the keys of stages behind a cell that `stages` lacks, but for those that diverged and have no record."""
-    behind = set(record.get("stages", (record["key"],)))
-    return behind - stages.keys() - set(record.get("diverged", ()))
+    # Not a difference of sets: one with `stages.keys()` reads all of the keys, for each of the cells.
+    behind = {key for key in record.get("stages", (record["key"],)) if key not in stages}
+    return behind - set(record.get("diverged", ()))
 
 
 def stage_record(stage: Stage, record: Record) -> Record:
