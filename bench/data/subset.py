@@ -30,7 +30,7 @@ def stratified_order(labels: npt.ArrayLike, seed: int) -> npt.NDArray[np.int64]:
     # The first of each class come first (3, 5), then the others by rank: [3 5 0 2 4 1]. Its first three hold 2 a and 1
     # b, as 4 to 2 asks. Equal ranks go by class, so the order is the same everywhere.
     classes, label = np.unique(np.asarray(labels), return_inverse=True)
-    drawn = np.array(sorted(range(len(label)), key=lambda i: stream(seed, "subset", i)), dtype=np.int64)
+    drawn = _drawn(len(label), seed)
     drawn = drawn[np.argsort(label[drawn], kind="stable")]
     counts = np.bincount(label, minlength=len(classes))
     position = np.arange(len(label)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -38,6 +38,12 @@ def stratified_order(labels: npt.ArrayLike, seed: int) -> npt.NDArray[np.int64]:
     # lexsort takes its last key first: whether it is the first of its class, then the rank, then the class.
     order = np.lexsort((own_class, (2 * position + 1) / counts[own_class], position > 0))
     return drawn[order]
+
+
+@functools.lru_cache(maxsize=8)
+def _drawn(count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Order the positions by a hash; kept, as every stage on a split asks for the same."""
+    return np.array(sorted(range(count), key=lambda i: stream(seed, "subset", i)), dtype=np.int64)
 
 
 def stratified_subset(labels: npt.ArrayLike, size: int, seed: int) -> npt.NDArray[np.int64]:
