@@ -6,7 +6,6 @@ import os
 import queue as queues
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -332,13 +331,8 @@ def greedy(cell):
     return finetune(cell, objective=cell.configure(Greedy()))
 '''
 
-# The real package, and the method beside it.
-PACKAGE = f"""
-__path__.append({str(REPOSITORY / "baselines")!r})
-exec(open({str(REPOSITORY / "baselines" / "__init__.py")!r}).read())
-"""
-
 CROWD = """
+grid.plugins = ['greedy.py']
 grid.rows = ['greedy', 'finetune']
 grid.tasks = ['digits']
 grid.seeds = [0]
@@ -351,27 +345,32 @@ source_pretrain.steps = 4
 """ + tiny_grid.networks("photos_mae")
 
 
-def crowd(folder: Path, data: Path, environment: Mapping[str, str], *arguments: str) -> tuple[int, str, Workspace]:
-    """Run a grid with the greedy method in real processes, which find it in their working directory."""
-    plugin = folder / "baselines"
-    plugin.mkdir(parents=True)
-    (plugin / "__init__.py").write_text(PACKAGE)
-    (plugin / "greedy.py").write_text(GREEDY)
-    workspace = Workspace(folder / "place", data, CROWD)
+def crowded(folder: Path, data: Path) -> Workspace:
+    """A workspace with the greedy method."""
+    workspace = Workspace(folder, data, CROWD)
+    (folder / "greedy.py").write_text(GREEDY)
+    return workspace
+
+
+def run_two_workers(workspace: Workspace, **environment: str) -> tuple[int, str]:
+    """Run it in real processes; return the exit status and what was shown."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.grid", *workspace.arguments(*arguments)],
-        cwd=folder,
-        env={**os.environ, "GREEDY_MARKER": str(folder / "marker"), **environment},
+        [sys.executable, "-m", "bench.grid", *workspace.arguments("--workers", "2")],
+        env={**os.environ, "GREEDY_MARKER": str(workspace.folder / "marker"), **environment},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    return done.returncode, done.stdout + done.stderr, workspace
+    return done.returncode, done.stdout + done.stderr
 
 
-def test_memory_that_neighbours_took_costs_a_stage_nothing(prepared: Path, tmp_path: Path) -> None:
-    status, shown, workspace = crowd(tmp_path / "crowd", prepared, {"GREEDY": "once"}, "--workers", "2")
+@pytest.mark.usefixtures("registries")
+def test_memory_that_neighbours_took_costs_a_stage_nothing(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = crowded(tmp_path / "crowd", prepared)
+    status, shown = run_two_workers(workspace, GREEDY="once")
     assert status == 0, shown
     assert "tried again alone" in shown
     ledger = workspace.ledger()
@@ -381,16 +380,15 @@ def test_memory_that_neighbours_took_costs_a_stage_nothing(prepared: Path, tmp_p
     assert second["from_step"] == 4  # its last checkpoint
     others = [attempt for attempts in ledger.values() for attempt in attempts if attempt not in (first, second)]
     assert all(other["end"]["time"] <= second["began"] or second["end"]["time"] <= other["began"] for other in others)
-    (tmp_path / "marker").touch()
-    status, shown, undisturbed = crowd(
-        tmp_path / "alone", prepared, {"GREEDY": "never", "GREEDY_MARKER": str(tmp_path / "marker")}, "--workers", "1"
-    )
-    assert status == 0, shown
+    undisturbed = crowded(tmp_path / "alone", prepared)
+    monkeypatch.setenv("GREEDY_MARKER", str(workspace.folder / "marker"))  # which is there by now
+    assert undisturbed.run() == 0
     assert workspace.numbers() == undisturbed.numbers() and workspace.weights() == undisturbed.weights()
 
 
 def test_out_of_memory_alone_is_a_failure_that_says_what_to_lower(prepared: Path, tmp_path: Path) -> None:
-    status, shown, workspace = crowd(tmp_path, prepared, {"GREEDY": "always"}, "--workers", "2")
+    workspace = crowded(tmp_path / "crowd", prepared)
+    status, shown = run_two_workers(workspace, GREEDY="always")
     assert status == 1
     ((first, second),) = (attempts for attempts in workspace.ledger().values() if len(attempts) == 2)
     assert (first["end"]["state"], second["end"]["state"]) == ("interrupted", "failed")
