@@ -12,6 +12,7 @@ from bench.specs import Selected, Stage, canonical_json, from_canonical, walk
 from bench.store.store import Store
 from bench.tables.records import cell_record
 from bench.training.fit import choose
+from tests import tiny_grid
 from tests.test_grid import Workspace
 
 SEARCH = """
@@ -28,6 +29,7 @@ further_pretrain.batch_size = 8
 source_pretrain.steps = 5
 search.candidates = ['finetune.lr = 1e-6', 'finetune.lr = 3e-3; finetune.dropout = 0.0', 'finetune.lr = 1e-7']
 """
+TINY = tiny_grid.networks("photos_mae") + SEARCH
 
 
 def plan_of(folder: Path, data: Path, text: str = SEARCH) -> Plan:
@@ -87,7 +89,7 @@ def test_the_spec_of_a_search_comes_back_from_its_json(prepared: Path, tmp_path:
 
 
 def test_the_best_candidate_is_chosen_and_all_scores_are_recorded(prepared: Path, tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path, prepared, SEARCH)
+    workspace = Workspace(tmp_path, prepared, TINY)
     assert workspace.run() == 0
     assert "Search: 3 configurations for every row" in workspace.table
     for record in workspace.records().values():
@@ -99,7 +101,7 @@ def test_the_best_candidate_is_chosen_and_all_scores_are_recorded(prepared: Path
     assert workspace.run() == 0
     assert workspace.ledger() == before
     # Trained as the chosen final would be on its own: same weights, bit for bit.
-    plain = Workspace(tmp_path / "plain", prepared, SEARCH.partition("search.")[0])
+    plain = Workspace(tmp_path / "plain", prepared, TINY.partition("search.")[0])
     assert plain.run("--set", "finetune.lr=3e-3", "finetune.dropout=0.0", "grid.name='small'") == 0
     for cell, record in plain.records().items():
         assert record["metrics"] == workspace.records()[cell]["metrics"]
@@ -293,7 +295,7 @@ def test_the_metric_changes_the_key_of_a_search_and_of_nothing_behind_it(prepare
 # ------------------------------------------------------------------------------------------------ what diverges
 
 DIVERGING = (
-    SEARCH.partition("search.")[0].replace("finetune.steps = 60", "finetune.steps = 6")
+    TINY.partition("search.")[0].replace("finetune.steps = 60", "finetune.steps = 6")
     + """
 finetune/search.candidates = ['finetune.lr = 1e30', 'finetune.lr = 1e-3', 'finetune.lr = 1e29']
 tapt/search.candidates = ['further_pretrain.lr = 1e30', 'finetune.lr = 1e30', 'finetune.lr = 1e-3']
