@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bench.report import content as module
 from bench.report.content import CURVE_POINTS, LOG_CHARACTERS, report
 from bench.tables.records import Record, RecordsFile
 from tests.report.sample import provenance, sample
@@ -20,7 +21,9 @@ def small(**changes: Any) -> RecordsFile:
 
 
 def warnings(content: RecordsFile) -> dict[str, list[str]]:
-    return dict(report(content, None)["warnings"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_figures", lambda _: ())  # which take long to draw, and warn of nothing
+        return dict(report(content, None)["warnings"])
 
 
 def change(content: RecordsFile, **changes: Any) -> Record:
