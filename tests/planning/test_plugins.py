@@ -234,7 +234,10 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_workers_load_plugins_and_an_edited_one_refuses_its_finished_stages(prepared: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("registries")
+def test_workers_load_plugins_and_an_edited_one_refuses_its_finished_stages(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of the stages, those of the suite stay; --again computes the others anew; comments change nothing."""
     own = tmp_path / "lib" / "my_methods.py"
     own.parent.mkdir()
@@ -260,7 +263,8 @@ def test_workers_load_plugins_and_an_edited_one_refuses_its_finished_stages(prep
     for module in ("bench.status", "bench.collate"):
         shown = command(tmp_path, module, "--gin", "g.gin", "--data", str(prepared))
         assert shown.returncode == 0 and "other code" in shown.stdout and "my_methods.Smoothed" in shown.stdout
-    assert (anew := command(tmp_path, *run, "--again", "*")).returncode == 0, anew.stderr
+    monkeypatch.chdir(tmp_path)
+    assert grid.main([*run[1:-2], "--launcher", "inline", "--again", "*"]) == 0
     assert (after := command(tmp_path, *run)).returncode == 0, after.stderr
 
 
