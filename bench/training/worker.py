@@ -194,9 +194,12 @@ def _serve(settings: Settings, stop: StopFlag, descriptor: int) -> int:
         stop.set()
         arrived.release()
 
-    def answer(**facts: Any) -> None:
-        with contextlib.suppress(OSError):  # the launcher is gone; the listener asks for a stop
+    def answer(**facts: Any) -> bool:
+        try:
             line.sendall(f"{json.dumps(facts)}\n".encode())
+        except OSError:  # the launcher is gone, and the listener asks for a stop; or the stage closed the line
+            return False
+        return True
 
     # Importing makes many objects and little garbage: looking for it takes a tenth of the time to the first step.
     gc.disable()
@@ -212,7 +215,8 @@ def _serve(settings: Settings, stop: StopFlag, descriptor: int) -> int:
         if not folders or stop():
             return EXIT_STATUS[StageState.INTERRUPTED]
         outcome = run(folders.pop(0), settings, stop, progress)
-        answer(event="end", **dataclasses.asdict(outcome))
+        if not answer(event="end", **dataclasses.asdict(outcome)):
+            return EXIT_STATUS[outcome.state]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

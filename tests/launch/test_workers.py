@@ -168,6 +168,30 @@ def test_however_a_worker_ends_its_launcher_hears_of_it(
     worker.give(pretraining(), Store(tmp_path / "runs"))  # nobody listens: no error
 
 
+CLOSING = """
+import os, sys
+from bench.store.states import StageState
+from bench.training.protocol import Outcome
+
+def run(*_):
+    os.closerange(3, 1000)
+    return Outcome(StageState.DONE)
+
+sys.modules["__main__"].run = run
+"""
+
+
+def test_a_worker_whose_stage_closed_its_descriptors_ends_with_that_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: Callable[[], tuple[local.Worker, local.Events]]
+) -> None:
+    plugin(tmp_path, monkeypatch, CLOSING)
+    worker, events = workers()
+    assert events.get(timeout=60) == (worker, {"event": "ready"})
+    worker.give(pretraining(), Store(tmp_path / "runs"))
+    event = events.get(timeout=20)[1]
+    assert (event["event"], event["deaf"]) == ("gone", "")
+
+
 def test_a_stage_that_was_published_is_done_whatever_became_of_its_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
