@@ -320,7 +320,7 @@ def test_a_gpu_may_be_named_by_index_uuid_or_slice(prepared: Path, tmp_path: Pat
 
 
 @dataclasses.dataclass(frozen=True)
-class Greedy(CrossEntropy):
+class OutOfMemory(CrossEntropy):
     """Takes more memory than any GPU has."""
 
     def loss(self, *arguments: object) -> object:  # type: ignore[override]
@@ -329,7 +329,7 @@ class Greedy(CrossEntropy):
 
 
 def test_out_of_memory_is_a_clear_failure_and_loses_nothing(kit: Kit, tmp_path: Path) -> None:
-    stage = dataclasses.replace(kit.plan("finetune", "digits"), objective=Greedy())
+    stage = dataclasses.replace(kit.plan("finetune", "digits"), objective=OutOfMemory())
     kit.train(kit.plan("finetune", "digits"))
     store = Store(kit.root / "runs")
     outcome = run(store.add(stage), Settings(kit.data, "cuda:0"), lambda: False, lambda step, steps, loss: None)

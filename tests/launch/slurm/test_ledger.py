@@ -387,6 +387,7 @@ def test_the_limit_of_an_array_is_slurms(cluster: Fake) -> None:
 
 def test_what_the_accounting_lets_be_queued_limits_an_array(fake: Fake) -> None:
     config = "ClusterName = ours\nMaxArraySize            = 1001\nAccountingStorageEnforce = associations,limits\n"
+    config += "PartitionName=main Default=YES QoS=N/A\nPartitionName=long QoS=N/A\nPartitionName=few QoS=tight\n"
     fake("scontrol", config)
     program = fake("sacctmgr").with_name("sacctmgr")
     tables = {"user": "lab", "assoc": "|normal|50|\nlong||7|\n", "qos": "normal|||\ntight|3|20|\n"}
@@ -394,7 +395,7 @@ def test_what_the_accounting_lets_be_queued_limits_an_array(fake: Fake) -> None:
     program.write_text(f'#!/bin/sh\ncase "$4" in\n{cases}esac\n'.replace("'lab'", "'lab\\n'"))
     assert limits.array_size(Cluster()) == 50
     assert limits.array_size(Cluster(partition="long")) == 7
-    assert limits.array_size(Cluster(qos="tight")) == 3
+    assert limits.array_size(Cluster(qos="tight")) == limits.array_size(Cluster(partition="few")) == 3
     fake("scontrol", config.replace(",limits", ""))  # what is set there, and nobody enforces
     assert limits.array_size(Cluster()) == 1001
     fake("scontrol", config)
