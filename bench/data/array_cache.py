@@ -250,6 +250,6 @@ def _intact(path: Path, checksum_file: Path) -> bool:
             # Files of older versions hold the checksum alone.
             if checksum_file.read_text() in (line, line.partition(" ")[0]):
                 _INTACT.add(identity)
-    except OSError:
+    except (OSError, ValueError):  # a byte that is no text
         return False
     return identity in _INTACT

@@ -63,7 +63,7 @@ def read_rows(path: Path, modality: Modality) -> Rows:
                     pairs += [value.encode() for value in table.column(PAIR).to_pylist()]
         if COLUMN[modality] not in names:
             raise KeyError(f"no column {COLUMN[modality]!r}")
-    except (OSError, KeyError, AttributeError, TypeError, pa.ArrowException) as error:
+    except (OSError, KeyError, AttributeError, TypeError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read ({error}). {prepare_again(path.parent)}") from error
     return Rows(values=values, labels=labels if "label" in names else None, pairs=pairs if PAIR in names else None)
 

@@ -145,6 +145,6 @@ def _of_other_grids(kind: Kind, store: Store | None) -> list[tuple[str, float]]:
             if _kind_in(spec) == kind and (seconds := whole_seconds(record)) is not None:
                 examples = record["steps"] * spec["schedule"]["batch_size"]
                 samples.append((spec["data"]["task"], seconds / examples))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
             continue  # damaged, or of an older version: it prices nothing
     return samples

@@ -294,6 +294,11 @@ def _cell(expansion: Expansion, row: str, column: str, seed: int) -> PlannedCell
     task, split = FURTHER_EVALUATIONS.get(column, (column, None))
     stage = expansion.stage(row, task, seed)
     cell = expansion.cell(row, task, seed)
+    if (stage.seed, stage.data.task) != (seed, task):
+        raise InputError(
+            f"{row} on {task} with seed {seed}: the last stage of its recipe has the seed {stage.seed} and the task "
+            f"{stage.data.task}, so that its number would be another cell's. Leave both to cell.stage there."
+        )
     if split not in (None, *(data.split for data in stage.further_evaluations)):
         again = expansion.catalogue.command([task], expansion.data_root)
         raise InputError(
@@ -336,7 +341,9 @@ def _refuse_search_seeds(grid: Grid, bindings: Bindings, cells: list[PlannedCell
         return
     for binding in bindings.all:
         if (binding.configurable, binding.setting) == ("grid", "search_seeds") and binding not in bindings.overridden:
-            raise binding.blame(f"{binding.target} changes nothing: no row is searched. Remove it.")
+            raise binding.blame(
+                f"{binding.target} changes nothing: no row is searched. Remove it, or set it to 'shared'."
+            )
 
 
 def _warnings(cells: list[PlannedCell]) -> list[str]:

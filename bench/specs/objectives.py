@@ -46,7 +46,8 @@ class MaskedAutoEncoding(Objective):
     weight: float = 1.0
 
     def check(self) -> None:
-        self.require("weight", self.weight > 0, "above 0; to train without this loss, leave it out")
+        legal = 0 < self.weight < float("inf")
+        self.require("weight", legal, "above 0 and finite; to train without this loss, leave it out")
 
     def loss(self, model: Model, batch: Batch, state: State, context: Context) -> Loss:
         masked = model.masked_loss(batch.inputs, batch.mask)

@@ -109,7 +109,7 @@ def _start_time(pid: int) -> str | None:
     try:
         # The line reads "pid (name) state …". A name may hold blanks and brackets, so the fields are counted behind the
         # last bracket: the state is the first of them (Z a zombie, X dead), the start time the twentieth.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
             return None
@@ -152,7 +152,7 @@ def owner_alive(owner: dict[str, Any], heartbeat: Path, clock: Callable[[Path], 
     stat = heartbeat.stat()
     ours = stat.st_uid == os.getuid()  # where /proc hides other users' processes, only the heartbeat tells
     if ours and owner["machine"] == _machine():
-        return bool(_start_time(owner["pid"]) == owner["start"])
+        return owner["start"] is not None and _start_time(owner["pid"]) == owner["start"]
     # A heartbeat may lie in the future: clocks are set back, and some file systems take the times of their clients. So
     # who looks again and again goes by that it changes.
     beat, since = _beats.get(heartbeat, (None, 0.0))

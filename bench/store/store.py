@@ -282,7 +282,8 @@ class Store:
 def newest_checkpoint(stage_folder: Path) -> int:
     """Return the step of a stage's newest checkpoint, or 0."""
     markers = (stage_folder / "checkpoints").glob("step-*.json")
-    return max((int(path.stem.partition("-")[2]) for path in markers), default=0)
+    steps = (path.stem.partition("-")[2] for path in markers)
+    return max((int(step) for step in steps if step.isdigit()), default=0)  # not those of a copy, "step-4 2.json"
 
 
 @dataclass(frozen=True)
@@ -353,6 +354,8 @@ def _attempts(folder: Path) -> list[Attempt]:
     fix = f"Delete it to forget that attempt: {folder.name} is then run again."
     attempts = []
     for path in sorted((folder / "attempts").glob("[0-9]*[0-9].json")):
+        if not path.stem.isdigit():  # a copy of one, as some programs make: "000001 2.json"
+            continue
         end = path.with_suffix(".end.json")
         ended = read_json(end, fix, EndFile) if end.exists() else None
         attempts.append(Attempt(int(path.stem), path, read_json(path, fix, AttemptFile), ended))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError
 from bench.planning.describe import first_of
 from bench.planning.plan import code_span
+from bench.store.files import digest
 from bench.tables.grid_facts import GridFacts
 from bench.tables.records import Earlier, LeftOut, Record, RecordsFile, alike, check_stage, disagree, read_file, same
 
@@ -60,6 +62,10 @@ def joined_files(files: Sequence[Path], left_out: list[LeftOut] | None = None) -
             check_stage(record, stages.get(record["key"]))
         except ValueError as error:  # a record and a line of two files
             raise InputError(f"{record['cell']}: {error}: one of the files is damaged. Leave one out.") from error
+    if mixed := _of_different_settings(cells.values(), stages):
+        warning = f"Warning: the seeds of {first_of(mixed, NAMED)} were computed with different settings."
+        print(warning, file=sys.stderr)
+        grid = dataclasses.replace(grid, warnings=(*grid.warnings, warning))
     if left_out:
         grid = dataclasses.replace(grid, warnings=(*grid.warnings, _warning(left_out)))
     return RecordsFile(grid, cells, stages)
@@ -80,6 +86,29 @@ def _with_others(kept: Record, record: Record, path: Path) -> Record:
         if all(disagree(there["metrics"], other["metrics"]) for there in (kept, *others)):
             others.append(other)
     return {**kept, "also": others} if others else kept
+
+
+def _of_different_settings(records: Iterable[Record], stages: Mapping[str, Record]) -> list[str]:
+    """Name the entries of a table, by row and task, whose seeds differ in more than the seed."""
+    digests: dict[str, str | None] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            if value.keys() == {"stage"}:
+                return settings_of(value["stage"])
+            of_stage = "objective" in value
+            return {name: plain(part) for name, part in value.items() if not (of_stage and name == "seed")}
+        return [plain(part) for part in value] if isinstance(value, list) else value
+
+    def settings_of(key: str) -> str | None:
+        if key not in digests:
+            digests[key] = digest(plain(stages[key]["spec"])) if key in stages else None
+        return digests[key]
+
+    by_entry: dict[str, set[str | None]] = defaultdict(set)
+    for record in records:
+        by_entry[f"{code_span(record['method'])} on {code_span(record['task'])}"].add(settings_of(record["key"]))
+    return [entry for entry, settings in by_entry.items() if len(settings - {None}) > 1]
 
 
 def _content(path: Path, left_out: list[LeftOut]) -> RecordsFile | None:

@@ -352,12 +352,17 @@ def check_stage(record: Record, stage: Record | None) -> None:
     own, there = {"task": trained_task(record["task"]), "seed": record["seed"]}, stage
     if alike(record) == alike(stage):
         own, there = own | record["metrics"], stage | stage.get("metrics", {})
+        # What takes time or memory differs from run to run.
+        own |= {f"measured {name}": value for name, value in record.get("measured", {}).items() if name not in COSTS}
+        there |= {f"measured {name}": value for name, value in stage.get("measured", {}).items()}
     for name in own.keys() & there.keys():
         if not same(own[name], there[name]):
             line = f"its stage {stage['key'][:16]} in stages.jsonl"
             raise ValueError(f"its {name} is {own[name]}, and that of {line} {there[name]}")
 
 
+COSTS = ("evaluation_seconds", "examples_per_second", "peak_memory_bytes")
+"""What a record measured of a run, not of its numbers."""
 SAME_BITS = ("device", "instruction_set", "threads", "versions")
 """The parts of provenance under which equal keys have equal numbers."""
 

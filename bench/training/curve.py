@@ -41,7 +41,9 @@ def read_curve(folder: Path) -> list[dict[str, Any]]:
 
 def _points(path: Path) -> list[dict[str, Any]]:
     points: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    if not path.is_file():
+        return points
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             point = json.loads(line)
         except ValueError:
@@ -58,7 +60,7 @@ def losses_at_the_ends(folder: Path) -> dict[str, float]:
     They say whether a loss fell, of stages, too, that are not evaluated. A stage of too few steps has no curve, and
     neither. Example: of 20 points the first two and the last two count.
     """
-    losses = [point["loss"] for point in read_curve(folder) if isinstance(point.get("loss"), float)]
+    losses = [point["loss"] for point in _points(folder / CURVE) if isinstance(point.get("loss"), float)]
     tenth = math.ceil(len(losses) / 10)
     if not losses:
         return {}
@@ -74,7 +76,7 @@ class Curve:
     def cut(self, step: int) -> None:
         """Drop what lies behind `step`, where training goes on."""
         path = self._folder / CURVE
-        points = _points(path) if path.is_file() else []
+        points = _points(path)
         write_text(path, "".join(map(_line, (point for point in points if point["step"] <= step))))
 
     def add(self, step: int, lr: float, losses: Mapping[str, float]) -> None:

@@ -282,6 +282,15 @@ def test_an_array_that_was_swapped_with_its_checksum_is_built_again(copied: Path
         assert after is not None and expected is not None and torch.equal(after, expected)
 
 
+def test_a_checksum_that_is_no_text_is_no_checksum(copied: Path) -> None:
+    before = opened_images(copied, data_of(copied, "digits")).labels
+    (path,) = (copied / "digits" / "arrays").glob("*-labels.npy")
+    path.with_suffix(".sha256").write_bytes(b"\xff" + path.with_suffix(".sha256").read_bytes()[1:])
+    _INTACT.clear()
+    after = opened_images(copied, data_of(copied, "digits")).labels
+    assert before is not None and after is not None and torch.equal(before, after)
+
+
 def test_a_checksum_of_before_is_still_read(copied: Path) -> None:
     opened_images(copied, data_of(copied, "digits"))
     (path,) = (copied / "digits" / "arrays").glob("*-labels.npy")

@@ -84,9 +84,10 @@ def test_stages_of_other_grids_in_the_store_price_too_and_damage_does_not(tmp_pa
     other = make_plan([str(tmp_path / "tiny.gin")], ["finetune.lr = 1e-2", "finetune.steps = 8"], [], prepared, None)
     last = other.cells[0].stage
     assert seconds_of(last, finished_rates(other, store)) == pytest.approx(8.0)
-    for path in store.root.glob("*/record.json"):
-        path.write_text("{")
-    assert seconds_of(last, finished_rates(other, store)) is None
+    for damage in ("{", "[]"):
+        for path in store.root.glob("*/record.json"):
+            path.write_text(damage)
+        assert seconds_of(last, finished_rates(other, store)) is None
 
 
 def test_a_few_steps_price_what_nothing_else_does(

@@ -107,6 +107,17 @@ half/Smoothed.epsilon = 0.5
 """
 
 
+@pytest.mark.usefixtures("registries")
+def test_a_recipe_whose_last_stage_has_a_seed_of_its_own_is_refused(tmp_path: Path) -> None:
+    """Every seed of a row would be that one run, with a spread of zero."""
+    last = "finetune(cell, objective=cell.configure(Smoothed()))"
+    assert last in SMOOTHED
+    text = SMOOTHED.replace(last, f"dataclasses.replace({last}, seed=7)")
+    (tmp_path / "my_methods.py").write_text(f"import dataclasses\n{text}")
+    with pytest.raises(InputError, match=r"smoothed on digits with seed 0: .* the seed 7"):
+        plan_with(tmp_path, "my_methods.py")
+
+
 def plan_with(folder: Path, entry: str) -> Plan:
     (folder / "g.gin").write_text(WITH_SETTINGS.format(entry=entry))
     return make_plan([str(folder / "g.gin")], [], [], folder / "data", None)

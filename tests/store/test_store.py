@@ -20,7 +20,7 @@ from bench.store import files, ownership
 from bench.store.files import digest, in_threads, replacing, sha256
 from bench.store.ownership import beating
 from bench.store.states import StageState
-from bench.store.store import Store
+from bench.store.store import Store, newest_checkpoint
 from tests.examples import finetuning, pretraining
 
 
@@ -252,6 +252,26 @@ def test_another_users_process_is_judged_by_its_heartbeat(store: Store, monkeypa
     assert store.claim(pretraining()) is None
     monkeypatch.undo()
     assert store.claim(pretraining()) is not None
+
+
+def test_an_owner_whose_start_nobody_could_read_is_judged_gone(store: Store) -> None:
+    attempt = store.claim(pretraining())
+    assert attempt is not None
+    facts = json.loads(attempt.path.read_text())
+    attempt.path.write_text(json.dumps({**facts, "owner": {**facts["owner"], "pid": 2**30, "start": None}}))
+    assert store.claim(pretraining()) is not None
+
+
+def test_copies_of_files_that_other_programs_make_are_no_attempts_and_no_checkpoints(store: Store) -> None:
+    attempt = store.claim(pretraining())
+    assert attempt is not None
+    (attempt.path.with_name(f"{attempt.path.stem} 2.json")).write_text(attempt.path.read_text())
+    folder = store.folder(pretraining())
+    (folder / "checkpoints").mkdir()
+    for name in ("step-00000004.json", "step-00000008 2.json"):
+        (folder / "checkpoints" / name).touch()
+    assert [each.path for each in store.attempts(pretraining())] == [attempt.path]
+    assert newest_checkpoint(folder) == 4
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

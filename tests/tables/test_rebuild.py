@@ -100,6 +100,18 @@ def test_parts_of_a_grid_are_joined(workspace: Workspace) -> None:
     assert sorted(joined["tiny/stages.jsonl"].splitlines()) == sorted(whole["tiny/stages.jsonl"].splitlines())
 
 
+def test_seeds_of_different_settings_in_one_entry_are_told(workspace: Workspace) -> None:
+    parts = []
+    for number, overrides in enumerate((["grid.seeds = [0]"], ["grid.seeds = [1]", "digits/finetune.lr = 0.5"])):
+        workspace.results = workspace.folder / f"part {number}"
+        named = [*overrides, "grid.name = 'tiny'"]
+        workspace.collate(workspace.store(f"store {number}", range(4), overrides=named), *named)
+        parts.append(workspace.results / "tiny" / "records.jsonl")
+    text = rebuild(workspace.folder / "joined", *parts)["tiny.md"].decode()
+    (warning,) = [line for line in text.splitlines() if "computed with different settings" in line]
+    assert "`finetune` on `digits`" in warning and "`mars` on `digits`" in warning and "pydocs" not in warning
+
+
 def elsewhere(path: Path, folder: Path, **provenance: Any) -> Path:
     """A copy of a records file whose cells have another accuracy, from a machine that differs so."""
     copy = folder / "records.jsonl"
@@ -270,6 +282,19 @@ def test_tables_are_written_though_the_output_finds_no_room(workspace: Workspace
         )
     assert (done.returncode, done.stderr) == (1, b"error: standard output: No space left on device\n")
     assert files_of(again) == files_of(workspace.results)
+
+
+def test_what_a_record_measured_is_held_against_its_stages_line(tmp_path: Path) -> None:
+    """Tables of `--measure` show it. Times differ from run to run."""
+    (committed,) = [path for path in COMMITTED if path.parent.name == "quickstart"]
+    path = tmp_path / "records.jsonl"
+    path.with_name("stages.jsonl").write_bytes(committed.with_name("stages.jsonl").read_bytes())
+    head, first, *others = committed.read_text().splitlines()
+    for name, status in (("train_loss", 1), ("examples_per_second", 0)):
+        record = json.loads(first)
+        record["measured"][name] += 1.0
+        path.write_text("\n".join([head, json.dumps(record), *others]) + "\n")
+        assert main(["--records", str(path), "--results", str(tmp_path / name)]) == status
 
 
 def test_a_record_and_a_stages_line_of_two_files_are_compared(workspace: Workspace) -> None:

@@ -41,6 +41,12 @@ def test_a_damaged_line_ends_the_curve(line: str, tmp_path: Path) -> None:
     assert read_curve(tmp_path / "nowhere") == []
 
 
+def test_a_byte_that_is_no_text_ends_the_curve(tmp_path: Path) -> None:
+    (tmp_path / CURVE).write_bytes(b'{"step": 10}\n{"step": \xff20}\n{"step": 30}\n')
+    Curve(tmp_path).cut(20)
+    assert [point["step"] for point in read_curve(tmp_path)] == [10]
+
+
 def test_the_first_and_the_last_tenth_of_a_curve_say_whether_the_loss_fell(tmp_path: Path) -> None:
     assert losses_at_the_ends(tmp_path) == {}
     curve = Curve(tmp_path)
