@@ -12,9 +12,8 @@ Example: P0 and P1 (generation 0) with the children A0, B0, A1 and B1 (generatio
 second four, which wait for the end of the first.
 
     P0 done, P1 still runs    job 0 takes A0, since the second array cannot start yet
-    P1 done                   job 1 finds its scope finished, and ends; job 0 does, too, and tells Slurm that the
-                              second array needs to wait no longer: its four jobs start, for B0, A1 and B1
-    A0 done                   job 0 ends, as did the fourth job, for which nothing was left
+    P1 done                   job 1 finds its scope finished, and ends
+    A0 done                   job 0 ends; the second array starts with four jobs, for B0, A1 and B1, and the fourth ends
 """
 
 from __future__ import annotations
@@ -155,12 +154,6 @@ class Pool:
         self.leases.release(entry.folder)
         return None
 
-    def look_at_scope(self) -> None:
-        """Look at stages of the scope that other jobs run, to see whether they have ended."""
-        ready = [turn.position for turn in self._ready_in_scope]
-        for position in [*ready, *self._for_other_jobs][:LOOKS]:
-            self._has_ended(position)
-
     # ------------------------------------------------------------------------------------------------ what has ended
 
     def _becomes_ready(self, position: int) -> None:
@@ -244,10 +237,6 @@ class Pool:
     def attempts_before(self, stage: Stage) -> int:
         """Return how many attempts a stage had when the worklist was made."""
         return self.listed.entries[self._positions[stage.folder]].attempts
-
-    def is_later(self, stage: Stage) -> bool:
-        """Tell whether a stage is of a later generation than this job was submitted for."""
-        return self.listed.entries[self._positions[stage.folder]].generation > self._generation
 
     def look_at(self, stage: Stage) -> None:
         """Note now whether a stage has ended: `take` may not look at it for long."""

@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -217,8 +216,6 @@ class Element:
         """Whether its troubles could be written down, so that they are counted."""
         self._stopped = ""
         """Why the worklist was stopped."""
-        self._released = False
-        """Whether the jobs of the next generation were told to wait no longer."""
         self._next_take = 0.0
         self._wait = TAKE_SECONDS[0]
         self._idle_since = time.monotonic()
@@ -237,7 +234,6 @@ class Element:
             self._begin()
             while not self._asked and (self._processes or self._takes_more()):
                 self._take()
-                self._release_next()
                 self._look(stopping=False)
         except (InputError, OSError) as error:  # a damaged or unreachable store, a GPU that is not there
             self._note_trouble("", str(error))
@@ -284,10 +280,6 @@ class Element:
         self._stopped = self._stopped or troubles.stopped(self._assignment.store, self._assignment.worklist) or ""
         if self._stopped:
             return
-        if len(self._processes) == self._cluster.runs_per_job:
-            self._wait = TAKE_SECONDS[1]
-            if any(self._pool.is_later(process.stage) for process in self._processes.values()):
-                self._pool.look_at_scope()
         for slot in range(self._cluster.runs_per_job):
             if slot in self._processes:
                 continue
@@ -303,30 +295,6 @@ class Element:
             self._comment()
         self._share_gpus()
         self._next_take = time.monotonic() + self._wait * random.uniform(0.7, 1.3)
-
-    def _release_next(self) -> None:
-        """Let the jobs of the next generation start while this one still runs a stage that it took of a later one.
-
-        They wait for the end of this array, of which no stage is left that they need. What else they wait for stays.
-        """
-        if self._released or not self._processes or self._pool is None or not self._pool.over:
-            return
-        self._released = True
-        root, token = self._assignment.store, self._assignment.worklist
-        of_list = [each for each in ledger.submissions(root) if each.worklist == token and each.job_id is not None]
-        over = {each.job_id for each in of_list if each.generation <= self._assignment.generation}
-        later = [each for each in of_list if each.job_id not in over]
-        following = min((each.generation for each in later), default=0)
-        for job in (str(each.job_id) for each in later if each.generation == following):
-            try:
-                shown = client.ask(self._program, "--oneliner", "show", "job", job, seconds=30)
-            except (SlurmError, OSError):  # then they start when this job has ended
-                continue
-            waits_for = dict.fromkeys(re.findall(r"afterany:(\d+)", shown))
-            left = [other for other in waits_for if other not in over]
-            if len(left) < len(waits_for):
-                dependency = ":".join(["afterany", *left]) if left else ""
-                control(self._program, "update", f"JobId={job}", f"Dependency={dependency}", until=0.0)
 
     def _share_gpus(self) -> None:
         for process in self._processes.values():

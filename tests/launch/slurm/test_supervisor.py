@@ -122,7 +122,7 @@ SCONTROL = """#!/bin/sh
 ulimit -f unlimited  # it writes elsewhere than on the full disk
 case "$*" in *Comment=*) echo "$@" >> {folder}/comments; exit 0;; esac
 echo "$@" >> {folder}/calls
-case "$*" in *show*) echo "JobId=7 JobState=COMPLETING Reason={reason} Dependency={waits}"; exit 0;; esac
+case "$*" in *show*) echo "JobId=7 JobState=COMPLETING Reason={reason}"; exit 0;; esac
 if [ {status} != 0 ] && [ $(wc -l < {folder}/calls) -le {refusals} ]; then echo "{refusal}" >&2; exit {status}; fi
 exit 0
 """
@@ -152,12 +152,10 @@ class Job:
         self.scontrol()
         self.sinfo("n1", "n2", "n3", "n4")
 
-    def scontrol(
-        self, status: int = 0, refusal: str = "", reason: str = "None", refusals: int = 99, waits: str = "(null)"
-    ) -> None:
-        """Have scontrol refuse so many calls, and tell why the job ended or what it waits for."""
+    def scontrol(self, status: int = 0, refusal: str = "", reason: str = "None", refusals: int = 99) -> None:
+        """Have scontrol refuse so many calls, and tell why the job ended."""
         facts = {"status": status, "refusal": refusal, "reason": reason, "refusals": refusals}
-        self._program("scontrol", SCONTROL.format(folder=self.folder, waits=waits, **facts))
+        self._program("scontrol", SCONTROL.format(folder=self.folder, **facts))
 
     def sinfo(self, *nodes: str) -> None:
         self._program("sinfo", SINFO.format(nodes=" ".join(nodes)))
@@ -670,35 +668,6 @@ def test_a_job_ends_when_the_generations_it_serves_are_finished(job: Job) -> Non
     status, _ = job.run(*child.parents, child, generation=0, limits={"IDLE_SECONDS": NEVER})
     assert status == 0
     assert job.ends(child.parents[0]) == ["done"] and job.ends(child) == []
-
-
-@pytest.mark.parametrize(
-    ("others", "left"), [("", ""), (",afterany:5_*(unfulfilled),afterany:4_*(unfulfilled)", "afterany:5:4")]
-)
-def test_the_next_array_does_not_wait_for_a_stage_that_was_taken_early(others: str, left: str, job: Job) -> None:
-    """Two jobs of one slot each would do the same; that another one's stage ends is seen in the store."""
-    child, elsewhere = finetuning(), pretraining(seed=7)
-    stages = (*child.parents, elsewhere, child)
-    token = job.listed(*stages)
-    for generation, id_ in ((0, "7"), (1, "9"), (2, "11")):
-        submission = ledger.note(job.store.root, "tiny", "", worklist=token, generation=generation)
-        ledger.complete(job.store.root, submission, id_)
-    job.scontrol(waits=f"afterany:7_*(unfulfilled){others}")
-    for parent in child.parents:
-        job.add(parent, "publish")
-    held, running = job.add(child, "hold"), job.add(elsewhere, "hold")
-    other = job.start(token=token, generation=0, slurm={**ELEMENT, "SLURM_ARRAY_TASK_ID": "1"})
-    until((running / "began").exists)
-    process = job.start(token=token, generation=0, limits={"TAKE_SECONDS": (0.1, 0.2)})
-    until((held / "began").exists)
-    assert not job.calls
-    (running / "go").touch()
-    assert other.wait(timeout=60) == 0
-    until(lambda: len(job.calls) == 2)
-    assert job.calls == ["--oneliner show job 9", f"update JobId=9 Dependency={left}"]
-    (held / "go").touch()
-    assert process.wait(timeout=60) == 0
-    assert len(job.calls) == 2
 
 
 def test_a_job_without_a_ready_stage_ends_after_a_while_and_fails_nothing(job: Job) -> None:
