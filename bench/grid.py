@@ -335,7 +335,7 @@ def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -
     from bench.launch.slurm.describe import describe_submission
     from bench.launch.slurm.submit import CommandLine, submit
 
-    command_line, waiting = CommandLine(options.gin, options.set, options.results, data), False
+    command_line, waiting = CommandLine(options.gin, options.set, options.results, data, only=options.only), False
     while True:
         try:
             submitted = submit(plan, store, command_line, options.retry)
@@ -366,7 +366,7 @@ def _submit(plan: Plan, options: argparse.Namespace, store: Store, data: Path) -
     if options.wait:  # who waits submits what is refused now when there is room, and writes the tables
         return _follow(plan, options, store, submitted)
     refused = submitted.refused or submitted.tables_refused
-    if submitted.tables_job is not None and refused and may_pass(refused):
+    if submitted.tables_job is not None and refused and may_pass(refused) and not options.retry:
         print(f"{refused}\nThe job that writes the tables submits what is left then.")
         return 0
     if refused:

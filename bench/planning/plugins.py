@@ -222,7 +222,9 @@ def load(plugin: Plugin, location: str) -> None:
             "@recipe() of bench.methods, or take the file out of grid.plugins."
         )
     LOADED.setdefault(plugin.top, plugin)
-    HELPERS.update((name, path) for name, path in unversioned().items() if name not in {*before, *LOADED, *OWN})
+    # Under another name than its file's a module cannot be imported from a copy, and would lie in the way of others.
+    new = ((name, path) for name, path in unversioned().items() if name not in {*before, *LOADED, *OWN})
+    HELPERS.update((name, path) for name, path in new if path.name.partition(".")[0] == name)
     keep_sources([plugin.top])
 
 

@@ -129,7 +129,9 @@ exec {sbatch} "$@"
 """
 
 
-@pytest.mark.parametrize(("accepted", "stages"), [(1, "1 stage"), (2, "2 stages")], ids=["the second array", "the tables' job"])
+@pytest.mark.parametrize(
+    ("accepted", "stages"), [(1, "1 stage"), (2, "2 stages")], ids=["the second array", "the tables' job"]
+)
 def test_sbatch_refuses_halfway(
     accepted: int,
     stages: str,

@@ -221,6 +221,7 @@ def make(
         with contextlib.suppress(SlurmError):
             if not client.queue([submission.name]):  # else it was accepted all the same
                 ledger.forget(store_root, submission)
+                shutil.rmtree(array.folder, ignore_errors=True)  # with a file for each job
         raise SlurmError(f"sbatch failed: {str(error).strip()}") from error
     job_id = str(jobs[0].job_id)
     ledger.complete(store_root, submission, job_id)

@@ -27,7 +27,7 @@ def _sources() -> list[Path]:
     """List what jobs run that is not installed: the packages of the suite, plugins, and what these import."""
     packages = [Path(str(package.__file__)).parent for package in (bench, baselines)]
     plugins = [plugin.path for plugin in LOADED.values() if not plugin.installed]
-    return [*packages, *plugins, *(path for path in HELPERS.values() if path not in plugins)]
+    return [*packages, *plugins, *(path for name, path in HELPERS.items() if name not in LOADED)]
 
 
 def snapshot(store_root: Path) -> Path:

@@ -84,7 +84,8 @@ class Submitted:
 class CommandLine:
     """What the command line names: gin files, `--set` lines, and folders.
 
-    `again` counts how often jobs have submitted the grid again since a person did.
+    `only` are globs of the cells to run; the tables hold all. `again` counts how often jobs have submitted the grid
+    again since a person did.
     """
 
     gin: Sequence[str]
@@ -92,6 +93,7 @@ class CommandLine:
     results: Path
     data: Path
     again: int = 0
+    only: Sequence[str] = ()
 
     def copied(self, folder: Path, code: Path) -> CommandLine:
         """Return what a later job is to be told: absolute paths, and copies of the gin files in a folder.
@@ -104,7 +106,7 @@ class CommandLine:
         # relative to where these were, so this process's own plugins are named instead.
         load_grid(copies, [*lines, *as_setting(LOADED.values())])
         lines += as_setting(copied_plugins(code))
-        return CommandLine(copies, lines, self.results.absolute(), self.data.absolute(), self.again)
+        return CommandLine(copies, lines, self.results.absolute(), self.data.absolute(), self.again, self.only)
 
     def of_tables(self, store_root: Path) -> list[str]:
         """Return the arguments of `bench.collate` that write the tables."""
@@ -474,7 +476,7 @@ def _gave_up_one(submitted: Submitted) -> bool:
         pending = ("--noheader", "--array", "--states=PENDING", "--format=%i", f"--jobs={submitted.job_ids[number]}")
         elements = client.ask("squeue", *pending).split()
         if elements and array.jobs > 1:
-            client.ask("scancel", elements[-1])
+            client.ask("scancel", "--state=PENDING", elements[-1])  # it may have begun meanwhile
             submitted.arrays[number] = replace(array, jobs=array.jobs - 1)
             return True
     return False
@@ -504,7 +506,7 @@ def finish(command_line: CommandLine, store_root: Path, source: str, progress_be
     baselines.register()
     run_as_job(*command_line.of_tables(store_root))
     store = Store(store_root)
-    plan = make_plan(command_line.gin, command_line.set, (), command_line.data, store)
+    plan = make_plan(command_line.gin, command_line.set, command_line.only, command_line.data, store)
     plan.source = source  # that of the files themselves, not of their copies: it says whose jobs these are
     left, _ = _unblocked(plan, retry=False)
     if not left:
@@ -531,7 +533,7 @@ def finish(command_line: CommandLine, store_root: Path, source: str, progress_be
         refusals = [*filter(None, (submitted.refused, submitted.tables_refused))]
         for refused in refusals:
             print(f"refused: {refused}")
-        if any(map(client.may_pass, refusals)):  # no other job will write the tables
+        if submitted.tables_job is None and any(map(client.may_pass, refusals)):  # no other job will write the tables
             _come_again()
 
 

@@ -366,7 +366,14 @@ def refusing(monkeypatch: pytest.MonkeyPatch, *errors: InputError) -> list[Input
 def options_of(site: Site, wait: bool) -> argparse.Namespace:
     line = site.command_line(TAPT)
     return argparse.Namespace(
-        gin=line.gin, set=[], results=line.results, data=site.data, retry=False, wait=wait, store=site.store.root
+        gin=line.gin,
+        set=[],
+        results=line.results,
+        data=site.data,
+        only=[],
+        retry=False,
+        wait=wait,
+        store=site.store.root,
     )
 
 
@@ -423,6 +430,30 @@ def test_it_submits_after_progress_and_not_for_ever(before: int, again: int, sub
     assert bool(ledger.submissions(site.store.root)) == submits
     if submits:
         assert site.again(site.tables_jobs()[-1]) == again + 1
+
+
+def test_cells_left_out_by_a_person_are_not_submitted_by_the_last_job(site: Site) -> None:
+    command_line = dataclasses.replace(site.command_line(BOTH), only=["finetune/*"])
+    plan = make_plan(command_line.gin, [], command_line.only, site.data, site.store)
+    submitted = submit.submit(plan, site.store, command_line)
+    assert {stage.key for stage in submitted.stages} == {stage.key for stage in plan.stages}
+    (cell,) = plan.selected
+    site.complete(cell.stage)
+    before = len(ledger.submissions(site.store.root))
+    site.slurm_says({str(submitted.tables_job): "RUNNING"})
+    site.run_tables_job(submitted.tables_job)
+    assert len(ledger.submissions(site.store.root)) == before
+
+
+def test_a_last_job_with_a_successor_does_not_come_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = "sbatch: error: AssocGrpSubmitJobsLimit"
+    came: list[bool] = []
+    monkeypatch.setattr(submit, "_come_again", lambda: came.append(True))
+    for tables_job, again in (("21", 0), (None, 1)):
+        outcome = Submitted(refused=refused, tables_job=tables_job)
+        monkeypatch.setattr(submit, "submit", lambda *_, outcome=outcome: outcome)
+        site.finish(TAPT)
+        assert len(came) == again
 
 
 def test_a_grid_whose_stages_were_in_other_grids_jobs_is_submitted_once_those_are_cancelled(site: Site) -> None:
