@@ -254,8 +254,9 @@ def test_a_search_that_chose_what_is_not_there_is_refused_by_line(search: str, w
     ("was", "damaged", "reason"),
     [
         ('"accuracy": 0.5', '"accuracy": 0.6', r"records\.jsonl:2: .*0\.5, .*stage .* in stages\.jsonl 0\.6"),
-        ('"task": "digits", "w', '"task": "pydocs", "w', r"records\.jsonl:2: .*digits, .*in stages\.jsonl pydocs"),
+        ('"task": "digits", "w', '"task": "pydocs", "w', r"stages\.jsonl:1: .*pydocs, .*spec digits"),
         ('"lr": 0.0001', '"lr": 0.0002', r"stages\.jsonl:1: .*spec"),
+        ('"name": "finetune", "parents"', '"name": "tuning", "parents"', r"stages\.jsonl:.* tuning, .*finetune"),
     ],
 )
 def test_a_record_that_its_stages_line_denies_is_refused(
