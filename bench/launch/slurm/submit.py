@@ -476,7 +476,8 @@ def _gave_up_one(submitted: Submitted) -> bool:
         pending = ("--noheader", "--array", "--states=PENDING", "--format=%i", f"--jobs={submitted.job_ids[number]}")
         elements = client.ask("squeue", *pending).split()
         if elements and array.jobs > 1:
-            client.ask("scancel", "--state=PENDING", elements[-1])  # it may have begun meanwhile
+            # Not with --state=PENDING: of an array that waits as a whole, that cancels all elements.
+            client.ask("scancel", elements[-1])
             submitted.arrays[number] = replace(array, jobs=array.jobs - 1)
             return True
     return False
