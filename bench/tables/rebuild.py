@@ -90,6 +90,8 @@ def _with_others(kept: Record, record: Record, path: Path) -> Record:
 
 def _of_different_settings(records: Iterable[Record], stages: Mapping[str, Record]) -> list[str]:
     """Name the entries of a table, by row and task, whose seeds differ in more than the seed."""
+    # Keys hold the seed, so what is compared is a stage's spec without it, with the digest of the same of each parent
+    # in its place. Example: seeds 0 and 1 of finetune have one digest, unless one file has another finetune.lr.
     digests: dict[str, str | None] = {}
 
     def plain(value: Any) -> Any:

@@ -281,16 +281,14 @@ def read_file(path: Path, expected: RecordsFile = NOTHING, left_out: list[LeftOu
 def _stage_of(line: Any) -> Record:
     """Return the JSON data of a stage's line. Refuses another shape."""
     shaped(line, StageLine)
-    if "version" in line["spec"] and digest(line["spec"]) != line["key"]:  # else it is no canonical JSON
-        raise ValueError(f"its spec is not that of its key {line['key'][:16]}")
     spec = line["spec"]
-    for name, there in (
-        ("name", spec.get("name")),
-        ("seed", spec.get("seed")),
-        ("task", spec.get("data", {}).get("task")),
-    ):
-        if "version" in spec and there is not None and line[name] != there:
-            raise ValueError(f"its {name} is {line[name]}, and that of its spec {there}")
+    if "version" in spec:  # else it is no canonical JSON
+        if digest(spec) != line["key"]:
+            raise ValueError(f"its spec is not that of its key {line['key'][:16]}")
+        facts = {"name": spec.get("name"), "seed": spec.get("seed"), "task": spec.get("data", {}).get("task")}
+        for name, there in facts.items():
+            if there is not None and line[name] != there:
+                raise ValueError(f"its {name} is {line[name]}, and that of its spec {there}")
     _check_seconds("seconds", line["seconds"])
     if line.get("search") is not None:
         finals = line["spec"].get("finals", ())

@@ -29,9 +29,7 @@ def read_curve(folder: Path) -> list[dict[str, Any]]:
     Refuses a curve that is not the one which the stage's record promises; those of older versions promise none.
     """
     path, record = folder / CURVE, folder / "record.json"
-    if not path.is_file():
-        return []
-    if record.is_file():
+    if path.is_file() and record.is_file():
         fix = f"Delete the folder {folder} to compute this stage again."
         promised = read_json(record, fix, RecordFile).get("curve")
         if promised not in (None, sha256(path)):
@@ -76,8 +74,7 @@ class Curve:
     def cut(self, step: int) -> None:
         """Drop what lies behind `step`, where training goes on."""
         path = self._folder / CURVE
-        points = _points(path)
-        write_text(path, "".join(map(_line, (point for point in points if point["step"] <= step))))
+        write_text(path, "".join(map(_line, (point for point in _points(path) if point["step"] <= step))))
 
     def add(self, step: int, lr: float, losses: Mapping[str, float]) -> None:
         """Append the losses after `step` steps, the last of which was taken at rate `lr`."""
